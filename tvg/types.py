@@ -1,0 +1,117 @@
+"""The records that travel from annotation file to loss.
+
+Letters in shapes: B prompts, G completions a prompt (group size), N = B * G completions,
+P prompt tokens (left-padded), C completion tokens (right-padded), T frames, V vocabulary.
+Times are seconds from the start of the clip (of its window, where the file is cut).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """A moment [start_s, end_s] in seconds."""
+
+    start_s: float
+    end_s: float
+
+    @property
+    def length_s(self) -> float:
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundingExample:
+    """One query on one video, as read from an annotation file (or from a user's request)."""
+
+    qid: str
+    video: str  # the id or relative path that the annotation states
+    video_path: Path | None  # the file found for it; None where only annotations are read
+    query: str
+    segment: Segment | None  # truth, relative to the window's start; None when it is not known
+    duration_s: float | None  # of the clip (of the window, where there is one), as stated
+    window: Segment | None = None  # the part of the file to show, in the file's own seconds
+    difficulty: float | None = None  # 100 * IoU of a model's earlier prediction; high = easy
+    hint: Segment | None = None  # coarse label for supervised training; None: use `segment`
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoClip:
+    """Sampled and resized frames of one clip."""
+
+    frames: Tensor  # uint8 [T, 3, H, W], H and W multiples of patch * merge
+    sampled_fps: float  # frames per second really sampled, not the rate asked for
+    frame_times_s: Tensor  # float64 [T], relative to the window's start
+    duration_s: float  # of the clip as found in the file
+
+
+class _Batch:
+    """Moves every tensor field of a dataclass (nested batches included) to a device."""
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)  # type: ignore[arg-type]
+            if isinstance(getattr(self, f.name), Tensor | _Batch)
+        }
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptBatch(_Batch):
+    """B tokenised prompts with their clips, ready for a rollout or a forward pass."""
+
+    input_ids: Tensor  # int64 [B, P], left-padded; video placeholders expanded
+    attention_mask: Tensor  # int64 [B, P]
+    pixel_values_videos: Tensor  # float [patches of all clips, channels * temporal_patch * patch**2]
+    video_grid_thw: Tensor  # int64 [clips, 3] in patches, before the spatial merge
+    sampled_fps: Tensor  # float64 [clips]: the rate really sampled; feeds the position ids
+    examples: list[GroundingExample] = field(default_factory=list)  # length B
+    duration_s: Tensor  # float64 [B], of the clips as found in the files
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedBatch(_Batch):
+    """Prompts with one target completion each."""
+
+    prompts: PromptBatch
+    completion_ids: Tensor  # int64 [B, C], right-padded, EOS included
+    completion_mask: Tensor  # int64 [B, C]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutBatch(_Batch):
+    """G sampled completions for each of B prompts; row n belongs to prompt n // G."""
+
+    prompts: PromptBatch
+    group_size: int
+    completion_ids: Tensor  # int64 [N, C], right-padded
+    completion_mask: Tensor  # int64 [N, C]: 1 up to and including the first EOS
+    old_logprobs: Tensor  # float32 [N, C], from the sampler, of its own distribution; 0 where masked
+    texts: list[str] = field(default_factory=list)  # length N, special tokens removed
+    is_finished: Tensor  # bool [N]: ended by EOS, not cut at the length limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardOutput:
+    """The weighted total and every raw part, so that each is a column of its own in the logs."""
+
+    total: Tensor  # float32 [N]
+    parts: dict[str, Tensor]  # name -> float32 [N], before weighting
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOutput:
+    """A scalar to differentiate and detached scalars to log."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
