@@ -1,0 +1,1 @@
+"""Pure functions (torch and the standard library only) that every other package builds on."""

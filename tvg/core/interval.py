@@ -1,0 +1,48 @@
+"""Temporal intersection over union of segments in seconds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tvg.types import Segment
+
+
+def temporal_iou(pred: Tensor, truth: Tensor) -> Tensor:
+    """IoU of segments [start, end], with the true union (not the hull of both) as denominator.
+
+    A reversed, empty or non-finite segment on either side scores 0, so the result is never NaN.
+
+    Args:
+        pred: [..., 2] seconds.
+        truth: [..., 2] seconds; leading dimensions broadcast against those of `pred`.
+
+    Returns:
+        [...] in [0, 1], in the floating type of the inputs (float32 for integers).
+    """
+    pred, truth = torch.broadcast_tensors(pred, truth)
+    if not pred.is_floating_point() and not truth.is_floating_point():
+        pred, truth = pred.float(), truth.float()
+    starts = torch.maximum(pred[..., 0], truth[..., 0])
+    ends = torch.minimum(pred[..., 1], truth[..., 1])
+    intersection = (ends - starts).clamp(min=0)
+    pred_length, truth_length = pred[..., 1] - pred[..., 0], truth[..., 1] - truth[..., 0]
+    union = pred_length + truth_length - intersection
+    # NaN compares false and infinite lengths make the union non-finite: both end up as 0.
+    is_valid = (pred_length > 0) & (truth_length > 0) & torch.isfinite(union)
+    iou = intersection / torch.where(is_valid, union, 1)
+    return torch.where(is_valid, iou, 0)
+
+
+def segment_iou(a: Segment | None, b: Segment | None) -> float:
+    """IoU of two segments, by the rules of `temporal_iou`; a missing segment scores 0."""
+    if a is None or b is None:
+        return 0.0
+    a_length, b_length = a[1] - a[0], b[1] - b[0]
+    if not (a_length > 0 and b_length > 0):
+        return 0.0
+    intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    union = a_length + b_length - intersection
+    return intersection / union if math.isfinite(union) else 0.0

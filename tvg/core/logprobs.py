@@ -1,0 +1,133 @@
+"""Log-probabilities of given tokens without ever holding the logits of all of them.
+
+The full logits of a batch are its largest tensor by far (8.8 GiB a copy for 8 completions on a
+3,900-token prompt with Qwen2.5's 152k words). Here the projection onto the vocabulary is done for
+`chunk_tokens` rows at a time, and once more in the backward pass, where the gradient
+`(onehot - softmax) / temperature` is written down by hand. The sums are exact, not approximated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    suppressed_ids: Tensor | None = None,
+    chunk_tokens: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token under softmax(hidden @ weight.T / temperature).
+
+    Differentiable in `hidden` and `weight`. The product runs in the type of `weight` (so in half
+    precision its rounding is that of the sampler's own head), everything after it in float32.
+
+    Args:
+        hidden: [M, D], last hidden state at the place that predicts each token.
+        weight: [V, D] of the language-model head (no bias).
+        token_ids: int64 [M].
+        temperature: of the sampling distribution, > 0.
+        suppressed_ids: int64 [S] ids that cannot be sampled: their logits are -inf before the
+            softmax (a token that is itself suppressed gets -inf and no gradient of its own).
+        chunk_tokens: rows of logits at once; never more than chunk_tokens x V numbers.
+
+    Returns:
+        logprobs [M] and entropy [M] in nats of the same (tempered, suppressed) distribution;
+        entropy is detached. Both float32 (float64 where `weight` is float64).
+
+    Raises:
+        ValueError: if temperature or chunk_tokens is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive: got {temperature}")
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1: got {chunk_tokens}")
+    assert hidden.shape[1:] == weight.shape[1:], (hidden.shape, weight.shape)
+    assert token_ids.shape == hidden.shape[:1], (token_ids.shape, hidden.shape)
+    logprobs, entropy = _TokenLogprobs.apply(
+        hidden, weight, token_ids, temperature, suppressed_ids, chunk_tokens
+    )
+    return logprobs, entropy
+
+
+def _chunks(num_rows: int, chunk_tokens: int) -> Iterator[slice]:
+    for start in range(0, num_rows, chunk_tokens):
+        yield slice(start, min(start + chunk_tokens, num_rows))
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, temperature: float, suppressed_ids: Tensor | None
+) -> Tensor:
+    """[rows, V] in float32 (float64 for float64 weights): the one place that defines them."""
+    logits = hidden.to(weight.dtype) @ weight.t()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1.0:
+        logits.div_(temperature)
+    if suppressed_ids is not None:
+        logits.index_fill_(1, suppressed_ids, -torch.inf)
+    return logits
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        token_ids: Tensor,
+        temperature: float,
+        suppressed_ids: Tensor | None,
+        chunk_tokens: int,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        logprobs = hidden.new_empty(len(hidden), dtype=dtype)
+        entropy = torch.empty_like(logprobs)
+        normaliser = torch.empty_like(logprobs)
+        # Autocast would do the product in half precision, whatever the types asked for.
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in _chunks(len(hidden), chunk_tokens):
+                logits = _logits(hidden[rows], weight, temperature, suppressed_ids)
+                picked = logits.gather(1, token_ids[rows, None])[:, 0]
+                normaliser[rows] = logits.logsumexp(dim=1)
+                logprobs[rows] = picked - normaliser[rows]
+                probs = logits.sub_(normaliser[rows, None]).exp_()
+                entropy[rows] = torch.special.entr(probs).sum(dim=1)
+        ctx.save_for_backward(hidden, weight, token_ids, suppressed_ids, normaliser)
+        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_logprobs: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, token_ids, suppressed_ids, normaliser = ctx.saved_tensors
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        # Summed over chunks in float32: many small parts would drown in a half-precision sum.
+        grad_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if needs_weight else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in _chunks(len(hidden), ctx.chunk_tokens):
+                logits = _logits(hidden[rows], weight, ctx.temperature, suppressed_ids)
+                grad = grad_logprobs[rows, None].to(logits.dtype)
+                # d logprob / d logits = (onehot - softmax) / temperature
+                grad_logits = logits.sub_(normaliser[rows, None]).exp_().mul_(-grad)
+                grad_logits.scatter_add_(1, token_ids[rows, None], grad)
+                if ctx.temperature != 1.0:
+                    grad_logits.div_(ctx.temperature)
+                if suppressed_ids is not None:
+                    grad_logits.index_fill_(1, suppressed_ids, 0)
+                grad_product = grad_logits.to(weight.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = (grad_product @ weight).to(hidden.dtype)
+                if grad_weight is not None:
+                    grad_weight += grad_product.t() @ hidden[rows].to(weight.dtype)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_hidden, grad_weight, None, None, None, None

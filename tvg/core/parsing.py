@@ -1,0 +1,128 @@
+r"""Reading thoughts, answers and time ranges out of completions, in time linear in their length.
+
+A policy in training writes anything, so nothing here raises on text and no pattern can backtrack:
+numbers are found in one pass (possessive quantifiers), then only the short gaps between
+neighbouring numbers are looked at. The published reference's `(\d+\.?\d*) (to|and) (\d+\.?\d*)`
+takes quadratic time and more on a long run of digits, and rejects "5.0s to 11.6s"; ranges in plain
+seconds, which it understands, are read alike here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from tvg.types import Segment
+
+_THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
+_ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
+
+# Seconds "11", "11.6", "11." or a clock time "1:05", "01:02:03.5".
+_NUMBER = re.compile(r"[0-9]++(?::[0-5][0-9](?![0-9])){0,2}+(?:\.[0-9]*+)?+")
+_GAP = re.compile(
+    r"\s*+(?:seconds?|secs?|s)?+\s*+(?:to|and|until|[-\u2013\u2014~])\s*+",
+    re.IGNORECASE,
+)
+_MAX_GAP_CHARS = 32  # between two numbers of one range; longer gaps are not looked at
+_THINK_TO_ANSWER = re.compile(r"</think>\s*+<answer>")
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """What a completion says; None for what it does not say."""
+
+    segment: Segment | None  # as written: may be reversed, or reach beyond the clip
+    thought: str | None = None  # inside the first <think> block, stripped
+    answer: str | None = None  # inside the last <answer> block, stripped
+
+
+def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
+    """Read the last time range of the last `<answer>` block.
+
+    Understood: "5 to 11.6", "5.0s to 11.6s", "from 5 to 11.6 seconds", "between 5 and 11.6",
+    "5 - 11.6", "00:05 - 00:11". Ranges do not overlap: "1 to 2 to 3" is 1 to 2.
+
+    Args:
+        text: one completion.
+        anywhere: where the answer block is missing or holds no range, take the last range of the
+            whole text (the published evaluation reads that way).
+    """
+    answer = _last_block(text, _ANSWER_OPEN, _ANSWER_CLOSE)
+    segment = None if answer is None else _last_range(answer)
+    if segment is None and anywhere:
+        segment = _last_range(text)
+    return ParsedAnswer(
+        segment=segment,
+        thought=_first_block(text, _THINK_OPEN, _THINK_CLOSE),
+        answer=answer,
+    )
+
+
+def has_format(text: str, *, think: bool) -> bool:
+    r"""Whether the stripped text is a think block then an answer block, and nothing around them.
+
+    The same verdict as a full match of `<think>.*?</think>\s*<answer>.*?</answer>` (dot matches
+    newline; Time-R1's format reward), which would take quadratic time on repeated tags.
+
+    Args:
+        text: one completion.
+        think: False asks for the answer block alone.
+    """
+    text = text.strip()
+    opening = _THINK_OPEN if think else _ANSWER_OPEN
+    if not (text.startswith(opening) and text.endswith(_ANSWER_CLOSE)):
+        return False
+    inner_end = len(text) - len(_ANSWER_CLOSE)
+    if not think:
+        return inner_end >= len(_ANSWER_OPEN)
+    return _THINK_TO_ANSWER.search(text, len(_THINK_OPEN), max(inner_end, 0)) is not None
+
+
+def _first_block(text: str, opening: str, closing: str) -> str | None:
+    start = text.find(opening)
+    end = text.find(closing, start + len(opening)) if start >= 0 else -1
+    return text[start + len(opening) : end].strip() if end >= 0 else None
+
+
+def _last_block(text: str, opening: str, closing: str) -> str | None:
+    """The last of the non-overlapping blocks, each closed by the first closing tag after it."""
+    block: str | None = None
+    start = text.find(opening)
+    while start >= 0:
+        inner_start = start + len(opening)
+        end = text.find(closing, inner_start)
+        if end < 0:
+            break
+        block = text[inner_start:end]
+        start = text.find(opening, end + len(closing))
+    return None if block is None else block.strip()
+
+
+def _last_range(text: str) -> Segment | None:
+    """The last of the non-overlapping "number, word between, number" triples, left to right."""
+    last: Segment | None = None
+    before: re.Match[str] | None = None
+    for number in _NUMBER.finditer(text):
+        if before is not None and _is_gap(text, before.end(), number.start()):
+            segment = Segment(_seconds(before[0]), _seconds(number[0]))
+            if math.isfinite(segment.start_s) and math.isfinite(segment.end_s):
+                last = segment
+            before = None
+        else:
+            before = number
+    return last
+
+
+def _is_gap(text: str, start: int, end: int) -> bool:
+    if not 0 < end - start <= _MAX_GAP_CHARS:
+        return False
+    return _GAP.fullmatch(text, start, end) is not None
+
+
+def _seconds(number: str) -> float:
+    """Seconds of "11.6" or "[h:]mm:ss[.s]"; infinite where there are too many digits."""
+    seconds = 0.0
+    for part in number.split(":"):
+        seconds = 60 * seconds + float(part)
+    return seconds

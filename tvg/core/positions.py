@@ -1,0 +1,173 @@
+"""Multimodal rotary position ids (time, height, width) of prompts with video.
+
+The definition that Qwen2.5-VL was released with (arXiv 2502.13923; transformers 4.51 and vLLM):
+text counts 1, 2, 3, ... on all three axes alike; a clip whose first token stands at position p
+gives the token at (t, h, w) of its merged grid the ids
+`p + floor(t * second_per_grid * tokens_per_second)`, `p + h`, `p + w`; the text after it goes on at
+the largest id used so far plus 1. transformers 5 goes on at p + max(height, width) instead,
+ignoring the length in time, so its own ids must not be mixed with these.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_PADDING_POSITION = 1  # never attended to; the released code uses 1 as well
+
+
+class _Clips(NamedTuple):
+    """Where K clips stand in the batch, in reading order, and how long they are."""
+
+    rows: Tensor  # int64 [K]
+    columns: Tensor  # int64 [K] of the first video token
+    grid: Tensor  # int64 [K, 3]: time, height, width after the spatial merge
+    num_tokens: Tensor  # int64 [K]
+
+
+def mrope_position_ids(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    video_grid_thw: Tensor,
+    second_per_grid_s: Tensor,
+    vision_start_id: int,
+    video_token_id: int,
+    spatial_merge: int,
+    tokens_per_second: float,
+) -> Tensor:
+    """Position ids of whole prompts by the original Qwen2.5-VL definition.
+
+    Args:
+        input_ids: int64 [B, P], padded on either side, video placeholders expanded. A clip is a
+            vision-start token followed by its video tokens; clips are in reading order.
+        attention_mask: [B, P], 0 at padding.
+        video_grid_thw: int64 [clips, 3] in patches, before the spatial merge.
+        second_per_grid_s: float64 [clips], seconds between neighbours on the time axis of the grid:
+            temporal patch size / the rate really sampled. float64 (float32 is accepted, but
+            its rounding can move a time by one position).
+        vision_start_id: token before each clip.
+        video_token_id: placeholder of a video token.
+        spatial_merge: patches that become one token, along each side.
+        tokens_per_second: ids for one second (4 in the released Qwen2.5-VL checkpoints).
+
+    Returns:
+        int64 [3, B, P]; 1 at padding.
+
+    Raises:
+        ValueError: if grids and rates do not fit the clips found in `input_ids`.
+    """
+    if len(second_per_grid_s) != len(video_grid_thw):
+        raise ValueError(
+            "every clip needs the rate at which it was sampled: "
+            f"got {len(video_grid_thw)} grids, {len(second_per_grid_s)} values of second_per_grid_s"
+        )
+    if second_per_grid_s.dtype not in (torch.float64, torch.float32):
+        raise ValueError(f"second_per_grid_s must be float64: got {second_per_grid_s.dtype}")
+    if not bool(((second_per_grid_s > 0) & torch.isfinite(second_per_grid_s)).all()):
+        raise ValueError(f"second_per_grid_s must be positive: got {second_per_grid_s.tolist()}")
+    device = input_ids.device
+    is_token = attention_mask.bool()
+    is_video = (input_ids == video_token_id) & is_token
+    clips = _find_clips(
+        (input_ids == vision_start_id) & is_token,
+        is_video,
+        video_grid_thw.to(device),
+        spatial_merge,
+    )
+    seconds = second_per_grid_s.to(device)
+
+    num_times, height, width = clips.grid.unbind(dim=1)
+    last_time = _time_ids(num_times - 1, seconds, tokens_per_second)
+    span = torch.maximum(last_time, torch.maximum(height, width) - 1) + 1
+    # Text position = how many tokens came before, each earlier clip counted by the positions it
+    # spans instead of by its tokens.
+    steps = is_token.long()
+    steps.index_put_(
+        (clips.rows, clips.columns + clips.num_tokens - 1),
+        span - clips.num_tokens,
+        accumulate=True,
+    )
+    counted = steps.cumsum(dim=1)
+    text = counted - steps
+    starts = text[clips.rows, clips.columns]
+
+    positions = text.expand(3, -1, -1).clone()
+    clip_of, token = _tokens_of_clips(clips.num_tokens)
+    time, in_frame = _divmod(token, (height * width)[clip_of])
+    row, column = _divmod(in_frame, width[clip_of])
+    ids = torch.stack([_time_ids(time, seconds[clip_of], tokens_per_second), row, column])
+    positions[:, clips.rows[clip_of], clips.columns[clip_of] + token] = ids + starts[clip_of]
+    return positions.masked_fill(~is_token, _PADDING_POSITION)
+
+
+def extend_positions(last: Tensor, num: int) -> Tensor:
+    """Position ids of `num` text tokens that follow.
+
+    Args:
+        last: int64 [3, B], ids of the last prompt token (`position_ids[:, :, -1]` with padding on
+            the left). It must be text: behind a clip the next id is not that of its last token + 1.
+        num: how many.
+
+    Returns:
+        int64 [3, B, num].
+    """
+    steps = torch.arange(1, num + 1, device=last.device)
+    return (last.amax(dim=0)[:, None] + steps).expand(3, -1, -1)
+
+
+def _time_ids(grid_index: Tensor, second_per_grid_s: Tensor, tokens_per_second: float) -> Tensor:
+    """floor(grid_index * second_per_grid * tokens_per_second), without loss to rounding.
+
+    2/3 s * 4 a second * 3 is exactly 8, yet may come out a hair below, and a bare floor would give
+    7. The few roundings on the way from frame count to product lose less than 8 eps, which are
+    added back; real times that close below a whole number do not occur.
+    """
+    exact = grid_index * second_per_grid_s * tokens_per_second
+    return torch.floor(exact * (1 + 8 * torch.finfo(exact.dtype).eps)).long()
+
+
+def _find_clips(
+    is_start: Tensor, is_video: Tensor, video_grid_thw: Tensor, spatial_merge: int
+) -> _Clips:
+    """Match the clips found in the prompts with their grids, or say what does not fit."""
+    rows, before = torch.nonzero(is_start[:, :-1] & is_video[:, 1:], as_tuple=True)
+    if len(rows) != len(video_grid_thw):
+        raise ValueError(
+            "video_grid_thw must have one row for each clip in the prompts: "
+            f"got {len(video_grid_thw)} grids, {len(rows)} clips"
+        )
+    if bool((video_grid_thw < 1).any()) or bool((video_grid_thw[:, 1:] % spatial_merge).any()):
+        raise ValueError(
+            "video_grid_thw must be positive, height and width multiples of "
+            f"spatial_merge={spatial_merge} patches: got {video_grid_thw.tolist()}"
+        )
+    merge = torch.tensor([1, spatial_merge, spatial_merge], device=video_grid_thw.device)
+    grid = video_grid_thw // merge
+    clips = _Clips(rows=rows, columns=before + 1, grid=grid, num_tokens=grid.prod(dim=1))
+    # Length of the run of video tokens at each clip: up to the next place that is none.
+    num_video = torch.nn.functional.pad(is_video.long().cumsum(dim=1), (1, 0))
+    ends = clips.columns + clips.num_tokens
+    is_inside = ends <= is_video.shape[1]
+    ends = ends.clamp(max=is_video.shape[1])
+    found = num_video[clips.rows, ends] - num_video[clips.rows, clips.columns]
+    is_right = is_inside & (found == clips.num_tokens)
+    if not bool(is_right.all()) or int(is_video.sum()) != int(clips.num_tokens.sum()):
+        raise ValueError(
+            f"video tokens of the {len(rows)} clips in the prompts must match their grids: "
+            f"got {int(is_video.sum())} tokens, expected {clips.num_tokens.tolist()}"
+        )
+    return clips
+
+
+def _tokens_of_clips(num_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """For every video token of the batch: which clip it is of, and its number within it."""
+    clip_of = torch.repeat_interleave(num_tokens)
+    first = num_tokens.cumsum(dim=0) - num_tokens
+    return clip_of, torch.arange(len(clip_of), device=num_tokens.device) - first[clip_of]
+
+
+def _divmod(value: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+    return value // by, value % by

@@ -1,0 +1,1 @@
+"""Rewards of completions: one file each, and their weighted sum."""

@@ -1,0 +1,27 @@
+"""Reward for keeping to the answer format."""
+
+from __future__ import annotations
+
+from tvg.core.parsing import ParsedAnswer, has_format
+from tvg.types import Segment
+
+
+class FormatReward:
+    """1 for a completion that is exactly a think and an answer block, else 0.
+
+    Args:
+        think: False for prompts that ask for the answer block alone.
+    """
+
+    def __init__(self, *, think: bool) -> None:
+        self.think = think
+
+    def __call__(
+        self,
+        *,
+        texts: list[str],
+        answers: list[ParsedAnswer],
+        truths: list[Segment],
+        durations_s: list[float],
+    ) -> list[float]:
+        return [float(has_format(text, think=self.think)) for text in texts]

@@ -1,0 +1,24 @@
+"""Reward for the overlap with the true segment."""
+
+from __future__ import annotations
+
+from tvg.core.interval import segment_iou
+from tvg.core.parsing import ParsedAnswer
+from tvg.types import Segment
+
+
+class IoUReward:
+    """Temporal IoU of prediction and truth; 0 for none, a reversed or an empty prediction."""
+
+    def __call__(
+        self,
+        *,
+        texts: list[str],
+        answers: list[ParsedAnswer],
+        truths: list[Segment],
+        durations_s: list[float],
+    ) -> list[float]:
+        return [
+            segment_iou(answer.segment, truth)
+            for answer, truth in zip(answers, truths, strict=True)
+        ]

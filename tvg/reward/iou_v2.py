@@ -1,0 +1,39 @@
+"""Reward for the overlap with the true segment and for boundaries close to its own."""
+
+from __future__ import annotations
+
+from tvg.core.interval import segment_iou
+from tvg.core.parsing import ParsedAnswer
+from tvg.types import Segment
+
+
+class IoUV2Reward:
+    """IoU * (1 - |s - s'| / T) * (1 - |e - e'| / T), T the length of the clip.
+
+    The timestamp-aware IoU of Time-R1 (arXiv 2503.13377). As published it is not clamped: an
+    overlapping prediction whose end misses by more than the clip's length earns less than 0.
+    """
+
+    def __call__(
+        self,
+        *,
+        texts: list[str],
+        answers: list[ParsedAnswer],
+        truths: list[Segment],
+        durations_s: list[float],
+    ) -> list[float]:
+        return [
+            _timestamp_aware_iou(answer.segment, truth, duration_s)
+            for answer, truth, duration_s in zip(answers, truths, durations_s, strict=True)
+        ]
+
+
+def _timestamp_aware_iou(pred: Segment | None, truth: Segment, duration_s: float) -> float:
+    if not duration_s > 0:
+        raise ValueError(f"duration_s of the clip must be positive: got {duration_s}")
+    iou = segment_iou(pred, truth)
+    if pred is None or iou == 0:
+        return 0.0
+    start_miss = abs(pred.start_s - truth.start_s) / duration_s
+    end_miss = abs(pred.end_s - truth.end_s) / duration_s
+    return iou * (1 - start_miss) * (1 - end_miss)
