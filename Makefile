@@ -51,7 +51,7 @@ bench: $(INSTALLED) ## run the benchmarks under experiments/benchmarks
 
 dashboard: $(INSTALLED) ## serve the MLflow pages on 127.0.0.1 (PORT=5000); Ctrl-C stops it
 	@echo "MLflow on http://127.0.0.1:$(PORT) in about half a minute; Ctrl-C stops it"
-	@exec $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+	@exec env MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
 lock: $(BIN)/uv ## resolve requirements.lock anew from pyproject.toml and constraints.txt
 	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --extra dev --python-version 3.11 \
