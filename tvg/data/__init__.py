@@ -1,0 +1,1 @@
+"""From annotation and video files to examples, clips and batches."""

@@ -1,0 +1,130 @@
+"""Reading frames of a video file, behind one interface.
+
+`VideoDecoder.open` gives a view on one file: what it holds, and frames by index in bounded chunks,
+so that a long clip never stands in memory at full size. Two backends give the same pixels: decord
+(`tvg.data.decode_decord`) and PyAV (`tvg.data.decode_pyav`). This module must stay free of torch:
+the decoding process of `tvg.data.time_limit` imports it, and has to start fast.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]  # [t, H, W, 3], RGB
+
+CHUNK_BYTES = 32 * 2**20  # of decoded frames held at once
+
+
+class VideoError(ValueError):
+    """A video that cannot be used; the message names the file, what was found and expected."""
+
+    def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
+        super().__init__(f"{os.fspath(path)}: {problem}")
+        self.path = os.fspath(path)
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
+        return type(self), (self.path, self.problem)  # the default would call it with one argument
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a file holds."""
+
+    num_frames: int
+    fps: float  # average over the file
+    height: int  # as shown, after the rotation that the file asks for
+    width: int
+
+    @property
+    def duration_s(self) -> float:
+        return self.num_frames / self.fps
+
+
+class OpenVideo(Protocol):
+    """One opened file."""
+
+    @property
+    def info(self) -> VideoInfo: ...
+
+    def frames(self, indices: Sequence[int]) -> Iterator[Frames]:
+        """Yields the frames of `indices`, in their order, in chunks of one or more.
+
+        Indices ascend (repeats allowed). Raises VideoError when any of them cannot be had.
+        """
+        ...
+
+
+class VideoDecoder(Protocol):
+    """Opens video files. Errors of the file are VideoError, always naming it."""
+
+    def open(self, path: str | os.PathLike[str]) -> AbstractContextManager[OpenVideo]:
+        """Opens a complete video; raises VideoError for anything else."""
+        ...
+
+    def import_library(self) -> None:
+        """Imports the decoding library, which is not part of any clip's time."""
+        return None
+
+    def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
+        """Returns what the file holds."""
+        with self.open(path) as video:
+            return video.info
+
+    def read(self, path: str | os.PathLike[str], indices: Sequence[int]) -> Frames:
+        """Returns the frames of ascending `indices`: uint8 [T, H, W, 3]."""
+        with self.open(path) as video:
+            check_indices(path, indices, video.info.num_frames)
+            return np.concatenate(list(video.frames(indices)))
+
+
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """Returns the path of a readable, non-empty regular file; raises VideoError otherwise.
+
+    Decoders' own messages for these cases do not tell them apart.
+    """
+    path = Path(path)
+    expected = "expected a video file"
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise VideoError(path, f"no such file; {expected}") from None
+    except OSError as error:
+        raise VideoError(path, f"cannot be reached ({error.strerror}); {expected}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise VideoError(path, f"is a directory; {expected}")
+    if not stat.S_ISREG(status.st_mode):
+        # Opening a pipe or a device would block for ever.
+        raise VideoError(path, f"is not a regular file; {expected}")
+    if status.st_size == 0:
+        raise VideoError(path, f"is empty (0 bytes); {expected}")
+    if not os.access(path, os.R_OK):
+        raise VideoError(path, f"permission denied; {expected} that this user may read")
+    return path
+
+
+def check_indices(path: str | os.PathLike[str], indices: Sequence[int], num_frames: int) -> None:
+    """Raises ValueError unless `indices` ascend (repeats allowed) within the file."""
+    ascending = all(a <= b for a, b in pairwise(indices))
+    if not indices or not ascending or indices[0] < 0 or indices[-1] >= num_frames:
+        shown = list(indices) if len(indices) <= 8 else [*indices[:4], "...", *indices[-4:]]
+        raise VideoError(
+            path, f"frame indices must ascend within 0 to {num_frames - 1}: got {shown}"
+        )
+
+
+def chunks(indices: Sequence[int], info: VideoInfo) -> Iterator[Sequence[int]]:
+    """Cuts `indices` so that one chunk's frames take at most `CHUNK_BYTES` (or are one frame)."""
+    size = max(1, CHUNK_BYTES // (info.height * info.width * 3))
+    for begin in range(0, len(indices), size):
+        yield indices[begin : begin + size]

@@ -1,0 +1,196 @@
+"""Which frames of a clip are shown, and at what size: pure arithmetic.
+
+Equal to qwen-vl-utils 0.0.14 (`vision_process.py`: `smart_nframes`, `calculate_video_frame_range`,
+`smart_resize`, `fetch_video`) wherever that accepts its input. One rule is added: a window of fewer
+frames than `frame_factor` is shown with its frames repeated, so that even a one-frame clip fills
+a temporal patch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from tvg.types import Segment
+
+MAX_ASPECT_RATIO = 200  # qwen-vl-utils refuses longer strips
+CAP_SLACK = 1.05  # the budget of a long clip never presses a frame below 1.05 * min_pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSampling:
+    """How many frames a clip gives and how large they are; the defaults are Qwen2.5-VL's.
+
+    Attributes:
+        fps: frames per second asked for.
+        min_frames: never fewer, where the file has as many.
+        max_frames: never more; longer clips are sampled more slowly.
+        frame_factor: the count is a multiple of this (the model's temporal patch).
+        min_pixels: of one resized frame.
+        max_pixels: of one resized frame.
+        total_pixels: budget of the whole clip; `frame_factor` frames share one temporal patch.
+        resize_factor: sides are multiples of this (patch size times spatial merge).
+
+    Raises:
+        ValueError: a value out of range, or limits that exclude each other.
+    """
+
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 768
+    frame_factor: int = 2
+    min_pixels: int = 16 * 28 * 28
+    max_pixels: int = 768 * 28 * 28
+    total_pixels: int = 3584 * 28 * 28
+    resize_factor: int = 28
+
+    def __post_init__(self) -> None:
+        for name in ("fps", "min_frames", "max_frames", "frame_factor"):
+            _require_positive(name, getattr(self, name))
+        for name in ("min_pixels", "max_pixels", "total_pixels", "resize_factor"):
+            _require_positive(name, getattr(self, name))
+        if self._min_count > self._max_count:
+            raise ValueError(
+                f"min_frames must not exceed max_frames, both in multiples of frame_factor="
+                f"{self.frame_factor}: got min_frames={self.min_frames}, "
+                f"max_frames={self.max_frames}"
+            )
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"min_pixels must not exceed max_pixels: got {self.min_pixels} and "
+                f"{self.max_pixels}"
+            )
+
+    @property
+    def _min_count(self) -> int:
+        return math.ceil(self.min_frames / self.frame_factor) * self.frame_factor
+
+    @property
+    def _max_count(self) -> int:
+        return self.max_frames // self.frame_factor * self.frame_factor
+
+
+def num_sampled_frames(total_frames: int, video_fps: float, sampling: FrameSampling) -> int:
+    """Returns how many frames to show of `total_frames` (those of the window).
+
+    A multiple of `frame_factor`. A window shorter than `frame_factor` gives `frame_factor`: its
+    frames are then repeated.
+
+    Raises:
+        ValueError: `total_frames` or `video_fps` is not positive.
+    """
+    _check_stream(total_frames, video_fps)
+    if total_frames < sampling.frame_factor:
+        return sampling.frame_factor
+    wanted = total_frames / video_fps * sampling.fps
+    wanted = min(max(wanted, sampling._min_count), sampling._max_count, total_frames)
+    return math.floor(wanted / sampling.frame_factor) * sampling.frame_factor
+
+
+def frame_range(total_frames: int, video_fps: float, window: Segment | None) -> tuple[int, int]:
+    """Returns the first and last frame inside `window` (both included), or of the whole file.
+
+    A window that reaches beyond the file is cut at its ends. Unlike in qwen-vl-utils a window of
+    exactly one frame is accepted.
+
+    Raises:
+        ValueError: not a forward window, or no frame of the file lies in it.
+    """
+    _check_stream(total_frames, video_fps)
+    if window is None:
+        return 0, total_frames - 1
+    start_s, end_s = window
+    # The negated comparison also refuses NaN.
+    if not start_s < end_s:
+        raise ValueError(
+            f"a clip window must have start < end, in seconds: got {start_s} to {end_s}"
+        )
+    length_s = total_frames / video_fps
+    first = math.ceil(max(0.0, min(start_s, length_s)) * video_fps)
+    last = min(math.floor(max(0.0, min(end_s, length_s)) * video_fps), total_frames - 1)
+    if first > last:
+        raise ValueError(
+            f"the clip window {start_s} to {end_s} s holds no frame: the file has {total_frames} "
+            f"frames at {video_fps:.3f} fps = {length_s:.2f} s"
+        )
+    return first, last
+
+
+def frame_indices(first: int, last: int, num: int) -> list[int]:
+    """Returns `num` indices spread evenly from `first` to `last`, both included.
+
+    Repeats frames where `num` exceeds the frames there are.
+    """
+    assert 0 <= first <= last, (first, last)
+    assert num > 0, num
+    # float32 and half-to-even rounding, as in qwen-vl-utils: exact sums differ at some ties.
+    spread = torch.linspace(first, last, num, dtype=torch.float32)
+    return spread.round().long().tolist()
+
+
+def window_bounds(
+    total_frames: int, video_fps: float, window: Segment | None
+) -> tuple[float, float]:
+    """Returns start and end of the shown part in the file's own seconds, cut at the file's ends."""
+    length_s = total_frames / video_fps
+    if window is None:
+        return 0.0, length_s
+    return max(0.0, window.start_s), min(window.end_s, length_s)
+
+
+def max_pixels_per_frame(num_frames: int, sampling: FrameSampling) -> float:
+    """Returns the most pixels one of `num_frames` frames may have under the clip's budget.
+
+    Not rounded: `smart_resize` takes a square root of it, and rounding could move a side.
+    """
+    assert num_frames > 0, num_frames
+    share = sampling.total_pixels / num_frames * sampling.frame_factor
+    return min(sampling.max_pixels, max(share, int(sampling.min_pixels * CAP_SLACK)))
+
+
+def smart_resize(
+    height: int, width: int, *, factor: int, min_pixels: float, max_pixels: float
+) -> tuple[int, int]:
+    """Returns (height, width), multiples of `factor`, near the aspect ratio, within the limits.
+
+    Raises:
+        ValueError: a side is not positive, one side is over 200 times the other, or the limits
+            exclude each other.
+    """
+    if height <= 0 or width <= 0:
+        raise ValueError(f"a frame must have positive sides: got {width}x{height}")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise ValueError(
+            f"a frame's longer side may be at most {MAX_ASPECT_RATIO} times the shorter: "
+            f"got {width}x{height}"
+        )
+    if max_pixels < min_pixels:
+        raise ValueError(
+            f"min_pixels must not exceed max_pixels: got {min_pixels} and {max_pixels}"
+        )
+    new_height = max(factor, round(height / factor) * factor)
+    new_width = max(factor, round(width / factor) * factor)
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = math.floor(height / shrink / factor) * factor
+        new_width = math.floor(width / shrink / factor) * factor
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    # qwen-vl-utils lets a side of a long strip fall to 0 here and fails later, in the resize.
+    return max(factor, new_height), max(factor, new_width)
+
+
+def _check_stream(total_frames: int, video_fps: float) -> None:
+    if total_frames <= 0:
+        raise ValueError(f"a video must have at least one frame: got {total_frames}")
+    if not (0 < video_fps < math.inf):
+        raise ValueError(f"a video must have a positive frame rate: got {video_fps}")
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (0 < value < math.inf):
+        raise ValueError(f"{name} must be positive: got {value}")
