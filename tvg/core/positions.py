@@ -147,7 +147,7 @@ def _find_clips(
     merge = torch.tensor([1, spatial_merge, spatial_merge], device=video_grid_thw.device)
     grid = video_grid_thw // merge
     clips = _Clips(rows=rows, columns=before + 1, grid=grid, num_tokens=grid.prod(dim=1))
-    # Length of the run of video tokens at each clip: up to the next place that is none.
+    # Video tokens among the places that each clip should fill.
     num_video = torch.nn.functional.pad(is_video.long().cumsum(dim=1), (1, 0))
     ends = clips.columns + clips.num_tokens
     is_inside = ends <= is_video.shape[1]

@@ -1,0 +1,95 @@
+"""Temporal IoU against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvg.core.interval import segment_iou, temporal_iou
+from tvg.types import Segment
+
+NAN, INF = math.nan, math.inf
+
+CASES = [
+    ((0, 10), (0, 10), 1.0),
+    ((0, 10), (5, 15), 5 / 15),
+    ((2, 4), (0, 10), 2 / 10),
+    ((0, 4), (6, 10), 0.0),
+    ((0, 2), (8, 10), 0.0),
+    ((0, 5), (5, 10), 0.0),  # touching
+    ((5, 0), (0, 5), 0.0),  # reversed prediction
+    ((0, 5), (5, 0), 0.0),  # reversed truth
+    ((5, 0), (5, 0), 0.0),  # both
+    ((3, 3), (3, 3), 0.0),  # empty
+    ((3, 3), (0, 10), 0.0),
+    ((NAN, 5), (0, 5), 0.0),
+    ((0, NAN), (0, 5), 0.0),
+    ((0, 5), (NAN, NAN), 0.0),
+    ((0, INF), (0, 5), 0.0),
+    ((0, INF), (0, INF), 0.0),
+    ((-INF, INF), (0, 5), 0.0),
+    ((-1.7e308, 1.7e308), (-1.7e308, 1.7e308), 0.0),  # the length overflows
+]
+
+seconds = st.floats(allow_nan=True, allow_infinity=True)
+sane_seconds = st.integers(0, 10_000).map(lambda n: n / 16)  # sums and differences are exact
+
+
+@pytest.mark.parametrize(("pred", "truth", "expected"), CASES)
+def test_iou_by_hand(
+    pred: tuple[float, float], truth: tuple[float, float], expected: float
+) -> None:
+    as_tensor = temporal_iou(
+        torch.tensor(pred, dtype=torch.float64), torch.tensor(truth, dtype=torch.float64)
+    )
+    assert as_tensor.item() == pytest.approx(expected, abs=1e-15)
+    assert segment_iou(Segment(*pred), Segment(*truth)) == pytest.approx(expected, abs=1e-15)
+
+
+def test_the_union_is_not_the_hull() -> None:
+    # Disjoint or not, the published code divides by the hull; here 5 s + 10 s - 2 s = 13 s overlap.
+    assert segment_iou(Segment(0, 5), Segment(3, 13)) == pytest.approx(2 / 13)
+
+
+def test_a_missing_segment_scores_zero() -> None:
+    assert segment_iou(None, Segment(0, 1)) == 0.0
+    assert segment_iou(Segment(0, 1), None) == 0.0
+    assert segment_iou(None, None) == 0.0
+
+
+def test_leading_dimensions_broadcast_and_integers_are_taken() -> None:
+    pred = torch.tensor([[[0, 10], [5, 15]], [[20, 30], [15, 5]]])
+    iou = temporal_iou(pred, torch.tensor([0, 10]))
+    torch.testing.assert_close(iou, torch.tensor([[1.0, 1 / 3], [0.0, 0.0]]))
+
+
+def test_gradients_are_finite_even_at_invalid_segments() -> None:
+    pred = torch.tensor([[0.0, 10.0], [5.0, 5.0], [7.0, 2.0]], requires_grad=True)
+    temporal_iou(pred, torch.tensor([5.0, 15.0])).sum().backward()
+    assert pred.grad is not None
+    # IoU = (e - 5) / (15 - s): d/ds = 5 / 225, d/de = 1 / 15.
+    torch.testing.assert_close(pred.grad[0], torch.tensor([5 / 225, 1 / 15]))
+    assert torch.isfinite(pred.grad).all()
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(seconds, seconds, seconds, seconds)
+def test_any_floats_give_a_number_in_the_unit_interval(
+    a: float, b: float, c: float, d: float
+) -> None:
+    iou = segment_iou(Segment(a, b), Segment(c, d))
+    assert 0 <= iou <= 1
+    pair = torch.tensor([[a, b], [c, d]], dtype=torch.float64)
+    assert temporal_iou(pair[0], pair[1]).item() == iou
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(sane_seconds, sane_seconds, sane_seconds, sane_seconds, st.integers(-50, 50))
+def test_symmetry_and_shift_invariance(a: float, b: float, c: float, d: float, by: int) -> None:
+    first, second = Segment(a, b), Segment(c, d)
+    assert segment_iou(first, second) == segment_iou(second, first)
+    assert segment_iou(first, first) == float(a < b)
+    shifted = segment_iou(Segment(a + by, b + by), Segment(c + by, d + by))
+    assert shifted == segment_iou(first, second)

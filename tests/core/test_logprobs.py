@@ -1,0 +1,211 @@
+"""Chunked token log-probs against a plain log-softmax over the whole vocabulary."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tvg.core.logprobs import token_logprobs
+
+NUM_TOKENS, WIDTH, VOCABULARY = 23, 8, 37
+
+
+def example(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(NUM_TOKENS, WIDTH, generator=generator, dtype=torch.float64)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=torch.float64)
+    token_ids = torch.randint(3, VOCABULARY, (NUM_TOKENS,), generator=generator)
+    return hidden.to(dtype), weight.to(dtype), token_ids
+
+
+def plain(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    temperature: float = 1.0,
+    suppressed_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    logits = hidden @ weight.t() / temperature
+    if suppressed_ids is not None:
+        logits = logits.index_fill(1, suppressed_ids, -torch.inf)
+    logprobs = logits.log_softmax(dim=-1)
+    entropy = torch.distributions.Categorical(logits=logits.detach()).entropy()
+    return logprobs.gather(1, token_ids[:, None])[:, 0], entropy
+
+
+def with_gradients(
+    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], hidden: Tensor, weight: Tensor
+) -> list[Tensor]:
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    logprobs, entropy = function(hidden, weight)
+    # Unequal weights, as advantages and masks give them.
+    (logprobs * torch.linspace(-1, 2, len(logprobs), dtype=logprobs.dtype)).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert not entropy.requires_grad
+    return [logprobs.detach(), entropy, hidden.grad, weight.grad]
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 22, 23, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
+@pytest.mark.parametrize("suppressed", [None, [0, 2]])
+def test_values_and_gradients_equal_the_plain_way(
+    chunk_tokens: int, temperature: float, suppressed: list[int] | None
+) -> None:
+    hidden, weight, token_ids = example()
+    ids = None if suppressed is None else torch.tensor(suppressed)
+    ours = with_gradients(
+        lambda h, w: token_logprobs(
+            h,
+            w,
+            token_ids,
+            temperature=temperature,
+            suppressed_ids=ids,
+            chunk_tokens=chunk_tokens,
+        ),
+        hidden,
+        weight,
+    )
+    theirs = with_gradients(lambda h, w: plain(h, w, token_ids, temperature, ids), hidden, weight)
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_lower_precision_stays_near_the_float64_truth(dtype: torch.dtype, atol: float) -> None:
+    hidden, weight, token_ids = example(dtype)
+    ours = with_gradients(
+        lambda h, w: token_logprobs(h, w, token_ids, chunk_tokens=5), hidden, weight
+    )
+    theirs = with_gradients(lambda h, w: plain(h, w, token_ids), hidden.double(), weight.double())
+    assert [value.dtype for value in ours] == [torch.float32, torch.float32, dtype, dtype]
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our.double(), their, rtol=0.02, atol=atol)
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    hidden, weight, token_ids = example(torch.float32)
+    expected = with_gradients(lambda h, w: token_logprobs(h, w, token_ids), hidden, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = with_gradients(lambda h, w: token_logprobs(h, w, token_ids), hidden, weight)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_suppressed_ids_have_no_probability_and_get_no_gradient() -> None:
+    hidden, weight, token_ids = example()
+    token_ids[4] = 2
+    suppressed = torch.tensor([0, 2])
+    weight.requires_grad_()
+    logprobs, entropy = token_logprobs(hidden, weight, token_ids, suppressed_ids=suppressed)
+    assert logprobs[4] == -torch.inf
+    assert torch.isfinite(entropy).all()
+    others = torch.arange(NUM_TOKENS) != 4
+    logprobs[others].sum().backward()
+    assert weight.grad is not None
+    assert weight.grad[suppressed].eq(0).all()
+    assert torch.isfinite(weight.grad).all()
+    # What is left is a distribution over the other ids.
+    rest = torch.tensor([v for v in range(VOCABULARY) if v not in (0, 2)])
+    one = hidden[:1].expand(len(rest), -1)
+    total = token_logprobs(one, weight.detach(), rest, suppressed_ids=suppressed)[0].exp().sum()
+    torch.testing.assert_close(total, torch.ones((), dtype=torch.float64))
+
+
+def test_entropy_of_a_uniform_distribution() -> None:
+    hidden = torch.zeros(2, WIDTH)
+    _, entropy = token_logprobs(hidden, torch.ones(8, WIDTH), torch.tensor([0, 1]))
+    torch.testing.assert_close(entropy, torch.full((2,), 8.0).log())
+    _, entropy = token_logprobs(
+        hidden,
+        torch.ones(8, WIDTH),
+        torch.tensor([0, 1]),
+        suppressed_ids=torch.tensor([4, 5, 6, 7]),
+    )
+    torch.testing.assert_close(entropy, torch.full((2,), 4.0).log())
+
+
+@pytest.mark.parametrize("trained", ["hidden", "weight"])
+def test_only_one_side_trained(trained: str) -> None:
+    hidden, weight, token_ids = example()
+    leaf = hidden if trained == "hidden" else weight
+    leaf.requires_grad_()
+    token_logprobs(hidden, weight, token_ids, chunk_tokens=5)[0].sum().backward()
+    (expected,) = torch.autograd.grad(plain(hidden, weight, token_ids)[0].sum(), [leaf])
+    torch.testing.assert_close(leaf.grad, expected, rtol=0, atol=1e-12)
+    assert (weight if trained == "hidden" else hidden).grad is None
+
+
+def test_no_tokens_at_all_still_reach_the_graph() -> None:
+    hidden, weight, token_ids = example()
+    hidden = hidden.requires_grad_()
+    logprobs, entropy = token_logprobs(hidden[:0], weight, token_ids[:0])
+    assert logprobs.shape == entropy.shape == (0,)
+    logprobs.sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.eq(0).all()
+
+
+class LargestOutput(TorchDispatchMode):
+    """Watches every operation, the backward pass's too, for the size of what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, Tensor):
+                self.numbers = max(self.numbers, value.numel())
+        return out
+
+
+def test_no_more_logits_than_one_chunk_are_ever_made() -> None:
+    chunk_tokens, width, vocabulary = 5, 4, 301
+    hidden = torch.randn(64, width, requires_grad=True)
+    weight = torch.randn(vocabulary, width, requires_grad=True)
+    token_ids = torch.randint(vocabulary, (64,))
+    with LargestOutput() as forward:
+        logprobs, _ = token_logprobs(
+            hidden,
+            weight,
+            token_ids,
+            temperature=0.9,
+            suppressed_ids=torch.tensor([1]),
+            chunk_tokens=chunk_tokens,
+        )
+    with LargestOutput() as backward:
+        logprobs.sum().backward()
+    assert forward.numbers == chunk_tokens * vocabulary
+    assert backward.numbers == chunk_tokens * vocabulary
+    with LargestOutput() as watched:  # the watch itself sees the plain way
+        plain(hidden, weight, token_ids)
+    assert watched.numbers == 64 * vocabulary
+
+
+def test_nothing_with_a_vocabulary_axis_is_kept_for_the_backward_pass() -> None:
+    hidden, weight, token_ids = (torch.randn(64, 4), torch.randn(301, 4), torch.zeros(64).long())
+    hidden.requires_grad_()
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        token_logprobs(hidden, weight, token_ids, chunk_tokens=5)
+    assert kept
+    assert max(tensor.numel() for tensor in kept) == weight.numel()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"temperature": 0.0}, "temperature"), ({"chunk_tokens": 0}, "chunk_tokens")],
+)
+def test_impossible_settings_are_named(settings: dict[str, float], named: str) -> None:
+    hidden, weight, token_ids = example()
+    with pytest.raises(ValueError, match=named):
+        token_logprobs(hidden, weight, token_ids, **settings)  # type: ignore[arg-type]

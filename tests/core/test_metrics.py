@@ -1,0 +1,115 @@
+"""Recalls, mIoU and their intervals against numbers worked out by hand."""
+
+import json
+import math
+
+import pytest
+
+from tvg.core.metrics import grounding_metrics, paired_bootstrap
+
+
+def test_by_hand() -> None:
+    ious = [0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 1.0, 0.0]
+    parsed = [False, True, True, True, True, True, True, True]
+    metrics = grounding_metrics(ious, parsed)
+    assert metrics["n"] == 8
+    assert metrics["miou"] == pytest.approx(3.2 / 8)
+    # >=: an IoU that equals the threshold counts.
+    assert metrics["r1_iou_0.3"] == 5 / 8
+    assert metrics["r1_iou_0.5"] == 4 / 8
+    assert metrics["r1_iou_0.7"] == 2 / 8
+    assert metrics["parse_rate"] == 7 / 8
+    names = ["miou", "r1_iou_0.3", "r1_iou_0.5", "r1_iou_0.7", "parse_rate"]
+    assert list(metrics) == ["n", *names, "ci95"]
+    assert list(metrics["ci95"]) == names
+    for name in names:
+        low, high = metrics["ci95"][name]
+        assert 0 <= low <= metrics[name] <= high <= 1
+    assert json.loads(json.dumps(metrics)) == metrics
+
+
+def test_float_noise_does_not_cost_a_recall() -> None:
+    noisy = [0.1 + 0.2 - 1e-16, math.nextafter(0.3, 0), math.nextafter(0.7, 0), 0.3 - 1e-6]
+    metrics = grounding_metrics(noisy, [True] * 4)
+    assert metrics["r1_iou_0.3"] == 3 / 4
+    assert metrics["r1_iou_0.7"] == 1 / 4
+
+
+def test_other_thresholds() -> None:
+    metrics = grounding_metrics([0.2, 0.9], [True, True], thresholds=(0.05, 0.95))
+    assert metrics["r1_iou_0.05"] == 1.0
+    assert metrics["r1_iou_0.95"] == 0.0
+    assert "r1_iou_0.5" not in metrics
+
+
+def test_the_interval_is_the_known_one_of_a_proportion() -> None:
+    # 400 queries, half right: normal approximation 0.5 +- 1.96 * sqrt(0.25 / 400) = 0.049.
+    metrics = grounding_metrics([0.0, 1.0] * 200, [True] * 400, resamples=4000)
+    for name in ("miou", "r1_iou_0.5"):
+        low, high = metrics["ci95"][name]
+        assert low == pytest.approx(0.451, abs=0.004)
+        assert high == pytest.approx(0.549, abs=0.004)
+    assert metrics["ci95"]["parse_rate"] == [1.0, 1.0]
+
+
+def test_the_interval_depends_on_the_seed_alone() -> None:
+    ious = [(7 * n % 50) / 50 for n in range(50)]
+    first = grounding_metrics(ious, [True] * 50, seed=3)
+    assert grounding_metrics(ious, [True] * 50, seed=3) == first
+    assert grounding_metrics(ious, [True] * 50, seed=4)["ci95"] != first["ci95"]
+
+
+def test_many_queries_are_resampled_in_blocks() -> None:
+    # More numbers than one block holds: the interval must still be that of all resamples.
+    ious = [0.0, 1.0] * 5000
+    low, high = grounding_metrics(ious, [True] * 10_000, resamples=300)["ci95"]["miou"]
+    assert low == pytest.approx(0.5 - 0.0098, abs=0.002)
+    assert high == pytest.approx(0.5 + 0.0098, abs=0.002)
+
+
+def test_one_query() -> None:
+    metrics = grounding_metrics([0.6], [True])
+    assert metrics["ci95"]["miou"] == pytest.approx([0.6, 0.6])
+    assert metrics["r1_iou_0.5"] == 1.0
+
+
+def test_paired_gain_by_hand() -> None:
+    gain = paired_bootstrap([0.1, 0.5, 0.9], [0.3, 0.5, 0.8], seed=0, resamples=500)
+    assert gain["miou"] == pytest.approx((0.2 + 0.0 - 0.1) / 3)
+    low, high = gain["ci95"]
+    # The extremes draw one query three times.
+    assert -0.1 - 1e-12 <= low < gain["miou"] < high <= 0.2 + 1e-12
+    assert paired_bootstrap([0.1, 0.5, 0.9], [0.3, 0.5, 0.8], seed=0, resamples=500) == gain
+
+
+def test_pairing_removes_what_both_share() -> None:
+    before = [(7 * n % 50) / 100 for n in range(50)]
+    after = [iou + 0.25 for iou in before]
+    gain = paired_bootstrap(before, after)
+    assert gain["miou"] == pytest.approx(0.25)
+    assert gain["ci95"] == pytest.approx([0.25, 0.25])
+    assert paired_bootstrap(after, before)["miou"] == pytest.approx(-0.25)
+
+
+@pytest.mark.parametrize(
+    ("ious", "parsed", "named"),
+    [
+        ([], [], "at least one query"),
+        ([0.5], [True, True], "1 IoUs, 2 flags"),
+        ([0.5, math.nan], [True, True], "query 1"),
+        ([-0.5], [True], "query 0"),
+        ([1.5], [True], "query 0"),
+    ],
+)
+def test_broken_input_is_named(ious: list[float], parsed: list[bool], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        grounding_metrics(ious, parsed)
+
+
+def test_broken_pairs_are_named() -> None:
+    with pytest.raises(ValueError, match="got 1 and 2"):
+        paired_bootstrap([0.1], [0.1, 0.2])
+    with pytest.raises(ValueError, match="NaN"):
+        paired_bootstrap([0.1], [math.nan])
+    with pytest.raises(ValueError, match="resamples"):
+        paired_bootstrap([0.1], [0.2], resamples=0)

@@ -1,0 +1,240 @@
+"""Position ids against hand-computed cases and against the definition walked token by token."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tvg.core.positions import extend_positions, mrope_position_ids
+
+TEXT, START, VIDEO, END, PAD = 5, 90, 91, 92, 0
+
+
+def clip(num_tokens: int) -> list[int]:
+    return [START] + [VIDEO] * num_tokens + [END]
+
+
+def positions(
+    rows: list[list[int]],
+    grids: list[list[int]],
+    second_per_grid_s: list[float],
+    *,
+    spatial_merge: int = 2,
+    tokens_per_second: float = 4,
+    pad_left: bool = True,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    longest = max(map(len, rows))
+    ids, mask = [], []
+    for row in rows:
+        padding = [0] * (longest - len(row))
+        ids.append(padding + row if pad_left else row + padding)
+        mask.append(padding + [1] * len(row) if pad_left else [1] * len(row) + padding)
+    return mrope_position_ids(
+        torch.tensor(ids),
+        torch.tensor(mask),
+        video_grid_thw=torch.tensor(grids, dtype=torch.int64).view(-1, 3),
+        second_per_grid_s=torch.tensor(second_per_grid_s, dtype=dtype),
+        vision_start_id=START,
+        video_token_id=VIDEO,
+        spatial_merge=spatial_merge,
+        tokens_per_second=tokens_per_second,
+    )
+
+
+def test_the_documented_example() -> None:
+    # 16 s, 16 grid steps of 1 s with one token each, 4 ids a second, 25 tokens in all.
+    row = [TEXT, START] + [VIDEO] * 16 + [END] + [TEXT] * 6
+    time, height, width = positions([row], [[16, 2, 2]], [1.0])[:, 0].tolist()
+    assert time == [0, 1, *range(2, 63, 4), *range(63, 70)]
+    assert height == width == [0, 1] + [2] * 16 + list(range(63, 70))
+
+
+def test_text_video_text() -> None:
+    # Two grid steps of 2 x 3 tokens; at 2 frames a second a step is 1 s, so 4 ids.
+    row = [TEXT] * 3 + clip(12) + [TEXT] * 2
+    time, height, width = positions([row], [[2, 4, 6]], [1.0])[:, 0].tolist()
+    # Text 0-2, vision start 3, clip from 4; the largest id of the clip is 4 + 4 = 8.
+    assert time == [0, 1, 2, 3] + [4] * 6 + [8] * 6 + [9, 10, 11]
+    assert height == [0, 1, 2, 3] + [4, 4, 4, 5, 5, 5] * 2 + [9, 10, 11]
+    assert width == [0, 1, 2, 3] + [4, 5, 6] * 4 + [9, 10, 11]
+
+
+def test_text_goes_on_behind_the_largest_axis() -> None:
+    # One step in time, 2 rows, 5 columns: the width reaches furthest, 1 + 4 = 5.
+    time, height, width = positions([clip(10)], [[1, 4, 10]], [1.0])[:, 0].tolist()
+    assert time == [0] + [1] * 10 + [6]
+    assert height == [0] + [1] * 5 + [2] * 5 + [6]
+    assert width == [0] + [1, 2, 3, 4, 5] * 2 + [6]
+    # The same grid upright: 1 + 4 = 5 again, from the height.
+    assert positions([clip(10)], [[1, 10, 4]], [1.0])[:, 0, -1].tolist() == [6] * 3
+
+
+@pytest.mark.parametrize(
+    ("second_per_grid_s", "expected"),
+    [
+        (2 / 1, [0, 8, 16, 24, 32, 40, 48]),
+        (2 / 2, [0, 4, 8, 12, 16, 20, 24]),
+        (2 / 4, [0, 2, 4, 6, 8, 10, 12]),
+        (2 / 3, [0, 2, 5, 8, 10, 13, 16]),  # 2.67 a step; every third is whole
+        (2 / (9.53 / 5), [0, 4, 8, 12, 16, 20, 25]),  # 4.1973 a step
+        (9.53 / 5, [0, 7, 15, 22, 30, 38, 45]),  # 7.624 a step
+        (2 / 30, [0, 0, 0, 0, 1, 1, 1]),  # 0.2667 a step: neighbours share an id
+    ],
+)
+def test_time_follows_the_rate_sampled(second_per_grid_s: float, expected: list[int]) -> None:
+    time = positions([clip(7)], [[7, 2, 2]], [second_per_grid_s])[0, 0]
+    assert time.tolist() == [0, *(1 + step for step in expected), 1 + expected[-1] + 1]
+
+
+@pytest.mark.parametrize("num_frames", [180, 300, 768])
+@pytest.mark.parametrize("frames_per_second", [1, 2, 3, 5, 6, 7, 12, 24, 25, 30])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_whole_seconds_are_never_lost_to_rounding(
+    num_frames: int, frames_per_second: int, dtype: torch.dtype
+) -> None:
+    # The rate as it comes out of a decoder: frames taken / frames of the file * its rate.
+    sampled_fps = num_frames / (10 * num_frames) * (10 * frames_per_second)
+    num_steps = num_frames // 2
+    time = positions([clip(num_steps)], [[num_steps, 2, 2]], [2 / sampled_fps], dtype=dtype)[0, 0]
+    exact = [1 + step * 2 * 4 // frames_per_second for step in range(num_steps)]
+    assert time[1:-1].tolist() == exact
+
+
+def test_two_clips_in_one_prompt() -> None:
+    row = [TEXT, *clip(2), TEXT, *clip(3), TEXT]
+    time, height, width = positions([row], [[2, 2, 2], [3, 2, 2]], [1.0, 0.5])[:, 0].tolist()
+    # Clip 1 from 2: 2, 6. Text 7 (end), 8, 9 (start). Clip 2 from 10: 10, 12, 14. Text 15, 16.
+    assert time == [0, 1, 2, 6, 7, 8, 9, 10, 12, 14, 15, 16]
+    assert height == width == [0, 1, 2, 2, 7, 8, 9, 10, 10, 10, 15, 16]
+
+
+def test_padding_moves_nothing_and_is_masked_by_ones() -> None:
+    rows = [[TEXT] * 2 + clip(4) + [TEXT], clip(2), [TEXT] * 3]
+    grids, seconds = [[4, 2, 2], [2, 2, 2]], [1.0, 2.0]
+    padded = positions(rows, grids, seconds)
+    assert padded.dtype == torch.int64
+    assert padded.shape == (3, 3, 9)
+    alone = [
+        positions(rows[:1], grids[:1], seconds[:1]),
+        positions(rows[1:2], grids[1:], seconds[1:]),
+        positions(rows[2:], [], []),
+    ]
+    on_the_right = positions(rows, grids, seconds, pad_left=False)
+    for n, (row, one) in enumerate(zip(rows, alone, strict=True)):
+        assert torch.equal(padded[:, n, 9 - len(row) :], one[:, 0])
+        assert torch.equal(on_the_right[:, n, : len(row)], one[:, 0])
+        assert padded[:, n, : 9 - len(row)].eq(1).all()
+    assert alone[2][0].tolist() == [[0, 1, 2]]
+
+
+def test_other_vision_models_of_the_family() -> None:
+    # No spatial merge, 2 ids a second: 2 s a step give 4 ids a step.
+    time, height, width = positions(
+        [clip(4)], [[2, 1, 2]], [2.0], spatial_merge=1, tokens_per_second=2
+    )[:, 0].tolist()
+    assert time == [0, 1, 1, 5, 5, 6]
+    assert height == [0, 1, 1, 1, 1, 6]
+    assert width == [0, 1, 2, 1, 2, 6]
+
+
+def test_dropping_or_permuting_the_rate_changes_the_positions() -> None:
+    rows = [[TEXT, *clip(8), TEXT], [TEXT, *clip(8), TEXT]]
+    grids = [[8, 2, 2]] * 2
+    right = positions(rows, grids, [1.0, 2 / 1.3])
+    dropped = positions(rows, grids, [1.0, 1.0])  # as if every clip were sampled at 2 a second
+    permuted = positions(rows, grids, [2 / 1.3, 1.0])
+    assert torch.equal(right[:, 0], dropped[:, 0])
+    assert not torch.equal(right[:, 1], dropped[:, 1])
+    assert not torch.equal(right[:, 0], permuted[:, 0])
+    assert torch.equal(right[:, 0], permuted[:, 1])
+
+
+def walked(row: list[int], grids: list[list[int]], seconds: list[float]) -> list[list[int]]:
+    """The definition, token by token, with exact fractions of the times given."""
+    ids: list[list[int]] = []
+    largest, place, clips = -1, 0, iter(zip(grids, seconds, strict=True))
+    while place < len(row):
+        first = largest + 1
+        if row[place] != VIDEO:
+            block = [[first] * 3]
+        else:
+            (steps, height, width), second = next(clips)
+            block = [
+                [first + int(t * second * 4 + 1e-9), first + h, first + w]
+                for t in range(steps)
+                for h in range(height // 2)
+                for w in range(width // 2)
+            ]
+        ids += block
+        largest = max(map(max, block))
+        place += len(block)
+    return [list(axis) for axis in zip(*ids, strict=True)]
+
+
+def test_a_batch_of_200_prompts_equals_the_walk() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    rows, grids_of, seconds_of = [], [], []
+    all_grids, all_seconds = [], []
+    for _ in range(200):
+        num_clips = draw(0, 4)
+        grids = [[draw(1, 9), 2 * draw(1, 5), 2 * draw(1, 5)] for _ in range(num_clips)]
+        seconds = [2 * draw(1, 100) / draw(20, 300) for _ in range(num_clips)]
+        row = [TEXT] * draw(0, 5)
+        for t, h, w in grids:
+            row += clip(t * h * w // 4) + [TEXT] * draw(0, 5)
+        rows.append([*row, TEXT])
+        grids_of.append(grids)
+        seconds_of.append(seconds)
+        all_grids += grids
+        all_seconds += seconds
+    found = positions(rows, all_grids, all_seconds)
+    for n, row in enumerate(rows):
+        assert found[:, n, -len(row) :].tolist() == walked(row, grids_of[n], seconds_of[n])
+
+
+def test_completions_go_on_behind_the_prompt() -> None:
+    prompt = positions([[TEXT, *clip(2), TEXT], [TEXT]], [[2, 2, 2]], [1.0])
+    further = extend_positions(prompt[:, :, -1], 3)
+    assert further.shape == (3, 2, 3)
+    assert further[:, 0].tolist() == [[9, 10, 11]] * 3
+    assert further[:, 1].tolist() == [[1, 2, 3]] * 3
+    # The same as if the completion had stood in the prompt.
+    whole = positions([[TEXT, *clip(2), TEXT, TEXT, TEXT, TEXT]], [[2, 2, 2]], [1.0])
+    assert torch.equal(further[:, 0], whole[:, 0, -3:])
+    assert extend_positions(prompt[:, :, -1], 0).shape == (3, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"second_per_grid_s": []}, "second_per_grid_s"),
+        ({"second_per_grid_s": [0.0]}, "must be positive"),
+        ({"second_per_grid_s": [float("nan")]}, "must be positive"),
+        ({"dtype": torch.bfloat16}, "float64"),
+        ({"grids": [[4, 2, 2]] * 2, "second_per_grid_s": [1.0] * 2}, "got 2 grids, 1 clips"),
+        ({"grids": [], "second_per_grid_s": []}, "got 0 grids, 1 clips"),
+        ({"grids": [[5, 2, 2]]}, "got 4 tokens, expected \\[5\\]"),
+        ({"grids": [[3, 2, 2]]}, "got 4 tokens, expected \\[3\\]"),
+        ({"grids": [[40, 2, 2]]}, "got 4 tokens"),
+        ({"grids": [[4, 3, 2]]}, "spatial_merge=2"),
+        ({"grids": [[0, 2, 2]]}, "must be positive"),
+        ({"rows": [[TEXT] + [VIDEO] * 4]}, "got 1 grids, 0 clips"),
+        ({"rows": [[*clip(4), VIDEO]]}, "got 5 tokens"),
+        ({"rows": [[START, VIDEO, VIDEO, TEXT, VIDEO, VIDEO]]}, "must match their grids"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, Any], named: str) -> None:
+    right: dict[str, Any] = {
+        "rows": [clip(4)],
+        "grids": [[4, 2, 2]],
+        "second_per_grid_s": [1.0],
+    }
+    positions(**right)
+    with pytest.raises(ValueError, match=named):
+        positions(**(right | change))
