@@ -1,0 +1,175 @@
+"""What an evaluation leaves behind: predictions as JSONL, metrics as JSON, a table to read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tvg.types import Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One query with what the policy answered."""
+
+    qid: str
+    video: str
+    query: str
+    segment: Segment | None  # predicted; None where the answer held none
+    truth: Segment | None  # None where it is not known
+    iou: float | None  # temporal IoU of the two; None where the truth is not known
+    text: str  # the completion as generated
+    duration_s: float
+    is_parsed: bool
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Writes UTF-8 text so that the file is either complete or not there; makes its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: str | Path, obj: Any) -> Path:
+    """Writes indented JSON, whole or not at all.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
+    """
+    try:
+        text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"cannot write {path}: {error}") from error
+    return write_text(path, _valid_unicode(text) + "\n")
+
+
+def _valid_unicode(text: str) -> str:
+    """Replaces lone surrogates, which a tokenizer may emit and UTF-8 cannot hold, by `?`."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> Path:
+    """Writes one JSON object a line, whole or not at all; a segment is [start_s, end_s] or null.
+
+    Raises:
+        ValueError: a number is NaN or infinite; names the query's id.
+    """
+    lines = []
+    for prediction in predictions:
+        try:
+            line = json.dumps(asdict(prediction), ensure_ascii=False, allow_nan=False)
+        except ValueError as error:
+            raise ValueError(
+                f"cannot write {path}: prediction {prediction.qid}: {error}"
+            ) from error
+        lines.append(_valid_unicode(line) + "\n")
+    return write_text(path, "".join(lines))
+
+
+def _segment(value: Any) -> Segment | None:
+    if value is None:
+        return None
+    start_s, end_s = value
+    return Segment(float(start_s), float(end_s))
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Reads a file of `write_predictions`; keys that it does not know are passed over.
+
+    Raises:
+        ValueError: a line is no prediction; names the file and the line.
+    """
+    names = [field.name for field in fields(Prediction)]
+    predictions = []
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                values = {name: row[name] for name in names}
+                values |= {name: _segment(values[name]) for name in ("segment", "truth")}
+            except (ValueError, TypeError, KeyError) as error:
+                problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+                raise ValueError(f"{path}, line {number}: not a prediction: {problem}") from error
+            predictions.append(Prediction(**values))
+    return predictions
+
+
+def output_folder_check(path: str | Path) -> Path:
+    """Makes sure, before any work is done, that results can be written into a folder.
+
+    The folder need not be there; nothing is created.
+
+    Raises:
+        ValueError: it is a file, lies below one, or the user may not write there.
+    """
+    path = Path(path)
+    refusal = f"cannot write results to the output folder {path}"
+    if "\0" in str(path):
+        raise ValueError(f"{refusal!r}: the name holds a NUL character")
+    try:
+        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except OSError as error:  # a name too long, a folder not to be read
+        raise ValueError(f"{refusal}: {error}") from error
+    if not nearest.is_dir():
+        raise ValueError(f"{refusal}: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{refusal}: {nearest} is read-only for this user")
+    return path
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, Any]], *, title: str | None = None) -> Table:
+    """A table with a row a metric and a column a policy, 95 % intervals in parentheses.
+
+    Args:
+        metrics: name of the policy -> dict of `tvg.core.metrics.grounding_metrics`.
+        title: stands above the table.
+    """
+    table = Table(title=title and escape(title), title_justify="left", header_style="bold")
+    table.add_column("metric", no_wrap=True)
+    for name in metrics:
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    names = dict.fromkeys(key for values in metrics.values() for key in values if key != "ci95")
+    for name in names:
+        table.add_row(escape(name), *(_cell(values, name) for values in metrics.values()))
+    return table
+
+
+def _cell(values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name)
+    if value is None:
+        return "-"
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    interval = values.get("ci95", {}).get(name)
+    return f"{text} ({interval[0]:.3f}–{interval[1]:.3f})" if interval else text
+
+
+def print_metrics(
+    metrics: Mapping[str, Mapping[str, Any]],
+    *,
+    title: str | None = None,
+    console: Console | None = None,
+) -> None:
+    """Prints `metrics_table`, with a line that says what the parentheses hold."""
+    console = console or Console()
+    console.print(metrics_table(metrics, title=title))
+    if any(values.get("ci95") for values in metrics.values()):
+        console.print("In parentheses: 95 % bootstrap interval over the queries.")
