@@ -78,14 +78,20 @@ class PromptBatch(_Batch):
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
-
-@dataclass(frozen=True, kw_only=True)
-class SupervisedBatch(_Batch):
-    """Prompts with one target completion each."""
-
-    prompts: PromptBatch
-    completion_ids: Tensor  # int64 [B, C], right-padded, EOS included
-    completion_mask: Tensor  # int64 [B, C]
+    def rows(self, start: int, stop: int) -> PromptBatch:
+        """The prompts [start, stop), with their clips; one clip a prompt."""
+        assert self.video_grid_thw.shape[0] == len(self), "one clip a prompt expected"
+        ends = self.video_grid_thw.prod(-1).cumsum(0).tolist()
+        first, last = ([0, *ends][start], [0, *ends][min(stop, len(self))])
+        return PromptBatch(
+            input_ids=self.input_ids[start:stop],
+            attention_mask=self.attention_mask[start:stop],
+            pixel_values_videos=self.pixel_values_videos[first:last],
+            video_grid_thw=self.video_grid_thw[start:stop],
+            sampled_fps=self.sampled_fps[start:stop],
+            examples=self.examples[start:stop],
+            duration_s=self.duration_s[start:stop],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,19 @@ class RolloutBatch(_Batch):
     old_logprobs: Tensor  # float32 [N, C], from the sampler, of its own distribution; 0 where masked
     texts: list[str] = field(default_factory=list)  # length N, special tokens removed
     is_finished: Tensor  # bool [N]: ended by EOS, not cut at the length limit
+
+    def rows(self, start: int, stop: int) -> RolloutBatch:
+        """The prompts [start, stop) with their whole groups."""
+        first, last = start * self.group_size, stop * self.group_size
+        return RolloutBatch(
+            prompts=self.prompts.rows(start, stop),
+            group_size=self.group_size,
+            completion_ids=self.completion_ids[first:last],
+            completion_mask=self.completion_mask[first:last],
+            old_logprobs=self.old_logprobs[first:last],
+            texts=self.texts[first:last],
+            is_finished=self.is_finished[first:last],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

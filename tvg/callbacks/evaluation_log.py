@@ -1,0 +1,26 @@
+"""Evaluation results to whatever loggers are on, without a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, MLFlowLogger
+
+
+def log_evaluation(
+    loggers: Sequence[Logger], metrics: Mapping[str, Any], *, files: Sequence[Path], prefix: str
+) -> None:
+    """Logs every number of `metrics` as `<prefix>/<name>`, and the files as MLflow artifacts."""
+    numbers = {
+        f"{prefix}/{name}": float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    for logger in loggers:
+        logger.log_metrics(numbers, step=0)
+        if isinstance(logger, MLFlowLogger):
+            for file in files:
+                logger.experiment.log_artifact(logger.run_id, str(file), "evaluation")
+        logger.finalize("success")

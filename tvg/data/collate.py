@@ -1,0 +1,110 @@
+"""Samples into batches: chat template, tokens, normalised patches, the sampled frame rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tvg.data.dataset import Sample
+from tvg.task.grounding import GroundingTask
+from tvg.types import PromptBatch
+
+VIDEO_TOKEN = "<|video_pad|>"
+
+
+class PromptCollator:
+    """Builds a `PromptBatch` of left-padded prompts.
+
+    Frames arrive sampled and resized, so the processor only normalises and cuts patches; the video
+    placeholder is expanded here, from the grid that the processor reports.
+
+    Args:
+        task: what is asked.
+        processor: a Hugging Face processor with `tokenizer`, `video_processor` and chat template.
+        max_prompt_tokens: longest prompt accepted; None for no limit.
+
+    Raises:
+        ValueError: a prompt is longer than `max_prompt_tokens` (names the example).
+    """
+
+    def __init__(
+        self, *, task: GroundingTask, processor: Any, max_prompt_tokens: int | None = None
+    ) -> None:
+        self.task = task
+        self.processor = processor
+        self.max_prompt_tokens = max_prompt_tokens
+        self._texts: dict[str, str] = {}  # the chat template is slow, queries come again each epoch
+
+    def __call__(self, samples: Sequence[Sample]) -> PromptBatch:
+        pixels, grid_thw = self._patches(samples)
+        merge = self.processor.video_processor.merge_size**2
+        texts = [
+            self._chat_text(sample).replace(VIDEO_TOKEN, VIDEO_TOKEN * (int(grid.prod()) // merge))
+            for sample, grid in zip(samples, grid_thw, strict=True)
+        ]
+        tokens = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        for sample, ids in zip(samples, tokens, strict=True):
+            if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
+                raise ValueError(
+                    f"{sample.example.qid}: the prompt has {len(ids)} tokens, "
+                    f"data.max_prompt_tokens={self.max_prompt_tokens}"
+                )
+        input_ids, attention_mask = pad_rows(tokens, self._pad_id, side="left")
+        return PromptBatch(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values_videos=pixels,
+            video_grid_thw=grid_thw,
+            sampled_fps=_float64(sample.clip.sampled_fps for sample in samples),
+            examples=[sample.example for sample in samples],
+            duration_s=_float64(sample.clip.duration_s for sample in samples),
+        )
+
+    @property
+    def _pad_id(self) -> int:
+        return int(self.processor.tokenizer.pad_token_id)
+
+    def _chat_text(self, sample: Sample) -> str:
+        key = sample.example.query
+        if key not in self._texts:
+            messages = self.task.messages(sample.example)
+            text = self.processor.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+            assert text.count(VIDEO_TOKEN) == 1, f"one video placeholder expected in {text!r}"
+            self._texts[key] = text
+        return self._texts[key]
+
+    def _patches(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        video_processor = self.processor.video_processor
+        out = video_processor(
+            videos=[_even_frames(s.clip.frames, video_processor.temporal_patch_size) for s in samples],
+            do_resize=False,
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        return out["pixel_values_videos"], out["video_grid_thw"]
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, *, side: str) -> tuple[Tensor, Tensor]:
+    """Pads token rows to one length; returns ids and mask, int64 [rows, longest]."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        where = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
+        ids[i, where] = torch.tensor(row, dtype=torch.int64)
+        mask[i, where] = 1
+    return ids, mask
+
+
+def _even_frames(frames: Tensor, multiple: int) -> Tensor:
+    missing = -frames.shape[0] % multiple
+    return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
+
+
+def _float64(values: Any) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64)

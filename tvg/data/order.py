@@ -1,0 +1,94 @@
+"""In which order examples are seen, and how a loader picks up in the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Batches of one rank for one epoch: a function of seed, epoch, rank and world size alone.
+
+    Every rank gets the same number of examples and of batches: where the set does not divide, its
+    first examples (in this epoch's order) are seen a second time, at most `world_size - 1` of
+    them. The last batch may be smaller.
+
+    Args:
+        num_examples: size of the set.
+        batch_size: examples a batch on one rank.
+        shuffle: a new order each epoch; False keeps the file's order (a curriculum).
+        seed: of the shuffle.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_examples: int,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        if num_examples < 1:
+            raise ValueError("the data set is empty: no example is left to train on")
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size: expected at least 1, got {batch_size}")
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_batch = 0
+
+    def __len__(self) -> int:
+        per_rank = -(-self.num_examples // self.world_size)
+        return -(-per_rank // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        mine = self._indices()
+        for batch in range(self.first_batch, len(self)):
+            yield mine[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def _indices(self) -> list[int]:
+        order = list(range(self.num_examples))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.num_examples, generator=generator).tolist()
+        missing = -len(order) % self.world_size
+        return (order + order[:missing])[self.rank :: self.world_size]
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A data loader that knows its place: Lightning saves and restores it with the checkpoint.
+
+    Args:
+        order: the batches; the loader sets its epoch and first batch.
+        **options: of `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, dataset: Any, *, order: BatchOrder, **options: Any) -> None:
+        super().__init__(dataset, batch_sampler=order, **options)
+        self.order = order
+        self.epoch = 0
+        self.batches_done = 0  # of this epoch
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.order.epoch, self.order.first_batch = self.epoch, self.batches_done
+        for batch in super().__iter__():
+            self.batches_done += 1  # before the step, which is what saves the checkpoint
+            yield batch
+        self.epoch, self.batches_done = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batches_done": self.batches_done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.batches_done = state["epoch"], state["batches_done"]

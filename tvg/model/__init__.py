@@ -1,0 +1,1 @@
+"""Loading checkpoints, freezing their parts, and the policy that scores completions."""

@@ -1,0 +1,198 @@
+"""From a Hugging Face folder to a policy, and back to a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from tvg.model.freezing import freeze_parts
+from tvg.model.policy import Policy
+
+MODEL_CLASSES: dict[str, Any] = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+VISION_TOKENS = (
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Checkpoint:
+    """A checkpoint folder and how to load it.
+
+    Args:
+        path: folder with config, weights, tokenizer and processor; None: `create` makes one.
+        create: writes a fresh checkpoint and returns its folder; used only where `path` is None.
+        dtype: "float32", "bfloat16" or "float16".
+        attn_implementation: "sdpa", "eager" or "flash_attention_2".
+        freeze_vision: keep the vision trunk (everything in it but the merger) as it is.
+        freeze_merger: keep the merger between vision and language as it is.
+        freeze_language: keep the language model as it is.
+        gradient_checkpointing: recompute activations in backward.
+
+    Raises:
+        ValueError: no usable checkpoint at `path`, or an option out of range; names the key.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        create: Callable[[], str | Path] | None,
+        dtype: str,
+        attn_implementation: str,
+        freeze_vision: bool,
+        freeze_merger: bool,
+        freeze_language: bool,
+        gradient_checkpointing: bool,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"model.dtype: expected one of {sorted(DTYPES)}, got {dtype!r}")
+        if path is None and create is None:
+            raise ValueError("model.path: a checkpoint folder is needed, got null")
+        self.path = Path(path) if path is not None else None
+        self.create = create
+        self.dtype = DTYPES[dtype]
+        self.attn_implementation = attn_implementation
+        self.freeze_vision = freeze_vision
+        self.freeze_merger = freeze_merger
+        self.freeze_language = freeze_language
+        self.gradient_checkpointing = gradient_checkpointing
+        _check_attention(attn_implementation)
+
+    def folder(self) -> Path:
+        """The checkpoint's folder, made first where it is one to be created.
+
+        Raises:
+            ValueError: the folder is missing or holds no checkpoint of a supported family.
+        """
+        if self.path is None:
+            assert self.create is not None
+            self.path = Path(self.create())
+        if not self.path.is_dir():
+            raise ValueError(f"model.path: no such folder: {self.path}")
+        if not (self.path / "config.json").is_file():
+            raise ValueError(
+                f"model.path: {self.path} holds no config.json; expected a Hugging Face checkpoint "
+                "folder (an `export/` folder of a run is one)"
+            )
+        return self.path
+
+    def load_processor(self) -> Any:
+        """Tokenizer, video processor and chat template, padding on the left."""
+        folder = self.folder()
+        try:
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"model.path: no processor could be loaded from {folder}: {error}") from error
+        if processor.chat_template is None:
+            raise ValueError(f"model.path: the processor in {folder} has no chat template")
+        return processor
+
+    def load_policy(self, processor: Any) -> Policy:
+        """The model as a policy, its parts frozen as configured, in eval mode."""
+        model = load_model(self.folder(), self.dtype, self.attn_implementation)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        freeze_parts(
+            model,
+            vision=self.freeze_vision,
+            merger=self.freeze_merger,
+            language=self.freeze_language,
+        )
+        return make_policy(model, processor.tokenizer)
+
+
+def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> nn.Module:
+    """Loads the weights of a supported family from a local folder.
+
+    Raises:
+        ValueError: the folder's model type is not supported, or its weights cannot be read.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.model_type not in MODEL_CLASSES:
+        raise ValueError(
+            f"model.path: {folder} is of type {config.model_type!r}, "
+            f"supported: {sorted(MODEL_CLASSES)}"
+        )
+    try:
+        model = MODEL_CLASSES[config.model_type].from_pretrained(
+            folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
+        )
+    except OSError as error:
+        raise ValueError(f"model.path: no weights could be loaded from {folder}: {error}") from error
+    return model.eval()
+
+
+def make_policy(model: Any, tokenizer: Any) -> Policy:
+    """Reads the special ids that a policy needs from model and tokenizer."""
+    vocabulary = tokenizer.get_vocab()
+    eos = model.generation_config.eos_token_id
+    eos_ids = [eos] if isinstance(eos, int) else list(eos or [])
+    if tokenizer.eos_token_id not in eos_ids:
+        eos_ids.append(tokenizer.eos_token_id)
+    return Policy(
+        model=model,
+        suppressed_ids=[vocabulary[token] for token in VISION_TOKENS if token in vocabulary],
+        eos_ids=eos_ids,
+        pad_id=int(tokenizer.pad_token_id),
+    )
+
+
+def export_checkpoint(
+    policy: Policy, processor: Any, folder: Path, *, notes: Mapping[str, str]
+) -> Path:
+    """Writes a plain Hugging Face folder, whole or not at all; replaces an older one.
+
+    Args:
+        policy: its weights and config.
+        processor: tokenizer, video processor and chat template.
+        folder: to write.
+        notes: further text files, name -> content.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        policy.model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        for name, text in notes.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        temporary.chmod(0o755)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _check_attention(attn_implementation: str) -> None:
+    known = ("sdpa", "eager", "flash_attention_2")
+    if attn_implementation not in known:
+        raise ValueError(
+            f"model.attn_implementation: expected one of {known}, got {attn_implementation!r}"
+        )
+    if attn_implementation == "flash_attention_2":
+        from transformers.utils import is_flash_attn_2_available
+
+        if not is_flash_attn_2_available():
+            raise ValueError(
+                "model.attn_implementation=flash_attention_2 needs the flash-attn package and a "
+                "CUDA GPU: install it with `uv pip install 'tvg[flash-attn]' --no-build-isolation`, "
+                "or set model.attn_implementation=sdpa"
+            )

@@ -1,0 +1,121 @@
+"""The policy: a Qwen2.5-VL model that scores completions at the true times of their clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvg.core.logprobs import token_logprobs
+from tvg.core.positions import extend_positions, mrope_position_ids
+from tvg.types import PromptBatch
+
+
+class Policy(nn.Module):
+    """Wraps a Hugging Face model; sampling, policy and reference all read prompts through it.
+
+    Args:
+        model: a `Qwen2_5_VLForConditionalGeneration`.
+        suppressed_ids: tokens that are never sampled and get no probability (vision tokens).
+        eos_ids: tokens that end a completion.
+        pad_id: fills rows behind the end.
+    """
+
+    def __init__(
+        self, *, model: nn.Module, suppressed_ids: list[int], eos_ids: list[int], pad_id: int
+    ) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.eos_ids = list(eos_ids)
+        self.pad_id = pad_id
+        self.register_buffer(
+            "suppressed_ids", torch.tensor(suppressed_ids, dtype=torch.int64), persistent=False
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def second_per_grid_s(self, prompts: PromptBatch) -> Tensor:
+        """Seconds between two temporal grid steps of each clip: float64 [clips]."""
+        temporal_patch = self.model.config.vision_config.temporal_patch_size
+        return temporal_patch / prompts.sampled_fps
+
+    def position_ids(self, prompts: PromptBatch) -> Tensor:
+        """Multimodal rotary positions of the prompts, int64 [3, B, P]."""
+        config = self.model.config
+        return mrope_position_ids(
+            prompts.input_ids,
+            prompts.attention_mask,
+            video_grid_thw=prompts.video_grid_thw,
+            second_per_grid_s=self.second_per_grid_s(prompts),
+            vision_start_id=config.vision_start_token_id,
+            video_token_id=config.video_token_id,
+            spatial_merge=config.vision_config.spatial_merge_size,
+            tokens_per_second=config.vision_config.tokens_per_second,
+        )
+
+    def embed_prompts(self, prompts: PromptBatch) -> Tensor:
+        """Token embeddings with the clips in their places: [B, P, D]; each clip is encoded once."""
+        embeds = self.model.get_input_embeddings()(prompts.input_ids)
+        video = self.model.model.get_video_features(
+            prompts.pixel_values_videos, prompts.video_grid_thw
+        ).pooler_output
+        video = torch.cat(list(video)).to(embeds.device, embeds.dtype)
+        is_video = prompts.input_ids == self.model.config.video_token_id
+        assert int(is_video.sum()) == video.shape[0], "video placeholders and features differ"
+        return embeds.masked_scatter(is_video.unsqueeze(-1), video)
+
+    def forward(
+        self,
+        prompts: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        *,
+        group_size: int,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of every completion token, and the entropy of its distribution.
+
+        The distribution is the sampler's: softmax(logits / temperature) over all tokens but the
+        suppressed ones.
+
+        Args:
+            prompts: B prompts.
+            completion_ids: int64 [N, C], N = B * group_size, row n answers prompt n // group_size.
+            completion_mask: int64 [N, C], 1 on tokens that count.
+            group_size: completions a prompt.
+            temperature: of the sampler.
+
+        Returns:
+            (logprobs, entropy), float32 [N, C]; 0 where masked. Entropy carries no gradient.
+        """
+        hidden = self._completion_states(prompts, completion_ids, completion_mask, group_size)
+        chosen = completion_mask.bool()
+        logprobs, entropy = token_logprobs(
+            hidden[chosen],
+            self.model.lm_head.weight,
+            completion_ids[chosen],
+            temperature=temperature,
+            suppressed_ids=self.suppressed_ids,
+        )
+        empty = torch.zeros(completion_ids.shape, dtype=torch.float32, device=logprobs.device)
+        return empty.masked_scatter(chosen, logprobs), empty.masked_scatter(chosen, entropy)
+
+    def _completion_states(
+        self, prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor, group_size: int
+    ) -> Tensor:
+        """Hidden states from which each completion token is predicted: [N, C, D]."""
+        positions = self.position_ids(prompts).repeat_interleave(group_size, dim=1)
+        behind = extend_positions(positions[..., -1], completion_ids.shape[1])
+        prompt_mask = prompts.attention_mask.repeat_interleave(group_size, dim=0)
+        embeds = self.embed_prompts(prompts).repeat_interleave(group_size, dim=0)
+        completion_embeds = self.model.get_input_embeddings()(completion_ids)
+        states = self.model.model.language_model(
+            inputs_embeds=torch.cat([embeds, completion_embeds], dim=1),
+            attention_mask=torch.cat([prompt_mask, completion_mask], dim=1),
+            position_ids=torch.cat([positions, behind], dim=-1),
+            use_cache=False,
+        ).last_hidden_state
+        return states[:, embeds.shape[1] - 1 : -1]

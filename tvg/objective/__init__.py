@@ -1,0 +1,1 @@
+"""Losses made of core functions: tensors in, `LossOutput` out."""

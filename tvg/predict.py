@@ -1,0 +1,114 @@
+"""tvg-predict: the moment of one sentence in one video file, with a picture of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+
+from tvg.config import build, check, entry_point
+from tvg.core.parsing import parse_answer
+from tvg.data.clip import ClipLoader
+from tvg.data.collate import PromptCollator
+from tvg.data.dataset import Sample
+from tvg.model.loading import Checkpoint
+from tvg.plot.filmstrip import draw_filmstrip
+from tvg.plot.save import save_figure
+from tvg.rollout.hf import HFRollout
+from tvg.task.grounding import GroundingTask
+from tvg.task.report import Prediction, output_folder_check, write_json
+from tvg.training.evaluation import predict_batch
+from tvg.types import GroundingExample, Segment, VideoClip
+
+
+def predict(cfg: DictConfig, console: Console | None = None) -> Prediction:
+    """Prints the segment and the reasoning; writes a filmstrip and a JSON file."""
+    console = console or Console()
+    picture = Path(cfg.picture)
+    output_folder_check(picture.parent)
+    window, truth = _segment(cfg, "window"), _segment(cfg, "truth")
+    loader: ClipLoader = build(cfg.loader)(decoder=build(cfg.decoder))
+    clip = loader.load(Path(cfg.video), window)  # before the model: the cheaper thing to go wrong
+    example = GroundingExample(
+        qid="query",
+        video=str(cfg.video),
+        video_path=Path(cfg.video),
+        query=str(cfg.query),
+        segment=truth,
+        duration_s=clip.duration_s,
+        window=window,
+    )
+    prediction = _predict(cfg, Sample(example, clip))
+    _print(console, prediction, clip)
+    figure = draw_filmstrip(
+        clip.frames,
+        clip.frame_times_s,
+        duration_s=clip.duration_s,
+        predicted=prediction.segment,
+        truth=truth,
+        query=example.query,
+    )
+    save_figure(figure, picture)
+    write_json(picture.with_suffix(".json"), prediction.__dict__)
+    console.print(f"picture: {escape(str(picture))}")
+    return prediction
+
+
+def _predict(cfg: DictConfig, sample: Sample) -> Prediction:
+    task: GroundingTask = build(cfg.prompt)
+    rollout: HFRollout = build(cfg.rollout)
+    checkpoint: Checkpoint = build(cfg.model)
+    processor = checkpoint.load_processor()
+    device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    prompts = PromptCollator(task=task, processor=processor)([sample])
+    return predict_batch(
+        policy=checkpoint.load_policy(processor).to(device),
+        tokenizer=processor.tokenizer,
+        task=task,
+        rollout=rollout.greedy() if cfg.greedy else rollout,
+        prompts=prompts.to(device),
+        seed=cfg.seed,
+    )[0]
+
+
+def _segment(cfg: DictConfig, key: str) -> Segment | None:
+    value: Any = cfg.get(key)
+    if value is None:
+        return None
+    if len(value) != 2 or not value[0] < value[1]:
+        raise ValueError(f"{key}: expected [start_s, end_s] with start_s < end_s, got {list(value)}")
+    return Segment(float(value[0]), float(value[1]))
+
+
+def _print(console: Console, prediction: Prediction, clip: VideoClip) -> None:
+    frames, _, height, width = clip.frames.shape
+    console.print(
+        f"clip: {clip.duration_s:.2f} s, {frames} frames at {clip.sampled_fps:.3g} per second, "
+        f"{width}x{height} pixels"
+    )
+    thought = parse_answer(prediction.text).thought
+    if thought:
+        console.print(f"reasoning: {escape(thought.strip())}")
+    if prediction.segment is None:
+        console.print(f"no segment in the answer: {escape(prediction.text)!s}")
+        return
+    start_s, end_s = prediction.segment
+    console.print(f"segment: {start_s:.2f} to {end_s:.2f} s")
+    if prediction.truth is not None:
+        console.print(f"temporal IoU with the truth: {prediction.iou:.3f}")
+
+
+@entry_point
+@hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
+def main(cfg: DictConfig) -> None:
+    check(cfg)
+    predict(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tasks: each owns its messages, its parsing and its report."""

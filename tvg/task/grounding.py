@@ -1,0 +1,106 @@
+"""Temporal video grounding as a chat: what is asked, what is answered, how it is read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from tvg.core.parsing import ParsedAnswer, parse_answer
+from tvg.types import GroundingExample, Segment
+
+QUERY_FIELD = "query"
+
+
+class GroundingTask:
+    """Turns an example into chat messages and a completion into a segment.
+
+    Args:
+        template: user text with one `{query}` field (other braces doubled, as in `str.format`).
+        template_file: a file to read the user text from instead. There, every `{query}`,
+            `[EVENT]` or `<EVENT>` is the query and other braces stand for themselves, so that
+            the text of an existing release can be used as it is.
+        system: text of a system turn, or None for no such turn.
+        video_first: the clip stands before the text in the user turn, else behind it.
+        answer_format: the target of supervised training, with fields `start_s` and `end_s`.
+        think: completions are expected to reason inside `<think>` first.
+        lowercase: lower-case the query (as in the training of the Time-R1 release).
+        strip_period: drop the query's final full stop.
+
+    Raises:
+        ValueError: the template has no query field, or has fields other than that one.
+    """
+
+    def __init__(
+        self,
+        *,
+        template: str | None,
+        template_file: str | None,
+        system: str | None,
+        video_first: bool,
+        answer_format: str,
+        think: bool,
+        lowercase: bool,
+        strip_period: bool,
+    ) -> None:
+        self.template = _read_template(template, template_file)
+        self.system = system
+        self.video_first = video_first
+        self.answer_format = answer_format
+        self.think = think
+        self.lowercase = lowercase
+        self.strip_period = strip_period
+        _check_fields("prompt.answer_format", answer_format, {"start_s", "end_s"})
+
+    def query_text(self, query: str) -> str:
+        """The query as it stands in the prompt."""
+        query = query.strip()
+        if self.strip_period:
+            query = query.removesuffix(".").rstrip()
+        return query.lower() if self.lowercase else query
+
+    def messages(self, example: GroundingExample) -> list[dict[str, Any]]:
+        """Chat turns in Hugging Face's format, with one video placeholder."""
+        text = {"type": "text", "text": self.template.format(query=self.query_text(example.query))}
+        video = {"type": "video"}
+        content = [video, text] if self.video_first else [text, video]
+        user = {"role": "user", "content": content}
+        if self.system is None:
+            return [user]
+        return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, user]
+
+    def target(self, segment: Segment) -> str:
+        """The completion that supervised training asks for."""
+        return self.answer_format.format(start_s=segment.start_s, end_s=segment.end_s)
+
+    def parse(self, text: str) -> ParsedAnswer:
+        """Reads a completion; text without a readable segment is data, not an error."""
+        return parse_answer(text)
+
+
+def _read_template(template: str | None, template_file: str | None) -> str:
+    if (template is None) == (template_file is None):
+        raise ValueError(
+            "prompt: exactly one of prompt.template and prompt.template_file must be set, "
+            f"got template={template!r}, template_file={template_file!r}"
+        )
+    if template_file is not None:
+        try:
+            raw = Path(template_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"prompt.template_file: cannot read {template_file}: {error}") from error
+        for mark in ("{query}", "[EVENT]", "<EVENT>"):
+            raw = raw.replace(mark, "\0")
+        template = raw.replace("{", "{{").replace("}", "}}").replace("\0", "{query}")
+    assert template is not None
+    _check_fields("prompt.template", template, {QUERY_FIELD})
+    return template
+
+
+def _check_fields(key: str, template: str, expected: set[str]) -> None:
+    try:
+        found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"{key}: not a format string ({error}): {template!r}") from error
+    if found != expected:
+        raise ValueError(f"{key}: expected the fields {sorted(expected)}, got {sorted(found)}")

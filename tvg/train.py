@@ -1,0 +1,131 @@
+"""tvg-train: one training run, or a job made of several (see the `job` key)."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from tvg.config import build, check, entry_point
+from tvg.config.recorded import RECORD_FILE, record_text
+from tvg.model.loading import Checkpoint, export_checkpoint
+from tvg.model.policy import Policy
+from tvg.reward.weighted import WeightedReward
+from tvg.rollout.hf import HFRollout
+from tvg.task.grounding import GroundingTask
+from tvg.task.report import output_folder_check, write_text
+from tvg.training.checkpoint import AtomicCheckpointIO, resume_path
+from tvg.training.datamodule import GroundingDataModule
+
+log = logging.getLogger(__name__)
+
+EXPORT = "export"
+CONFIG_FILE = "config.yaml"  # resolved, as it ran
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What training, evaluation and prediction have in common, built from the config."""
+
+    processor: Any
+    policy: Policy
+    task: GroundingTask
+    rollout: HFRollout
+    data: GroundingDataModule
+
+
+def build_parts(cfg: DictConfig) -> Parts:
+    """Builds model, task, sampler and data; the data is not read yet."""
+    task = build(cfg.prompt)
+    checkpoint: Checkpoint = build(cfg.model)
+    processor = checkpoint.load_processor()
+    return Parts(
+        processor=processor,
+        policy=checkpoint.load_policy(processor),
+        task=task,
+        rollout=build(cfg.rollout),
+        data=build(cfg.data)(task=task, processor=processor, seed=cfg.seed),
+    )
+
+
+def build_module(cfg: DictConfig, parts: Parts) -> LightningModule:
+    """Builds the objective: sampler and rewards reach those that ask for them."""
+    module: LightningModule = offer(
+        build(cfg.objective),
+        policy=parts.policy,
+        tokenizer=parts.processor.tokenizer,
+        task=parts.task,
+        rollout=parts.rollout,
+        eval_rollout=parts.rollout.greedy(),
+        reward=build_reward(cfg.reward),
+        seed=cfg.seed,
+    )
+    return module
+
+
+def offer(factory: Callable[..., Any], **parts: Any) -> Any:
+    """Calls `factory` with those of the parts that its signature asks for."""
+    wanted = inspect.signature(factory).parameters
+    return factory(**{name: part for name, part in parts.items() if name in wanted})
+
+
+def build_reward(cfg: DictConfig) -> WeightedReward:
+    """Builds the weighted sum of the rewards that the config names."""
+    return WeightedReward(
+        rewards={str(name): build(node.reward) for name, node in cfg.items()},
+        weights={str(name): float(node.weight) for name, node in cfg.items()},
+    )
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Trains, and writes `export/`, a plain Hugging Face folder; returns the last val/miou."""
+    run_dir = Path(cfg.run_dir)
+    output_folder_check(run_dir)
+    ckpt_path = resume_path(cfg.resume, run_dir)
+    write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(cfg, resolve=True))
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    parts = build_parts(cfg)
+    parts.data.prepare_data()
+    parts.data.examples("train")  # a defect of the annotations stops here, before any model runs
+    module = build_module(cfg, parts)
+    trainer = build_trainer(cfg)
+    trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
+    if trainer.is_global_zero:
+        folder = export_checkpoint(
+            parts.policy,
+            parts.processor,
+            run_dir / EXPORT,
+            notes={RECORD_FILE: record_text(cfg)},
+        )
+        log.info("exported to %s", folder)
+    miou = trainer.callback_metrics.get("val/miou")
+    return None if miou is None else float(miou)
+
+
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """Builds the Lightning trainer with its loggers, callbacks and strategy."""
+    trainer: Trainer = build(cfg.trainer)(
+        strategy=build(cfg.strategy),
+        logger=[build(node) for node in (cfg.get("logger") or {}).values()],
+        callbacks=[build(node) for node in (cfg.get("callbacks") or {}).values()],
+        plugins=[AtomicCheckpointIO()],
+    )
+    return trainer
+
+
+@entry_point
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+def main(cfg: DictConfig) -> Any:
+    check(cfg)
+    return build(cfg.job)(cfg)
+
+
+if __name__ == "__main__":
+    main()

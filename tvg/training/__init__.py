@@ -1,0 +1,1 @@
+"""The Lightning shell: modules, data module, checkpoints, evaluation."""

@@ -1,0 +1,204 @@
+"""What supervised and reinforcement training share: optimizer, validation, checkpoint contents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from tvg.core.metrics import grounding_metrics
+from tvg.model.policy import Policy
+from tvg.rollout.hf import HFRollout
+from tvg.task.grounding import GroundingTask
+from tvg.task.report import Prediction
+from tvg.training.evaluation import predict_batch
+from tvg.types import LossOutput, PromptBatch
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+ScheduleFactory = Callable[[Optimizer, int], LambdaLR]
+
+
+class PolicyModule(LightningModule):
+    """A policy under training, with greedy validation.
+
+    One batch is one optimizer step of this rank; `micro_batch_size` prompts go through a forward
+    and a backward pass at a time, and losses are divided by the whole step's denominator, so the
+    split changes memory and not the gradient. Hence manual optimisation.
+
+    Args:
+        policy: trained in place.
+        tokenizer: turns ids into text.
+        task: parses completions.
+        eval_rollout: the sampler of validation.
+        micro_batch_size: prompts a forward/backward pass.
+        optimizer: given parameters, makes the optimizer.
+        schedule: given the optimizer and the number of steps, makes the learning-rate schedule.
+        max_grad_norm: gradients are clipped to this norm; None for no clipping.
+        seed: every draw is a function of this seed, the step and the rank.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        tokenizer: Any,
+        task: GroundingTask,
+        eval_rollout: HFRollout,
+        micro_batch_size: int,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        max_grad_norm: float | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if micro_batch_size < 1:
+            raise ValueError(
+                f"objective.micro_batch_size: expected at least 1, got {micro_batch_size}"
+            )
+        self.automatic_optimization = False
+        self.policy = policy
+        self.tokenizer = tokenizer
+        self.task = task
+        self.eval_rollout = eval_rollout
+        self.micro_batch_size = micro_batch_size
+        self.make_optimizer = optimizer
+        self.make_schedule = schedule
+        self.max_grad_norm = max_grad_norm
+        self.seed = seed
+        self.val_predictions: list[Prediction] = []
+        self.initial_fingerprint = fingerprint(policy)
+
+    # -- optimisation ---------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        schedule = self.make_schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def backward_micro_batches(
+        self, num_prompts: int, loss_of: Callable[[int, int], LossOutput]
+    ) -> dict[str, Tensor]:
+        """Back-propagates a step in micro-batches; returns their metrics (and loss) added up."""
+        totals: dict[str, Tensor] = {}
+        for start in range(0, num_prompts, self.micro_batch_size):
+            stop = min(start + self.micro_batch_size, num_prompts)
+            with self._gradient_sync(enabled=stop == num_prompts):
+                output = loss_of(start, stop)
+                self.manual_backward(output.loss)
+            for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value
+        return totals
+
+    def step_optimizer(self) -> dict[str, Tensor]:
+        """Clips, steps and moves the schedule; returns gradient norm and learning rate."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, Optimizer) or hasattr(optimizer, "step")
+        trained = [p for p in self.policy.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm or float("inf"))
+        rate = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        schedule = self.lr_schedulers()
+        assert schedule is not None and not isinstance(schedule, list)
+        schedule.step()  # type: ignore[call-arg]
+        return {"grad_norm": norm, "learning_rate": torch.tensor(rate)}
+
+    def step_seed(self, stream: int = 0) -> int:
+        """A seed that is a function of run seed, optimizer step, rank and stream alone."""
+        text = f"{self.seed}/{self.global_step}/{self.global_rank}/{stream}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+    def mean_over_ranks(self, count: Tensor) -> Tensor:
+        """The mean of a per-rank count: with gradients averaged over ranks, the denominator that
+        makes every token (or completion) of every rank weigh the same."""
+        return self.all_gather(count.float()).mean() if self.trainer.world_size > 1 else count.float()
+
+    def log_step(self, metrics: Mapping[str, Tensor | float], *, show: tuple[str, ...] = ()) -> None:
+        for name, value in metrics.items():
+            self.log(
+                f"train/{name}",
+                value,
+                prog_bar=name in show,
+                sync_dist=self.trainer.world_size > 1,
+                batch_size=1,
+            )
+
+    def _gradient_sync(self, *, enabled: bool) -> Any:
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return nullcontext() if enabled or block is None else block()
+
+    # -- validation -----------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_predictions = []
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        self.val_predictions += predict_batch(
+            policy=self.policy,
+            tokenizer=self.tokenizer,
+            task=self.task,
+            rollout=self.eval_rollout,
+            prompts=batch,
+            seed=self.seed,
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        predictions = self._gather_predictions()
+        metrics = grounding_metrics(
+            [p.iou for p in predictions], [p.is_parsed for p in predictions], resamples=0
+        )
+        names = [n for n in metrics if n.startswith(("miou", "r1_", "parse_rate"))]
+        for name in names:
+            self.log(f"val/{name}", metrics[name], prog_bar=name == "miou", rank_zero_only=False)
+
+    def _gather_predictions(self) -> list[Prediction]:
+        """All ranks' predictions; a query that padding of the sampler doubled counts once."""
+        if self.trainer.world_size == 1:
+            return self.val_predictions
+        gathered: list[list[Prediction]] = [[] for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(gathered, self.val_predictions)
+        return list({p.qid: p for part in gathered for p in part}.values())
+
+    # -- checkpoints ----------------------------------------------------------------------------
+
+    @property
+    def strict_loading(self) -> bool:
+        return False  # the frozen reference is not in the file: it is the model that a run starts from
+
+    @strict_loading.setter
+    def strict_loading(self, value: bool) -> None:
+        raise AttributeError("strict_loading is fixed: see the property")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("reference.")}
+        checkpoint["initial_fingerprint"] = self.initial_fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        expected = {f"policy.{name}" for name in self.policy.state_dict()}
+        missing = sorted(expected - set(checkpoint["state_dict"]))
+        if missing:
+            raise ValueError(f"resume: the checkpoint lacks {len(missing)} weights, e.g. {missing[0]}")
+        if checkpoint.get("initial_fingerprint") != self.initial_fingerprint:
+            raise ValueError(
+                "resume: the checkpoint belongs to a run that started from other weights than "
+                f"model.path holds now (fingerprint {checkpoint.get('initial_fingerprint')}, "
+                f"now {self.initial_fingerprint})"
+            )
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short hash of all weights: equal for equal weights, cheap enough for every start."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        moments = torch.stack([value.double().sum(), value.double().square().sum()])
+        digest.update(name.encode() + str(tuple(value.shape)).encode())
+        digest.update(moments.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,141 @@
+"""From prompts to predictions: the one way of validation, evaluation and prediction."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tvg.core.interval import segment_iou
+from tvg.model.policy import Policy
+from tvg.rollout.hf import HFRollout
+from tvg.task.grounding import GroundingTask
+from tvg.task.report import Prediction
+from tvg.types import PromptBatch, Segment
+
+
+def predict_batch(
+    *,
+    policy: Policy,
+    tokenizer: Any,
+    task: GroundingTask,
+    rollout: HFRollout,
+    prompts: PromptBatch,
+    seed: int,
+) -> list[Prediction]:
+    """One prediction a prompt. What cannot be parsed has no segment and scores 0."""
+    sampled = rollout.generate(
+        policy=policy, tokenizer=tokenizer, prompts=prompts, group_size=1, seed=seed
+    )
+    predictions = []
+    for example, duration_s, text in zip(
+        prompts.examples, prompts.duration_s.tolist(), sampled.texts, strict=True
+    ):
+        segment = task.parse(text).segment
+        predictions.append(
+            Prediction(
+                qid=example.qid,
+                video=example.video,
+                query=example.query,
+                segment=segment,
+                truth=example.segment,
+                iou=segment_iou(segment, example.segment),
+                text=text,
+                duration_s=duration_s,
+                is_parsed=segment is not None,
+            )
+        )
+    return predictions
+
+
+class PartialPredictions:
+    """Predictions so far, one JSON line each, so that a stopped evaluation goes on where it was.
+
+    The first line is a fingerprint of what decides a prediction (weights, prompt, sampling, data);
+    a file of another fingerprint is started anew, never mixed in.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+        self.done = self._read()
+
+    def _read(self) -> list[Prediction]:
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be half
+        if not lines or json.loads(lines[0]) != {"fingerprint": self.fingerprint}:
+            return []
+        return [_from_row(json.loads(line)) for line in lines[1:]]
+
+    def extend(self, predictions: Iterable[Prediction]) -> None:
+        """Appends predictions; each call is on disk when it returns."""
+        fresh = list(predictions)
+        if not self.done:
+            head = json.dumps({"fingerprint": self.fingerprint})
+            self.path.write_text(head + "\n", encoding="utf-8")
+        else:
+            self._drop_half_line()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(p)) + "\n" for p in fresh)
+            file.flush()
+            os.fsync(file.fileno())
+        self.done += fresh
+
+    def _drop_half_line(self) -> None:
+        raw = self.path.read_bytes()
+        if not raw.endswith(b"\n"):
+            os.truncate(self.path, raw.rfind(b"\n") + 1)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def predict_all(
+    *,
+    policy: Policy,
+    tokenizer: Any,
+    task: GroundingTask,
+    rollout: HFRollout,
+    batches: Iterable[PromptBatch],
+    seed: int,
+    device: torch.device,
+    partial: PartialPredictions,
+    on_batch: Callable[[int], None],
+) -> list[Prediction]:
+    """Predictions for all batches, those that `partial` holds already in front.
+
+    Args:
+        policy: on `device`.
+        tokenizer: turns ids into text.
+        task: parses completions.
+        rollout: the sampler.
+        batches: what is still to do, in order.
+        seed: of the sampler, where it is not greedy.
+        device: where batches are moved to.
+        partial: receives every batch's predictions.
+        on_batch: called with the number of predictions made, for progress.
+    """
+    for prompts in batches:
+        predictions = predict_batch(
+            policy=policy,
+            tokenizer=tokenizer,
+            task=task,
+            rollout=rollout,
+            prompts=prompts.to(device),
+            seed=seed,
+        )
+        partial.extend(predictions)
+        on_batch(len(predictions))
+    return partial.done
+
+
+def _from_row(row: dict[str, Any]) -> Prediction:
+    for key in ("segment", "truth"):
+        row[key] = Segment(*row[key]) if row[key] is not None else None
+    return Prediction(**row)

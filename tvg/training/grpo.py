@@ -1,0 +1,221 @@
+"""GRPO: sample a group, score it, push towards what scored above the group's mean."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tvg.core.advantage import group_advantages
+from tvg.core.parsing import ParsedAnswer
+from tvg.model.policy import Policy
+from tvg.objective.grpo import GRPOObjective
+from tvg.reward.weighted import WeightedReward
+from tvg.rollout.hf import HFRollout
+from tvg.task.grounding import GroundingTask
+from tvg.training.base import OptimizerFactory, PolicyModule, ScheduleFactory
+from tvg.training.preflight import Preflight
+from tvg.types import LossOutput, PromptBatch, RewardOutput, RolloutBatch
+
+
+class GRPOModule(PolicyModule):
+    """Group-relative policy optimisation with verifiable rewards.
+
+    One update per rollout: the probabilities at sampling time are the policy's own of this step
+    (as in the Time-R1 release), so the importance ratio is exactly 1. How far the sampler's
+    log-probabilities are from them is logged as `train/policy/sampler_gap`.
+
+    Args:
+        rollout: the sampler.
+        reward: scores completions.
+        loss: the objective; where it has a KL weight, the policy is copied as frozen reference.
+        group_size: completions a prompt.
+        advantage_scale: "group_std" or "none".
+        preflight: compares sampler and trainer before the first step; None to skip it.
+        policy, tokenizer, task, eval_rollout, micro_batch_size, optimizer, schedule,
+            max_grad_norm, seed: as for `PolicyModule`.
+
+    Raises:
+        ValueError: a group of fewer than 2.
+    """
+
+    def __init__(
+        self,
+        *,
+        rollout: HFRollout,
+        reward: WeightedReward,
+        loss: GRPOObjective,
+        group_size: int,
+        advantage_scale: Literal["group_std", "none"],
+        preflight: Preflight | None,
+        policy: Policy,
+        tokenizer: Any,
+        task: GroundingTask,
+        eval_rollout: HFRollout,
+        micro_batch_size: int,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        max_grad_norm: float | None,
+        seed: int,
+    ) -> None:
+        super().__init__(
+            policy=policy,
+            tokenizer=tokenizer,
+            task=task,
+            eval_rollout=eval_rollout,
+            micro_batch_size=micro_batch_size,
+            optimizer=optimizer,
+            schedule=schedule,
+            max_grad_norm=max_grad_norm,
+            seed=seed,
+        )
+        if group_size < 2:
+            raise ValueError(f"objective.group_size: expected at least 2, got {group_size}")
+        self.rollout = rollout
+        self.reward = reward
+        self.loss = loss
+        self.group_size = group_size
+        self.advantage_scale: Literal["group_std", "none"] = advantage_scale
+        self.preflight = preflight
+        self.reference: Policy | None = None
+        if loss.needs_reference:
+            self.reference = copy.deepcopy(self.policy).requires_grad_(False).eval()
+
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        if self.preflight is not None:
+            self.preflight.run(
+                policy=self.policy,
+                rollout=self.rollout,
+                tokenizer=self.tokenizer,
+                prompts=batch,
+                seed=self.seed,
+            )
+            self.preflight = None
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        rollout = self.rollout.generate(
+            policy=self.policy,
+            tokenizer=self.tokenizer,
+            prompts=batch,
+            group_size=self.group_size,
+            seed=self.step_seed(),
+        )
+        answers = [self.task.parse(text) for text in rollout.texts]
+        rewards = self._score(rollout, answers)
+        advantages = group_advantages(
+            rewards.total.to(self.device), group_size=self.group_size, scale=self.advantage_scale
+        )
+        totals = self._learn(rollout, advantages)
+        self._log(rollout, answers, rewards, {**totals, **self.step_optimizer()})
+        return {
+            "num_prompts": len(batch),
+            "num_tokens": int(rollout.completion_mask.sum()),
+            "rollout_rows": rollout_rows(rollout, answers, rewards),
+        }
+
+    def _score(self, rollout: RolloutBatch, answers: list[ParsedAnswer]) -> RewardOutput:
+        examples = [e for e in rollout.prompts.examples for _ in range(self.group_size)]
+        for example in rollout.prompts.examples:
+            if example.segment is None:
+                raise ValueError(f"{example.qid}: reinforcement training needs a true segment")
+        durations = rollout.prompts.duration_s.repeat_interleave(self.group_size).tolist()
+        return self.reward(
+            texts=rollout.texts,
+            answers=answers,
+            truths=[e.segment for e in examples if e.segment is not None],
+            durations_s=durations,
+        )
+
+    def _learn(self, rollout: RolloutBatch, advantages: Tensor) -> dict[str, Tensor]:
+        denominator = self.mean_over_ranks(self.loss.denominator(rollout.completion_mask))
+        num_tokens = self.mean_over_ranks(rollout.completion_mask.sum())
+
+        def loss_of(start: int, stop: int) -> LossOutput:
+            part = rollout.rows(start, stop)
+            logprobs, entropy = self._logprobs(self.policy, part)
+            ref_logprobs = None
+            if self.reference is not None:
+                with torch.no_grad():
+                    ref_logprobs, _ = self._logprobs(self.reference, part)
+            output = self.loss(
+                logprobs=logprobs,
+                old_logprobs=logprobs.detach(),
+                ref_logprobs=ref_logprobs,
+                entropy=entropy,
+                advantages=advantages[start * self.group_size : stop * self.group_size],
+                completion_mask=part.completion_mask,
+                denominator=denominator,
+                num_tokens=num_tokens,
+            )
+            gap = ((logprobs.detach() - part.old_logprobs).abs() * part.completion_mask).sum()
+            return LossOutput(
+                loss=output.loss, metrics={**output.metrics, "sampler_gap": gap / num_tokens}
+            )
+
+        return self.backward_micro_batches(len(rollout.prompts), loss_of)
+
+    def _logprobs(self, policy: Policy, part: RolloutBatch) -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor] = policy(
+            part.prompts,
+            part.completion_ids,
+            part.completion_mask,
+            group_size=self.group_size,
+            temperature=self.rollout.logprob_temperature,
+        )
+        return out
+
+    def _log(
+        self,
+        rollout: RolloutBatch,
+        answers: list[ParsedAnswer],
+        rewards: RewardOutput,
+        totals: Mapping[str, Tensor],
+    ) -> None:
+        own = ("loss", "grad_norm", "learning_rate")
+        metrics: dict[str, Tensor | float] = {
+            name if name in own else f"policy/{name}": value for name, value in totals.items()
+        }
+        metrics |= reward_metrics(rewards, self.group_size)
+        lengths = rollout.completion_mask.sum(1).float()
+        metrics["completion/length"] = lengths.mean()
+        metrics["completion/max_length"] = lengths.max()
+        metrics["completion/truncated"] = 1 - rollout.is_finished.float().mean()
+        metrics["completion/parse_rate"] = statistics.fmean(a.segment is not None for a in answers)
+        self.log_step(metrics, show=("loss", "reward/total"))
+
+
+def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor | float]:
+    """Mean and spread of the total and of each part, and the share of groups that teach nothing."""
+    metrics: dict[str, Tensor | float] = {}
+    for name, values in {"total": rewards.total, **rewards.parts}.items():
+        groups = values.view(-1, group_size)
+        metrics[f"reward/{name}"] = values.mean()
+        metrics[f"reward/{name}_std"] = groups.std(dim=1).mean()
+        metrics[f"reward/{name}_flat_groups"] = (groups.std(dim=1) == 0).float().mean()
+    return metrics
+
+
+def rollout_rows(
+    rollout: RolloutBatch, answers: list[ParsedAnswer], rewards: RewardOutput
+) -> list[dict[str, Any]]:
+    """One plain row a completion, for tables."""
+    rows = []
+    for n, (text, answer) in enumerate(zip(rollout.texts, answers, strict=True)):
+        example = rollout.prompts.examples[n // rollout.group_size]
+        rows.append(
+            {
+                "qid": example.qid,
+                "query": example.query,
+                "truth": list(example.segment) if example.segment else None,
+                "segment": list(answer.segment) if answer.segment else None,
+                "reward": float(rewards.total[n]),
+                **{f"reward_{name}": float(values[n]) for name, values in rewards.parts.items()},
+                "num_tokens": int(rollout.completion_mask[n].sum()),
+                "text": text,
+            }
+        )
+    return rows

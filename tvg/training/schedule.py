@@ -1,0 +1,29 @@
+"""Learning-rate schedules by name."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+NAMES = ("constant", "constant_with_warmup", "linear", "cosine")
+
+
+def warmup_schedule(
+    optimizer: Optimizer, num_steps: int, *, name: str, warmup_steps: int
+) -> LambdaLR:
+    """A schedule of transformers' `get_scheduler` over `num_steps` optimizer steps.
+
+    Raises:
+        ValueError: unknown name, or more warm-up than steps.
+    """
+    if name not in NAMES:
+        raise ValueError(f"objective.schedule.name: expected one of {NAMES}, got {name!r}")
+    if not 0 <= warmup_steps <= num_steps:
+        raise ValueError(
+            f"objective.schedule.warmup_steps: expected 0 to {num_steps} (all steps of the run), "
+            f"got {warmup_steps}"
+        )
+    return get_scheduler(
+        name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=num_steps
+    )

@@ -1,0 +1,53 @@
+"""Supervised fine-tuning on answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from tvg.data.collate import pad_rows
+from tvg.objective.supervised import supervised_loss
+from tvg.task.grounding import GroundingTask
+from tvg.training.base import PolicyModule
+from tvg.types import LossOutput, PromptBatch
+
+
+class SFTModule(PolicyModule):
+    """Trains the policy to answer as the labels do; the loss falls on answer tokens only."""
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        ids, mask = target_tokens(batch, self.task, self.tokenizer)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        num_tokens = self.mean_over_ranks(mask.sum())
+
+        def loss_of(start: int, stop: int) -> LossOutput:
+            part = slice(start, stop)
+            logprobs, entropy = self.policy(
+                batch.rows(start, stop), ids[part], mask[part], group_size=1, temperature=1.0
+            )
+            return supervised_loss(logprobs, entropy, mask[part], num_tokens=num_tokens)
+
+        totals = self.backward_micro_batches(len(batch), loss_of)
+        self.log_step({**totals, **self.step_optimizer()}, show=("loss",))
+        return {"num_prompts": len(batch), "num_tokens": int(mask.sum()), "rollout_rows": None}
+
+
+def target_tokens(
+    prompts: PromptBatch, task: GroundingTask, tokenizer: Any
+) -> tuple[Tensor, Tensor]:
+    """The completions to learn, EOS included: ids and mask, int64 [B, C], right-padded.
+
+    The label is an example's coarse `hint` where it has one, else its true segment.
+
+    Raises:
+        ValueError: an example has neither.
+    """
+    rows = []
+    for example in prompts.examples:
+        segment = example.hint or example.segment
+        if segment is None:
+            raise ValueError(f"{example.qid}: supervised training needs a segment")
+        ids = tokenizer(task.target(segment), add_special_tokens=False)["input_ids"]
+        rows.append([*ids, int(tokenizer.eos_token_id)])
+    return pad_rows(rows, int(tokenizer.pad_token_id), side="right")
