@@ -8,48 +8,61 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tvg.data.decode import Frames, VideoDecoder, VideoError, VideoInfo, check_file, chunks
-from tvg.data.decode_pyav import open_container, scan_packets
+from tvg.data.decode import (
+    Frames,
+    OpenVideo,
+    VideoDecoder,
+    VideoError,
+    VideoInfo,
+    check_file,
+    chunks,
+)
+from tvg.data.decode_pyav import PyAVVideo
+from tvg.data.packets import inspect_file
 
 
 class DecordDecoder(VideoDecoder):
-    """Decodes with decord.
+    """Decodes with decord, where decord knows the file's frames.
 
-    decord gives the first part of a truncated file without a word, so PyAV reads the packets first
-    (without decoding them) to see that the file is whole.
+    PyAV reads the packets first. That shows truncated files, whose first part decord reads without
+    a word, and files whose frames decord 3.4 confuses: with an edit list it counts the hidden
+    frames and repeats the last one in their stead; at open groups of pictures and in containers
+    without an index (MPEG-TS, AVI) it seeks to wrong frames. PyAV decodes such files.
 
     Args:
-        num_threads: decoding threads; 0 lets decord choose.
+        num_threads: decoding threads; 0 lets the library choose.
     """
 
     def __init__(self, *, num_threads: int) -> None:
         self.num_threads = num_threads
 
     def import_library(self) -> None:
+        import av  # noqa: F401
         import decord
 
         # FFmpeg's remarks on files that decode well; real failures come back as errors.
         decord.logging.set_level(decord.logging.QUIET)
 
     @contextmanager
-    def open(self, path: str | os.PathLike[str]) -> Iterator[_DecordVideo]:
+    def open(self, path: str | os.PathLike[str]) -> Iterator[OpenVideo]:
         self.import_library()
         import decord
 
         path = check_file(path)
-        with open_container(path) as (container, stream):
-            scan_packets(path, container, stream)
+        info, index = inspect_file(path)
         try:
             reader = decord.VideoReader(str(path), num_threads=self.num_threads)
-            height, width, _ = reader[0].shape
-        except (RuntimeError, decord.DECORDError, StopIteration, AssertionError) as error:
+        except (RuntimeError, decord.DECORDError, AssertionError) as error:
             raise VideoError(path, f"cannot be opened by decord ({_reason(error)})") from error
-        info = VideoInfo(
-            num_frames=len(reader), fps=float(reader.get_avg_fps()), height=height, width=width
-        )
-        if not info.fps > 0:
-            raise VideoError(path, f"states no frame rate: got {info.fps}")
-        yield _DecordVideo(path, reader, info)
+        counts_agree = len(reader) == info.num_frames
+        if index.is_indexed and counts_agree and reader.get_key_indices() == index.key_indices:
+            yield _DecordVideo(path, reader, info)
+            return
+        video = PyAVVideo(path, info, index, num_threads=self.num_threads)
+        try:
+            yield video
+        finally:
+            video.close()
 
 
 class _DecordVideo:
@@ -67,9 +80,11 @@ class _DecordVideo:
                     self._path,
                     f"cannot be decoded at frames {chunk[0]} to {chunk[-1]} ({_reason(error)})",
                 ) from error
-            if frames.shape[0] != len(chunk):
+            expected = (len(chunk), self.info.height, self.info.width, 3)
+            if frames.shape != expected:
                 raise VideoError(
-                    self._path, f"gave {frames.shape[0]} of {len(chunk)} frames from {chunk[0]}"
+                    self._path,
+                    f"gave frames of shape {frames.shape} from {chunk[0]} on, expected {expected}",
                 )
             yield frames
 

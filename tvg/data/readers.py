@@ -176,12 +176,14 @@ def _charades_lists(where: str, entry: Any) -> tuple[float | None, dict[str, lis
         raise ValueError(
             f"{where}: expected a positive number of seconds as duration, got {shown(duration)}"
         )
-    lists = {name: entry.get(name) for name in ("timestamps", "sentences")}
-    if entry.get("hints") is not None:
-        lists["hints"] = entry["hints"]
-    for name, value in lists.items():
+    lists: dict[str, list[Any]] = {}
+    for name in ("timestamps", "sentences", "hints"):
+        value = entry.get(name)
+        if name == "hints" and value is None:
+            continue
         if not isinstance(value, list):
             raise ValueError(f"{where}: expected a list as {name}, got {shown(value)}")
+        lists[name] = value
     lengths = {name: len(value) for name, value in lists.items()}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{length} {name}" for name, length in lengths.items())

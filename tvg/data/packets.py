@@ -1,0 +1,188 @@
+"""What a file holds, from its packets: tells a whole file from a truncated one, and knows each
+frame's time. PyAV reads the packets; nothing but the first frame is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvg.data.decode import Frames, VideoError, VideoInfo
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+# Containers with an index: their stated length is no guess from the bit rate, and seeks are exact.
+INDEXED_FORMATS = {"mov", "mp4", "matroska", "webm"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PacketIndex:
+    """The shown frames of a file.
+
+    Attributes:
+        pts: presentation times in stream units, ascending: frame i is shown at pts[i]. Empty where
+            the container does not tell them (AVI knows only the order of decoding).
+        key_indices: the frames that decoding can begin at, ascending.
+        is_indexed: the container holds an index of its own, so that seeks are exact.
+    """
+
+    pts: list[int]
+    key_indices: list[int]
+    is_indexed: bool
+
+
+@dataclass(kw_only=True)
+class _Packets:
+    """One reading of all packets."""
+
+    num_packets: int = 0  # of the video stream
+    shown: list[tuple[int | None, int | None, bool]]  # (pts, dts, is key frame) of shown frames
+    end_s: float = 0.0  # of the last packet of any stream
+    is_cut: bool = False  # a packet is incomplete
+
+
+@contextmanager
+def open_container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens a file for PyAV with its main video stream; every failure is a VideoError."""
+    import av
+
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, UnicodeDecodeError) as error:
+        raise VideoError(
+            path, f"is not a readable video ({reason(error)}); expected a complete video file"
+        ) from error
+    with container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise VideoError(path, "has no video stream; expected a video file")
+        if stream.codec_context is None:
+            raise VideoError(path, "has a video stream of a codec that FFmpeg cannot decode")
+        yield container, stream  # type: ignore[misc]
+
+
+def inspect_file(path: Path) -> tuple[VideoInfo, PacketIndex]:
+    """Reads all packets of a file and decodes its first frame.
+
+    Frames that an edit list hides (the usual trace of cutting without re-encoding) do not count.
+
+    Raises:
+        VideoError: no frame at all, no frame rate, or the packets end before the length that the
+            file states.
+    """
+    with open_container(path) as (container, stream):
+        packets = _read_packets(path, container, stream)
+        if not packets.shown:
+            raise VideoError(path, "has a video stream without a single frame")
+        _check_complete(path, container, stream, packets)
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        if not fps > 0:
+            raise VideoError(path, "states no frame rate")
+        index = _packet_index(
+            packets,
+            may_reorder=bool(stream.codec_context.has_b_frames),
+            is_indexed=_is_indexed(container),
+        )
+    height, width = _shown_size(path)
+    return (
+        VideoInfo(num_frames=len(packets.shown), fps=fps, height=height, width=width),
+        index,
+    )
+
+
+def to_rgb(frame: VideoFrame) -> Frames:
+    """Returns a frame as it is to be shown: uint8 [H, W, 3]."""
+    pixels = frame.to_ndarray(format="rgb24")
+    assert pixels.dtype == np.uint8
+    # Phones film in one orientation and state another. Anticlockwise, in steps of 90 degrees.
+    return np.rot90(pixels, round(frame.rotation / 90) % 4)  # type: ignore[return-value]
+
+
+def reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _read_packets(path: Path, container: InputContainer, stream: VideoStream) -> _Packets:
+    import av
+
+    packets = _Packets(shown=[])
+    try:
+        for packet in container.demux():
+            if packet.size == 0:
+                continue  # the flush packet at the end of each stream
+            packets.is_cut |= packet.is_corrupt  # the last one of a file cut within it
+            time = packet.pts if packet.pts is not None else packet.dts
+            if time is not None:
+                end = (time + (packet.duration or 0)) * packet.time_base
+                packets.end_s = max(packets.end_s, float(end))
+            if packet.stream_index == stream.index:
+                packets.num_packets += 1
+                if not packet.is_discard:
+                    packets.shown.append((packet.pts, packet.dts, packet.is_keyframe))
+    except av.FFmpegError as error:
+        raise VideoError(
+            path, f"is damaged ({reason(error)}); expected a complete video file"
+        ) from error
+    return packets
+
+
+def _check_complete(
+    path: Path, container: InputContainer, stream: VideoStream, packets: _Packets
+) -> None:
+    """Raises VideoError for a truncated file: decoders read its first part without a word."""
+    import av
+
+    if not _is_indexed(container):
+        return
+    stated_s = (container.duration or 0) / av.time_base
+    found_s = max(0.0, packets.end_s - (container.start_time or 0) / av.time_base)
+    if stream.frames > 0:  # MP4 lists every sample, so less slack is needed
+        is_short = packets.num_packets < stream.frames and stated_s - found_s > 0.25
+    else:
+        is_short = stated_s - found_s > max(1.0, 0.02 * stated_s)
+    if packets.is_cut or is_short:
+        raise VideoError(
+            path,
+            f"is truncated: its data end after {found_s:.2f} s of {stated_s:.2f} s; "
+            f"expected a complete video file",
+        )
+
+
+def _is_indexed(container: InputContainer) -> bool:
+    return bool(INDEXED_FORMATS.intersection(container.format.name.split(",")))
+
+
+def _packet_index(packets: _Packets, *, may_reorder: bool, is_indexed: bool) -> PacketIndex:
+    known = [pts for pts, _, _ in packets.shown if pts is not None]
+    # AVI passes off times of decoding as times of showing: wrong where frames are reordered.
+    shifts = {None if pts is None or dts is None else pts - dts for pts, dts, _ in packets.shown}
+    is_fake = may_reorder and len(shifts) == 1 and len(packets.shown) > 1
+    if is_fake or len(set(known)) < len(packets.shown):
+        return PacketIndex(pts=[], key_indices=[], is_indexed=is_indexed)
+    ordered = sorted(known)
+    place = {pts: index for index, pts in enumerate(ordered)}
+    keys = [place[pts] for pts, _, is_key in packets.shown if is_key and pts is not None]
+    return PacketIndex(pts=ordered, key_indices=sorted(keys), is_indexed=is_indexed)
+
+
+def _shown_size(path: Path) -> tuple[int, int]:
+    """Returns height and width of the first frame as shown; only a frame knows its rotation."""
+    import av
+
+    with open_container(path) as (container, stream):
+        try:
+            frame = next(container.decode(stream), None)
+        except av.FFmpegError as error:
+            raise VideoError(path, f"cannot be decoded ({reason(error)})") from error
+        if frame is None:
+            raise VideoError(path, "cannot be decoded: its packets give no frame")
+        height, width, _ = to_rgb(frame).shape
+        return height, width
