@@ -1,0 +1,119 @@
+"""The compose-time check: everything that is wrong with a config, in one error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, Node, OmegaConf
+
+from tvg.config.compose import Composition, current_composition
+from tvg.config.errors import ConfigError, did_you_mean
+from tvg.config.nodes import (
+    at,
+    has_target,
+    has_target_within,
+    is_section,
+    plain,
+    referenced,
+    unresolvable,
+)
+from tvg.config.rules import RULES
+from tvg.config.targets import target_problems
+
+# Groups whose options put themselves under their own name: logger.mlflow, reward.iou.
+COLLECTIONS = ("callbacks", "logger", "reward")
+
+
+def check(cfg: DictConfig | Composition) -> None:
+    """Stops a run whose config cannot work, before anything is loaded.
+
+    Args:
+        cfg: the config of the running @hydra.main function, or what `compose` returns.
+
+    Raises:
+        ConfigError: with one line for every problem found.
+    """
+    composition = cfg if isinstance(cfg, Composition) else current_composition(cfg)
+    problems = find_problems(composition)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def find_problems(composition: Composition) -> list[str]:
+    """One line for every problem of a composed config."""
+    cfg = composition.cfg
+    problems = (
+        unknown_keys(composition)
+        + [f"{path}: a value is needed ({path}=...)" for path in _missing(cfg)]
+        + entries_without_target(composition)
+        + target_problems(cfg)
+        + unresolvable(cfg)
+    )
+    values = plain(cfg)
+    for rule in RULES:
+        problems += rule(values)
+    return list(dict.fromkeys(problems))
+
+
+def unknown_keys(composition: Composition) -> list[str]:
+    """Keys that exist only because an experiment file names them, and nothing would read.
+
+    Left to others: arguments of a `_target_` (its signature is their schema). Fine: whole new
+    components, keys that an interpolation asks for, and keys that the user added with a plus.
+    """
+    asked_for = referenced(composition.cfg) | set(composition.added)
+    whence = " and ".join(composition.overlays) or "the config"
+    problems: list[str] = []
+
+    def is_wanted(path: str, node: Any) -> bool:
+        if any(path == name or path.startswith(f"{name}.") for name in asked_for):
+            return True
+        inner = [str(key) for key in node] if is_section(node) else []
+        return bool(inner) and all(is_wanted(f"{path}.{key}", at(node, key)) for key in inner)
+
+    def compare(node: DictConfig, known: DictConfig, prefix: str) -> None:
+        for key in map(str, node):
+            path, value = prefix + key, at(node, key)
+            if key in list(known):
+                expected = at(known, key)
+                if is_section(expected) and is_section(value):
+                    compare(value, expected, path + ".")
+                elif is_section(expected) and not isinstance(value, DictConfig):
+                    problems.append(_section_overwritten(path, value, whence))
+            elif not (has_target(node) or has_target_within(value) or is_wanted(path, value)):
+                hint = did_you_mean(key, map(str, known))
+                problems.append(f"{path}: unknown key in {whence}{hint}")
+
+    compare(composition.cfg, composition.known, "")
+    return problems
+
+
+def _section_overwritten(path: str, value: Any, whence: str) -> str:
+    choice = value._value() if isinstance(value, Node) else value
+    return (
+        f"{path}: {whence} puts {choice!r} where a section belongs; an option is chosen in its "
+        f"defaults list: - override /{path.replace('.', '/')}: {choice}"
+    )
+
+
+def entries_without_target(composition: Composition) -> list[str]:
+    """Chosen options, and entries of collections, that describe no object."""
+    cfg = composition.cfg
+    problems = []
+    for entry in composition.entries:
+        group = entry.name.partition("/")[0]
+        if group in COLLECTIONS or "/" not in entry.name:
+            continue
+        if not has_target_within(at(cfg, entry.package)):
+            problems.append(f"{entry.package}: the option {entry.name} has no _target_")
+    for group in COLLECTIONS:
+        node = at(cfg, group)
+        for name in node if is_section(node) else ():
+            child = at(node, str(name))
+            if not (isinstance(child, Node) and child._is_none()) and not has_target_within(child):
+                problems.append(f"{group}.{name}: an entry needs a _target_")
+    return problems
+
+
+def _missing(cfg: DictConfig) -> list[str]:
+    return sorted(OmegaConf.missing_keys(cfg))

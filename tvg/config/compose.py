@@ -1,0 +1,98 @@
+"""A composed config together with how it came about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tvg.config.resolvers import register_resolvers
+
+CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A chosen option of a config group."""
+
+    name: str  # group/option, e.g. data/synthetic
+    package: str  # where its keys lie in the config, e.g. data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """A config, the same without what lies over it, and the options that it is made of.
+
+    Hydra merges an experiment file (`# @package _global_`) without asking whether its keys exist;
+    `known` holds the keys that do: those of the main config and of all groups at the same choices.
+    """
+
+    cfg: DictConfig
+    known: DictConfig
+    added: tuple[str, ...]  # keys that the user added on purpose: +key=value
+    entries: tuple[Entry, ...]
+    overlays: tuple[str, ...]  # the files left out of `known`, e.g. experiment/demo
+
+
+def current_composition(cfg: DictConfig) -> Composition:
+    """How the config of the running @hydra.main function came about."""
+    settings = HydraConfig.get()
+    assert settings.job.config_name is not None
+    return _composition(cfg, settings.job.config_name, list(settings.overrides.task))
+
+
+def compose(
+    config_name: str, overrides: Sequence[str] = (), *, conf_dir: Path = CONF_DIR
+) -> Composition:
+    """Composes a config as the command of that name would, without running anything.
+
+    Args:
+        config_name: main config, e.g. "train".
+        overrides: as on the command line.
+        conf_dir: folder of the config files.
+    """
+    register_resolvers()
+    with hydra.initialize_config_dir(str(conf_dir), version_base="1.3", job_name=config_name):
+        cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(Path("runs") / config_name)
+            cfg.hydra.job.id = cfg.hydra.job.num = 0
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return _composition(cfg, config_name, list(overrides))
+
+
+def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Composition:
+    loader = GlobalHydra.instance().config_loader()
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+    defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN).defaults
+    mine = [
+        d for d in defaults if d.config_path and not d.config_path.startswith(("hydra/", "_dummy"))
+    ]
+    overlays = [d for d in mine if d.package == "" and "/" in str(d.config_path)]
+    # Hydra has no public way to compose a part of a defaults list.
+    repo = loader._parse_overrides_and_create_caching_repo(config_name, overrides)[1]  # type: ignore[attr-defined]
+    known = loader._compose_config_from_defaults_list(  # type: ignore[attr-defined]
+        defaults=[d for d in defaults if d not in overlays], repo=repo
+    )
+    OmegaConf.set_struct(known, False)
+    known.pop("hydra", None)
+    return Composition(
+        cfg=cfg,
+        known=known,
+        added=tuple(o.key_or_group for o in parsed if o.is_add() or o.is_force_add()),
+        entries=tuple(
+            Entry(name=str(d.config_path), package=str(d.package))
+            for d in mine
+            if d not in overlays and d.package
+        ),
+        overlays=tuple(str(d.config_path) for d in overlays),
+    )

@@ -1,0 +1,115 @@
+"""What stands around an @hydra.main function: errors for users come as one clean message."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig
+
+from tvg.config.compose import compose
+from tvg.config.errors import did_you_mean
+from tvg.config.nodes import walk
+from tvg.config.resolvers import register_resolvers
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+_OURS = "TVG_CLEAN_ERRORS"  # says that HYDRA_FULL_ERROR was set here, not by the user
+_HINT = f"({_FULL_ERROR}=1 shows where it was raised)"
+_NO_SUCH_KEY = re.compile(r"Could not override '([^']+)'")
+
+
+def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps an @hydra.main function: errors for users go to stderr without a traceback, exit 2.
+
+    Errors for users are what Hydra says of config files and overrides, every `ValueError` that
+    `tvg` raises, and files that cannot be read or written. Anything else is a bug and keeps its
+    traceback. `HYDRA_FULL_ERROR=1` shows every traceback.
+    """
+    register_resolvers()
+
+    @functools.wraps(main)
+    def command(cfg: DictConfig | None = None) -> Any:
+        if os.environ.get(_FULL_ERROR) == "1" and _OURS not in os.environ:
+            return main(cfg)
+        # Hydra would print and exit by itself; asked for the full error, it lets it through.
+        before = {name: os.environ.get(name) for name in (_FULL_ERROR, _OURS)}
+        os.environ.update({_FULL_ERROR: "1", _OURS: "1"})
+        try:
+            return main(cfg)
+        except Exception as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            print(f"{Path(sys.argv[0]).name}: {message}\n{_HINT}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    return command
+
+
+def user_message(error: Exception) -> str | None:
+    """What to tell the user; None where the error is a bug that needs its traceback."""
+    if isinstance(error, ConfigCompositionException) and _NO_SUCH_KEY.search(str(error)):
+        return _unknown_overrides(_NO_SUCH_KEY.search(str(error)).group(1))  # type: ignore[union-attr]
+    if isinstance(error, HydraException):
+        text = re.split(r"\n\s*Config search path:", str(error))[0].strip()
+        cause = str(error.__cause__ or "").split("\n    full_key")[0]
+        return f"{text}\n{cause}" if cause and cause not in text else text
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError):
+        worker = _raised_in_worker(str(error))
+        return worker if worker is not None else (str(error) if _raised_by_us(error) else None)
+    return None
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).startswith("tvg.")
+
+
+def _raised_in_worker(text: str) -> str | None:
+    """The message inside what torch re-raises from a data loader's worker; None for other text."""
+    if not text.startswith("Caught ") or "Original Traceback" not in text:
+        return None
+    frames = re.findall(r'File "([^"]+)"', text)
+    ours = str(Path(__file__).parents[1])
+    if not frames or not frames[-1].startswith(ours):
+        return None
+    after = text.rpartition(frames[-1])[2].splitlines()
+    lines = [line for line in after[1:] if line and not line.startswith("    ")]
+    return "\n".join(lines).partition(": ")[2] or None
+
+
+def _unknown_overrides(first: str) -> str:
+    """One line for every override on the command line whose key does not exist."""
+    name = Path(sys.argv[0]).stem.removeprefix("tvg-")
+    rest = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    bad: list[str] = [first]
+    known: set[str] = set()
+    while not known:
+        rest = [word for word in rest if word.partition("=")[0] not in bad]
+        try:
+            known = {path for path, _, _ in walk(compose(name, rest).cfg)}
+        except HydraException as error:
+            found = _NO_SUCH_KEY.search(str(error))
+            if found is None or found.group(1) in bad:
+                break
+            bad.append(found.group(1))
+    lines = [f"{key}: no such config key{did_you_mean(key, known)}" for key in bad]
+    return "\n".join([*lines, "--help lists the config; +key=value adds a key to it"])

@@ -1,0 +1,111 @@
+"""Walking through a config without resolving it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+_REFERENCE = re.compile(r"\$\{\s*(\.*)([A-Za-z_][\w.]*)\s*\}")
+
+
+def walk(node: Any, path: str = "") -> Iterator[tuple[str, Container, Any]]:
+    """Yields (path, parent, key) of every value below a node, parents first."""
+    if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_missing():
+        return
+    if node._is_interpolation():
+        return
+    keys: Any = range(len(node)) if isinstance(node, ListConfig) else list(node)
+    for key in keys:
+        inner = f"{path}.{key}" if path else str(key)
+        yield inner, node, key
+        yield from walk(node._get_node(key), inner)
+
+
+def parent_of(path: str) -> str:
+    """`a.b` of `a.b.c`."""
+    return path.rpartition(".")[0]
+
+
+def at(cfg: DictConfig, path: str) -> Any:
+    """The node at a path, unresolved; None where there is none."""
+    node: Any = cfg
+    for key in path.split(".") if path else []:
+        if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_missing():
+            return None
+        if isinstance(node, ListConfig):
+            node = node._get_node(int(key)) if key.isdigit() and int(key) < len(node) else None
+        else:
+            node = node._get_node(key, validate_access=False)
+    return node
+
+
+def is_section(node: Any) -> bool:
+    """Whether the node is a mapping with contents of its own: not null, `???` or `${...}`."""
+    return isinstance(node, DictConfig) and not (
+        node._is_none() or node._is_missing() or node._is_interpolation()
+    )
+
+
+def has_target(node: Any) -> bool:
+    """Whether the node itself describes an object."""
+    return is_section(node) and "_target_" in list(node)  # `in node` is False for ???
+
+
+def has_target_within(node: Any) -> bool:
+    """Whether the node, or one below it, describes an object; an interpolation may."""
+    if isinstance(node, DictConfig | ListConfig) and node._is_interpolation():
+        return True
+    return has_target(node) or any(key == "_target_" for _, _, key in walk(node))
+
+
+def referenced(cfg: DictConfig) -> set[str]:
+    """The paths that some interpolation of the config asks for."""
+    found = set()
+    for path, parent, key in walk(cfg):
+        node = parent._get_node(key)
+        value = node._value() if node is not None else None  # type: ignore[union-attr]
+        for dots, name in _REFERENCE.findall(value) if isinstance(value, str) else ():
+            base = path
+            for _ in dots:
+                base = parent_of(base)
+            found.add(f"{base}.{name}" if dots and base else name)
+    return found
+
+
+def unresolvable(cfg: DictConfig) -> list[str]:
+    """One line for every interpolation that has no value; those to a missing value are left out."""
+    problems = []
+    for path, parent, key in walk(cfg):
+        if not OmegaConf.is_interpolation(parent, key):
+            continue
+        try:
+            parent[key]
+        except MissingMandatoryValue:
+            continue  # reported where the value is missing
+        except OmegaConfBaseException as error:
+            if "InterpolationToMissingValueError" in type(error).__name__:
+                continue
+            raw = parent._get_node(key)._value()  # type: ignore[union-attr]
+            reason = str(error).splitlines()[0]
+            problems.append(f"{path}: {raw} cannot be resolved ({reason})")
+    return problems
+
+
+def plain(node: Any) -> Any:
+    """The config as dicts and lists; values that are missing or cannot be resolved are left out."""
+    if not isinstance(node, DictConfig | ListConfig):
+        return node
+    if node._is_none() or node._is_missing():
+        return None
+    keys: Any = range(len(node)) if isinstance(node, ListConfig) else list(node)
+    values = {}
+    for key in keys:
+        try:
+            values[key] = plain(node[key])
+        except OmegaConfBaseException:
+            continue
+    return values if isinstance(node, DictConfig) else list(values.values())

@@ -1,0 +1,69 @@
+"""Interpolations that config files may use besides Hydra's own."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import Container, OmegaConf
+
+_RUN_NAME = "TVG_RUN_NAME"
+
+
+def register_resolvers() -> None:
+    """Registers the functions of this module as `${run_name:}` and so on; may be called again."""
+    for resolver in (basename, module_doc, mul, run_name, short_hash):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+def run_name() -> str:
+    """The date and time at which this run began; the same for every process that it starts.
+
+    Lightning starts the other ranks of a node by running the command again, seconds later: those
+    (they have a LOCAL_RANK) take the name of the process that started them.
+    """
+    inherited = os.environ.get(_RUN_NAME)
+    return inherited if inherited and "LOCAL_RANK" in os.environ else _new_run_name()
+
+
+@functools.cache
+def _new_run_name() -> str:
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    os.environ[_RUN_NAME] = name
+    return name
+
+
+def short_hash(*values: Any) -> str:
+    """Eight hexadecimal digits that change with any of the values: names what they describe."""
+    plain = [
+        OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
+        for value in values
+    ]
+    text = json.dumps(plain, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def basename(path: str) -> str:
+    """The last part of a path: the name of a run, from its folder."""
+    return Path(path).name
+
+
+def module_doc(name: str) -> str:
+    """The docstring of the entry point `tvg.name`, for its --help."""
+    module = sys.modules.get(f"tvg.{name}", sys.modules["__main__"])
+    return inspect.cleandoc(module.__doc__ or "")
+
+
+def mul(*factors: float) -> float:
+    """The product of numbers; of integers, an integer."""
+    product: float = 1
+    for factor in factors:
+        product *= factor
+    return product

@@ -1,0 +1,252 @@
+"""Combinations that cannot work, as small named functions: plain config in, problems out.
+
+Each rule looks only at what is there, so it holds for every command; a missing key is no problem
+of its own. What one component can tell from its own arguments belongs into its constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+Config = Mapping[str, Any]
+Rule = Callable[[Config], list[str]]
+
+
+def value(cfg: Config, path: str, default: Any = None) -> Any:
+    """The value at a dotted path, or the default where a key on the way is absent."""
+    node: Any = cfg
+    for key in path.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            return default
+        node = node[key]
+    return node
+
+
+def number(cfg: Config, path: str) -> float | None:
+    """The number at a dotted path; None where there is none, or something else."""
+    found = value(cfg, path)
+    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+
+def samples_groups(cfg: Config) -> bool:
+    """Whether the objective learns from its own samples (GRPO and its kin)."""
+    return number(cfg, "objective.group_size") is not None
+
+
+def group_of_one(cfg: Config) -> list[str]:
+    """Advantages compare the completions of one prompt."""
+    size = number(cfg, "objective.group_size")
+    if size is None or size >= 2:
+        return []
+    return [f"objective.group_size: a group needs at least 2 completions, got {size}"]
+
+
+def rollouts_not_whole_groups(cfg: Config) -> list[str]:
+    """Where a config states the number of rollouts, it has to be whole groups."""
+    size, rollouts = number(cfg, "objective.group_size"), number(cfg, "objective.num_rollouts")
+    if not size or rollouts is None or rollouts % size == 0:
+        return []
+    return [
+        f"objective.group_size: must divide the rollouts: got {rollouts:g} rollouts, "
+        f"group_size={size:g}"
+    ]
+
+
+def micro_batch_over_batch(cfg: Config) -> list[str]:
+    """Both count prompts of one GPU and one optimizer step."""
+    micro, batch = number(cfg, "objective.micro_batch_size"), number(cfg, "data.batch_size")
+    if micro is None or batch is None or micro <= batch:
+        return []
+    return [
+        f"objective.micro_batch_size: {micro:g} prompts a pass, but data.batch_size gives only "
+        f"{batch:g} a step"
+    ]
+
+
+def kl_without_reference(cfg: Config) -> list[str]:
+    """A KL weight above 0 needs the frozen reference."""
+    for where in ("objective.loss.kl_coef", "objective.kl_coef"):
+        weight = number(cfg, where)
+        if weight and value(cfg, "objective.reference", True) in (False, None, "none"):
+            return [f"{where}: {weight:g} needs a reference, but objective.reference is off"]
+    return []
+
+
+def sampler_is_not_policy(cfg: Config) -> list[str]:
+    """The log-probabilities are of the whole softmax: the sampler may not cut it."""
+    if not samples_groups(cfg):
+        return []
+    problems = []
+    why = "the sampler would draw from another distribution than the trainer scores"
+    top_p, top_k = number(cfg, "rollout.top_p"), number(cfg, "rollout.top_k")
+    temperature = number(cfg, "rollout.temperature")
+    if top_p is not None and top_p < 1:
+        problems.append(f"rollout.top_p: must be 1.0 with objective.group_size, got {top_p}: {why}")
+    if top_k is not None and top_k > 0:
+        problems.append(f"rollout.top_k: must be 0 with objective.group_size, got {top_k}: {why}")
+    if (temperature is not None and temperature <= 0) or value(cfg, "rollout.do_sample") is False:
+        problems.append(
+            "rollout.temperature: greedy completions of a group are all the same: nothing to learn"
+        )
+    return problems
+
+
+def no_reward(cfg: Config) -> list[str]:
+    """Learning from samples needs something that scores them."""
+    if not samples_groups(cfg):
+        return []
+    rewards = value(cfg, "reward") or {}
+    weights = {name: number(rewards, f"{name}.weight") for name in rewards}
+    if any(weight != 0 for weight in weights.values()):
+        return []
+    found = "every weight is 0" if weights else "none is chosen (reward=[format,iou])"
+    return [f"reward: learning from samples needs a reward, but {found}"]
+
+
+def format_reward_out_of_reach(cfg: Config) -> list[str]:
+    """A format reward for thinking cannot be earned under a prompt that does not ask for it."""
+    think, asked = value(cfg, "reward.format.reward.think"), value(cfg, "prompt.think")
+    if not isinstance(think, bool) or not isinstance(asked, bool) or think == asked:
+        return []
+    return [f"reward.format.reward.think: is {think}, but prompt.think is {asked}"]
+
+
+def nothing_to_train(cfg: Config) -> list[str]:
+    """Every part frozen leaves the optimizer without parameters."""
+    parts = ("vision", "merger", "language")
+    if value(cfg, "objective") and all(value(cfg, f"model.freeze_{p}") is True for p in parts):
+        return ["model: freeze_vision, freeze_merger and freeze_language leave nothing to train"]
+    return []
+
+
+def flash_attention_not_possible(cfg: Config) -> list[str]:
+    """flash-attn is an extra, and computes in half precision on GPUs alone."""
+    if value(cfg, "model.attn_implementation") != "flash_attention_2":
+        return []
+    where, problems = "model.attn_implementation: flash_attention_2", []
+    if find_spec("flash_attn") is None:
+        problems.append(
+            f"{where} is not installed: pip install 'tvg[flash-attn]' (needs nvcc), "
+            "or model.attn_implementation=sdpa"
+        )
+    if value(cfg, "model.dtype") == "float32":
+        problems.append(f"{where} cannot compute in model.dtype=float32: use bfloat16")
+    if value(cfg, "trainer.accelerator") == "cpu":
+        problems.append(f"{where} cannot run on trainer.accelerator=cpu: use sdpa")
+    return problems
+
+
+def is_deepspeed(cfg: Config) -> bool:
+    """Whether the strategy is one of DeepSpeed's."""
+    return "deepspeed" in str(value(cfg, "strategy._target_", "")).lower()
+
+
+def offload_without_its_optimizer(cfg: Config) -> list[str]:
+    """Optimizer states in CPU memory are stepped by DeepSpeed's own CPU optimizer."""
+    target = str(value(cfg, "objective.optimizer._target_", ""))
+    has_own, wanted = target.endswith("DeepSpeedCPUAdam"), "deepspeed.ops.adam.DeepSpeedCPUAdam"
+    offloads = is_deepspeed(cfg) and bool(value(cfg, "strategy.offload_optimizer"))
+    if offloads and target and not has_own:
+        return [
+            f"objective.optimizer._target_: strategy.offload_optimizer needs {wanted}, got {target}"
+        ]
+    if has_own and value(cfg, "strategy") is not None and not offloads:
+        return [
+            f"objective.optimizer._target_: {wanted} steps states in CPU memory: "
+            "it needs strategy=deepspeed_zero3_offload"
+        ]
+    return []
+
+
+def parameters_offloaded_below_stage_3(cfg: Config) -> list[str]:
+    """Only ZeRO-3 takes the parameters apart."""
+    stage = number(cfg, "strategy.stage")
+    if not is_deepspeed(cfg) or not value(cfg, "strategy.offload_parameters") or stage == 3:
+        return []
+    return [f"strategy.offload_parameters: needs strategy.stage=3, got {stage}"]
+
+
+def strategy_without_gpu(cfg: Config) -> list[str]:
+    """DeepSpeed's Lightning strategy refuses CPUs."""
+    if not is_deepspeed(cfg) or value(cfg, "trainer.accelerator") != "cpu":
+        return []
+    return ["strategy: DeepSpeed runs on GPUs, but trainer.accelerator is cpu: use strategy=ddp"]
+
+
+def cpu_devices(cfg: Config) -> list[str]:
+    """On CPUs a device is a process, and has to be counted."""
+    devices = value(cfg, "trainer.devices")
+    if value(cfg, "trainer.accelerator") != "cpu" or devices == "auto" or devices is None:
+        return []
+    if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
+        return []
+    return [f"trainer.devices: on CPU expected a number of processes, got {devices!r}"]
+
+
+def half_precision_on_cpu(cfg: Config) -> list[str]:
+    """CPU kernels compute in bfloat16, not in float16."""
+    precision = str(value(cfg, "trainer.precision", ""))
+    if value(cfg, "trainer.accelerator") != "cpu" or not precision.startswith("16"):
+        return []
+    return [f"trainer.precision: {precision} needs a GPU: use bf16-mixed or 32-true on CPU"]
+
+
+def trainer_steps_in_our_place(cfg: Config) -> list[str]:
+    """The modules clip and accumulate themselves; Lightning refuses to do it beside them."""
+    problems = []
+    clip = value(cfg, "trainer.gradient_clip_val")
+    if clip is not None:
+        problems.append(
+            f"trainer.gradient_clip_val: must be null, got {clip}: use objective.max_grad_norm"
+        )
+    accumulate = value(cfg, "trainer.accumulate_grad_batches", 1)
+    if accumulate not in (1, None):
+        problems.append(
+            f"trainer.accumulate_grad_batches: must be 1, got {accumulate}: data.batch_size is the "
+            "batch of a whole step, objective.micro_batch_size what goes through at once"
+        )
+    return problems
+
+
+def run_without_end(cfg: Config) -> list[str]:
+    """Without either limit Lightning would stop after 1,000 epochs."""
+    if not isinstance(value(cfg, "trainer"), Mapping):
+        return []
+    limits = (value(cfg, "trainer.max_steps"), value(cfg, "trainer.max_epochs"))
+    if any(limit not in (None, -1) for limit in limits) or value(cfg, "trainer.max_time"):
+        return []
+    return ["trainer.max_steps: set it or trainer.max_epochs: nothing would end the run"]
+
+
+def frame_budget(cfg: Config) -> list[str]:
+    """Lower bounds of the frame sampling above their upper bounds."""
+    problems = []
+    sampling = "data.loader.sampling"
+    for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
+        least, most = number(cfg, f"{sampling}.{low}"), number(cfg, f"{sampling}.{high}")
+        if least is not None and most is not None and least > most:
+            problems.append(f"{sampling}.{low}: {least:g} is more than {high}={most:g}")
+    return problems
+
+
+RULES: tuple[Rule, ...] = (
+    group_of_one,
+    rollouts_not_whole_groups,
+    micro_batch_over_batch,
+    kl_without_reference,
+    sampler_is_not_policy,
+    no_reward,
+    format_reward_out_of_reach,
+    nothing_to_train,
+    flash_attention_not_possible,
+    offload_without_its_optimizer,
+    parameters_offloaded_below_stage_3,
+    strategy_without_gpu,
+    cpu_devices,
+    half_precision_on_cpu,
+    trainer_steps_in_our_place,
+    run_without_end,
+    frame_budget,
+)

@@ -1,0 +1,105 @@
+"""Nodes with a `_target_`, held against the signature of what they build."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from inspect import Parameter
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tvg.config.errors import did_you_mean
+from tvg.config.nodes import at, has_target, parent_of, walk
+
+_HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
+
+
+def target_problems(cfg: DictConfig) -> list[str]:
+    """Targets that cannot be imported, unknown arguments, and arguments that are missing."""
+    problems = []
+    for path, node in target_nodes(cfg):
+        target = node._get_node("_target_")._value()  # type: ignore[union-attr]
+        if not isinstance(target, str) or "${" in target or target == "???":
+            continue  # reported as missing or unresolvable, where it is
+        try:
+            function = locate(target)
+        except Exception as error:
+            # Importing runs foreign code: whatever it raises, the target cannot be had.
+            problems.append(f"{path}._target_: cannot import {target} ({_last_line(error)})")
+            continue
+        if not callable(function):
+            problems.append(f"{path}._target_: {target} is not callable")
+            continue
+        nested = has_target(at(cfg, parent_of(path))) if "." in path else False
+        problems += _argument_problems(path, node, function, nothing_added=nested)
+    return problems
+
+
+def target_nodes(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """Every node with a `_target_`, with its path."""
+    for path, _, key in walk(cfg):
+        node = at(cfg, path)
+        if key != "_target_" and has_target(node):
+            yield path, node
+
+
+def _argument_problems(
+    path: str, node: DictConfig, function: Callable[..., Any], *, nothing_added: bool
+) -> list[str]:
+    """`nothing_added`: the node is built inside another one, with what the config gives alone."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return []  # some builtins have none
+    name = getattr(function, "__qualname__", str(function))
+    given = {str(key) for key in node} - _HYDRA_KEYS
+    named = {
+        p.name
+        for p in parameters.values()
+        if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    }
+    problems = []
+    if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
+        problems = [
+            f"{path}.{key}: {name} takes no argument {key!r}"
+            + (did_you_mean(key, named - given) or f"; it takes {', '.join(sorted(named))}")
+            for key in sorted(given - named)
+        ]
+    partial = bool(node.get("_partial_")) or "_args_" in node
+    if nothing_added and not partial and not problems:
+        required = {p.name for p in parameters.values() if p.default is Parameter.empty} & named
+        problems += [
+            f"{path}.{key}: {name} needs this argument" for key in sorted(required - given)
+        ]
+    return problems
+
+
+def locate(target: str) -> Any:
+    """What a dotted path names; modules on the way are imported.
+
+    Raises:
+        ImportError: a module is missing or cannot be imported, or has no such attribute.
+    """
+    first, *rest = target.split(".")
+    found, name = importlib.import_module(first), first
+    for part in rest:
+        name = f"{name}.{part}"
+        if not hasattr(found, part):
+            if not inspect.ismodule(found):
+                raise ImportError(f"{found.__name__} has no attribute {part!r}")
+            try:
+                found = importlib.import_module(name)
+                continue
+            except ModuleNotFoundError as error:
+                if error.name != name:  # the module is there, what it imports is not
+                    raise
+                hint = did_you_mean(part, dir(found))
+                raise ImportError(f"{found.__name__} has no {part!r}{hint}") from error
+        found = getattr(found, part)
+    return found
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
