@@ -24,7 +24,7 @@ from tvg.task.report import (
 )
 from tvg.train import Parts, build_parts
 from tvg.training.base import fingerprint
-from tvg.training.evaluation import PartialPredictions, predict_all
+from tvg.training.evaluation import PartialPredictions, known_ious, predict_all
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     predictions = _predict(cfg, parts, run_dir, device)
     metrics = {
-        "dataset": parts.data.name,
+        "dataset": parts.data.dataset_name,
         "split": cfg.split,
         "model": str(cfg.model.path),
         **summarise(predictions, seed=cfg.seed),
@@ -51,16 +51,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     loggers = [build(node) for node in (cfg.get("logger") or {}).values()]
     files = [run_dir / "metrics.json", run_dir / "predictions.jsonl"]
     log_evaluation(loggers, metrics, files=files, prefix=f"{cfg.split}")
-    print_metrics({str(cfg.model.path): metrics}, title=f"{parts.data.name}, {cfg.split} split")
+    print_metrics({str(cfg.model.path): metrics}, title=f"{parts.data.dataset_name}, {cfg.split} split")
     log.info("wrote %s", run_dir / "metrics.json")
     return metrics
 
 
 def summarise(predictions: list[Prediction], *, seed: int) -> dict[str, Any]:
     """Recalls, mIoU and parse rate with 95 % bootstrap intervals over queries."""
-    return grounding_metrics(
-        [p.iou for p in predictions], [p.is_parsed for p in predictions], seed=seed
-    )
+    return grounding_metrics(known_ious(predictions), [p.is_parsed for p in predictions], seed=seed)
 
 
 def _predict(
@@ -68,7 +66,8 @@ def _predict(
 ) -> list[Prediction]:
     policy = parts.policy.to(device)
     settings = OmegaConf.to_yaml(
-        OmegaConf.masked_copy(cfg, ["data", "prompt", "rollout", "greedy", "split", "seed"]), resolve=True
+        OmegaConf.masked_copy(cfg, ["data", "prompt", "rollout", "greedy", "split", "seed"]),
+        resolve=True,
     )
     decides = fingerprint(policy) + hashlib.sha256(settings.encode()).hexdigest()[:16]
     partial = PartialPredictions(run_dir / "predictions.partial.jsonl", decides)
@@ -95,6 +94,7 @@ def _predict(
 @entry_point
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
+    """The console script."""
     check(cfg)
     evaluate(cfg)
 

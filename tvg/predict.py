@@ -81,7 +81,9 @@ def _segment(cfg: DictConfig, key: str) -> Segment | None:
     if value is None:
         return None
     if len(value) != 2 or not value[0] < value[1]:
-        raise ValueError(f"{key}: expected [start_s, end_s] with start_s < end_s, got {list(value)}")
+        raise ValueError(
+            f"{key}: expected [start_s, end_s] with start_s < end_s, got {list(value)}"
+        )
     return Segment(float(value[0]), float(value[1]))
 
 
@@ -106,6 +108,7 @@ def _print(console: Console, prediction: Prediction, clip: VideoClip) -> None:
 @entry_point
 @hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
 def main(cfg: DictConfig) -> None:
+    """The console script."""
     check(cfg)
     predict(cfg)
 

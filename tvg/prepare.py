@@ -41,14 +41,14 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
     videos = {e.video_path for result in results.values() for e in result.examples if e.video_path}
     unreadable = _probe(data, sorted(videos))
     report = {
-        "dataset": data.name,
+        "dataset": data.dataset_name,
         "splits": {split: _split_report(result) for split, result in results.items()},
         "videos": len(videos),
         "unreadable": unreadable,
         "bytes": sum(path.stat().st_size for path in videos),
         "seconds": round(time.monotonic() - started, 3),
     }
-    _print(console or Console(), data.name, results, unreadable)
+    _print(console or Console(), data.dataset_name, results, unreadable)
     if cfg.prepare.report is not None:
         write_json(cfg.prepare.report, report)
     return report
@@ -102,6 +102,7 @@ def _print(
 @entry_point
 @hydra.main(version_base="1.3", config_path="../conf", config_name="prepare")
 def main(cfg: DictConfig) -> None:
+    """The console script."""
     check(cfg)
     prepare(cfg)
 

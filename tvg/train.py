@@ -123,6 +123,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
 @entry_point
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> Any:
+    """The console script."""
     check(cfg)
     return build(cfg.job)(cfg)
 

@@ -46,4 +46,4 @@ def recorded(*, folder: str | None, key: str, fallback: str) -> Any:
     record = OmegaConf.load(path)
     if key not in record:
         raise ConfigError(f"{path}: expected the key {key!r}, got {sorted(record)}")
-    return build(record[key])
+    return build(OmegaConf.select(record, key))

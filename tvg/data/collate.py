@@ -81,7 +81,9 @@ class PromptCollator:
     def _patches(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         video_processor = self.processor.video_processor
         out = video_processor(
-            videos=[_even_frames(s.clip.frames, video_processor.temporal_patch_size) for s in samples],
+            videos=[
+                _even_frames(s.clip.frames, video_processor.temporal_patch_size) for s in samples
+            ],
             do_resize=False,
             do_sample_frames=False,
             return_tensors="pt",

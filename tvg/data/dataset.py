@@ -33,7 +33,9 @@ class GroundingDataset(Dataset[Sample]):
     ) -> None:
         self.examples = list(examples)
         self.loader = loader
-        self._cache: dict[tuple[str, Segment | None], VideoClip] | None = {} if memory_cache else None
+        self._cache: dict[tuple[str, Segment | None], VideoClip] | None = (
+            {} if memory_cache else None
+        )
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from tvg.model.freezing import freeze_parts
@@ -94,7 +93,9 @@ class Checkpoint:
         try:
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise ValueError(f"model.path: no processor could be loaded from {folder}: {error}") from error
+            raise ValueError(
+                f"model.path: no processor could be loaded from {folder}: {error}"
+            ) from error
         if processor.chat_template is None:
             raise ValueError(f"model.path: the processor in {folder} has no chat template")
         return processor
@@ -113,7 +114,7 @@ class Checkpoint:
         return make_policy(model, processor.tokenizer)
 
 
-def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> nn.Module:
+def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> Any:
     """Loads the weights of a supported family from a local folder.
 
     Raises:
@@ -130,7 +131,9 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> nn
             folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
         )
     except OSError as error:
-        raise ValueError(f"model.path: no weights could be loaded from {folder}: {error}") from error
+        raise ValueError(
+            f"model.path: no weights could be loaded from {folder}: {error}"
+        ) from error
     return model.eval()
 
 
@@ -192,7 +195,7 @@ def _check_attention(attn_implementation: str) -> None:
 
         if not is_flash_attn_2_available():
             raise ValueError(
-                "model.attn_implementation=flash_attention_2 needs the flash-attn package and a "
-                "CUDA GPU: install it with `uv pip install 'tvg[flash-attn]' --no-build-isolation`, "
-                "or set model.attn_implementation=sdpa"
+                "model.attn_implementation=flash_attention_2 needs a CUDA GPU and the flash-attn "
+                "package: install it with `uv pip install --no-build-isolation flash-attn`, or set "
+                "model.attn_implementation=sdpa"
             )

@@ -29,6 +29,7 @@ class Policy(nn.Module):
         self.model: Any = model
         self.eos_ids = list(eos_ids)
         self.pad_id = pad_id
+        self.suppressed_ids: Tensor
         self.register_buffer(
             "suppressed_ids", torch.tensor(suppressed_ids, dtype=torch.int64), persistent=False
         )

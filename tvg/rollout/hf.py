@@ -170,7 +170,9 @@ class _Recorder(LogitsProcessor):
 def sampling_mode(policy: Policy) -> Iterator[None]:
     """Eval mode without gradient checkpointing, which makes `generate` go wrong; then back."""
     was_training = policy.training
-    checkpointed = [m for m in policy.modules() if getattr(m, "gradient_checkpointing", False)]
+    checkpointed: list[Any] = [
+        module for module in policy.modules() if getattr(module, "gradient_checkpointing", False)
+    ]
     policy.eval()
     for module in checkpointed:
         module.gradient_checkpointing = False

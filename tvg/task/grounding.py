@@ -88,7 +88,9 @@ def _read_template(template: str | None, template_file: str | None) -> str:
         try:
             raw = Path(template_file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"prompt.template_file: cannot read {template_file}: {error}") from error
+            raise ValueError(
+                f"prompt.template_file: cannot read {template_file}: {error}"
+            ) from error
         for mark in ("{query}", "[EVENT]", "<EVENT>"):
             raw = raw.replace(mark, "\0")
         template = raw.replace("{", "{{").replace("}", "}}").replace("\0", "{query}")

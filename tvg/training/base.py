@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,7 +19,7 @@ from tvg.model.policy import Policy
 from tvg.rollout.hf import HFRollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction
-from tvg.training.evaluation import predict_batch
+from tvg.training.evaluation import known_ious, predict_batch
 from tvg.types import LossOutput, PromptBatch
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -77,7 +78,7 @@ class PolicyModule(LightningModule):
 
     # -- optimisation ---------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
         schedule = self.make_schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -98,16 +99,14 @@ class PolicyModule(LightningModule):
 
     def step_optimizer(self) -> dict[str, Tensor]:
         """Clips, steps and moves the schedule; returns gradient norm and learning rate."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, Optimizer) or hasattr(optimizer, "step")
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
         trained = [p for p in self.policy.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm or float("inf"))
-        rate = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
-        optimizer.step()  # type: ignore[union-attr]
-        optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
-        schedule = self.lr_schedulers()
-        assert schedule is not None and not isinstance(schedule, list)
-        schedule.step()  # type: ignore[call-arg]
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
         return {"grad_norm": norm, "learning_rate": torch.tensor(rate)}
 
     def step_seed(self, stream: int = 0) -> int:
@@ -116,11 +115,20 @@ class PolicyModule(LightningModule):
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
     def mean_over_ranks(self, count: Tensor) -> Tensor:
-        """The mean of a per-rank count: with gradients averaged over ranks, the denominator that
-        makes every token (or completion) of every rank weigh the same."""
-        return self.all_gather(count.float()).mean() if self.trainer.world_size > 1 else count.float()
+        """The mean of a per-rank count, float.
 
-    def log_step(self, metrics: Mapping[str, Tensor | float], *, show: tuple[str, ...] = ()) -> None:
+        Gradients are averaged over ranks; with this denominator every token (or completion) of
+        every rank weighs the same.
+        """
+        if self.trainer.world_size == 1:
+            return count.float()
+        gathered = self.all_gather(count.float())
+        assert isinstance(gathered, Tensor)
+        return gathered.mean()
+
+    def log_step(
+        self, metrics: Mapping[str, Tensor | float], *, show: tuple[str, ...] = ()
+    ) -> None:
         for name, value in metrics.items():
             self.log(
                 f"train/{name}",
@@ -151,9 +159,7 @@ class PolicyModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         predictions = self._gather_predictions()
-        metrics = grounding_metrics(
-            [p.iou for p in predictions], [p.is_parsed for p in predictions], resamples=0
-        )
+        metrics = grounding_metrics(known_ious(predictions), [p.is_parsed for p in predictions])
         names = [n for n in metrics if n.startswith(("miou", "r1_", "parse_rate"))]
         for name in names:
             self.log(f"val/{name}", metrics[name], prog_bar=name == "miou", rank_zero_only=False)
@@ -170,7 +176,9 @@ class PolicyModule(LightningModule):
 
     @property
     def strict_loading(self) -> bool:
-        return False  # the frozen reference is not in the file: it is the model that a run starts from
+        return (
+            False  # the frozen reference is not in the file: it is the model that a run starts from
+        )
 
     @strict_loading.setter
     def strict_loading(self, value: bool) -> None:
@@ -178,14 +186,18 @@ class PolicyModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("reference.")}
+        checkpoint["state_dict"] = {
+            k: v for k, v in state.items() if not k.startswith("reference.")
+        }
         checkpoint["initial_fingerprint"] = self.initial_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         expected = {f"policy.{name}" for name in self.policy.state_dict()}
         missing = sorted(expected - set(checkpoint["state_dict"]))
         if missing:
-            raise ValueError(f"resume: the checkpoint lacks {len(missing)} weights, e.g. {missing[0]}")
+            raise ValueError(
+                f"resume: the checkpoint lacks {len(missing)} weights, e.g. {missing[0]}"
+            )
         if checkpoint.get("initial_fingerprint") != self.initial_fingerprint:
             raise ValueError(
                 "resume: the checkpoint belongs to a run that started from other weights than "

@@ -75,10 +75,14 @@ class GroundingDataModule(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.dataset_name = name
         self.reader = reader
         self.world = world
-        self.files: dict[str, str | None] = {"train": train_file, "val": val_file, "test": test_file}
+        self.files: dict[str, str | None] = {
+            "train": train_file,
+            "val": val_file,
+            "test": test_file,
+        }
         self.limits = {"train": limit_train, "val": limit_val, "test": limit_test}
         self.video_dir = video_dir
         self.on_missing: Literal["error", "skip"] = on_missing
@@ -109,7 +113,7 @@ class GroundingDataModule(LightningDataModule):
         """
         file = self.files[split]
         if file is None:
-            raise ValueError(f"data.{split}_file: {self.name} has no {split} split")
+            raise ValueError(f"data.{split}_file: {self.dataset_name} has no {split} split")
         return self.reader(
             Path(file),
             Path(self.video_dir) if self.video_dir is not None else None,
@@ -122,7 +126,7 @@ class GroundingDataModule(LightningDataModule):
         """The examples of a split, read once; what `read` raises."""
         if split not in self._examples:
             result = self.read(split)
-            log.info("%s, %s split: %s", self.name, split, result.report)
+            log.info("%s, %s split: %s", self.dataset_name, split, result.report)
             self._examples[split] = result.examples[: self.limits[split]]
         return self._examples[split]
 
@@ -145,8 +149,7 @@ class GroundingDataModule(LightningDataModule):
         return self.eval_loader("test")
 
     def eval_loader(self, split: Split, skip: int = 0) -> DataLoader[Any]:
-        """Batches in the file's order, each rank its own share; the first `skip` examples of
-        the share are left out (they were done before)."""
+        """Batches of this rank's share in the file's order, its first `skip` examples left out."""
         world_size, rank = self._ranks()
         order = BatchOrder(
             num_examples=len(self.examples(split)),

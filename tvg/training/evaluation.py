@@ -44,13 +44,27 @@ def predict_batch(
                 query=example.query,
                 segment=segment,
                 truth=example.segment,
-                iou=segment_iou(segment, example.segment),
+                iou=None if example.segment is None else segment_iou(segment, example.segment),
                 text=text,
                 duration_s=duration_s,
                 is_parsed=segment is not None,
             )
         )
     return predictions
+
+
+def known_ious(predictions: Iterable[Prediction]) -> list[float]:
+    """The IoU of every prediction.
+
+    Raises:
+        ValueError: the truth of a query is not known.
+    """
+    ious = []
+    for prediction in predictions:
+        if prediction.iou is None:
+            raise ValueError(f"{prediction.qid}: no true segment is known, it cannot be scored")
+        ious.append(prediction.iou)
+    return ious
 
 
 class PartialPredictions:

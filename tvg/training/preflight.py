@@ -75,7 +75,9 @@ class Preflight:
         if next(policy.parameters()).dtype != torch.float32 or torch.is_autocast_enabled():
             allowed *= self.half_precision_factor
         if not worst <= allowed:  # also true for NaN
-            row, column = divmod(int(difference.nan_to_num(torch.inf).argmax()), difference.shape[1])
+            row, column = divmod(
+                int(difference.nan_to_num(torch.inf).argmax()), difference.shape[1]
+            )
             raise PreflightError(
                 "preflight: sampler and trainer disagree on the log-probabilities of the same "
                 f"tokens: off by up to {worst:.3g} nats (allowed {allowed:.3g}), worst at token "
