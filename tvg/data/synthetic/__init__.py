@@ -1,0 +1,1 @@
+"""A procedurally drawn world of short videos with queries and exact segments."""

@@ -1,0 +1,72 @@
+"""The words of the synthetic world: what its events are called and how queries are phrased."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (230, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (50, 80, 240),
+    "yellow": (240, 220, 40),
+    "purple": (190, 50, 220),
+    "cyan": (50, 220, 230),
+    "orange": (250, 140, 20),
+    "white": (245, 245, 245),
+}
+
+SHAPES: tuple[str, ...] = ("square", "circle", "triangle", "cross", "diamond", "ring")
+
+# What turning on the spot does not change, a query must not call spinning.
+ROUND_SHAPES = frozenset({"circle", "ring"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One motion in words: `it slides to the right` and `it is sliding to the right`."""
+
+    present: str
+    gerund: str
+
+
+MOTIONS: dict[str, Verb] = {
+    "right": Verb(present="slides to the right", gerund="sliding to the right"),
+    "rise": Verb(present="rises", gerund="rising"),
+    "grow": Verb(present="grows", gerund="growing"),
+    "spin": Verb(present="spins", gerund="spinning"),
+    "left": Verb(present="slides to the left", gerund="sliding to the left"),
+    "fall": Verb(present="falls", gerund="falling"),
+    "shrink": Verb(present="shrinks", gerund="shrinking"),
+    "blink": Verb(present="blinks", gerund="blinking"),
+    "orbit": Verb(present="moves in a loop", gerund="moving in a loop"),
+}
+
+SENTENCES: tuple[str, ...] = (
+    "The {colour} {shape} {present}.",
+    "A {colour} {shape} {present}.",
+    "A {colour} {shape} is {gerund}.",
+    "There is a {colour} {shape} {gerund}.",
+)
+
+
+def query_text(*, colour: str, shape: str, motion: str, sentence: str) -> str:
+    """Fill one of SENTENCES with the names of an event; raises KeyError for an unknown motion."""
+    verb = MOTIONS[motion]
+    return sentence.format(colour=colour, shape=shape, present=verb.present, gerund=verb.gerund)
+
+
+def all_queries() -> list[str]:
+    """Every query this world can ask, in a fixed order (for vocabularies and tests)."""
+    return [
+        query_text(colour=colour, shape=shape, motion=motion, sentence=sentence)
+        for sentence in SENTENCES
+        for colour in COLOURS
+        for shape in SHAPES
+        for motion in MOTIONS
+        if is_visible(shape=shape, motion=motion)
+    ]
+
+
+def is_visible(*, shape: str, motion: str) -> bool:
+    """Whether the motion can be seen on this shape (a circle that spins looks like one at rest)."""
+    return not (motion == "spin" and shape in ROUND_SHAPES)

@@ -1,0 +1,124 @@
+"""Draws the synthetic world to disk: mp4 files and annotations of Charades-STA's shape."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from tvg.data.synthetic.drawing import draw_clip
+from tvg.data.synthetic.encoding import encode_h264
+from tvg.data.synthetic.world import ClipScript, WorldSettings, script_clip
+
+DRAWING_VERSION = 1  # raise when the same settings would draw something else
+_MANIFEST = "world.json"
+
+Progress = Callable[[int, int], None]  # clips drawn so far, clips in all
+
+
+def write_world(
+    root: Path | str,
+    *,
+    settings: WorldSettings,
+    num_clips: dict[str, int],
+    seed: int,
+    num_workers: int,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw a world of videos with annotations; a folder that already holds it is left alone.
+
+    Writes `{train,val,test}.json` (as Charades-STA's, with `hints`: the coarse segments) and
+    `videos/<id>.mp4`. All is drawn into a neighbouring folder that is renamed at the end, so an
+    interrupted run leaves no half-written world behind.
+
+    Args:
+        root: folder to write.
+        settings: how clips look; see `world_settings` for named difficulties.
+        num_clips: clips of each split, e.g. {"train": 2000, "val": 50, "test": 250}.
+        seed: same seed and settings, same world.
+        num_workers: processes that draw; 0 draws in this one.
+        progress: called after each clip.
+
+    Returns:
+        `root` as a path.
+
+    Raises:
+        ValueError: `root` exists and holds something else.
+    """
+    root = Path(root)
+    manifest = {
+        "drawing_version": DRAWING_VERSION,
+        "settings": asdict(settings),
+        "num_clips": num_clips,
+        "seed": seed,
+    }
+    if _is_drawn(root, manifest):
+        return root
+    scripts = {
+        split: [
+            script_clip(split=split, index=index, seed=seed, settings=settings)
+            for index in range(num)
+        ]
+        for split, num in num_clips.items()
+    }
+    unfinished = root.with_name(f".{root.name}.unfinished-{os.getpid()}")
+    (unfinished / "videos").mkdir(parents=True)
+    try:
+        every = [script for split in scripts.values() for script in split]
+        for done, _ in enumerate(_draw_all(every, unfinished / "videos", num_workers), start=1):
+            if progress is not None:
+                progress(done, len(every))
+        for split, members in scripts.items():
+            _write_json(unfinished / f"{split}.json", {s.video_id: annotation(s) for s in members})
+        _write_json(unfinished / _MANIFEST, manifest)
+        unfinished.rename(root)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return root
+
+
+def annotation(script: ClipScript) -> dict[str, object]:
+    """What an annotation file says of a clip: Charades-STA's keys, and the coarse `hints`."""
+    return {
+        "duration": script.duration_s,
+        "timestamps": [list(segment) for segment in script.segments],
+        "sentences": list(script.queries),
+        "hints": [list(segment) for segment in script.hints],
+    }
+
+
+def _is_drawn(root: Path, manifest: dict[str, object]) -> bool:
+    """Whether `root` holds this very world; ValueError where it holds another one."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    path = root / _MANIFEST
+    found = json.loads(path.read_text()) if path.is_file() else None
+    if found == manifest:
+        return True
+    told = "a world of other settings" if found else "something that is not a synthetic world"
+    raise ValueError(f"{root} holds {told}: delete it or choose another folder")
+
+
+def _draw_all(scripts: list[ClipScript], folder: Path, num_workers: int) -> Iterator[None]:
+    draw = partial(_draw_file, folder=folder)
+    if num_workers == 0:
+        yield from map(draw, scripts)
+        return
+    # Not fork: the parent may hold threads (torch, a progress bar) that a fork would break.
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(draw, scripts, chunksize=16)
+
+
+def _draw_file(script: ClipScript, *, folder: Path) -> None:
+    encode_h264(folder / f"{script.video_id}.mp4", draw_clip(script), fps=script.fps)
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,150 @@
+"""A tiny Qwen2.5-VL: transformers' own classes built from a config, as a Hugging Face folder.
+
+Everything is as in the real checkpoints (architecture, special tokens, chat template, processor)
+but the sizes, so that whatever runs with it runs with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from tvg.data.synthetic.templates import all_queries
+from tvg.model.tiny_tokenizer import train_tokenizer
+
+# Pixel limits of the real Qwen2.5-VL processor, in pixels of an image or a frame.
+_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+
+
+def write_tiny_checkpoint(
+    folder: Path | str,
+    *,
+    seed: int,
+    corpus: Iterable[str] | None = None,
+    vocab_size: int = 640,
+    hidden_size: int = 128,
+    intermediate_size: int = 384,
+    num_layers: int = 4,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    rope_theta: float = 1e6,
+    mrope_section: tuple[int, int, int] = (4, 6, 6),
+    tokens_per_second: int = 2,
+    initializer_range: float = 0.02,
+    vision_depth: int = 2,
+    vision_hidden_size: int = 64,
+    vision_intermediate_size: int = 128,
+    vision_num_heads: int = 2,
+) -> Path:
+    """Write a randomly initialised tiny checkpoint that `from_pretrained` loads.
+
+    Args:
+        folder: where to write; made if missing.
+        seed: of the weights; the caller's random state is left as it was.
+        corpus: text the tokenizer is trained on; None: every query of the synthetic world.
+        vocab_size: tokens, special ones included.
+        hidden_size: of the language model; vLLM serves heads (hidden_size / num_heads) of 32, 64,
+            80, ...
+        intermediate_size: of its MLPs.
+        num_layers: of the language model.
+        num_heads: of its attention.
+        num_kv_heads: shared among the heads.
+        rope_theta: base of the rotary frequencies.
+        mrope_section: rotary frequencies given to time, height and width.
+        tokens_per_second: time positions for each second of video.
+        initializer_range: standard deviation of the initial weights.
+        vision_depth: layers of the vision tower (real patch size 14, merge 2, two frames a patch).
+        vision_hidden_size: of the vision tower.
+        vision_intermediate_size: of its MLPs.
+        vision_num_heads: of its attention.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the heads do not divide the hidden size, or the rotary sections its halves.
+    """
+    head_size, rest = divmod(hidden_size, num_heads)
+    if rest or 2 * sum(mrope_section) != head_size:
+        raise ValueError(
+            "hidden_size must be num_heads * head size, and mrope_section must add up to half a "
+            f"head: got hidden_size={hidden_size}, num_heads={num_heads}, {mrope_section=}"
+        )
+    tokenizer = train_tokenizer(corpus or all_queries(), vocab_size=vocab_size)
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": num_kv_heads,
+            "initializer_range": initializer_range,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": rope_theta,
+                "mrope_section": list(mrope_section),
+            },
+            "bos_token_id": None,
+            "eos_token_id": _token_id(tokenizer, "<|im_end|>"),
+            "pad_token_id": _token_id(tokenizer, "<|endoftext|>"),
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": vision_depth,
+            "hidden_size": vision_hidden_size,
+            "intermediate_size": vision_intermediate_size,
+            "num_heads": vision_num_heads,
+            "out_hidden_size": hidden_size,
+            "fullatt_block_indexes": [vision_depth - 1],
+            "tokens_per_second": tokens_per_second,
+            "initializer_range": initializer_range,
+        },
+        image_token_id=_token_id(tokenizer, "<|image_pad|>"),
+        video_token_id=_token_id(tokenizer, "<|video_pad|>"),
+        vision_start_token_id=_token_id(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=_token_id(tokenizer, "<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    folder = Path(folder)
+    _build(config, seed=seed).save_pretrained(folder)
+    _processor(tokenizer).save_pretrained(folder)
+    return folder
+
+
+def _build(config: Qwen2_5_VLConfig, *, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=config.text_config.eos_token_id,
+        pad_token_id=config.text_config.pad_token_id,
+        do_sample=False,
+    )
+    return model
+
+
+def _processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=dict(_SIZE)),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=dict(_SIZE)),
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def _token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    index = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(index, int), token
+    return index
