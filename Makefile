@@ -66,7 +66,7 @@ clean: ## remove caches and build leavings; keeps .venv, runs/ and mlflow.db
 
 # flash-attn and vllm are extras, not in the lock: they need a GPU machine.
 $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip install --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
 	@touch $@
 
