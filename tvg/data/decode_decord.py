@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tvg.data.decode import (
     Frames,
     OpenVideo,
@@ -18,16 +20,17 @@ from tvg.data.decode import (
     chunks,
 )
 from tvg.data.decode_pyav import PyAVVideo
-from tvg.data.packets import inspect_file
+from tvg.data.packets import FileIndex, inspect_file
 
 
 class DecordDecoder(VideoDecoder):
     """Decodes with decord, where decord knows the file's frames.
 
-    PyAV reads the packets first. That shows truncated files, whose first part decord reads without
-    a word, and files whose frames decord 3.4 confuses: with an edit list it counts the hidden
-    frames and repeats the last one in their stead; at open groups of pictures and in containers
-    without an index (MPEG-TS, AVI) it seeks to wrong frames. PyAV decodes such files.
+    PyAV reads the packets and the first frame before. That shows truncated files, whose first part
+    decord reads without a word, and files that decord 3.4 confuses: with an edit list it counts the
+    hidden frames and repeats the last one in their stead; at open groups of pictures and in
+    containers without an index (MPEG-TS, AVI) it seeks to wrong frames; of some narrow videos
+    (such as 48 or 96 pixels wide) it cannot copy a single one. PyAV decodes such files.
 
     Args:
         num_threads: decoding threads; 0 lets the library choose.
@@ -54,8 +57,7 @@ class DecordDecoder(VideoDecoder):
             reader = decord.VideoReader(str(path), num_threads=self.num_threads)
         except (RuntimeError, decord.DECORDError, AssertionError) as error:
             raise VideoError(path, f"cannot be opened by decord ({_reason(error)})") from error
-        counts_agree = len(reader) == info.num_frames
-        if index.is_indexed and counts_agree and reader.get_key_indices() == index.key_indices:
+        if _is_safe(reader, index):
             yield _DecordVideo(path, reader, info)
             return
         video = PyAVVideo(path, info, index, num_threads=self.num_threads)
@@ -87,6 +89,21 @@ class _DecordVideo:
                     f"gave frames of shape {frames.shape} from {chunk[0]} on, expected {expected}",
                 )
             yield frames
+
+
+def _is_safe(reader: Any, index: FileIndex) -> bool:
+    """Whether decord sees the same frames in a file as its packets show."""
+    import decord
+
+    if not index.is_indexed or reader.get_key_indices() != index.key_indices:
+        return False
+    if len(reader) != len(index.pts):
+        return False
+    try:
+        first_frame = reader.get_batch([0]).asnumpy()[0]
+    except (RuntimeError, decord.DECORDError):
+        return False
+    return np.array_equal(first_frame, index.first_frame)
 
 
 def _reason(error: Exception) -> str:

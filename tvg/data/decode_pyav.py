@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tvg.data.decode import Frames, VideoDecoder, VideoError, VideoInfo, check_file, chunks
-from tvg.data.packets import PacketIndex, inspect_file, open_container, reason, to_rgb
+from tvg.data.packets import FileIndex, inspect_file, open_container, reason, to_rgb
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -47,9 +47,7 @@ class PyAVDecoder(VideoDecoder):
 class PyAVVideo:
     """One file, opened for decoding when frames are asked for."""
 
-    def __init__(
-        self, path: Path, info: VideoInfo, index: PacketIndex, *, num_threads: int
-    ) -> None:
+    def __init__(self, path: Path, info: VideoInfo, index: FileIndex, *, num_threads: int) -> None:
         self.info = info
         self._path, self._index, self._num_threads = path, index, num_threads
         self._opened = ExitStack()

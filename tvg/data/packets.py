@@ -1,5 +1,6 @@
-"""What a file holds, from its packets: tells a whole file from a truncated one, and knows each
-frame's time. PyAV reads the packets; nothing but the first frame is decoded.
+"""What a file holds, read from its packets by PyAV; only its first frame is decoded.
+
+This tells a whole file from a truncated one, and at what time each frame is shown.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ INDEXED_FORMATS = {"mov", "mp4", "matroska", "webm"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PacketIndex:
+class FileIndex:
     """The shown frames of a file.
 
     Attributes:
@@ -32,11 +33,13 @@ class PacketIndex:
             the container does not tell them (AVI knows only the order of decoding).
         key_indices: the frames that decoding can begin at, ascending.
         is_indexed: the container holds an index of its own, so that seeks are exact.
+        first_frame: uint8 [H, W, 3], as shown.
     """
 
     pts: list[int]
     key_indices: list[int]
     is_indexed: bool
+    first_frame: Frames
 
 
 @dataclass(kw_only=True)
@@ -69,7 +72,7 @@ def open_container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream  # type: ignore[misc]
 
 
-def inspect_file(path: Path) -> tuple[VideoInfo, PacketIndex]:
+def inspect_file(path: Path) -> tuple[VideoInfo, FileIndex]:
     """Reads all packets of a file and decodes its first frame.
 
     Frames that an edit list hides (the usual trace of cutting without re-encoding) do not count.
@@ -86,16 +89,15 @@ def inspect_file(path: Path) -> tuple[VideoInfo, PacketIndex]:
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         if not fps > 0:
             raise VideoError(path, "states no frame rate")
-        index = _packet_index(
-            packets,
-            may_reorder=bool(stream.codec_context.has_b_frames),
-            is_indexed=_is_indexed(container),
-        )
-    height, width = _shown_size(path)
-    return (
-        VideoInfo(num_frames=len(packets.shown), fps=fps, height=height, width=width),
-        index,
+        is_indexed = _is_indexed(container)
+        pts, key_indices = _times(packets, may_reorder=bool(stream.codec_context.has_b_frames))
+    first_frame = _first_frame(path)
+    height, width, _ = first_frame.shape
+    info = VideoInfo(num_frames=len(packets.shown), fps=fps, height=height, width=width)
+    index = FileIndex(
+        pts=pts, key_indices=key_indices, is_indexed=is_indexed, first_frame=first_frame
     )
+    return info, index
 
 
 def to_rgb(frame: VideoFrame) -> Frames:
@@ -103,10 +105,11 @@ def to_rgb(frame: VideoFrame) -> Frames:
     pixels = frame.to_ndarray(format="rgb24")
     assert pixels.dtype == np.uint8
     # Phones film in one orientation and state another. Anticlockwise, in steps of 90 degrees.
-    return np.rot90(pixels, round(frame.rotation / 90) % 4)  # type: ignore[return-value]
+    return np.rot90(pixels, round(frame.rotation / 90) % 4)
 
 
 def reason(error: Exception) -> str:
+    """Returns FFmpeg's own words, without the number and the file name around them."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -160,21 +163,23 @@ def _is_indexed(container: InputContainer) -> bool:
     return bool(INDEXED_FORMATS.intersection(container.format.name.split(",")))
 
 
-def _packet_index(packets: _Packets, *, may_reorder: bool, is_indexed: bool) -> PacketIndex:
+def _times(packets: _Packets, *, may_reorder: bool) -> tuple[list[int], list[int]]:
+    """Returns `FileIndex.pts` and `key_indices`."""
     known = [pts for pts, _, _ in packets.shown if pts is not None]
     # AVI passes off times of decoding as times of showing: wrong where frames are reordered.
     shifts = {None if pts is None or dts is None else pts - dts for pts, dts, _ in packets.shown}
     is_fake = may_reorder and len(shifts) == 1 and len(packets.shown) > 1
     if is_fake or len(set(known)) < len(packets.shown):
-        return PacketIndex(pts=[], key_indices=[], is_indexed=is_indexed)
+        return [], []
     ordered = sorted(known)
     place = {pts: index for index, pts in enumerate(ordered)}
-    keys = [place[pts] for pts, _, is_key in packets.shown if is_key and pts is not None]
-    return PacketIndex(pts=ordered, key_indices=sorted(keys), is_indexed=is_indexed)
+    return ordered, sorted(
+        place[pts] for pts, _, is_key in packets.shown if is_key and pts in place
+    )
 
 
-def _shown_size(path: Path) -> tuple[int, int]:
-    """Returns height and width of the first frame as shown; only a frame knows its rotation."""
+def _first_frame(path: Path) -> Frames:
+    """Decodes the first frame: no other place tells the size that rotation leaves."""
     import av
 
     with open_container(path) as (container, stream):
@@ -182,7 +187,6 @@ def _shown_size(path: Path) -> tuple[int, int]:
             frame = next(container.decode(stream), None)
         except av.FFmpegError as error:
             raise VideoError(path, f"cannot be decoded ({reason(error)})") from error
-        if frame is None:
-            raise VideoError(path, "cannot be decoded: its packets give no frame")
-        height, width, _ = to_rgb(frame).shape
-        return height, width
+    if frame is None:
+        raise VideoError(path, "cannot be decoded: its packets give no frame")
+    return to_rgb(frame)

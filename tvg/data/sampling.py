@@ -110,7 +110,7 @@ def frame_range(total_frames: int, video_fps: float, window: Segment | None) -> 
     length_s = total_frames / video_fps
     first = math.ceil(max(0.0, min(start_s, length_s)) * video_fps)
     last = min(math.floor(max(0.0, min(end_s, length_s)) * video_fps), total_frames - 1)
-    if first > last:
+    if first > last or end_s < 0:
         raise ValueError(
             f"the clip window {start_s} to {end_s} s holds no frame: the file has {total_frames} "
             f"frames at {video_fps:.3f} fps = {length_s:.2f} s"

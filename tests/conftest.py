@@ -1,0 +1,63 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of public annotation files that may stand beside the project."""
+    folder = PROJECT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder `shared` beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_video() -> Callable[..., Path]:
+    """A function that writes a small H.264 video in which no two frames are alike."""
+    return _write_video
+
+
+def _write_video(
+    path: Path,
+    *,
+    fps: float | Fraction = 25,
+    num_frames: int = 50,
+    width: int = 64,
+    height: int = 48,
+    codec_options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    frame_times_ms: list[int] | None = None,
+) -> Path:
+    """Writes `path`; `codec_options` such as {"g": "12", "bf": "3"} set key and B-frames.
+
+    With `frame_times_ms`, which must ascend, the frame rate varies.
+    """
+    import av
+
+    rng = np.random.default_rng(0)
+    rate = Fraction(fps).limit_denominator(1001) if frame_times_ms is None else Fraction(1000)
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"preset": "ultrafast", "threads": "1", **(codec_options or {})}
+        tile = rng.integers(0, 255, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+        for index in range(num_frames):
+            tile = np.roll(tile, 1, axis=1)
+            tile[0, 0] = rng.integers(0, 255, 3)
+            pixels = tile.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.time_base = 1 / rate
+            frame.pts = index if frame_times_ms is None else frame_times_ms[index]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
