@@ -85,6 +85,14 @@ def test_lower_precision_stays_near_the_float64_truth(dtype: torch.dtype, atol: 
         torch.testing.assert_close(our.double(), their, rtol=0.02, atol=atol)
 
 
+def test_half_precision_ends_with_the_product() -> None:
+    hidden, weight, token_ids = example(torch.bfloat16)
+    logits = (hidden @ weight.t()).double()  # rounded as a language-model head rounds them
+    expected = logits.log_softmax(dim=-1).gather(1, token_ids[:, None])[:, 0].float()
+    logprobs, _ = token_logprobs(hidden, weight, token_ids)
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=2e-6)
+
+
 def test_autocast_does_not_lower_the_precision() -> None:
     hidden, weight, token_ids = example(torch.float32)
     expected = with_gradients(lambda h, w: token_logprobs(h, w, token_ids), hidden, weight)
@@ -112,6 +120,18 @@ def test_suppressed_ids_have_no_probability_and_get_no_gradient() -> None:
     one = hidden[:1].expand(len(rest), -1)
     total = token_logprobs(one, weight.detach(), rest, suppressed_ids=suppressed)[0].exp().sum()
     torch.testing.assert_close(total, torch.ones((), dtype=torch.float64))
+
+
+def test_a_suppressed_token_has_no_gradient_of_its_own() -> None:
+    hidden, weight, token_ids = example()
+    token_ids[4] = 2
+    suppressed = torch.tensor([0, 2])
+    leaf, plain_leaf = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    token_logprobs(hidden, leaf, token_ids, suppressed_ids=suppressed)[0].sum().backward()
+    plain(hidden, plain_leaf, token_ids, suppressed_ids=suppressed)[0].sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad[suppressed].eq(0).all()
+    torch.testing.assert_close(leaf.grad, plain_leaf.grad, rtol=0, atol=1e-12)
 
 
 def test_entropy_of_a_uniform_distribution() -> None:

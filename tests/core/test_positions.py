@@ -89,12 +89,12 @@ def test_time_follows_the_rate_sampled(second_per_grid_s: float, expected: list[
 
 
 @pytest.mark.parametrize("num_frames", [180, 300, 768])
-@pytest.mark.parametrize("frames_per_second", [1, 2, 3, 5, 6, 7, 12, 24, 25, 30])
+@pytest.mark.parametrize("frames_per_second", [1, 2, 3, 6, 7, 24, 25, 30, 41, 47, 49, 55])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_whole_seconds_are_never_lost_to_rounding(
     num_frames: int, frames_per_second: int, dtype: torch.dtype
 ) -> None:
-    # The rate as it comes out of a decoder: frames taken / frames of the file * its rate.
+    # At 49 frames a second in float64, at 41, 47, 55 in float32, a bare floor loses one.
     sampled_fps = num_frames / (10 * num_frames) * (10 * frames_per_second)
     num_steps = num_frames // 2
     time = positions([clip(num_steps)], [[num_steps, 2, 2]], [2 / sampled_fps], dtype=dtype)[0, 0]
@@ -127,6 +127,21 @@ def test_padding_moves_nothing_and_is_masked_by_ones() -> None:
         assert torch.equal(on_the_right[:, n, : len(row)], one[:, 0])
         assert padded[:, n, : 9 - len(row)].eq(1).all()
     assert alone[2][0].tolist() == [[0, 1, 2]]
+
+
+def test_vision_tokens_under_the_mask_are_padding() -> None:
+    ids = torch.tensor([[START, VIDEO, START, VIDEO, VIDEO, TEXT]])
+    found = mrope_position_ids(
+        ids,
+        torch.tensor([[0, 0, 1, 1, 1, 1]]),
+        video_grid_thw=torch.tensor([[2, 2, 2]]),
+        second_per_grid_s=torch.tensor([1.0], dtype=torch.float64),
+        vision_start_id=START,
+        video_token_id=VIDEO,
+        spatial_merge=2,
+        tokens_per_second=4,
+    )
+    assert found[0].tolist() == [[1, 1, 0, 1, 5, 6]]
 
 
 def test_other_vision_models_of_the_family() -> None:

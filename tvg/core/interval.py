@@ -11,7 +11,7 @@ from tvg.types import Segment
 
 
 def temporal_iou(pred: Tensor, truth: Tensor) -> Tensor:
-    """IoU of segments [start, end], with the true union (not the hull of both) as denominator.
+    """IoU of segments [start, end], over the true union of both.
 
     A reversed, empty or non-finite segment on either side scores 0, so the result is never NaN.
 

@@ -73,10 +73,7 @@ def has_format(text: str, *, think: bool) -> bool:
     opening = _THINK_OPEN if think else _ANSWER_OPEN
     if not (text.startswith(opening) and text.endswith(_ANSWER_CLOSE)):
         return False
-    inner_end = len(text) - len(_ANSWER_CLOSE)
-    if not think:
-        return inner_end >= len(_ANSWER_OPEN)
-    return _THINK_TO_ANSWER.search(text, len(_THINK_OPEN), max(inner_end, 0)) is not None
+    return not think or _THINK_TO_ANSWER.search(text) is not None  # tags cannot overlap
 
 
 def _first_block(text: str, opening: str, closing: str) -> str | None:

@@ -150,11 +150,11 @@ def _find_clips(
     # Video tokens among the places that each clip should fill.
     num_video = torch.nn.functional.pad(is_video.long().cumsum(dim=1), (1, 0))
     ends = clips.columns + clips.num_tokens
-    is_inside = ends <= is_video.shape[1]
     ends = ends.clamp(max=is_video.shape[1])
     found = num_video[clips.rows, ends] - num_video[clips.rows, clips.columns]
-    is_right = is_inside & (found == clips.num_tokens)
-    if not bool(is_right.all()) or int(is_video.sum()) != int(clips.num_tokens.sum()):
+    if not torch.equal(found, clips.num_tokens) or int(is_video.sum()) != int(
+        clips.num_tokens.sum()
+    ):
         raise ValueError(
             f"video tokens of the {len(rows)} clips in the prompts must match their grids: "
             f"got {int(is_video.sum())} tokens, expected {clips.num_tokens.tolist()}"
