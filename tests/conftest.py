@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,8 @@ def shared_dir() -> Path:
     """The folder of public annotation files that may stand beside the project."""
     folder = PROJECT.parent / "shared"
     if not folder.is_dir():
+        if os.environ.get("TVG_REQUIRE_SHARED") == "1":
+            pytest.fail("TVG_REQUIRE_SHARED=1, but there is no folder `shared` beside the project")
         pytest.skip("needs the folder `shared` beside the project")
     return folder
 

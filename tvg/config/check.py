@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig, Node, OmegaConf
+from omegaconf import DictConfig, Node
 
 from tvg.config.compose import Composition, current_composition
 from tvg.config.errors import ConfigError, did_you_mean
@@ -13,6 +13,7 @@ from tvg.config.nodes import (
     has_target,
     has_target_within,
     is_section,
+    missing,
     plain,
     referenced,
     unresolvable,
@@ -44,7 +45,7 @@ def find_problems(composition: Composition) -> list[str]:
     cfg = composition.cfg
     problems = (
         unknown_keys(composition)
-        + [f"{path}: a value is needed ({path}=...)" for path in _missing(cfg)]
+        + [f"{path}: a value is needed ({path}=...)" for path in missing(cfg)]
         + entries_without_target(composition)
         + target_problems(cfg)
         + unresolvable(cfg)
@@ -104,7 +105,9 @@ def entries_without_target(composition: Composition) -> list[str]:
         group = entry.name.partition("/")[0]
         if group in COLLECTIONS or "/" not in entry.name:
             continue
-        if not has_target_within(at(cfg, entry.package)):
+        if entry.package == "experiment":
+            problems.append(f"{entry.name}: its first line has to be '# @package _global_'")
+        elif not has_target_within(at(cfg, entry.package)):
             problems.append(f"{entry.package}: the option {entry.name} has no _target_")
     for group in COLLECTIONS:
         node = at(cfg, group)
@@ -113,7 +116,3 @@ def entries_without_target(composition: Composition) -> list[str]:
             if not (isinstance(child, Node) and child._is_none()) and not has_target_within(child):
                 problems.append(f"{group}.{name}: an entry needs a _target_")
     return problems
-
-
-def _missing(cfg: DictConfig) -> list[str]:
-    return sorted(OmegaConf.missing_keys(cfg))

@@ -78,13 +78,15 @@ def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Com
         d for d in defaults if d.config_path and not d.config_path.startswith(("hydra/", "_dummy"))
     ]
     overlays = [d for d in mine if d.package == "" and "/" in str(d.config_path)]
-    # Hydra has no public way to compose a part of a defaults list.
-    repo = loader._parse_overrides_and_create_caching_repo(config_name, overrides)[1]  # type: ignore[attr-defined]
-    known = loader._compose_config_from_defaults_list(  # type: ignore[attr-defined]
-        defaults=[d for d in defaults if d not in overlays], repo=repo
-    )
-    OmegaConf.set_struct(known, False)
-    known.pop("hydra", None)
+    known = cfg
+    if overlays:
+        # Hydra has no public way to compose a part of a defaults list.
+        repo = loader._parse_overrides_and_create_caching_repo(config_name, overrides)[1]  # type: ignore[attr-defined]
+        known = loader._compose_config_from_defaults_list(  # type: ignore[attr-defined]
+            defaults=[d for d in defaults if d not in overlays], repo=repo
+        )
+        OmegaConf.set_struct(known, False)
+        known.pop("hydra", None)
     return Composition(
         cfg=cfg,
         known=known,

@@ -13,10 +13,12 @@ from typing import Any
 
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from tvg.config.compose import compose
 from tvg.config.errors import did_you_mean
-from tvg.config.nodes import walk
+from tvg.config.nodes import parent_of, walk
 from tvg.config.resolvers import register_resolvers
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -66,6 +68,10 @@ def user_message(error: Exception) -> str | None:
     """What to tell the user; None where the error is a bug that needs its traceback."""
     if isinstance(error, ConfigCompositionException) and _NO_SUCH_KEY.search(str(error)):
         return _unknown_overrides(_NO_SUCH_KEY.search(str(error)).group(1))  # type: ignore[union-attr]
+    if isinstance(error, YAMLError):
+        return str(error)  # names file, line and column
+    if isinstance(error, OmegaConfBaseException) and not _passed_through_us(error):
+        return str(error).replace("\n    full_key: ", ", at ").split("\n")[0]
     if isinstance(error, HydraException):
         text = re.split(r"\n\s*Config search path:", str(error))[0].strip()
         cause = str(error.__cause__ or "").split("\n    full_key")[0]
@@ -83,6 +89,11 @@ def _raised_by_us(error: BaseException) -> bool:
     return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).startswith("tvg.")
 
 
+def _passed_through_us(error: BaseException) -> bool:
+    modules = [f.f_globals.get("__name__", "") for f, _ in traceback.walk_tb(error.__traceback__)]
+    return any(str(name).startswith("tvg.") and name != __name__ for name in modules)
+
+
 def _raised_in_worker(text: str) -> str | None:
     """The message inside what torch re-raises from a data loader's worker; None for other text."""
     if not text.startswith("Caught ") or "Original Traceback" not in text:
@@ -94,6 +105,13 @@ def _raised_in_worker(text: str) -> str | None:
     after = text.rpartition(frames[-1])[2].splitlines()
     lines = [line for line in after[1:] if line and not line.startswith("    ")]
     return "\n".join(lines).partition(": ")[2] or None
+
+
+def _near(key: str, known: set[str]) -> str:
+    """The keys beside this one that look like it; where there is none, those anywhere."""
+    beside = {path for path in known if parent_of(path) == parent_of(key)}
+    leaves = {path.rpartition(".")[2]: path for path in beside}
+    return did_you_mean(key.rpartition(".")[2], leaves) or did_you_mean(key, known)
 
 
 def _unknown_overrides(first: str) -> str:
@@ -111,5 +129,5 @@ def _unknown_overrides(first: str) -> str:
             if found is None or found.group(1) in bad:
                 break
             bad.append(found.group(1))
-    lines = [f"{key}: no such config key{did_you_mean(key, known)}" for key in bad]
+    lines = [f"{key}: no such config key{_near(key, known)}" for key in bad]
     return "\n".join([*lines, "--help lists the config; +key=value adds a key to it"])

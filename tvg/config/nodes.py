@@ -6,8 +6,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import Container, DictConfig, ListConfig, Node, OmegaConf
+from omegaconf.errors import (
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 _REFERENCE = re.compile(r"\$\{\s*(\.*)([A-Za-z_][\w.]*)\s*\}")
 
@@ -76,6 +80,12 @@ def referenced(cfg: DictConfig) -> set[str]:
     return found
 
 
+def missing(cfg: DictConfig) -> list[str]:
+    """The paths of the values that are `???`."""
+    nodes = [(path, parent._get_node(key)) for path, parent, key in walk(cfg)]
+    return [path for path, node in nodes if isinstance(node, Node) and node._is_missing()]
+
+
 def unresolvable(cfg: DictConfig) -> list[str]:
     """One line for every interpolation that has no value; those to a missing value are left out."""
     problems = []
@@ -84,11 +94,9 @@ def unresolvable(cfg: DictConfig) -> list[str]:
             continue
         try:
             parent[key]
-        except MissingMandatoryValue:
+        except (InterpolationToMissingValueError, MissingMandatoryValue):
             continue  # reported where the value is missing
         except OmegaConfBaseException as error:
-            if "InterpolationToMissingValueError" in type(error).__name__:
-                continue
             raw = parent._get_node(key)._value()  # type: ignore[union-attr]
             reason = str(error).splitlines()[0]
             problems.append(f"{path}: {raw} cannot be resolved ({reason})")

@@ -64,7 +64,7 @@ def _argument_problems(
     if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
         problems = [
             f"{path}.{key}: {name} takes no argument {key!r}"
-            + (did_you_mean(key, named - given) or f"; it takes {', '.join(sorted(named))}")
+            + (did_you_mean(key, named) or f"; it takes {', '.join(sorted(named))}")
             for key in sorted(given - named)
         ]
     partial = bool(node.get("_partial_")) or "_args_" in node

@@ -1,0 +1,173 @@
+"""Commands end in one clean message and exit code 2, or in a traceback where the bug is ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tvg.config.entry import user_message
+
+PROJECT = Path(__file__).parents[2]
+
+COMMAND = """
+import hydra
+from tvg.config import build, check, entry_point
+
+@entry_point
+@hydra.main(version_base="1.3", config_path={conf_dir!r}, config_name="train")
+def main(cfg):
+    check(cfg)
+    {body}
+    print("done", cfg.seed)
+
+main()
+"""
+
+
+@pytest.fixture
+def run(tmp_path, conf_dir):
+    def run(*words: str, body: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        script = tmp_path / "tvg-train.py"
+        script.write_text(COMMAND.format(conf_dir=str(conf_dir), body=body))
+        return subprocess.run(
+            [sys.executable, str(script), *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(PROJECT), **env},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def test_a_sound_run(run):
+    done = run("seed=7")
+    assert done.stdout == "done 7\n"
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_what_the_check_finds(run):
+    done = run("model.width=???")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "tvg-train.py: model.width: a value is needed (model.width=...)\n" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_traceback_on_demand(run):
+    done = run("model.width=???", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_user_error_inside_tvg(run):
+    done = run(body="build({'_target_': 'fractions.Fraction', 'numerator': 'no'})")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "Invalid literal for Fraction: 'no'" in done.stderr
+
+
+def test_a_value_error_of_someone_else_is_a_bug(run):
+    done = run(body="int('x')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_command_started_by_a_command_reports_in_the_same_way(run):
+    again = "subprocess.run([sys.executable, __file__, 'model.width=???']).returncode"
+    done = run(body=f"import subprocess, sys; print({again})")
+    assert done.stdout == "2\ndone 0\n"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_stops_with_the_message(run):
+    done = run("-m", "seed=1,???")
+    assert done.returncode == 2
+    assert "done 1" in done.stdout
+    assert "seed: a value is needed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_config_file_is_named(run, conf_dir):
+    (conf_dir / "model/small.yaml").write_text("a: [1\n")
+    done = run()
+    assert done.returncode == 2
+    assert "model/small.yaml" in done.stderr
+    assert "line 2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_option_that_does_not_exist(run):
+    done = run("model=smal")
+    assert done.returncode == 2
+    assert "Could not find 'model/smal'" in done.stderr
+    assert "Available options in 'model':\n\tbare\n\tbig\n\tsmall\n" in done.stderr
+    assert "search path" not in done.stderr
+
+
+def test_an_output_folder_that_cannot_be_made(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("hydra.run.dir=file/run")
+    assert done.returncode == 2
+    assert "file/run: Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def shipped(tmp_path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a stand-in of tvg-train on the shipped config; it never gets as far as its task."""
+    script = tmp_path / "tvg-train"
+    script.write_text(COMMAND.format(conf_dir=str(PROJECT / "conf"), body=""))
+    return subprocess.run(
+        [sys.executable, str(script), *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_misspelt_overrides_are_all_named_with_what_was_meant(tmp_path):
+    done = shipped(tmp_path, "sed=1", "model=tiny", "objective.group_sise=4")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[:2] == [
+        "tvg-train: sed: no such config key; did you mean 'seed'?",
+        "objective.group_sise: no such config key; did you mean 'group_size'?",
+    ]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs"))
+
+
+def test_help_shows_groups_and_config(tmp_path):
+    done = shipped(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "strategy: auto, ddp, deepspeed_zero1" in done.stdout
+    assert "max_steps:" in done.stdout
+    assert "$" + "CONFIG" not in done.stdout
+
+
+def test_an_error_in_a_data_loader_worker():
+    ours = PROJECT / "tvg" / "data" / "decode.py"
+    text = (
+        "Caught VideoError in DataLoader worker process 0.\n"
+        "Original Traceback (most recent call last):\n"
+        '  File "/somewhere/torch/utils/data/_utils/worker.py", line 3, in _worker_loop\n'
+        "    data = fetch()\n"
+        f'  File "{ours}", line 9, in read\n'
+        '    raise VideoError("clip.mp4: no frames")\n'
+        "tvg.data.decode.VideoError: clip.mp4: no frames\n"
+    )
+    assert user_message(ValueError(text)) == "clip.mp4: no frames"
+    foreign = text.replace(str(ours), "/somewhere/else.py")
+    assert user_message(ValueError(foreign)) is None
+
+
+def test_a_file_error_names_the_file():
+    assert user_message(FileNotFoundError(2, "No such file", "x.json")) == "x.json: No such file"
+    assert user_message(RuntimeError("x")) is None

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from tvg.config import register_resolvers, resolvers
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    register_resolvers()
+    register_resolvers()  # a second time is no error
+
+
+def resolved(**keys):
+    return OmegaConf.to_container(OmegaConf.create(keys), resolve=True)
+
+
+def test_mul_keeps_integers():
+    assert resolved(a=3, b="${mul:${a},4}", c="${mul:${a},0.5}") == {"a": 3, "b": 12, "c": 1.5}
+    assert isinstance(resolved(b="${mul:3,4}")["b"], int)
+
+
+def test_basename():
+    assert resolved(a="${basename:runs/some/name}")["a"] == "name"
+
+
+def test_short_hash_changes_with_every_value_and_with_nothing_else():
+    def hashed(settings, seed):
+        return resolved(s=settings, seed=seed, h="${short_hash:${s},${seed}}")["h"]
+
+    first = hashed({"a": 1, "b": [2, 3]}, 0)
+    assert len(first) == 8
+    assert first == hashed({"b": [2, 3], "a": 1}, 0)
+    assert first != hashed({"a": 1, "b": [2, 4]}, 0)
+    assert first != hashed({"a": 1, "b": [2, 3]}, 1)
+
+
+def test_run_name_is_one_for_a_run_and_its_other_ranks(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    resolvers._new_run_name.cache_clear()
+    monkeypatch.setenv("TVG_RUN_NAME", "of-another-run")
+    name = resolved(a="${run_name:}")["a"]
+    assert name != "of-another-run"
+    assert resolved(a="${run_name:}")["a"] == name
+    resolvers._new_run_name.cache_clear()  # as in the process of another rank
+    monkeypatch.setenv("TVG_RUN_NAME", "of-rank-zero")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert resolved(a="${run_name:}")["a"] == "of-rank-zero"

@@ -1,0 +1,172 @@
+"""Each rule fires on its combination, names the key, and is silent on the sound one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tvg.config.rules import RULES
+
+ADAM, CPU_ADAM = "torch.optim.AdamW", "deepspeed.ops.adam.DeepSpeedCPUAdam"
+DEEPSPEED = "lightning.pytorch.strategies.DeepSpeedStrategy"
+SCORED = {"reward": {"iou": {"weight": 1.0}}}
+GRPO = {"objective": {"group_size": 8}, **SCORED}
+CPU = {"accelerator": "cpu", "max_steps": 1}
+FLASH = {"attn_implementation": "flash_attention_2", "dtype": "float32"}
+FROZEN = {"freeze_vision": True, "freeze_merger": True, "freeze_language": True}
+
+
+def problems(config: dict[str, Any]) -> list[str]:
+    return [problem for rule in RULES for problem in rule(config)]
+
+
+def optimizer(target: str, **strategy: Any) -> dict[str, Any]:
+    return {
+        "objective": {"optimizer": {"_target_": target}},
+        "strategy": {"_target_": DEEPSPEED, "stage": 3, **strategy},
+    }
+
+
+def sampling(**changes: Any) -> dict[str, Any]:
+    bounds = {"min_frames": 4, "max_frames": 8, "min_pixels": 4, "max_pixels": 8}
+    return {"data": {"loader": {"sampling": bounds | changes}}}
+
+
+# (what cannot work, the key that the message begins with, the nearest config that can)
+CASES = {
+    "group of one": (
+        {"objective": {"group_size": 1}, **SCORED},
+        "objective.group_size: a group needs at least 2 completions, got 1",
+        {"objective": {"group_size": 2}, **SCORED},
+    ),
+    "rollouts in whole groups": (
+        {"objective": {"group_size": 4, "num_rollouts": 10}, **SCORED},
+        "objective.group_size: must divide the rollouts: got 10 rollouts, group_size=4",
+        {"objective": {"group_size": 4, "num_rollouts": 12}, **SCORED},
+    ),
+    "micro-batch over batch": (
+        {"objective": {"micro_batch_size": 3}, "data": {"batch_size": 2}},
+        "objective.micro_batch_size: 3 prompts a pass, but data.batch_size gives only 2",
+        {"objective": {"micro_batch_size": 2}, "data": {"batch_size": 2}},
+    ),
+    "KL without reference": (
+        {"objective": {"loss": {"kl_coef": 0.04}, "reference": None}},
+        "objective.loss.kl_coef: 0.04 needs a reference",
+        {"objective": {"loss": {"kl_coef": 0.0}, "reference": None}},
+    ),
+    "nucleus sampling": (
+        {**GRPO, "rollout": {"top_p": 0.9}},
+        "rollout.top_p: must be 1.0 with objective.group_size, got 0.9",
+        {**GRPO, "rollout": {"top_p": 1.0}},
+    ),
+    "top-k sampling": (
+        {**GRPO, "rollout": {"top_k": 50}},
+        "rollout.top_k: must be 0 with objective.group_size, got 50",
+        {"objective": {}, "rollout": {"top_k": 50}},  # supervised: only evaluation samples
+    ),
+    "greedy groups": (
+        {**GRPO, "rollout": {"temperature": 0}},
+        "rollout.temperature: greedy completions",
+        {**GRPO, "rollout": {"temperature": 0.7}},
+    ),
+    "no reward": (
+        {"objective": {"group_size": 8}},
+        "reward: learning from samples needs a reward, but none is chosen",
+        GRPO,
+    ),
+    "weights of zero": (
+        {**GRPO, "reward": {"iou": {"weight": 0.0}}},
+        "reward: learning from samples needs a reward, but every weight is 0",
+        {**GRPO, "reward": {"iou": {"weight": 0.0}, "format": {"weight": 1}}},
+    ),
+    "format out of reach": (
+        {"reward": {"format": {"reward": {"think": True}}}, "prompt": {"think": False}},
+        "reward.format.reward.think: is True, but prompt.think is False",
+        {"reward": {"format": {"reward": {"think": True}}}, "prompt": {"think": True}},
+    ),
+    "all frozen": (
+        {"objective": {"x": 1}, "model": FROZEN},
+        "model: freeze_vision, freeze_merger and freeze_language",
+        {"objective": {"x": 1}, "model": {**FROZEN, "freeze_merger": False}},
+    ),
+    "offload with torch's optimizer": (
+        optimizer(ADAM, offload_optimizer=True),
+        f"objective.optimizer._target_: strategy.offload_optimizer needs {CPU_ADAM}, got {ADAM}",
+        optimizer(CPU_ADAM, offload_optimizer=True),
+    ),
+    "CPU optimizer without offload": (
+        optimizer(CPU_ADAM),
+        f"objective.optimizer._target_: {CPU_ADAM} steps states in CPU memory",
+        optimizer(ADAM),
+    ),
+    "parameters offloaded at stage 2": (
+        {"strategy": {"_target_": DEEPSPEED, "stage": 2, "offload_parameters": True}},
+        "strategy.offload_parameters: needs strategy.stage=3, got 2",
+        {"strategy": {"_target_": DEEPSPEED, "stage": 3, "offload_parameters": True}},
+    ),
+    "DeepSpeed on CPU": (
+        {"strategy": {"_target_": DEEPSPEED}, "trainer": CPU},
+        "strategy: DeepSpeed runs on GPUs",
+        {"strategy": {"_target_": "lightning.pytorch.strategies.DDPStrategy"}, "trainer": CPU},
+    ),
+    "all CPUs": (
+        {"trainer": {**CPU, "devices": -1}},
+        "trainer.devices: on CPU expected a number of processes, got -1",
+        {"trainer": {**CPU, "devices": 2}},
+    ),
+    "float16 on CPU": (
+        {"trainer": {**CPU, "precision": "16-mixed"}},
+        "trainer.precision: 16-mixed needs a GPU",
+        {"trainer": {**CPU, "precision": "bf16-mixed"}},
+    ),
+    "Lightning's clipping": (
+        {"trainer": {**CPU, "gradient_clip_val": 1.0}},
+        "trainer.gradient_clip_val: must be null, got 1.0",
+        {"trainer": {**CPU, "gradient_clip_val": None}},
+    ),
+    "Lightning's accumulation": (
+        {"trainer": {**CPU, "accumulate_grad_batches": 4}},
+        "trainer.accumulate_grad_batches: must be 1, got 4",
+        {"trainer": {**CPU, "accumulate_grad_batches": 1}},
+    ),
+    "no end": (
+        {"trainer": {"max_steps": -1, "max_epochs": None}},
+        "trainer.max_steps: set it or trainer.max_epochs",
+        {"trainer": {"max_steps": -1, "max_epochs": 2}},
+    ),
+    "frames": (
+        sampling(min_frames=16),
+        "data.loader.sampling.min_frames: 16 is more than max_frames=8",
+        sampling(),
+    ),
+    "pixels": (
+        sampling(min_pixels=16),
+        "data.loader.sampling.min_pixels: 16 is more than max_pixels=8",
+        sampling(min_pixels=8),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rule(case):
+    bad, message, good = CASES[case]
+    found = problems(bad)
+    assert len(found) == 1
+    assert found[0].startswith(message)
+    assert problems(good) == []
+
+
+@pytest.mark.parametrize(("installed", "num_problems"), [(False, 3), (True, 2)])
+def test_flash_attention(monkeypatch, installed, num_problems):
+    monkeypatch.setattr("tvg.config.rules.find_spec", lambda name: object() if installed else None)
+    found = problems({"model": FLASH, "trainer": CPU})
+    assert len(found) == num_problems
+    assert any("pip install 'tvg[flash-attn]'" in problem for problem in found) != installed
+    half = {**FLASH, "dtype": "bfloat16"}
+    assert (problems({"model": half}) == []) == installed
+
+
+def test_rules_bear_with_what_is_not_there():
+    assert problems({}) == []
+    assert problems({"objective": None, "trainer": None, "data": "x", "reward": []}) == []

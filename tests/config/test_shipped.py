@@ -1,0 +1,88 @@
+"""Every config that ships composes and passes the check; new files are picked up by themselves."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hydra.errors import HydraException
+
+from tvg.config import CONF_DIR, compose
+from tvg.config.check import COLLECTIONS, find_problems
+from tvg.config.compose import Composition
+
+COMMANDS = sorted(path.stem for path in CONF_DIR.glob("*.yaml"))
+NOT_COMPOSED_ALONE = {"experiment", "hparams_search", "hydra"}
+OPTIONS = sorted(
+    str(path.relative_to(CONF_DIR).with_suffix(""))
+    for path in CONF_DIR.rglob("*.yaml")
+    if path.parent != CONF_DIR and path.relative_to(CONF_DIR).parts[0] not in NOT_COMPOSED_ALONE
+)
+EXPERIMENTS = sorted(
+    str(path.relative_to(CONF_DIR / "experiment").with_suffix(""))
+    for path in (CONF_DIR / "experiment").rglob("*.yaml")
+)
+
+
+@cache
+def compose_once(command: str) -> Composition:
+    return compose(command)
+
+
+@cache
+def groups(command: str) -> frozenset[str]:
+    """The groups that a command takes options of, at their own place in the config."""
+    return frozenset(
+        group
+        for entry in compose_once(command).entries
+        for group in [entry.name.rpartition("/")[0]]
+        if entry.package == group.replace("/", ".")
+    )
+
+
+def problems(command: str, *overrides: str) -> list[str]:
+    """What is wrong, but for values that only a user can give."""
+    try:
+        found = find_problems(compose(command, overrides))
+    except HydraException as error:
+        return [str(error)]
+    return [problem for problem in found if "a value is needed" not in problem]
+
+
+@cache
+def problems_once(command: str) -> tuple[str, ...]:
+    return tuple(problems(command))
+
+
+def test_there_is_something_to_compose():
+    assert "train" in COMMANDS
+    assert {"strategy/ddp", "trainer/default", "logger/mlflow"} <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command):
+    assert problems_once(command) == ()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option(option):
+    group, _, name = option.rpartition("/")
+    commands = sorted((c for c in COMMANDS if group in groups(c)), key=lambda c: (c != "train", c))
+    assert commands, f"no command takes conf/{group}"
+    if any(entry.name == option for c in commands for entry in compose_once(c).entries):
+        return  # a command's own choice, tried by test_command
+    choice = f"{group}=[{name}]" if group in COLLECTIONS else f"{group}={name}"
+    new = set(problems(commands[0], choice)) - set(problems_once(commands[0]))
+    assert not new
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment(experiment):
+    takers = [c for c in COMMANDS if "experiment:" in (CONF_DIR / f"{c}.yaml").read_text()]
+    found = {c: problems(c, f"experiment={experiment}") for c in sorted(takers, key="train".__ne__)}
+    assert [] in found.values(), found
+
+
+@pytest.mark.parametrize("loggers", ["[]", "csv", "[mlflow,csv]", "[mlflow,csv,tensorboard]"])
+def test_loggers(loggers):
+    assert not set(problems("train", f"logger={loggers}")) - set(problems_once("train"))
