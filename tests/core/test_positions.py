@@ -144,6 +144,20 @@ def test_vision_tokens_under_the_mask_are_padding() -> None:
     assert found[0].tolist() == [[1, 1, 0, 1, 5, 6]]
 
 
+def test_a_clip_cut_off_from_its_start_is_not_a_clip() -> None:
+    with pytest.raises(ValueError, match="got 1 grids, 0 clips"):
+        mrope_position_ids(
+            torch.tensor([[START, VIDEO, TEXT]]),
+            torch.tensor([[0, 1, 1]]),
+            video_grid_thw=torch.tensor([[1, 2, 2]]),
+            second_per_grid_s=torch.tensor([1.0], dtype=torch.float64),
+            vision_start_id=START,
+            video_token_id=VIDEO,
+            spatial_merge=2,
+            tokens_per_second=4,
+        )
+
+
 def test_other_vision_models_of_the_family() -> None:
     # No spatial merge, 2 ids a second: 2 s a step give 4 ids a step.
     time, height, width = positions(
