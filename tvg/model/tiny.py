@@ -53,7 +53,7 @@ def write_tiny_checkpoint(
         folder: where to write; made if missing.
         seed: of the weights; the caller's random state is left as it was.
         corpus: text the tokenizer is trained on; None: every query of the synthetic world.
-        vocab_size: tokens, special ones included.
+        vocab_size: most tokens, special ones included; a small corpus makes fewer.
         hidden_size: of the language model; vLLM serves heads (hidden_size / num_heads) of 32, 64,
             80, ...
         intermediate_size: of its MLPs.
@@ -84,7 +84,7 @@ def write_tiny_checkpoint(
     tokenizer = train_tokenizer(corpus or all_queries(), vocab_size=vocab_size)
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": vocab_size,
+            "vocab_size": len(tokenizer),
             "hidden_size": hidden_size,
             "intermediate_size": intermediate_size,
             "num_hidden_layers": num_layers,

@@ -85,7 +85,7 @@ def train_tokenizer(corpus: Iterable[str], *, vocab_size: int) -> PreTrainedToke
 
     Args:
         corpus: sentences; their common words become single tokens.
-        vocab_size: tokens in all, the 256 bytes and the special ones included.
+        vocab_size: most tokens, the 256 bytes and the special ones included.
 
     Raises:
         ValueError: `vocab_size` leaves no room for the bytes and special tokens.
@@ -110,8 +110,10 @@ def train_tokenizer(corpus: Iterable[str], *, vocab_size: int) -> PreTrainedToke
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # The phrases come often, lest rare words of the corpus push theirs out of the vocabulary.
-    tokenizer.train_from_iterator([*corpus, *(_PHRASES * 100)], trainer)
+    # Prompts may be lower-cased. The phrases come often, lest rare words of the corpus push theirs
+    # out of the vocabulary.
+    texts = [variant for text in corpus for variant in (text, text.lower())]
+    tokenizer.train_from_iterator([*texts, *(_PHRASES * 100)], trainer)
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     )
