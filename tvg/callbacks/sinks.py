@@ -1,0 +1,90 @@
+"""Where tables, texts, files and pictures go: every logger of the trainer that can hold them.
+
+All functions do nothing where no such logger is on, and on every rank but zero.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
+
+
+def mlflow_runs(trainer: pl.Trainer) -> Iterator[tuple[Any, str]]:
+    """The (MlflowClient, run id) of every MLflow logger."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, MLFlowLogger) and logger.run_id is not None:
+            yield logger.experiment, logger.run_id
+
+
+def tensorboard_writers(trainer: pl.Trainer) -> Iterator[Any]:
+    """The SummaryWriter of every TensorBoard logger."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            yield logger.experiment
+
+
+def log_file(trainer: pl.Trainer, path: Path, *, folder: str | None = None) -> None:
+    """Copies a file to MLflow's artifacts, into `folder` there; an older copy is replaced."""
+    for client, run_id in mlflow_runs(trainer):
+        client.log_artifact(run_id, str(path), folder)
+
+
+def log_picture(trainer: pl.Trainer, path: Path, *, tag: str, step: int) -> None:
+    """Shows a picture file in MLflow (artifact folder `pictures`) and in TensorBoard."""
+    log_file(trainer, path, folder="pictures")
+    for writer in tensorboard_writers(trainer):
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        writer.add_image(tag, pixels, global_step=step, dataformats="HWC")
+
+
+def log_table(trainer: pl.Trainer, columns: dict[str, list[Any]], *, name: str, step: int) -> None:
+    """Shows a table: MLflow artifact `<name>/step_<step>.json`, TensorBoard text `<name>`.
+
+    One file a step, since MLflow re-reads and re-writes the file that it appends to. A step
+    that is logged again after a resume replaces its table.
+
+    Args:
+        trainer: whose loggers are written to.
+        columns: column -> values, all of one length.
+        name: of the table.
+        step: optimizer steps done.
+    """
+    file = f"{name}/step_{step:08d}.json"
+    for client, run_id in mlflow_runs(trainer):
+        if any(known.path == file for known in client.list_artifacts(run_id, name)):
+            # The encoding of MlflowClient.log_table, which would append to the file.
+            rows = [list(row) for row in zip(*columns.values(), strict=True)]
+            table = {"columns": list(columns), "data": rows}
+            client.log_text(run_id, json.dumps(table, ensure_ascii=False), file)
+        else:
+            client.log_table(run_id, columns, file)
+    for writer in tensorboard_writers(trainer):
+        writer.add_text(name, markdown_table(columns), global_step=step)
+
+
+def markdown_table(columns: dict[str, list[Any]]) -> str:
+    """The table in Markdown, one line a row whatever the cells hold."""
+
+    def line(cells: list[Any]) -> str:
+        texts = (f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells)
+        kept = (" ".join(text.split()) for text in texts)
+        # Escaped: completions are full of tags, which a dashboard would take for HTML.
+        safe = (t.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|") for t in kept)
+        return f"| {' | '.join(safe)} |"
+
+    rows = zip(*columns.values(), strict=True)
+    head = [line(list(columns)), line(["---"] * len(columns))]
+    return "\n".join(head + [line(list(row)) for row in rows])
