@@ -1,0 +1,104 @@
+"""Rates with the step they belong to, by a clock that the test turns."""
+
+import csv
+from types import SimpleNamespace
+
+import pytest
+
+from tvg.callbacks import throughput
+from tvg.callbacks.throughput import Throughput
+
+
+class Recorder:
+    """Stands for the module and keeps what is logged to it."""
+
+    device = SimpleNamespace(type="cpu")
+
+    def __init__(self):
+        self.logged = []
+
+    def log_dict(self, values, **_):
+        self.logged.append(values)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    now = SimpleNamespace(s=100.0)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now.s)
+    return now
+
+
+class Walk:
+    """Walks the callback through batches: seconds of waiting, seconds of work, step at the end."""
+
+    def __init__(self, clock):
+        self.clock, self.module, self.callback = clock, Recorder(), Throughput()
+        self.trainer = SimpleNamespace(global_step=4)
+        self.callback.on_train_start(self.trainer, self.module)
+
+    def batch(self, wait_s, work_s, step, outputs=None):
+        self.clock.s += wait_s
+        self.callback.on_train_batch_start(self.trainer, self.module, None, 0)
+        self.clock.s += work_s
+        self.trainer.global_step = step
+        self.callback.on_train_batch_end(self.trainer, self.module, outputs, None, 0)
+        logged = {key: value for values in self.module.logged for key, value in values.items()}
+        self.module.logged.clear()
+        return {key.removeprefix("perf/"): pytest.approx(v) for key, v in logged.items()}
+
+
+def test_rates_of_one_step(clock):
+    walk = Walk(clock)
+    outputs = {"num_prompts": 6, "num_tokens": 120}
+    # The wait before the first batch is the start-up of the workers: not the run's.
+    assert walk.batch(9.0, 2.0, 5, outputs) == {"step_s": 2, "prompts_per_s": 3, "tokens_per_s": 60}
+    assert walk.batch(1.0, 2.0, 6, outputs) == {
+        "step_s": 3,
+        "data_wait_s": 1,
+        "prompts_per_s": 2,
+        "tokens_per_s": 40,
+    }
+
+
+def test_micro_batches_and_several_updates_are_one_count(clock):
+    walk = Walk(clock)
+    walk.batch(0, 1, 5)
+    assert walk.batch(1, 1, 5, {"num_prompts": 3}) == {}
+    assert walk.batch(1, 1, 6, {"num_prompts": 5}) == {
+        "step_s": 4,
+        "data_wait_s": 2,
+        "prompts_per_s": 2,
+    }
+    assert walk.batch(1, 3, 8, {"num_prompts": 2})["step_s"] == 2  # seconds of each of two
+    assert walk.batch(1, 3, 9, {"num_prompts": 2})["prompts_per_s"] == 0.5
+
+
+@pytest.mark.parametrize("event", ["on_validation_start", "on_save_checkpoint"])
+def test_time_of_validations_and_checkpoints_is_no_waiting(clock, event):
+    walk = Walk(clock)
+    walk.batch(0, 1, 5)
+    arguments = [walk.trainer, walk.module, {}][: 2 if "validation" in event else 3]
+    getattr(walk.callback, event)(*arguments)
+    assert walk.batch(60, 1, 6) == {"step_s": 1}
+    assert walk.batch(1, 1, 7) == {"step_s": 2, "data_wait_s": 1}
+
+
+def test_metrics_stand_at_the_same_step_as_the_others(finished_run):
+    (file,) = (finished_run.run_dir / "csv").rglob("metrics.csv")
+    rows = [row for row in csv.DictReader(file.open()) if row["train/global_step"]]
+    assert len(rows) == 12
+    for row in rows:
+        assert float(row["train/global_step"]) == int(row["step"]) + 1
+        ratio = float(row["perf/tokens_per_s"]) / float(row["perf/prompts_per_s"])
+        assert ratio == pytest.approx(20, rel=1e-4)
+    assert [bool(row["perf/data_wait_s"]) for row in rows] == [False] + [True] * 5 + [False] + [
+        True
+    ] * 5
+    history = finished_run.client.get_metric_history(finished_run.run_id, "perf/step_s")
+    assert len(history) == 12
+
+
+def test_steps_that_return_nothing_have_their_seconds(fit, tiny_grpo):
+    trainer = fit(tiny_grpo(extras={}), callbacks=[Throughput()])
+    logged = [name for name in trainer.callback_metrics if name.startswith("perf/")]
+    assert sorted(logged) == ["perf/data_wait_s", "perf/step_s"]

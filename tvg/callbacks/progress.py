@@ -1,0 +1,191 @@
+"""The progress of a run: a bar on a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from tvg.callbacks.throughput import counts
+
+_WINDOW = 20  # optimizer steps over which the rates shown are measured
+
+
+class _Mark(NamedTuple):
+    """What was done at a moment since the start of this process's training."""
+
+    time_s: float
+    step: int
+    num_prompts: float
+
+
+def format_seconds(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _total_steps(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int | None:
+    """Optimizer steps of the whole run; None where it has no known end."""
+    if not pl_module.automatic_optimization and trainer.max_steps > 0:
+        return trainer.max_steps  # Lightning's estimate takes one step a batch for granted
+    estimate = trainer.estimated_stepping_batches
+    return int(estimate) if estimate != float("inf") else None
+
+
+class Progress(TQDMProgressBar):
+    """One bar over the optimizer steps of the whole run, with reward, loss, rate and time left.
+
+    Where the output is no terminal it prints one line every n steps, and one a validation.
+
+    Args:
+        metrics: short name to show -> logged metric; one that is not logged is left out.
+        every_n_steps: optimizer steps between two lines, where lines are printed; at least 1.
+        style: "auto" draws the bar on a terminal and prints lines elsewhere.
+    """
+
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+    def __init__(
+        self,
+        *,
+        metrics: dict[str, str],
+        every_n_steps: int,
+        style: Literal["auto", "bar", "lines"],
+    ) -> None:
+        super().__init__(refresh_rate=1)
+        if every_n_steps < 1:
+            raise ValueError(f"progress.every_n_steps must be at least 1: got {every_n_steps}")
+        if style not in ("auto", "bar", "lines"):
+            raise ValueError(f"progress.style must be auto, bar or lines: got {style!r}")
+        self.metrics = metrics
+        self.every_n_steps = every_n_steps
+        is_bar = style == "bar" or (style == "auto" and sys.stdout.isatty())
+        self.has_lines = not is_bar
+        self._total: int | None = None
+        self._start_step = 0
+        self._marks: deque[_Mark] = deque(maxlen=_WINDOW + 1)
+        self._start_s = self._validation_start_s = 0.0
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether Lightning's bars are drawn."""
+        return self._enabled and not self.has_lines
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        if not self.has_lines:
+            super().print(*args, sep=sep, **kwargs)
+        elif self._enabled:  # not on other ranks
+            print(*args, sep=sep, flush=True)
+
+    def init_train_tqdm(self) -> Tqdm:
+        return Tqdm(
+            desc="Training",
+            total=self._total,
+            initial=self._start_step,
+            position=0,
+            disable=self.is_disabled,
+            leave=True,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0,  # the time left follows from the mean since the start
+            bar_format=self.BAR_FORMAT,
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start_s = time.perf_counter()
+        self._start_step = trainer.global_step
+        self._total = _total_steps(trainer, pl_module)
+        self._marks.clear()
+        self._marks.append(_Mark(0.0, self._start_step, 0.0))
+        self.train_progress_bar = self.init_train_tqdm()
+        if self.has_lines:
+            self.print(f"training from step {self._start_step} to {self._total or 'no set end'}")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Keeps Lightning from starting the bar anew: it spans every epoch."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step, last = trainer.global_step, self._marks[-1]
+        num_prompts = last.num_prompts + counts(outputs, ["num_prompts"]).get("num_prompts", 0.0)
+        mark = _Mark(time.perf_counter() - self._start_s, step, num_prompts)
+        if step == last.step:  # gradients are still being accumulated
+            self._marks[-1] = last._replace(num_prompts=num_prompts)
+            return
+        self._marks.append(mark)
+        if self.has_lines:
+            is_due = step // self.every_n_steps > last.step // self.every_n_steps
+            if is_due or last.step == self._start_step or step == self._total:
+                self.print(self._line(trainer, pl_module))
+            return
+        self.train_progress_bar.n = step
+        self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.has_lines:
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def _rates(self) -> Iterator[tuple[str, str]]:
+        if len(self._marks) < 2:  # no step is done yet: the sanity check, say
+            return
+        first, last = self._marks[0], self._marks[-1]
+        seconds, num_steps = max(last.time_s - first.time_s, 1e-9), last.step - first.step
+        yield "s/step", f"{seconds / num_steps:.2f}"
+        if last.num_prompts > first.num_prompts:
+            # Of this rank: what runs here is what the user sees here.
+            num_ranks = self.trainer.world_size
+            yield "prompts/s", f"{num_ranks * (last.num_prompts - first.num_prompts) / seconds:.1f}"
+
+    def get_metrics(  # type: ignore[override]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, str]:
+        """The metrics asked for, as far as they are logged, and the rates."""
+        shown = {name: f"{value:.4g}" for name, value in self._values(trainer)}
+        return shown | dict(self._rates())
+
+    def _values(self, trainer: pl.Trainer) -> Iterator[tuple[str, float]]:
+        logged: Mapping[str, Any] = trainer.callback_metrics
+        for name, key in self.metrics.items():
+            # Lightning adds a suffix to what is logged both by step and by epoch.
+            for known in (f"{key}_step", key):
+                if known in logged:
+                    yield name, float(logged[known])
+                    break
+
+    def _line(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+        mark = self._marks[-1]
+        parts = [f"step {mark.step}/{self._total or '?'}"]
+        parts += [f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items()]
+        done = mark.step - self._start_step
+        if self._total:
+            left = max(self._total - mark.step, 0)
+            parts.append(f"ETA {format_seconds(mark.time_s / done * left)}")
+        return "  ".join(parts)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validation_start_s = time.perf_counter()
+        super().on_validation_start(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if not self.has_lines or trainer.sanity_checking:
+            return
+        logged = trainer.callback_metrics
+        values = {k: float(v) for k, v in logged.items() if k.startswith("val/")}
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        seconds = time.perf_counter() - self._validation_start_s
+        self.print(f"validation at step {trainer.global_step}  {metrics}  {seconds:.1f} s")

@@ -1,0 +1,55 @@
+"""Processor, memory, disk, network and GPU load in MLflow, sampled by a thread of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import MLFlowLogger
+
+
+class SystemMetrics(Callback):
+    """Logs MLflow's `system/*` metrics while a fit runs; without an MLflow logger does nothing.
+
+    Watches the machine of rank zero.
+
+    Args:
+        interval_s: seconds between two samples, above 0.
+    """
+
+    def __init__(self, *, interval_s: float) -> None:
+        super().__init__()
+        if not interval_s > 0:
+            raise ValueError(f"system_metrics.interval_s must be above 0: got {interval_s}")
+        self.interval_s = interval_s
+        self._monitors: list[Any] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            if not isinstance(logger, MLFlowLogger):
+                continue
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            monitor = SystemMetricsMonitor(
+                logger.run_id,
+                sampling_interval=self.interval_s,
+                resume_logging=True,
+                tracking_uri=logger._tracking_uri,
+            )
+            monitor.start()
+            self._monitors.append(monitor)
+
+    def _stop(self) -> None:
+        while self._monitors:
+            self._monitors.pop().finish()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._stop()

@@ -1,0 +1,101 @@
+"""How fast the run goes: seconds, prompts and tokens of each optimizer step."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+# What a training step may count -> the rate logged for it.
+_RATES = {"num_prompts": "perf/prompts_per_s", "num_tokens": "perf/tokens_per_s"}
+
+
+def counts(outputs: Any, keys: Iterable[str]) -> dict[str, float]:
+    """The counts that the training step returned, of those keys that it returned at all."""
+    found = outputs if isinstance(outputs, Mapping) else {}
+    return {key: float(found[key]) for key in keys if found.get(key) is not None}
+
+
+class Throughput(Callback):
+    """Logs `perf/*` with the metrics of the step that they belong to.
+
+    - `perf/step_s`: seconds of one optimizer step, all its micro-batches and data included;
+    - `perf/data_wait_s`: the part of it between two batches: loading, moving, logging. Left out
+      at the first step and behind a validation or a checkpoint, whose time cannot be told from
+      it (step_s is then without it);
+    - `perf/prompts_per_s`, `perf/tokens_per_s` (completion tokens) from `outputs["num_prompts"]`
+      and `outputs["num_tokens"]`, summed over ranks; left out where the step returns none;
+    - `perf/gpu_memory_gib`: the most that torch held since the start, on a GPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start_step()
+        self._last_step = 0
+        self._batch_start_s = 0.0
+        self._batch_end_s: float | None = None  # None: something else ran in between
+
+    def _start_step(self) -> None:
+        self._busy_s, self._wait_s = 0.0, 0.0
+        self._is_wait_known = True
+        self._counts: dict[str, float] = defaultdict(float)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last_step = trainer.global_step
+        self._batch_end_s = None
+        self._start_step()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._batch_end_s = None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._batch_end_s = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        now_s = time.perf_counter()
+        if self._batch_end_s is None:
+            self._is_wait_known = False
+        else:
+            self._wait_s += now_s - self._batch_end_s
+        self._batch_start_s = now_s
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._batch_end_s = time.perf_counter()
+        self._busy_s += self._batch_end_s - self._batch_start_s
+        for key, number in counts(outputs, _RATES).items():
+            self._counts[key] += number
+        num_steps = trainer.global_step - self._last_step
+        if num_steps < 1:  # gradients are still being accumulated
+            return
+        self._last_step = trainer.global_step
+        self._log(pl_module, num_steps)
+        self._start_step()
+
+    def _log(self, pl_module: pl.LightningModule, num_steps: int) -> None:
+        total_s = max(self._busy_s + self._wait_s, 1e-9)
+        means = {"perf/step_s": total_s / num_steps}
+        if self._is_wait_known:
+            means["perf/data_wait_s"] = self._wait_s / num_steps
+        sums = {_RATES[key]: number / total_s for key, number in self._counts.items()}
+        # Through the module, so that they stand at the same step as train/* in every logger.
+        pl_module.log_dict(means, on_step=True, on_epoch=False)
+        pl_module.log_dict(sums, on_step=True, on_epoch=False, sync_dist=True, reduce_fx="sum")
+        if pl_module.device.type == "cuda":
+            peak_gib = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
+            pl_module.log("perf/gpu_memory_gib", peak_gib, on_step=True, on_epoch=False)

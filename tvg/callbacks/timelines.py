@@ -1,0 +1,46 @@
+"""A picture of truth against prediction after every validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from tvg.callbacks.sinks import log_picture
+from tvg.plot.save import save_figure
+from tvg.plot.timeline import TimelineRow, draw_timelines
+from tvg.task.report import Prediction
+
+
+class Timelines(Callback):
+    """Draws the first predictions of a validation, the same queries every time.
+
+    Reads `pl_module.val_predictions`, a list of Prediction that the module has filled by its
+    `on_validation_epoch_end`; a module without that attribute gets no picture. Saves
+    `run_dir/pictures/val_timelines_step_<step>.png` and shows it in MLflow and TensorBoard.
+
+    Args:
+        run_dir: folder of the run.
+        num_queries: rows of the picture, at least 1; about 12 can be read.
+    """
+
+    def __init__(self, *, run_dir: str | Path, num_queries: int) -> None:
+        super().__init__()
+        if num_queries < 1:
+            raise ValueError(f"timelines.num_queries must be at least 1: got {num_queries}")
+        self.folder = Path(run_dir) / "pictures"
+        self.num_queries = num_queries
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        predictions: list[Prediction] = getattr(pl_module, "val_predictions", None) or []
+        if trainer.sanity_checking or not trainer.is_global_zero or not predictions:
+            return
+        rows = [
+            TimelineRow(query=p.query, duration_s=p.duration_s, predicted=p.segment, truth=p.truth)
+            for p in predictions[: self.num_queries]
+        ]
+        step = trainer.global_step
+        figure = draw_timelines(rows, title=f"Validation at step {step}")
+        path = save_figure(figure, self.folder / f"val_timelines_step_{step:08d}.png")
+        log_picture(trainer, path, tag="val/timelines", step=step)
