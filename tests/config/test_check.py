@@ -80,7 +80,7 @@ def test_a_new_section_with_a_key_that_nobody_asks_for(problems_of):
 
 
 def test_keys_added_on_the_command_line_are_meant(problems_of):
-    assert problems_of("", "+note=hello", "+reward.iou.comment=x") == []
+    assert problems_of("seed: 4", "+note=hello", "+reward.iou.comment=x") == []
 
 
 def test_an_option_written_as_a_value(problems_of):
@@ -143,6 +143,20 @@ def test_a_target_that_is_no_function(problems_of):
 def test_a_nested_component_has_to_be_complete(problems_of):
     nested = "model: {initial_indent: {_target_: string.Template}}"
     assert problems_of(nested) == ["model.initial_indent.template: Template needs this argument"]
+
+
+def test_an_outermost_component_may_get_the_rest_when_it_is_built(problems_of):
+    assert problems_of("logger: {more: {_target_: string.Template}}") == []
+
+
+def test_a_module_that_cannot_import_what_it_needs(problems_of, tmp_path, monkeypatch):
+    (tmp_path / "halfway").mkdir()
+    (tmp_path / "halfway/__init__.py").write_text("")
+    (tmp_path / "halfway/inner.py").write_text("import not_installed_here\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert problems_of("", "model._target_=halfway.inner.Thing") == [
+        "model._target_: cannot import halfway.inner.Thing (No module named 'not_installed_here')"
+    ]
 
 
 def test_a_nested_factory_may_be_incomplete(problems_of):
