@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from tvg.callbacks.evaluation_log import log_evaluation
-from tvg.config import build, check, entry_point
+from tvg.config import CONF_DIR, build, check, entry_point
 from tvg.core.metrics import grounding_metrics
 from tvg.task.report import (
     Prediction,
@@ -26,6 +27,8 @@ from tvg.train import Parts, build_parts
 from tvg.training.base import fingerprint
 from tvg.training.evaluation import PartialPredictions, known_ious, predict_all
 
+PREDICTIONS_FILE = "predictions.jsonl"
+DECISIVE = ("data", "prompt", "rollout", "greedy", "split", "seed")  # beside the weights
 log = logging.getLogger(__name__)
 
 
@@ -36,6 +39,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     run_dir = Path(cfg.run_dir)
     output_folder_check(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
     parts = build_parts(cfg)
     parts.data.prepare_data()
     device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -46,12 +50,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "model": str(cfg.model.path),
         **summarise(predictions, seed=cfg.seed),
     }
-    write_predictions(run_dir / "predictions.jsonl", predictions)
+    write_predictions(run_dir / PREDICTIONS_FILE, predictions)
     write_json(run_dir / "metrics.json", metrics)
     loggers = [build(node) for node in (cfg.get("logger") or {}).values()]
-    files = [run_dir / "metrics.json", run_dir / "predictions.jsonl"]
+    files = [run_dir / "metrics.json", run_dir / PREDICTIONS_FILE]
     log_evaluation(loggers, metrics, files=files, prefix=f"{cfg.split}")
-    print_metrics({str(cfg.model.path): metrics}, title=f"{parts.data.dataset_name}, {cfg.split} split")
+    print_metrics(
+        {str(cfg.model.path): metrics}, title=f"{parts.data.dataset_name}, {cfg.split} split"
+    )
     log.info("wrote %s", run_dir / "metrics.json")
     return metrics
 
@@ -65,10 +71,8 @@ def _predict(
     cfg: DictConfig, parts: Parts, run_dir: Path, device: torch.device
 ) -> list[Prediction]:
     policy = parts.policy.to(device)
-    settings = OmegaConf.to_yaml(
-        OmegaConf.masked_copy(cfg, ["data", "prompt", "rollout", "greedy", "split", "seed"]),
-        resolve=True,
-    )
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = json.dumps({key: resolved[key] for key in DECISIVE}, sort_keys=True)
     decides = fingerprint(policy) + hashlib.sha256(settings.encode()).hexdigest()[:16]
     partial = PartialPredictions(run_dir / "predictions.partial.jsonl", decides)
     skip = len(partial.done)
@@ -92,7 +96,7 @@ def _predict(
 
 
 @entry_point
-@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """The console script."""
     check(cfg)

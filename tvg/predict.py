@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
-from tvg.config import build, check, entry_point
+from tvg.config import CONF_DIR, build, check, entry_point
 from tvg.core.parsing import parse_answer
 from tvg.data.clip import ClipLoader
 from tvg.data.collate import PromptCollator
@@ -106,7 +106,7 @@ def _print(console: Console, prediction: Prediction, clip: VideoClip) -> None:
 
 
 @entry_point
-@hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
 def main(cfg: DictConfig) -> None:
     """The console script."""
     check(cfg)

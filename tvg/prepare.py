@@ -15,10 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from tvg.config import build, check, entry_point
+from tvg.config import CONF_DIR, check, entry_point
 from tvg.data.decode import VideoError
 from tvg.data.readers import ReadResult
 from tvg.task.report import output_folder_check, write_json
+from tvg.train import build_data
 from tvg.training.datamodule import GroundingDataModule, Split
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
     started = time.monotonic()
     if cfg.prepare.report is not None:
         output_folder_check(Path(cfg.prepare.report).parent)
-    data: GroundingDataModule = build(cfg.data)(task=None, processor=None, seed=cfg.seed)
+    data = build_data(cfg)
     data.prepare_data()
     results = {split: data.read(split) for split in SPLITS if data.files[split] is not None}
     videos = {e.video_path for result in results.values() for e in result.examples if e.video_path}
@@ -100,7 +101,7 @@ def _print(
 
 
 @entry_point
-@hydra.main(version_base="1.3", config_path="../conf", config_name="prepare")
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="prepare")
 def main(cfg: DictConfig) -> None:
     """The console script."""
     check(cfg)

@@ -11,23 +11,22 @@ from typing import Any
 
 import hydra
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from tvg.config import build, check, entry_point
+from tvg.config import CONF_DIR, build, check, entry_point
 from tvg.config.recorded import RECORD_FILE, record_text
 from tvg.model.loading import Checkpoint, export_checkpoint
 from tvg.model.policy import Policy
 from tvg.reward.weighted import WeightedReward
 from tvg.rollout.hf import HFRollout
 from tvg.task.grounding import GroundingTask
-from tvg.task.report import output_folder_check, write_text
+from tvg.task.report import output_folder_check
 from tvg.training.checkpoint import AtomicCheckpointIO, resume_path
 from tvg.training.datamodule import GroundingDataModule
 
 log = logging.getLogger(__name__)
 
 EXPORT = "export"
-CONFIG_FILE = "config.yaml"  # resolved, as it ran
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +50,16 @@ def build_parts(cfg: DictConfig) -> Parts:
         policy=checkpoint.load_policy(processor),
         task=task,
         rollout=build(cfg.rollout),
-        data=build(cfg.data)(task=task, processor=processor, seed=cfg.seed),
+        data=build_data(cfg, task=task, processor=processor),
     )
+
+
+def build_data(
+    cfg: DictConfig, *, task: GroundingTask | None = None, processor: Any | None = None
+) -> GroundingDataModule:
+    """Builds the data module; without task and processor it reads examples, but no batches."""
+    data: GroundingDataModule = build(cfg.data)(task=task, processor=processor, seed=cfg.seed)
+    return data
 
 
 def build_module(cfg: DictConfig, parts: Parts) -> LightningModule:
@@ -89,7 +96,6 @@ def train(cfg: DictConfig) -> float | None:
     run_dir = Path(cfg.run_dir)
     output_folder_check(run_dir)
     ckpt_path = resume_path(cfg.resume, run_dir)
-    write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(cfg, resolve=True))
     seed_everything(cfg.seed, workers=True, verbose=False)
     parts = build_parts(cfg)
     parts.data.prepare_data()
@@ -121,7 +127,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
 
 
 @entry_point
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def main(cfg: DictConfig) -> Any:
     """The console script."""
     check(cfg)

@@ -69,7 +69,9 @@ class PromptBatch(_Batch):
 
     input_ids: Tensor  # int64 [B, P], left-padded; video placeholders expanded
     attention_mask: Tensor  # int64 [B, P]
-    pixel_values_videos: Tensor  # float [patches of all clips, channels * temporal_patch * patch**2]
+    pixel_values_videos: (
+        Tensor  # float [patches of all clips, channels * temporal_patch * patch**2]
+    )
     video_grid_thw: Tensor  # int64 [clips, 3] in patches, before the spatial merge
     sampled_fps: Tensor  # float64 [clips]: the rate really sampled; feeds the position ids
     examples: list[GroundingExample] = field(default_factory=list)  # length B
@@ -102,7 +104,9 @@ class RolloutBatch(_Batch):
     group_size: int
     completion_ids: Tensor  # int64 [N, C], right-padded
     completion_mask: Tensor  # int64 [N, C]: 1 up to and including the first EOS
-    old_logprobs: Tensor  # float32 [N, C], from the sampler, of its own distribution; 0 where masked
+    old_logprobs: (
+        Tensor  # float32 [N, C], from the sampler, of its own distribution; 0 where masked
+    )
     texts: list[str] = field(default_factory=list)  # length N, special tokens removed
     is_finished: Tensor  # bool [N]: ended by EOS, not cut at the length limit
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, Node, OmegaConf, open_dict
 
+from tvg.config.nodes import walk
 from tvg.config.resolvers import register_resolvers
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
@@ -59,15 +61,39 @@ def compose(
         conf_dir: folder of the config files.
     """
     register_resolvers()
-    with hydra.initialize_config_dir(str(conf_dir), version_base="1.3", job_name=config_name):
+    with (
+        _outside_any_run(),
+        hydra.initialize_config_dir(str(conf_dir), version_base="1.3", job_name=config_name),
+    ):
         cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
         with open_dict(cfg):
-            cfg.hydra.runtime.output_dir = str(Path("runs") / config_name)
             cfg.hydra.job.id = cfg.hydra.job.num = 0
+            cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
+        _settle_hydra_values(cfg)
         return _composition(cfg, config_name, list(overrides))
+
+
+def _settle_hydra_values(cfg: DictConfig) -> None:
+    """Puts values for `${hydra:...}`, which later would mean another run, or none."""
+    for _, parent, key in list(walk(cfg)):
+        node = parent._get_node(key)
+        if isinstance(node, Node) and "${hydra:" in str(node._value()):
+            parent[key] = parent[key]
+
+
+@contextmanager
+def _outside_any_run() -> Iterator[None]:
+    """Sets Hydra's global state aside, so that a running command can compose another one."""
+    running, settings = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = running
+        HydraConfig.instance().cfg = settings
 
 
 def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Composition:

@@ -12,14 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import Container, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
 _RUN_NAME = "TVG_RUN_NAME"
 
 
 def register_resolvers() -> None:
     """Registers the functions of this module as `${run_name:}` and so on; may be called again."""
-    for resolver in (basename, module_doc, mul, run_name, short_hash):
+    for resolver in (basename, module_doc, mul, resolved_config, run_name, short_hash):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -59,6 +59,20 @@ def module_doc(name: str) -> str:
     """The docstring of the entry point `tvg.name`, for its --help."""
     module = sys.modules.get(f"tvg.{name}", sys.modules["__main__"])
     return inspect.cleandoc(module.__doc__ or "")
+
+
+def resolved_config(*, _root_: DictConfig) -> str:
+    """The whole config as it runs, in YAML; the keys that hold this very text are null in it."""
+    plain = _without(OmegaConf.to_container(_root_, resolve=False), "${resolved_config:}")
+    return OmegaConf.to_yaml(OmegaConf.create(plain), resolve=True)
+
+
+def _without(value: Any, unwanted: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(item, unwanted) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, unwanted) for item in value]
+    return None if value == unwanted else value
 
 
 def mul(*factors: float) -> float:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGene
 
 from tvg.model.freezing import freeze_parts
 from tvg.model.policy import Policy
+from tvg.model.vision_attention import batch_windows
 
 MODEL_CLASSES: dict[str, Any] = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 VISION_TOKENS = (
@@ -103,6 +104,7 @@ class Checkpoint:
     def load_policy(self, processor: Any) -> Policy:
         """The model as a policy, its parts frozen as configured, in eval mode."""
         model = load_model(self.folder(), self.dtype, self.attn_implementation)
+        batch_windows(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         freeze_parts(

@@ -1,0 +1,167 @@
+"""The demo: draw a world, cold start, GRPO, and what each is worth on the same test queries."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from tvg.config import compose
+from tvg.core.metrics import paired_bootstrap
+from tvg.evaluate import PREDICTIONS_FILE, evaluate, summarise
+from tvg.plot.filmstrip import draw_filmstrip
+from tvg.plot.save import save_figure
+from tvg.task.baseline import best_constant_segment, blind_predictions, random_segments
+from tvg.task.report import Prediction, print_metrics, read_predictions, write_json
+from tvg.train import EXPORT, build_data, train
+from tvg.training.datamodule import GroundingDataModule
+from tvg.training.evaluation import known_ious
+from tvg.types import GroundingExample
+
+log = logging.getLogger(__name__)
+
+NUM_PICTURES = 3
+SHOWN = ("n", "miou", "r1_iou_0.3", "r1_iou_0.5", "r1_iou_0.7", "parse_rate", "ci95")
+TRAINED = ("sft", "grpo")
+
+
+def run_demo(
+    cfg: DictConfig,
+    *,
+    seed: int,
+    shared: Sequence[str],
+    sft: Sequence[str],
+    grpo: Sequence[str],
+    evaluation: Sequence[str],
+) -> float:
+    """Runs every stage in this process; each is a run of its own below `run_dir`.
+
+    Args:
+        cfg: the config of the demo itself.
+        seed: of weights, order and draws.
+        shared: overrides for all stages.
+        sft: further overrides of the cold start.
+        grpo: further overrides of the reinforcement learning.
+        evaluation: further overrides of the evaluations.
+
+    Returns:
+        mIoU after GRPO on the test queries.
+    """
+    run_dir = Path(cfg.run_dir)
+    common = [*shared, f"seed={seed}"]
+    clock = _Clock()
+    with clock.stage("data"):
+        world = build_data(compose("train", [*common, *_place(run_dir, "data")]).cfg)
+        world.prepare_data()
+    with clock.stage("sft"):
+        train(compose("train", [*common, *sft, *_place(run_dir, "sft")]).cfg)
+    with clock.stage("grpo"):
+        start = f"model.path={run_dir / 'sft' / EXPORT}"
+        train(compose("train", [*common, *grpo, start, *_place(run_dir, "grpo")]).cfg)
+    with clock.stage("eval"):
+        metrics = blind_baselines(world.examples("train"), world.examples("test"), seed=seed)
+        for stage in TRAINED:
+            path, place = f"model.path={run_dir / stage / EXPORT}", _place(run_dir, f"eval_{stage}")
+            metrics[stage] = evaluate(compose("evaluate", [*common, *evaluation, path, *place]).cfg)
+    done = {s: read_predictions(run_dir / f"eval_{s}" / PREDICTIONS_FILE) for s in TRAINED}
+    gain = paired_bootstrap(*(known_ious(done[stage]) for stage in TRAINED), seed=seed)
+    seconds = clock.seconds()
+    write_json(
+        run_dir / "results.json", {**metrics, "gain": gain, "seconds": seconds, "seed": seed}
+    )
+    _draw_examples(run_dir / "pictures", world, done["grpo"])
+    _print(Console(), run_dir, metrics, gain, seconds)
+    return float(metrics["grpo"]["miou"])
+
+
+def blind_baselines(
+    train_examples: Sequence[GroundingExample],
+    test_examples: Sequence[GroundingExample],
+    *,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of answers that ignore the video.
+
+    "chance" answers with segments drawn from the training set, "constant" with the one share of
+    the clip that would have scored best there.
+    """
+    num = len(test_examples)
+    guesses = {
+        "chance": random_segments(train_examples, num, seed=seed),
+        "constant": [best_constant_segment(train_examples)] * num,
+    }
+    return {
+        name: summarise(blind_predictions(test_examples, segments), seed=seed)
+        for name, segments in guesses.items()
+    }
+
+
+class _Clock:
+    """Wall seconds of each stage."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._stages: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        log.info("demo: %s", name)
+        started = time.monotonic()
+        yield
+        self._stages[name] = round(time.monotonic() - started, 1)
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._stages, "total": round(time.monotonic() - self._started, 1)}
+
+
+def _place(run_dir: Path, stage: str) -> list[str]:
+    return [f"run_dir={run_dir / stage}", f"name={run_dir.name}_{stage}"]
+
+
+def _draw_examples(folder: Path, world: GroundingDataModule, predictions: list[Prediction]) -> None:
+    """Filmstrips of the first few test queries, as `tvg-predict` draws them."""
+    for example, prediction in list(zip(world.examples("test"), predictions, strict=True))[
+        :NUM_PICTURES
+    ]:
+        assert example.video_path is not None
+        clip = world.loader.load(example.video_path)
+        figure = draw_filmstrip(
+            clip.frames,
+            clip.frame_times_s,
+            duration_s=clip.duration_s,
+            predicted=prediction.segment,
+            truth=example.segment,
+            query=example.query,
+        )
+        save_figure(figure, folder / f"{example.qid.replace(':', '_')}.png")
+
+
+def _print(
+    console: Console,
+    run_dir: Path,
+    metrics: dict[str, dict[str, Any]],
+    gain: dict[str, Any],
+    seconds: dict[str, float],
+) -> None:
+    shown = {
+        name: {k: v for k, v in values.items() if k in SHOWN} for name, values in metrics.items()
+    }
+    print_metrics(shown, title="Test queries of the drawn world")
+    low, high = gain["ci95"]
+    console.print(
+        f"GRPO gains {gain['miou']:+.3f} mIoU over the cold start ({low:+.3f}–{high:+.3f})"
+    )
+    console.print(", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
+    console.print(f"results:    {run_dir / 'results.json'}", soft_wrap=True)
+    console.print(f"pictures:   {run_dir / 'pictures'}", soft_wrap=True)
+    console.print("dashboard:  make dashboard")
+    console.print(
+        f"your video: tvg-predict model.path={run_dir / 'grpo' / EXPORT} video=FILE query='...'",
+        soft_wrap=True,
+    )

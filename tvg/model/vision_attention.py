@@ -1,0 +1,97 @@
+"""The vision tower's attention, all windows of one length in one call.
+
+transformers runs its attention function once per window (per frame in the full-attention blocks)
+unless flash-attention is installed: thousands of small calls for one clip. Windows of equal length
+need no mask between them, so they can be the batch of a single call; the numbers are the same.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionPatchEmbed,
+    Qwen2_5_VLVisionAttention,
+    apply_rotary_pos_emb_vision,
+)
+
+
+def batch_windows(model: Any) -> None:
+    """Makes a Qwen2.5-VL model's vision tower attend in few large calls.
+
+    Only for `attn_implementation="sdpa"`: flash-attention has its own way, and "eager" is there to
+    be looked into. Parameters and state dict stay as they are.
+    """
+    if model.config._attn_implementation != "sdpa":
+        return
+    for module in model.model.visual.modules():
+        if isinstance(module, Qwen2_5_VLVisionAttention):
+            module.forward = MethodType(_attend, module)  # type: ignore[method-assign]
+        elif isinstance(module, Qwen2_5_VisionPatchEmbed):
+            module.forward = MethodType(_embed, module)  # type: ignore[method-assign]
+
+
+def _embed(self: Any, patches: Tensor) -> Tensor:
+    """The patch embedding as the matrix product that it is: [S, patch values] -> [S, hidden].
+
+    The convolution's stride is its kernel size, so every patch is seen once.
+    """
+    weight = self.proj.weight
+    return linear(patches.to(weight.dtype), weight.view(self.embed_dim, -1))
+
+
+def _attend(
+    self: Any,
+    hidden_states: Tensor,
+    cu_seqlens: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    **_: Any,
+) -> Tensor:
+    """Attention within windows: [S, hidden] -> [S, hidden].
+
+    Args:
+        hidden_states: S patches, window after window.
+        cu_seqlens: int [windows + 1], where windows begin and end.
+        position_embeddings: (cos, sin) of the rotary embedding, each [S, head size].
+    """
+    num_patches = hidden_states.shape[0]
+    query, key, value = (
+        self.qkv(hidden_states).reshape(num_patches, 3, self.num_heads, -1).unbind(1)
+    )
+    query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).to(hidden_states.device)
+    order, groups = _by_length(cu_seqlens[:-1].to(hidden_states.device), lengths)
+    attended = []
+    start = 0
+    for length, count in groups:
+        rows = slice(start, start := start + length * count)
+        picked = (
+            states[order[rows]].view(count, length, self.num_heads, -1).transpose(1, 2)
+            for states in (query, key, value)
+        )
+        out = scaled_dot_product_attention(*picked, scale=self.scaling)
+        attended.append(out.transpose(1, 2).reshape(count * length, -1))
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(num_patches, device=order.device)
+    projected: Tensor = self.proj(torch.cat(attended)[inverse])
+    return projected
+
+
+def _by_length(starts: Tensor, lengths: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Orders patches so that windows of one length follow one another.
+
+    Returns:
+        (patch numbers int64 [S], [(length, number of windows), ...]).
+    """
+    groups, numbers = [], []
+    for length in lengths.unique().tolist():
+        if length == 0:
+            continue
+        first = starts[lengths == length].long()
+        groups.append((int(length), len(first)))
+        numbers.append((first[:, None] + torch.arange(length, device=first.device)).flatten())
+    return torch.cat(numbers), groups

@@ -1,0 +1,81 @@
+"""What can be scored without looking at a video: the floor that every policy must leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from tvg.core.interval import segment_iou, temporal_iou
+from tvg.task.report import Prediction
+from tvg.types import GroundingExample, Segment
+
+
+def best_constant_segment(examples: Iterable[GroundingExample], *, step: float = 0.05) -> Segment:
+    """The one answer, as fractions of the clip's duration, with the highest mIoU on `examples`.
+
+    Args:
+        examples: with known segments and durations.
+        step: of the grid that is searched, as a fraction of the duration.
+
+    Raises:
+        ValueError: no example has both a segment and a duration.
+    """
+    truths = _fractions(examples)
+    marks = torch.arange(0, 1 + step / 2, step, dtype=torch.float64)
+    pairs = torch.cartesian_prod(marks, marks)
+    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    scores = torch.stack([temporal_iou(pair.expand_as(truths), truths).mean() for pair in pairs])
+    start, end = pairs[scores.argmax()].tolist()
+    return Segment(start, end)
+
+
+def random_segments(examples: Sequence[GroundingExample], num: int, *, seed: int) -> list[Segment]:
+    """Draws `num` of the examples' own segments, as fractions of the clip's duration.
+
+    This is chance: guesses with the right lengths and places, made without looking.
+
+    Raises:
+        ValueError: no example has both a segment and a duration.
+    """
+    known = _fractions(examples)
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(known), (num,), generator=generator)
+    return [Segment(*known[row].tolist()) for row in rows]
+
+
+def blind_predictions(
+    examples: Sequence[GroundingExample], fractions: Sequence[Segment]
+) -> list[Prediction]:
+    """Predictions that give each query its fractions of the clip, whatever is to be seen there.
+
+    Raises:
+        ValueError: an example's duration is not known.
+    """
+    predictions = []
+    for example, guess in zip(examples, fractions, strict=True):
+        if example.duration_s is None:
+            raise ValueError(f"{example.qid}: a blind guess needs the clip's duration")
+        segment = Segment(guess.start_s * example.duration_s, guess.end_s * example.duration_s)
+        predictions.append(
+            Prediction(
+                qid=example.qid,
+                video=example.video,
+                query=example.query,
+                segment=segment,
+                truth=example.segment,
+                iou=None if example.segment is None else segment_iou(segment, example.segment),
+                text=f"{segment.start_s:.2f} to {segment.end_s:.2f}",
+                duration_s=example.duration_s,
+                is_parsed=True,
+            )
+        )
+    return predictions
+
+
+def _fractions(examples: Iterable[GroundingExample]) -> torch.Tensor:
+    """Segments as fractions of their clips: float64 [examples, 2]."""
+    known = [(e.segment, e.duration_s) for e in examples if e.segment and e.duration_s]
+    if not known:
+        raise ValueError("a blind guess needs examples with a segment and a duration")
+    return torch.tensor([[s.start_s / d, s.end_s / d] for s, d in known], dtype=torch.float64)
