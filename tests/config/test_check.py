@@ -172,3 +172,14 @@ def test_loggers_are_chosen_by_a_list_or_a_name(conf_dir, loggers):
     assert sorted(composed.cfg.get("logger") or {}) == [
         name for name in ("one", "two") if name in loggers
     ]
+
+
+def test_a_composed_config_outlives_the_composition(conf_dir):
+    """As when a command composes the config of another one and runs it."""
+    (conf_dir / "model/small.yaml").write_text(
+        "_target_: textwrap.TextWrapper\ninitial_indent: ${hydra:runtime.output_dir}/x\n"
+    )
+    outer = compose("train", ["hydra.run.dir=runs/outer"], conf_dir=conf_dir).cfg
+    inner = compose("train", ["hydra.run.dir=runs/inner"], conf_dir=conf_dir).cfg
+    assert outer.model.initial_indent == "runs/outer/x"
+    assert inner.model.initial_indent == "runs/inner/x"

@@ -138,7 +138,7 @@ def test_misspelt_overrides_are_all_named_with_what_was_meant(tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[:2] == [
         "tvg-train: sed: no such config key; did you mean 'seed'?",
-        "objective.group_sise: no such config key; did you mean 'group_size'?",
+        "objective.group_sise: no such config key; did you mean 'objective.group_size'?",
     ]
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs"))

@@ -45,6 +45,9 @@ def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
         os.environ.update({_FULL_ERROR: "1", _OURS: "1"})
         try:
             return main(cfg)
+        except BrokenPipeError:  # as in `tvg-train --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except Exception as error:
             message = user_message(error)
             if message is None:
@@ -109,9 +112,10 @@ def _raised_in_worker(text: str) -> str | None:
 
 def _near(key: str, known: set[str]) -> str:
     """The keys beside this one that look like it; where there is none, those anywhere."""
-    beside = {path for path in known if parent_of(path) == parent_of(key)}
-    leaves = {path.rpartition(".")[2]: path for path in beside}
-    return did_you_mean(key.rpartition(".")[2], leaves) or did_you_mean(key, known)
+    parent, _, leaf = key.rpartition(".")
+    beside = [path.rpartition(".")[2] for path in known if parent_of(path) == parent]
+    prefix = f"{parent}." if parent else ""
+    return did_you_mean(leaf, beside, prefix=prefix) or did_you_mean(key, known)
 
 
 def _unknown_overrides(first: str) -> str:

@@ -25,7 +25,15 @@ class ConfigError(ValueError):
         return "\n".join(lines + [f"  - {problem}" for problem in self.problems])
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'seed'?`, or nothing where no known name is close."""
+def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """`; did you mean 'seed'?`, or nothing where no known name is close.
+
+    Args:
+        name: what was written.
+        known: what there is.
+        prefix: put before each of the names found.
+    """
     close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+    return (
+        f"; did you mean {' or '.join(repr(prefix + match) for match in close)}?" if close else ""
+    )
