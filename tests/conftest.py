@@ -64,3 +64,30 @@ def _write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small drawn world: train, val and test files with 6, 3 and 3 clips."""
+    from tvg.data.synthetic.world import world_settings
+    from tvg.data.synthetic.write import write_world
+
+    return write_world(
+        tmp_path_factory.mktemp("world") / "world",
+        settings=world_settings(difficulty="medium"),
+        num_clips={"train": 6, "val": 3, "test": 3},
+        seed=0,
+        num_workers=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Qwen2.5-VL checkpoint folder."""
+    from tvg.data.synthetic.templates import all_queries
+    from tvg.model.tiny import write_tiny_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    return write_tiny_checkpoint(
+        folder, corpus=all_queries(), seed=0, num_layers=2, initializer_range=0.1
+    )

@@ -104,6 +104,19 @@ def test_hidden_frames_do_not_count(videos: dict[str, Path]) -> None:
     assert info.duration_s == 2.0
 
 
+def test_decord_is_not_trusted_when_its_first_frame_differs(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import decord
+
+    get_batch = decord.VideoReader.get_batch
+    monkeypatch.setattr(
+        decord.VideoReader, "get_batch", lambda self, indices: get_batch(self, [9 for _ in indices])
+    )
+    frames = DECODERS["decord"].read(videos["bframes"], [0, 30])
+    assert np.array_equal(frames, decode_all(videos["bframes"])[[0, 30]])
+
+
 def test_rotation_turns_the_picture(videos: dict[str, Path]) -> None:
     plain = DECODERS["pyav"].read(videos["plain"], [7])[0]
     quarter = DECODERS["decord"].read(videos["rotated_90"], [7])[0]
@@ -237,8 +250,18 @@ class Planted(PyAVDecoder):
             raise KeyError("a bug of the decoder")
         with super().open(path) as video:
             if "hang_at_read" in name:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
                 video.frames = lambda indices: iter(hang, None)
+            if "drips" in name:
+                frames = video.frames
+                video.frames = lambda indices: map(drip, frames([0] * 9000))
             yield video
+
+
+def drip(chunk):
+    """Each step is quick enough; all together are not."""
+    time.sleep(0.6)
+    return chunk
 
 
 def hang():
@@ -283,7 +306,7 @@ def test_time_limited_frames_are_the_same(
         assert np.array_equal(frames, decode_all(videos[name])[[1, 1, 30, 59]])
 
 
-@pytest.mark.parametrize("name", ["hang_at_open", "hang_at_read"])
+@pytest.mark.parametrize("name", ["hang_at_open", "hang_at_read", "drips"])
 def test_hung_decoder_is_stopped_and_replaced(
     name: str, planted: VideoDecoder, videos: dict[str, Path], tmp_path: Path
 ) -> None:
