@@ -80,7 +80,8 @@ def _settle_hydra_values(cfg: DictConfig) -> None:
     """Puts values for `${hydra:...}`, which later would mean another run, or none."""
     for _, parent, key in list(walk(cfg)):
         node = parent._get_node(key)
-        if isinstance(node, Node) and "${hydra:" in str(node._value()):
+        raw = node._value() if isinstance(node, Node) else None
+        if isinstance(raw, str) and "${hydra:" in raw:
             parent[key] = parent[key]
 
 
