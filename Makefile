@@ -60,7 +60,7 @@ lock: $(BIN)/uv ## resolve requirements.lock anew from pyproject.toml and constr
 clean: ## remove caches and build leavings; keeps .venv, runs/ and mlflow.db
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
 	  .hypothesis .coverage .coverage.* htmlcov
-	find conf experiments tests tvg -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- set-up -------------------------------------------------------------------------------------
 
