@@ -132,7 +132,7 @@ def test_a_query_names_exactly_one_event_of_its_clip(difficulty):
             assert query in known
             named = [p for p in pairs if all(word in query.rstrip(".").split() for word in p)]
             assert named == [(event.colour, event.shape)]
-        assert all(t.colour == "grey" for t in script.distractors)
+        assert all(t.colour == "dark" for t in script.distractors)
 
 
 def test_order_of_annotation_tells_nothing_about_time():

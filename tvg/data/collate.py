@@ -13,6 +13,7 @@ from tvg.task.grounding import GroundingTask
 from tvg.types import PromptBatch
 
 VIDEO_TOKEN = "<|video_pad|>"
+CAP = "cap_pixels_per_frame"
 
 
 class PromptCollator:
@@ -80,6 +81,8 @@ class PromptCollator:
 
     def _patches(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         video_processor = self.processor.video_processor
+        # Frames come in their final size; transformers >= 5.19 warns where this is not said.
+        cap = {CAP: True} if hasattr(video_processor, CAP) else {}
         out = video_processor(
             videos=[
                 _even_frames(s.clip.frames, video_processor.temporal_patch_size) for s in samples
@@ -87,6 +90,7 @@ class PromptCollator:
             do_resize=False,
             do_sample_frames=False,
             return_tensors="pt",
+            **cap,
         )
         return out["pixel_values_videos"], out["video_grid_thw"]
 

@@ -101,7 +101,7 @@ class Policy(nn.Module):
             temperature=temperature,
             suppressed_ids=self.suppressed_ids,
         )
-        empty = torch.zeros(completion_ids.shape, dtype=torch.float32, device=logprobs.device)
+        empty = torch.zeros(completion_ids.shape, dtype=logprobs.dtype, device=logprobs.device)
         return empty.masked_scatter(chosen, logprobs), empty.masked_scatter(chosen, entropy)
 
     def _completion_states(

@@ -75,6 +75,7 @@ _PHRASES: tuple[str, ...] = (
     "Give the start and the end of the event described by the query in seconds.",
     "Think first inside <think> </think>, then write the answer in <answer> </answer> as in",
     "<think>It starts at and ends at</think> <answer>3.50 to 7.00</answer>",
+    "<answer>3.50 to 7.00</answer>",
     "<timestep>3.50 to 7.00</timestep> from to and seconds",
     "When in the video does the person open the door? The man is sitting on a chair.",
 )

@@ -12,7 +12,7 @@ from tvg.data.synthetic.world import ClipScript, Thing
 
 Float = NDArray[np.float32]
 
-GREY = (120, 120, 120)
+DARK = (45, 45, 45)
 _TURN_RATE = np.float32(2 * math.pi * 0.35)  # radians per second of what spins or goes round
 _BLINK_RATE = np.float32(2 * math.pi * 0.75)
 _FAINTEST = 0.45  # opacity of a blinking thing between two blinks: dim, never gone
@@ -31,8 +31,11 @@ def draw_clip(script: ClipScript) -> NDArray[np.uint8]:
 
 
 def _background(rng: np.random.Generator, size: int) -> Float:
-    """A dim wall of two soft tints with some grain, [size, size, 3]."""
-    first, second = rng.uniform(15, 60, size=(2, 3))
+    """A wall of two soft tints with some grain, [size, size, 3].
+
+    Of middling brightness, as photographs are on average: what stands out is the things on it.
+    """
+    first, second = rng.uniform(90, 150, size=(2, 3))
     angle = rng.uniform(0, 2 * math.pi)
     ys, xs = np.mgrid[0:size, 0:size] / size
     blend = 0.5 + 0.5 * ((xs - 0.5) * math.cos(angle) + (ys - 0.5) * math.sin(angle))
@@ -57,7 +60,7 @@ def _paint(canvas: Float, thing: Thing, *, fps: int) -> None:
     size = canvas.shape[1]
     num = thing.end_frame - thing.first_frame
     x, y, radius, turn, opacity = _motion(thing, num=num, fps=fps)
-    colour = np.array(COLOURS.get(thing.colour, GREY), np.float32)
+    colour = np.array(COLOURS.get(thing.colour, DARK), np.float32)
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
     dx = grid[None, None, :] - x[:, None, None]
     dy = grid[None, :, None] - y[:, None, None]

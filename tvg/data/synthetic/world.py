@@ -33,7 +33,7 @@ class WorldSettings:
     num_shapes: int
     num_motions: int
     lookalike: float  # probability that an event repeats the colour or the shape of another one
-    num_distractors: int  # most grey things per clip that come and go; never asked about
+    num_distractors: int  # most dark things per clip that come and go; never asked about
     noise: float  # standard deviation of the pixel noise, of 255
     coarse_grid_s: float  # hints: grid to which an end is rounded outward ...
     coarse_share: float  # ... with this probability; otherwise it is exact
@@ -73,7 +73,7 @@ class WorldSettings:
 class Thing:
     """One thing on screen from `first_frame` up to, not including, `end_frame`."""
 
-    colour: str  # a key of COLOURS, or "grey" for a distractor
+    colour: str  # a key of COLOURS, or "dark" for a distractor
     shape: str
     motion: str  # a key of MOTIONS, or "rest"
     first_frame: int
@@ -131,7 +131,7 @@ def script_clip(*, split: str, index: int, seed: int, settings: WorldSettings) -
     distractors = tuple(
         _place(
             rng,
-            colour="grey",
+            colour="dark",
             shape=SHAPES[int(rng.integers(settings.num_shapes))],
             motion=str(rng.choice(["rest", *list(MOTIONS)[: settings.num_motions]])),
             num_frames=num_frames,
@@ -228,7 +228,7 @@ def _place(
         end_frame=first + length,
         x=float(rng.uniform(0.25, 0.75)),
         y=float(rng.uniform(0.25, 0.75)),
-        radius=float(rng.uniform(0.15, 0.20)),
+        radius=float(rng.uniform(0.17, 0.23)),
     )
 
 

@@ -1,0 +1,205 @@
+"""The GRPO module against numbers put together by hand, and against itself in micro-batches."""
+
+import functools
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from parts import make_parts, make_rollout
+
+from tvg.objective.grpo import GRPOObjective
+from tvg.reward.iou import IoUReward
+from tvg.reward.weighted import WeightedReward
+from tvg.training.grpo import GRPOModule, reward_metrics, rollout_rows
+from tvg.training.schedule import warmup_schedule
+from tvg.types import RewardOutput, Segment
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint, tiny_world):
+    made = make_parts(tiny_checkpoint, tiny_world)
+    made.policy.double()
+    return made
+
+
+class Stepwise:
+    """A reward that differs within every group."""
+
+    def __call__(self, *, texts, answers, truths, durations_s):
+        return [float(len(text) % 7) for text in texts]
+
+
+def make_module(parts, *, kl_coef=0.0, reduction="token_mean", micro_batch_size=1):
+    module = GRPOModule(
+        rollout=make_rollout(),
+        reward=WeightedReward(rewards={"odd": Stepwise()}, weights={"odd": 1.0}),
+        loss=GRPOObjective(clip_low=0.2, clip_high=0.2, kl_coef=kl_coef, reduction=reduction),
+        group_size=4,
+        advantage_scale="group_std",
+        preflight=None,
+        policy=parts.policy,
+        tokenizer=parts.tokenizer,
+        task=parts.task,
+        eval_rollout=make_rollout().greedy(),
+        micro_batch_size=micro_batch_size,
+        optimizer=functools.partial(torch.optim.SGD, lr=0.0),
+        schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
+        max_grad_norm=None,
+        seed=0,
+    )
+    # Outside of a fit: a trainer that knows its world size, and no precision plugin to pass.
+    module._trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    module.manual_backward = torch.Tensor.backward
+    return module
+
+
+@pytest.fixture(scope="module")
+def rollout(parts):
+    policy_eos, parts.policy.eos_ids = parts.policy.eos_ids, list(range(0, 640, 12))
+    sampled = make_rollout().generate(
+        policy=parts.policy,
+        tokenizer=parts.tokenizer,
+        prompts=parts.batch(3),
+        group_size=4,
+        seed=3,
+    )
+    parts.policy.eos_ids = policy_eos
+    assert len(set(sampled.completion_mask.sum(1).tolist())) > 1, "ragged completions wanted"
+    return sampled
+
+
+def gradients(module):
+    return {n: p.grad.clone() for n, p in module.policy.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+def test_micro_batches_add_up_to_the_whole_step(parts, rollout, kl_coef, reduction):
+    advantages = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    seen = []
+    for size in (3, 2, 1):
+        module = make_module(parts, kl_coef=kl_coef, reduction=reduction, micro_batch_size=size)
+        if module.reference is not None:
+            with torch.no_grad():
+                module.reference.model.lm_head.weight.mul_(1.05)
+        module.policy.zero_grad()
+        totals = module._learn(rollout, advantages)
+        seen.append((totals, gradients(module)))
+    whole_totals, whole = seen[0]
+    for totals, parts_of_it in seen[1:]:
+        for name in whole_totals:
+            torch.testing.assert_close(totals[name], whole_totals[name], rtol=1e-6, atol=1e-9)
+        for name, gradient in whole.items():
+            scale = gradient.abs().max().clamp_min(1e-12)
+            assert float((parts_of_it[name] - gradient).abs().max() / scale) < 1e-6, name
+
+
+def test_the_loss_is_the_formula_written_out(parts, rollout):
+    advantages = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    module = make_module(parts, kl_coef=0.1, reduction="sequence_mean", micro_batch_size=3)
+    assert module.reference is not None
+    with torch.no_grad():
+        module.reference.model.lm_head.weight.mul_(1.05)
+        logprobs, _ = module._logprobs(module.policy, rollout)
+        ref_logprobs, _ = module._logprobs(module.reference, rollout)
+    expected = 0.0
+    for n in range(12):
+        length = int(rollout.completion_mask[n].sum())
+        for t in range(length):
+            gap = float(ref_logprobs[n, t] - logprobs[n, t])
+            kl = torch.tensor(gap).double().exp() - gap - 1
+            expected += float(-advantages[n] + 0.1 * kl) / length / 12
+    module.policy.zero_grad()
+    totals = module._learn(rollout, advantages)
+    assert float(totals["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(totals["kl"]) > 0
+
+
+def test_one_update_per_rollout_has_ratio_1_and_clips_nothing(parts, rollout):
+    module = make_module(parts, micro_batch_size=2)
+    module.policy.zero_grad()
+    totals = module._learn(rollout, torch.linspace(-1, 1, 12, dtype=torch.float64))
+    assert float(totals["importance_ratio"]) == pytest.approx(1.0, abs=1e-6)
+    assert float(totals["clip_fraction"]) == 0
+    assert float(totals["sampler_gap"]) < 1e-4
+    assert float(totals["entropy"]) > 0
+
+
+def test_equal_rewards_teach_nothing(parts, rollout):
+    module = make_module(parts, micro_batch_size=3)
+    module.policy.zero_grad()
+    module._learn(rollout, torch.zeros(12, dtype=torch.float64))
+    assert all(not gradient.any() for gradient in gradients(module).values())
+
+
+def test_no_reference_without_a_kl_weight(parts):
+    assert make_module(parts).reference is None
+    with_kl = make_module(parts, kl_coef=0.1)
+    assert with_kl.reference is not None
+    assert not any(p.requires_grad for p in with_kl.reference.parameters())
+    assert any(p.requires_grad for p in with_kl.policy.parameters())
+
+
+def test_the_reference_is_not_saved_with_the_checkpoint(parts):
+    module = make_module(parts, kl_coef=0.1)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["state_dict"]
+    assert all(name.startswith("policy.") for name in checkpoint["state_dict"])
+
+
+def test_a_checkpoint_of_another_start_is_refused(parts):
+    module = make_module(parts)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match=r"resume.*other weights"):
+        module.on_load_checkpoint({**checkpoint, "initial_fingerprint": "0"})
+    with pytest.raises(ValueError, match="lacks"):
+        module.on_load_checkpoint({**checkpoint, "state_dict": {}})
+
+
+def test_a_group_of_one_is_refused(parts):
+    settings = {
+        "rollout": make_rollout(),
+        "reward": WeightedReward(rewards={"iou": IoUReward()}, weights={"iou": 1.0}),
+        "loss": GRPOObjective(clip_low=0.2, clip_high=0.2, kl_coef=0, reduction="token_mean"),
+        "advantage_scale": "none",
+        "preflight": None,
+        "policy": parts.policy,
+        "tokenizer": parts.tokenizer,
+        "task": parts.task,
+        "eval_rollout": make_rollout().greedy(),
+        "micro_batch_size": 1,
+        "optimizer": functools.partial(torch.optim.SGD, lr=0.0),
+        "schedule": functools.partial(warmup_schedule, name="constant", warmup_steps=0),
+        "max_grad_norm": None,
+        "seed": 0,
+    }
+    with pytest.raises(ValueError, match=r"objective\.group_size.*1"):
+        GRPOModule(group_size=1, **settings)
+
+
+def test_every_step_rank_and_stream_draws_its_own_seed(parts):
+    module = make_module(parts)
+    seeds = {module.step_seed(stream) for stream in range(5)}
+    assert len(seeds) == 5
+    assert module.step_seed() == module.step_seed()
+
+
+def test_reward_metrics_by_hand():
+    total = torch.tensor([1.0, 3.0, 2.0, 2.0])
+    metrics = reward_metrics(RewardOutput(total=total, parts={"iou": total}), group_size=2)
+    assert float(metrics["reward/total"]) == 2.0
+    assert float(metrics["reward/iou_std"]) == pytest.approx((2**0.5 + 0) / 2)
+    assert float(metrics["reward/iou_flat_groups"]) == 0.5
+
+
+def test_a_row_for_each_completion(parts, rollout):
+    answers = [parts.task.parse("<answer>1.0 to 2.0</answer>")] * 12
+    rewards = RewardOutput(total=torch.arange(12.0), parts={"iou": torch.arange(12.0) / 2})
+    rows = rollout_rows(rollout, answers, rewards)
+    assert [row["reward"] for row in rows] == list(map(float, range(12)))
+    assert rows[5]["qid"] == rollout.prompts.examples[1].qid
+    assert rows[5]["segment"] == [1.0, 2.0]
+    assert rows[5]["truth"] == list(rollout.prompts.examples[1].segment or Segment(0, 0))
