@@ -125,7 +125,7 @@ def test_a_query_names_exactly_one_event_of_its_clip(difficulty):
     settings = world_settings(difficulty=difficulty)
     known = set(all_queries())
     for script in scripts(200, settings=settings):
-        assert settings.min_events <= len(script.events) <= settings.max_events
+        assert 1 <= len(script.events) <= settings.max_events
         pairs = [(e.colour, e.shape) for e in script.events]
         assert len(set(pairs)) == len(pairs)
         for event, query in zip(script.events, script.queries, strict=True):
@@ -133,6 +133,13 @@ def test_a_query_names_exactly_one_event_of_its_clip(difficulty):
             named = [p for p in pairs if all(word in query.rstrip(".").split() for word in p)]
             assert named == [(event.colour, event.shape)]
         assert all(t.colour == "dark" for t in script.distractors)
+
+
+def test_a_share_of_the_training_clips_is_easy_and_none_of_the_test_clips_need_be():
+    settings = replace(MEDIUM, min_events=2, max_events=3, easy_share=0.5)
+    train = [len(s.events) == 1 and not s.distractors for s in scripts(400, settings=settings)]
+    assert np.mean(train) == pytest.approx(0.5, abs=0.08)
+    assert all(len(s.events) > 1 for s in scripts(100, split="test", settings=settings))
 
 
 def test_order_of_annotation_tells_nothing_about_time():

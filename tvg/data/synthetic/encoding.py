@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def encode_h264(path: Path, frames: NDArray[np.uint8], *, fps: int, crf: int = 28) -> None:
+def encode_h264(path: Path, frames: NDArray[np.uint8], *, fps: int, crf: int = 30) -> None:
     """Encode RGB frames [frames, height, width, 3] (even sides) at a constant rate.
 
     One thread and fixed settings, so equal frames give equal files on one libx264 version.

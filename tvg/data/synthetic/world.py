@@ -32,6 +32,7 @@ class WorldSettings:
     num_colours: int  # how many of the first COLOURS, SHAPES and MOTIONS are in use
     num_shapes: int
     num_motions: int
+    easy_share: float  # of the training clips: one event, no distractors, so that looking pays
     lookalike: float  # probability that an event repeats the colour or the shape of another one
     num_distractors: int  # most dark things per clip that come and go; never asked about
     noise: float  # standard deviation of the pixel noise, of 255
@@ -64,7 +65,7 @@ class WorldSettings:
             yield f"{self.max_events} events need as many different colour-shape pairs"
         if self.coarse_grid_s <= 0:
             yield f"coarse_grid_s must be above 0, got {self.coarse_grid_s}"
-        for name in ("lookalike", "coarse_share"):
+        for name in ("easy_share", "lookalike", "coarse_share"):
             if not 0 <= getattr(self, name) <= 1:
                 yield f"{name} must be 0 to 1, got {getattr(self, name)}"
 
@@ -111,7 +112,8 @@ class ClipScript:
 def script_clip(*, split: str, index: int, seed: int, settings: WorldSettings) -> ClipScript:
     """Write the script of one clip; the same arguments always give the same script.
 
-    Splits are disjoint in seed: (seed, split, index) each make their own random stream.
+    Splits are disjoint in seed: (seed, split, index) each make their own random stream. A share of
+    the training clips is easy: without them a model from scratch never starts to look.
 
     Raises:
         ValueError: `split` is not one of SPLITS.
@@ -122,6 +124,8 @@ def script_clip(*, split: str, index: int, seed: int, settings: WorldSettings) -
     shortest = math.ceil(settings.min_duration_s * settings.fps)
     longest = math.floor(settings.max_duration_s * settings.fps)
     num_frames = int(rng.integers(shortest, longest + 1))
+    if split == "train" and rng.random() < settings.easy_share:
+        settings = replace(settings, min_events=1, max_events=1, num_distractors=0)
     num_events = int(rng.integers(settings.min_events, settings.max_events + 1))
     events = tuple(
         _place(rng, colour=colour, shape=shape, motion=motion, num_frames=num_frames, s=settings)
@@ -246,9 +250,10 @@ _MEDIUM = WorldSettings(
     num_colours=6,
     num_shapes=4,
     num_motions=6,
+    easy_share=0.5,
     lookalike=0.2,
     num_distractors=2,
-    noise=4.0,
+    noise=3.0,
     coarse_grid_s=2.0,
     coarse_share=0.7,
 )
