@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.table import Table
 
 from tvg.config import compose
 from tvg.core.metrics import paired_bootstrap
@@ -18,7 +19,7 @@ from tvg.evaluate import PREDICTIONS_FILE, evaluate, summarise
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import save_figure
 from tvg.task.baseline import best_constant_segment, blind_predictions, random_segments
-from tvg.task.report import Prediction, print_metrics, read_predictions, write_json
+from tvg.task.report import Prediction, read_predictions, write_json
 from tvg.train import EXPORT, build_data, train
 from tvg.training.datamodule import GroundingDataModule
 from tvg.training.evaluation import known_ious
@@ -27,7 +28,12 @@ from tvg.types import GroundingExample
 log = logging.getLogger(__name__)
 
 NUM_PICTURES = 3
-SHOWN = ("n", "miou", "r1_iou_0.3", "r1_iou_0.5", "r1_iou_0.7", "parse_rate", "ci95")
+LABELS = {
+    "chance": "chance (random training segments)",
+    "constant": "best constant answer",
+    "sft": "cold start (SFT)",
+    "grpo": "GRPO",
+}
 TRAINED = ("sft", "grpo")
 
 
@@ -149,19 +155,26 @@ def _print(
     gain: dict[str, Any],
     seconds: dict[str, float],
 ) -> None:
-    shown = {
-        name: {k: v for k, v in values.items() if k in SHOWN} for name, values in metrics.items()
-    }
-    print_metrics(shown, title="Test queries of the drawn world")
+    num = metrics["grpo"]["n"]
+    table = Table(title=f"{num} test queries of the drawn world", title_justify="left")
+    table.add_column("policy")
+    for column in ("mIoU (95 %)", "R1@0.3", "R1@0.5", "R1@0.7", "parsed"):
+        table.add_column(column, justify="right")
+    for name, values in metrics.items():
+        low, high = values["ci95"]["miou"]
+        shares = (values[k] for k in ("r1_iou_0.3", "r1_iou_0.5", "r1_iou_0.7", "parse_rate"))
+        miou = f"{values['miou']:.3f} ({low:.3f}-{high:.3f})"
+        table.add_row(LABELS[name], miou, *(f"{share:.1%}" for share in shares))
+    console.print(table)
     low, high = gain["ci95"]
     console.print(
-        f"GRPO gains {gain['miou']:+.3f} mIoU over the cold start ({low:+.3f}–{high:+.3f})"
+        f"GRPO gains {gain['miou']:+.3f} mIoU over the cold start (95 %: {low:+.3f} to {high:+.3f})"
     )
     console.print(", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
-    console.print(f"results:    {run_dir / 'results.json'}", soft_wrap=True)
-    console.print(f"pictures:   {run_dir / 'pictures'}", soft_wrap=True)
-    console.print("dashboard:  make dashboard")
-    console.print(
-        f"your video: tvg-predict model.path={run_dir / 'grpo' / EXPORT} video=FILE query='...'",
-        soft_wrap=True,
-    )
+    for what, where in {
+        "results": run_dir / "results.json",
+        "pictures": run_dir / "pictures",
+        "dashboard": "make dashboard",
+        "your video": f"tvg-predict model.path={run_dir / 'grpo' / EXPORT} video=FILE query='...'",
+    }.items():
+        console.print(f"{what + ':':<12}{where}", soft_wrap=True, highlight=False, markup=False)

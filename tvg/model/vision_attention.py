@@ -30,37 +30,39 @@ def batch_windows(model: Any) -> None:
         return
     for module in model.model.visual.modules():
         if isinstance(module, Qwen2_5_VLVisionAttention):
-            module.forward = MethodType(_attend, module)  # type: ignore[method-assign]
+            module.forward = MethodType(_attend, module)
         elif isinstance(module, Qwen2_5_VisionPatchEmbed):
-            module.forward = MethodType(_embed, module)  # type: ignore[method-assign]
+            module.forward = MethodType(_embed, module)
 
 
-def _embed(self: Any, patches: Tensor) -> Tensor:
+def _embed(embedding: Any, patches: Tensor) -> Tensor:
     """The patch embedding as the matrix product that it is: [S, patch values] -> [S, hidden].
 
     The convolution's stride is its kernel size, so every patch is seen once.
     """
-    weight = self.proj.weight
-    return linear(patches.to(weight.dtype), weight.view(self.embed_dim, -1))
+    weight = embedding.proj.weight
+    return linear(patches.to(weight.dtype), weight.view(embedding.embed_dim, -1))
 
 
 def _attend(
-    self: Any,
+    attention: Any,
     hidden_states: Tensor,
     cu_seqlens: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
-    **_: Any,
+    **ignored: Any,
 ) -> Tensor:
     """Attention within windows: [S, hidden] -> [S, hidden].
 
     Args:
+        attention: the module whose `forward` this is.
         hidden_states: S patches, window after window.
         cu_seqlens: int [windows + 1], where windows begin and end.
         position_embeddings: (cos, sin) of the rotary embedding, each [S, head size].
+        ignored: what other attention functions need (longest window and the like).
     """
     num_patches = hidden_states.shape[0]
     query, key, value = (
-        self.qkv(hidden_states).reshape(num_patches, 3, self.num_heads, -1).unbind(1)
+        attention.qkv(hidden_states).reshape(num_patches, 3, attention.num_heads, -1).unbind(1)
     )
     query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
     lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).to(hidden_states.device)
@@ -69,15 +71,15 @@ def _attend(
     start = 0
     for length, count in groups:
         rows = slice(start, start := start + length * count)
-        picked = (
-            states[order[rows]].view(count, length, self.num_heads, -1).transpose(1, 2)
+        q, k, v = (
+            states[order[rows]].view(count, length, attention.num_heads, -1).transpose(1, 2)
             for states in (query, key, value)
         )
-        out = scaled_dot_product_attention(*picked, scale=self.scaling)
+        out = scaled_dot_product_attention(q, k, v, scale=attention.scaling)
         attended.append(out.transpose(1, 2).reshape(count * length, -1))
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(num_patches, device=order.device)
-    projected: Tensor = self.proj(torch.cat(attended)[inverse])
+    projected: Tensor = attention.proj(torch.cat(attended)[inverse])
     return projected
 
 

@@ -1,0 +1,114 @@
+"""A run killed in the middle and resumed ends as if nothing had happened, bit for bit."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+STEPS = 6
+
+
+def start(run_dir, checkpoint, world, *more):
+    overrides = [
+        f"hydra.run.dir={run_dir}",
+        f"model.path={checkpoint}",
+        "data.world=null",
+        f"data.train_file={world}/train.json",
+        f"data.val_file={world}/val.json",
+        f"data.test_file={world}/test.json",
+        f"data.video_dir={world}/videos",
+        "data.batch_size=2",
+        "prompt=short",
+        "reward=[format,iou]",
+        "objective.group_size=3",
+        "objective.loss.kl_coef=0.1",
+        "objective.optimizer.lr=1e-3",
+        "objective.schedule.warmup_steps=2",
+        "rollout.max_new_tokens=8",
+        f"trainer.max_steps={STEPS}",
+        "trainer.val_check_interval=4",
+        "callbacks.checkpoint.every_n_train_steps=1",
+        "callbacks.progress.every_n_steps=1",
+        "callbacks.progress.style=lines",
+        "logger=csv",
+        *more,
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tvg.train", *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output[-3000:]
+
+
+def kill_after(process, line_start):
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith(line_start):
+            time.sleep(0.05)  # into the next step
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait(timeout=30)
+    assert process.returncode == -signal.SIGKILL, "".join(seen)[-3000:]
+
+
+def logged(run_dir):
+    """(step, metric) -> text as logged, later entries for a step in place of earlier ones."""
+    found = {}
+    for path in sorted(run_dir.rglob("metrics.csv"), key=os.path.getmtime):
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and name not in ("step", "epoch") and not name.startswith("perf/"):
+                        found[row["step"], name] = value
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_sigkill_and_resume_change_nothing(tiny_checkpoint, tiny_world, tmp_path):
+    whole = start(tmp_path / "whole", tiny_checkpoint, tiny_world)
+    killed = start(tmp_path / "killed", tiny_checkpoint, tiny_world)
+    kill_after(killed, f"step 3/{STEPS}")
+    finish(whole)
+    finish(start(tmp_path / "killed", tiny_checkpoint, tiny_world, "resume=true"))
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("whole", "killed")
+    )
+    assert one["global_step"] == other["global_step"] == STEPS
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name]), name
+    assert_same(one["optimizer_states"], other["optimizer_states"])
+    assert_same(one["lr_schedulers"], other["lr_schedulers"])
+    metrics = logged(tmp_path / "whole")
+    assert {"train/reward/total", "train/policy/kl", "val/miou"} <= {name for _, name in metrics}
+    assert len({step for step, name in metrics if name == "train/loss"}) == STEPS
+    assert logged(tmp_path / "killed") == metrics
+
+
+def assert_same(one, other):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    else:
+        assert one == other
