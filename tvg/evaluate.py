@@ -25,7 +25,7 @@ from tvg.task.report import (
 )
 from tvg.train import Parts, build_parts
 from tvg.training.base import fingerprint
-from tvg.training.evaluation import PartialPredictions, known_ious, predict_all
+from tvg.training.evaluation import PartialPredictions, choose_device, known_ious, predict_all
 
 PREDICTIONS_FILE = "predictions.jsonl"
 DECISIVE = ("data", "prompt", "rollout", "greedy", "split", "seed")  # beside the weights
@@ -39,10 +39,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     run_dir = Path(cfg.run_dir)
     output_folder_check(run_dir)
+    device = choose_device(cfg.device)
+    parts = build_parts(cfg, split=cfg.split)
     run_dir.mkdir(parents=True, exist_ok=True)
-    parts = build_parts(cfg)
-    parts.data.prepare_data()
-    device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     predictions = _predict(cfg, parts, run_dir, device)
     metrics = {
         "dataset": parts.data.dataset_name,
@@ -73,13 +72,14 @@ def _predict(
     policy = parts.policy.to(device)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     settings = json.dumps({key: resolved[key] for key in DECISIVE}, sort_keys=True)
-    decides = fingerprint(policy) + hashlib.sha256(settings.encode()).hexdigest()[:16]
+    examples = parts.data.examples(cfg.split)  # a file may have changed under the same name
+    told = repr([(e.qid, e.query, e.segment, e.window) for e in examples])
+    decides = fingerprint(policy) + hashlib.sha256((settings + told).encode()).hexdigest()[:16]
     partial = PartialPredictions(run_dir / "predictions.partial.jsonl", decides)
     skip = len(partial.done)
-    total = len(parts.data.examples(cfg.split))
     if skip:
-        log.info("going on behind %d of %d predictions made before", skip, total)
-    with tqdm(total=total, initial=skip, unit="query", desc="evaluate") as bar:
+        log.info("going on behind %d of %d predictions made before", skip, len(examples))
+    with tqdm(total=len(examples), initial=skip, unit="query", desc="evaluate") as bar:
         predictions = predict_all(
             policy=policy,
             tokenizer=parts.processor.tokenizer,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.markup import escape
 
@@ -18,11 +19,11 @@ from tvg.data.collate import PromptCollator
 from tvg.data.dataset import Sample
 from tvg.model.loading import Checkpoint
 from tvg.plot.filmstrip import draw_filmstrip
-from tvg.plot.save import save_figure
+from tvg.plot.save import picture_format, save_figure
 from tvg.rollout.hf import HFRollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction, output_folder_check, write_json
-from tvg.training.evaluation import predict_batch
+from tvg.training.evaluation import choose_device, predict_batch
 from tvg.types import GroundingExample, Segment, VideoClip
 
 
@@ -30,7 +31,11 @@ def predict(cfg: DictConfig, console: Console | None = None) -> Prediction:
     """Prints the segment and the reasoning; writes a filmstrip and a JSON file."""
     console = console or Console()
     picture = Path(cfg.picture)
+    picture_format(picture)
     output_folder_check(picture.parent)
+    device = choose_device(cfg.device)
+    if not str(cfg.query).strip():
+        raise ValueError("query: a sentence is needed, got an empty one")
     window, truth = _segment(cfg, "window"), _segment(cfg, "truth")
     loader: ClipLoader = build(cfg.loader)(decoder=build(cfg.decoder))
     clip = loader.load(Path(cfg.video), window)  # before the model: the cheaper thing to go wrong
@@ -43,7 +48,7 @@ def predict(cfg: DictConfig, console: Console | None = None) -> Prediction:
         duration_s=clip.duration_s,
         window=window,
     )
-    prediction = _predict(cfg, Sample(example, clip))
+    prediction = _predict(cfg, Sample(example, clip), device)
     _print(console, prediction, clip)
     figure = draw_filmstrip(
         clip.frames,
@@ -59,12 +64,11 @@ def predict(cfg: DictConfig, console: Console | None = None) -> Prediction:
     return prediction
 
 
-def _predict(cfg: DictConfig, sample: Sample) -> Prediction:
+def _predict(cfg: DictConfig, sample: Sample, device: torch.device) -> Prediction:
     task: GroundingTask = build(cfg.prompt)
     rollout: HFRollout = build(cfg.rollout)
     checkpoint: Checkpoint = build(cfg.model)
     processor = checkpoint.load_processor()
-    device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     prompts = PromptCollator(task=task, processor=processor)([sample])
     return predict_batch(
         policy=checkpoint.load_policy(processor).to(device),
@@ -80,11 +84,14 @@ def _segment(cfg: DictConfig, key: str) -> Segment | None:
     value: Any = cfg.get(key)
     if value is None:
         return None
-    if len(value) != 2 or not value[0] < value[1]:
-        raise ValueError(
-            f"{key}: expected [start_s, end_s] with start_s < end_s, got {list(value)}"
-        )
+    is_pair = isinstance(value, ListConfig) and len(value) == 2
+    if not (is_pair and all(map(_is_seconds, value)) and value[0] < value[1]):
+        raise ValueError(f"{key}: expected [start_s, end_s] with start_s < end_s, got {value}")
     return Segment(float(value[0]), float(value[1]))
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _print(console: Console, prediction: Prediction, clip: VideoClip) -> None:

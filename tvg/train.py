@@ -22,7 +22,7 @@ from tvg.rollout.hf import HFRollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import output_folder_check
 from tvg.training.checkpoint import AtomicCheckpointIO, resume_path
-from tvg.training.datamodule import GroundingDataModule
+from tvg.training.datamodule import GroundingDataModule, Split
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +40,20 @@ class Parts:
     data: GroundingDataModule
 
 
-def build_parts(cfg: DictConfig) -> Parts:
-    """Builds model, task, sampler and data; the data is not read yet."""
+def build_parts(cfg: DictConfig, *, split: Split) -> Parts:
+    """Builds task, sampler, data and model; annotations are read before weights, which are slow."""
     task = build(cfg.prompt)
     checkpoint: Checkpoint = build(cfg.model)
     processor = checkpoint.load_processor()
+    data = build_data(cfg, task=task, processor=processor)
+    data.prepare_data()
+    data.examples(split)
     return Parts(
         processor=processor,
         policy=checkpoint.load_policy(processor),
         task=task,
         rollout=build(cfg.rollout),
-        data=build_data(cfg, task=task, processor=processor),
+        data=data,
     )
 
 
@@ -97,9 +100,7 @@ def train(cfg: DictConfig) -> float | None:
     output_folder_check(run_dir)
     ckpt_path = resume_path(cfg.resume, run_dir)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    parts = build_parts(cfg)
-    parts.data.prepare_data()
-    parts.data.examples("train")  # a defect of the annotations stops here, before any model runs
+    parts = build_parts(cfg, split="train")
     module = build_module(cfg, parts)
     trainer = build_trainer(cfg)
     trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)

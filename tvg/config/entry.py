@@ -81,10 +81,10 @@ def user_message(error: Exception) -> str | None:
         return f"{text}\n{cause}" if cause and cause not in text else text
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, ValueError):
-        worker = _raised_in_worker(str(error))
-        return worker if worker is not None else (str(error) if _raised_by_us(error) else None)
-    return None
+    if isinstance(error, ValueError) and _raised_by_us(error):
+        return str(error)
+    # torch re-raises as RuntimeError where a type wants more arguments than a text (VideoError).
+    return _raised_in_worker(str(error)) if isinstance(error, ValueError | RuntimeError) else None
 
 
 def _raised_by_us(error: BaseException) -> bool:

@@ -28,7 +28,8 @@ class PromptCollator:
         max_prompt_tokens: longest prompt accepted; None for no limit.
 
     Raises:
-        ValueError: a prompt is longer than `max_prompt_tokens` (names the example).
+        ValueError: a prompt is longer than `max_prompt_tokens`, or holds the video's placeholder a
+            second time (names the example).
     """
 
     def __init__(
@@ -75,7 +76,11 @@ class PromptCollator:
             text = self.processor.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
-            assert text.count(VIDEO_TOKEN) == 1, f"one video placeholder expected in {text!r}"
+            if text.count(VIDEO_TOKEN) != 1:
+                raise ValueError(
+                    f"{sample.example.qid}: expected {VIDEO_TOKEN} once in the prompt, where the "
+                    f"clip stands, got {text.count(VIDEO_TOKEN)} times in {text!r}"
+                )
             self._texts[key] = text
         return self._texts[key]
 

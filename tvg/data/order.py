@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch.utils.data import DataLoader, Sampler
 class BatchOrder(Sampler[list[int]]):
     """Batches of one rank for one epoch: a function of seed, epoch, rank and world size alone.
 
-    Every rank gets the same number of examples and of batches: where the set does not divide, its
-    first examples (in this epoch's order) are seen a second time, at most `world_size - 1` of
-    them. The last batch may be smaller.
+    Every rank gets the same number of examples and of batches: where the set does not divide, the
+    order begins again, which shows at most `world_size - 1` examples more than the set holds. The
+    last batch may be smaller.
 
     Args:
         num_examples: size of the set.
@@ -62,8 +63,9 @@ class BatchOrder(Sampler[list[int]]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.num_examples, generator=generator).tolist()
-        missing = -len(order) % self.world_size
-        return (order + order[:missing])[self.rank :: self.world_size]
+        per_rank = -(-self.num_examples // self.world_size)
+        repeated = itertools.islice(itertools.cycle(order), per_rank * self.world_size)
+        return list(repeated)[self.rank :: self.world_size]
 
 
 class ResumableLoader(DataLoader[Any]):

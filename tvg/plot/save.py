@@ -6,9 +6,26 @@ import os
 import warnings
 from pathlib import Path
 
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from tvg.plot.style import FIGURE_DPI
+
+
+def picture_format(path: str | Path) -> str:
+    """The format that a picture's suffix asks for.
+
+    Raises:
+        ValueError: the suffix is none that matplotlib can write.
+    """
+    suffix = Path(path).suffix
+    known = FigureCanvasBase.get_supported_filetypes()
+    if suffix.lstrip(".").lower() not in known:
+        raise ValueError(
+            f"cannot write a picture to {path}: the suffix must be one of "
+            f"{', '.join(sorted(known))}; got {suffix!r}"
+        )
+    return suffix.lstrip(".").lower()
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
@@ -20,13 +37,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         ValueError: the suffix is none that matplotlib can write.
     """
     path = Path(path)
-    known = figure.canvas.get_supported_filetypes()
-    file_format = path.suffix.lstrip(".").lower()
-    if file_format not in known:
-        raise ValueError(
-            f"cannot write a picture to {path}: the suffix must be one of "
-            f"{', '.join(sorted(known))}; got {path.suffix!r}"
-        )
+    file_format = picture_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -50,7 +51,7 @@ class GroundingTask:
         self.think = think
         self.lowercase = lowercase
         self.strip_period = strip_period
-        _check_fields("prompt.answer_format", answer_format, {"start_s", "end_s"})
+        _check_fields("prompt.answer_format", answer_format, {"start_s": 0.0, "end_s": 1.0})
 
     def query_text(self, query: str) -> str:
         """The query as it stands in the prompt."""
@@ -85,24 +86,34 @@ def _read_template(template: str | None, template_file: str | None) -> str:
             f"got template={template!r}, template_file={template_file!r}"
         )
     if template_file is not None:
-        try:
-            raw = Path(template_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"prompt.template_file: cannot read {template_file}: {error}"
-            ) from error
-        for mark in ("{query}", "[EVENT]", "<EVENT>"):
-            raw = raw.replace(mark, "\0")
-        template = raw.replace("{", "{{").replace("}", "}}").replace("\0", "{query}")
+        template = read_template_file(template_file)
     assert template is not None
-    _check_fields("prompt.template", template, {QUERY_FIELD})
+    _check_fields("prompt.template", template, {QUERY_FIELD: "a person sits"})
     return template
 
 
-def _check_fields(key: str, template: str, expected: set[str]) -> None:
+def read_template_file(template_file: str) -> str:
+    """The text of a file as a `template`: query marks as fields, other braces doubled.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        text = Path(template_file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompt.template_file: cannot read {template_file}: {error}") from error
+    for mark in ("{query}", "[EVENT]", "<EVENT>"):
+        text = text.replace(mark, "\0")
+    return text.replace("{", "{{").replace("}", "}}").replace("\0", "{query}")
+
+
+def _check_fields(key: str, template: str, expected: Mapping[str, str | float]) -> None:
+    """`expected`: the fields that have to be there, each with a value to try it on."""
     try:
         found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-    except ValueError as error:
+        if found == set(expected):
+            template.format(**expected)
+    except (ValueError, LookupError) as error:
         raise ValueError(f"{key}: not a format string ({error}): {template!r}") from error
-    if found != expected:
+    if found != set(expected):
         raise ValueError(f"{key}: expected the fields {sorted(expected)}, got {sorted(found)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -78,9 +79,19 @@ class PolicyModule(LightningModule):
 
     # -- optimisation ---------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        # Loading leaves eval mode, in which transformers passes over gradient checkpointing.
+        self.policy.train()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
-        schedule = self.make_schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        num_steps = self.trainer.estimated_stepping_batches
+        if math.isinf(num_steps):
+            raise ValueError(
+                "trainer.max_steps: the learning-rate schedule has to know the number of steps: "
+                "set it (or trainer.max_epochs) beside trainer.max_time"
+            )
+        schedule = self.make_schedule(optimizer, int(num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def backward_micro_batches(

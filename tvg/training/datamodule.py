@@ -46,6 +46,9 @@ class GroundingDataModule(LightningDataModule):
         task: what is asked; None where only annotations and files are looked at.
         processor: tokenizer, video processor and chat template; None likewise.
         seed: of the shuffle.
+
+    Raises:
+        ValueError: a count is too small; names its key.
     """
 
     def __init__(
@@ -75,6 +78,15 @@ class GroundingDataModule(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        _check_counts(
+            least=1,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            limit_train=limit_train,
+            limit_val=limit_val,
+            limit_test=limit_test,
+        )
+        _check_counts(least=0, num_workers=num_workers)
         self.dataset_name = name
         self.reader = reader
         self.world = world
@@ -109,8 +121,10 @@ class GroundingDataModule(LightningDataModule):
         """Reads a split; defects are repaired for training, left as published for benchmarks.
 
         Raises:
-            ValueError: the set has no such split, or none of its examples is usable.
+            ValueError: there is no such split, or none of its examples is usable.
         """
+        if split not in self.files:
+            raise ValueError(f"split: expected one of {', '.join(self.files)}, got {split!r}")
         file = self.files[split]
         if file is None:
             raise ValueError(f"data.{split}_file: {self.dataset_name} has no {split} split")
@@ -181,3 +195,9 @@ class GroundingDataModule(LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         trainer = getattr(self, "trainer", None)
         return (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+
+
+def _check_counts(*, least: int, **counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise ValueError(f"data.{name}: expected at least {least}, got {count}")

@@ -53,6 +53,25 @@ def predict_batch(
     return predictions
 
 
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name; None for CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # how torch says that a device is not there
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"device: expected a device such as cpu or cuda:0, got {name!r}: {first}"
+        ) from error
+    return device
+
+
 def known_ious(predictions: Iterable[Prediction]) -> list[float]:
     """The IoU of every prediction.
 
@@ -68,10 +87,12 @@ def known_ious(predictions: Iterable[Prediction]) -> list[float]:
 
 
 class PartialPredictions:
-    """Predictions so far, one JSON line each, so that a stopped evaluation goes on where it was.
+    """Predictions so far, so that a stopped evaluation goes on where it was.
 
     The first line is a fingerprint of what decides a prediction (weights, prompt, sampling, data);
-    a file of another fingerprint is started anew, never mixed in.
+    a file of another fingerprint is started anew, never mixed in. Every further line holds a whole
+    batch: how many prompts share a batch touches sampling and rounding, so what comes behind a
+    resumption has to be cut into the same batches as without one.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
@@ -83,20 +104,22 @@ class PartialPredictions:
         if not self.path.is_file():
             return []
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be half
-        if not lines or json.loads(lines[0]) != {"fingerprint": self.fingerprint}:
+        if not lines or lines[0] != self._head():
             return []
-        return [_from_row(json.loads(line)) for line in lines[1:]]
+        return [_from_row(row) for line in lines[1:] for row in json.loads(line)]
+
+    def _head(self) -> str:
+        return json.dumps({"fingerprint": self.fingerprint})
 
     def extend(self, predictions: Iterable[Prediction]) -> None:
-        """Appends predictions; each call is on disk when it returns."""
+        """Appends a batch; it is on disk when this returns."""
         fresh = list(predictions)
         if not self.done:
-            head = json.dumps({"fingerprint": self.fingerprint})
-            self.path.write_text(head + "\n", encoding="utf-8")
+            self.path.write_text(self._head() + "\n", encoding="utf-8")
         else:
             self._drop_half_line()
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(p)) + "\n" for p in fresh)
+            file.write(json.dumps([asdict(p) for p in fresh]) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.done += fresh

@@ -15,7 +15,7 @@ def warmup_schedule(
     """A schedule of transformers' `get_scheduler` over `num_steps` optimizer steps.
 
     Raises:
-        ValueError: unknown name, or more warm-up than steps.
+        ValueError: unknown name, more warm-up than steps, or warm-up for a schedule without any.
     """
     if name not in NAMES:
         raise ValueError(f"objective.schedule.name: expected one of {NAMES}, got {name!r}")
@@ -23,6 +23,11 @@ def warmup_schedule(
         raise ValueError(
             f"objective.schedule.warmup_steps: expected 0 to {num_steps} (all steps of the run), "
             f"got {warmup_steps}"
+        )
+    if name == "constant" and warmup_steps:
+        raise ValueError(
+            f"objective.schedule.warmup_steps: got {warmup_steps}, but 'constant' has no warm-up; "
+            "use objective.schedule.name=constant_with_warmup"
         )
     return get_scheduler(
         name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=num_steps

@@ -1,0 +1,232 @@
+"""Batches of prompts: padding, placeholders, patches, frame rate; each row as if it were alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from parts import make_parts, make_task
+
+from tvg.data.collate import VIDEO_TOKEN, PromptCollator, pad_rows
+from tvg.data.dataset import GroundingDataset, Sample
+from tvg.types import GroundingExample, PromptBatch, RolloutBatch, Segment, VideoClip
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint, tiny_world):
+    return make_parts(tiny_checkpoint, tiny_world)
+
+
+def sample(
+    qid: str, *, query: str = "a red ball", num_frames: int = 4, size=(28, 28), fps: float = 2.0
+) -> Sample:
+    generator = torch.Generator().manual_seed(sum(qid.encode()))
+    frames = torch.randint(0, 256, (num_frames, 3, *size), generator=generator, dtype=torch.uint8)
+    times = torch.arange(num_frames, dtype=torch.float64) / fps
+    example = GroundingExample(
+        qid=qid,
+        video=qid,
+        video_path=None,
+        query=query,
+        segment=Segment(0.0, 1.0),
+        duration_s=num_frames / fps,
+    )
+    clip = VideoClip(
+        frames=frames, sampled_fps=fps, frame_times_s=times, duration_s=num_frames / fps
+    )
+    return Sample(example, clip)
+
+
+@pytest.fixture
+def samples():
+    return [
+        sample("a", num_frames=4, fps=1.9047619047619047),
+        sample("b", num_frames=10, size=(28, 56), query="the blue square moves left", fps=2.0),
+        sample("c", num_frames=6, size=(56, 56), fps=24000 / 1001),
+    ]
+
+
+def test_prompts_are_padded_on_the_left(parts, samples):
+    batch = parts.collator(samples)
+    assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.int64
+    assert batch.input_ids.shape == batch.attention_mask.shape
+    lengths = batch.attention_mask.sum(1).tolist()
+    assert len(set(lengths)) > 1
+    assert max(lengths) == batch.input_ids.shape[1]
+    for ids, mask, length in zip(batch.input_ids, batch.attention_mask, lengths, strict=True):
+        num_padded = len(ids) - length
+        assert mask.tolist() == [0] * num_padded + [1] * length
+        assert (ids[:num_padded] == parts.tokenizer.pad_token_id).all()
+        assert (ids[num_padded:] != parts.tokenizer.pad_token_id).all()
+
+
+def test_one_placeholder_for_each_merged_patch(parts, samples):
+    batch = parts.collator(samples)
+    # [pairs of frames, rows of 14 pixels, columns of 14 pixels]; 2 x 2 patches are merged.
+    assert batch.video_grid_thw.tolist() == [[2, 2, 2], [5, 2, 4], [3, 4, 4]]
+    video_token = parts.tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
+    assert (batch.input_ids == video_token).sum(1).tolist() == [2, 10, 12]
+    assert batch.pixel_values_videos.shape == (8 + 40 + 48, 3 * 2 * 14 * 14)
+    starts = (batch.input_ids == parts.tokenizer.convert_tokens_to_ids("<|vision_start|>")).sum(1)
+    assert starts.tolist() == [1, 1, 1]
+
+
+def test_the_rate_really_sampled_and_the_length_found_are_carried(parts, samples):
+    batch = parts.collator(samples)
+    assert batch.sampled_fps.dtype == batch.duration_s.dtype == torch.float64
+    assert batch.sampled_fps.tolist() == [s.clip.sampled_fps for s in samples]
+    assert batch.duration_s.tolist() == [s.clip.duration_s for s in samples]
+    assert [e.qid for e in batch.examples] == ["a", "b", "c"]
+
+
+def test_a_batch_is_its_rows_alone(parts, samples):
+    batch = parts.collator(samples)
+    for index, each in enumerate(samples):
+        alone, row = parts.collator([each]), batch.rows(index, index + 1)
+        length = alone.input_ids.shape[1]
+        assert torch.equal(row.input_ids[:, -length:], alone.input_ids)
+        assert row.attention_mask.sum() == alone.attention_mask.sum() == length
+        assert torch.equal(row.pixel_values_videos, alone.pixel_values_videos)
+        assert torch.equal(row.video_grid_thw, alone.video_grid_thw)
+        assert torch.equal(row.sampled_fps, alone.sampled_fps)
+        assert torch.equal(row.duration_s, alone.duration_s)
+        assert row.examples == alone.examples == [each.example]
+
+
+def test_an_odd_number_of_frames_shows_the_last_one_twice(parts):
+    odd = sample("a", num_frames=5)
+    frames = torch.cat([odd.clip.frames, odd.clip.frames[-1:]])
+    even = Sample(odd.example, replace(odd.clip, frames=frames))
+    got, expected = parts.collator([odd]), parts.collator([even])
+    assert got.video_grid_thw.tolist() == [[3, 2, 2]]
+    assert torch.equal(got.pixel_values_videos, expected.pixel_values_videos)
+    assert torch.equal(got.input_ids, expected.input_ids)
+
+
+def test_pixels_are_normalised_and_not_resized(parts):
+    black, white = sample("a"), sample("b")
+    black = Sample(black.example, replace(black.clip, frames=torch.zeros_like(black.clip.frames)))
+    white = Sample(
+        white.example, replace(white.clip, frames=torch.full_like(white.clip.frames, 255))
+    )
+    values = parts.collator([black, white]).pixel_values_videos
+    mean = torch.tensor(parts.processor.video_processor.image_mean)
+    std = torch.tensor(parts.processor.video_processor.image_std)
+    for rows, level in ((values[:8], 0.0), (values[8:], 1.0)):
+        expected = ((level - mean) / std).repeat_interleave(2 * 14 * 14)  # channel first
+        torch.testing.assert_close(rows, expected.expand_as(rows), rtol=0, atol=1e-6)
+
+
+def test_a_prompt_too_long_is_refused_with_its_name(parts, samples):
+    longest = int(parts.collator(samples).attention_mask.sum(1).max())
+    limited = PromptCollator(task=parts.task, processor=parts.processor, max_prompt_tokens=longest)
+    assert limited(samples).input_ids.shape[1] == longest
+    limited.max_prompt_tokens = longest - 1
+    message = rf"^c: the prompt has {longest} tokens, data.max_prompt_tokens={longest - 1}$"
+    with pytest.raises(ValueError, match=message):
+        limited(samples)
+
+
+def test_a_query_that_holds_the_placeholder_is_refused_with_its_name(parts):
+    with pytest.raises(ValueError, match=r"^odd:7: expected <\|video_pad\|> once .* got 2 times"):
+        parts.collator([sample("odd:7", query=f"a ball {VIDEO_TOKEN} falls")])
+
+
+def test_the_text_is_the_chat_template_around_the_task(parts):
+    task = make_task(system="Be brief.", template="Find: {query}!", video_first=False)
+    collator = PromptCollator(task=task, processor=parts.processor)
+    ids = collator([sample("a", query="A Ball.")]).input_ids[0]
+    assert parts.tokenizer.decode(ids) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nFind: a ball!<|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("side", "ids", "mask"),
+    [
+        ("left", [[1, 2, 3], [0, 0, 4]], [[1, 1, 1], [0, 0, 1]]),
+        ("right", [[1, 2, 3], [4, 0, 0]], [[1, 1, 1], [1, 0, 0]]),
+    ],
+)
+def test_padding(side, ids, mask):
+    padded = pad_rows([[1, 2, 3], [4]], 0, side=side)
+    assert [part.tolist() for part in padded] == [ids, mask]
+
+
+def rows_equal(got: PromptBatch, expected: PromptBatch) -> None:
+    for name in ("input_ids", "attention_mask", "pixel_values_videos", "video_grid_thw"):
+        assert torch.equal(getattr(got, name), getattr(expected, name)), name
+    assert torch.equal(got.sampled_fps, expected.sampled_fps)
+    assert got.examples == expected.examples
+
+
+def test_rows_of_prompts_take_their_own_patches(parts, samples):
+    batch = parts.collator(samples)
+    part = batch.rows(1, 3)
+    assert len(part) == 2
+    assert [e.qid for e in part.examples] == ["b", "c"]
+    assert torch.equal(part.pixel_values_videos, batch.pixel_values_videos[8:])
+    assert torch.equal(part.input_ids, batch.input_ids[1:])
+    assert part.sampled_fps.tolist() == batch.sampled_fps.tolist()[1:]
+    assert part.duration_s.tolist() == batch.duration_s.tolist()[1:]
+    rows_equal(batch.rows(0, 3), batch)
+    rows_equal(batch.rows(1, 9), part)  # a last micro-batch may be short
+
+
+def test_rows_of_rollouts_take_whole_groups(parts, samples):
+    prompts = parts.collator(samples)
+    ids = torch.arange(3 * 2 * 5).view(6, 5)
+    rollout = RolloutBatch(
+        prompts=prompts,
+        group_size=2,
+        completion_ids=ids,
+        completion_mask=ids % 2,
+        old_logprobs=-ids.float(),
+        texts=list("uvwxyz"),
+        is_finished=torch.tensor([True, False, True, True, False, False]),
+    )
+    part = rollout.rows(1, 2)
+    assert part.completion_ids.tolist() == ids[2:4].tolist()
+    assert part.completion_mask.tolist() == (ids[2:4] % 2).tolist()
+    assert part.old_logprobs.tolist() == (-ids[2:4].float()).tolist()
+    assert part.texts == ["w", "x"]
+    assert part.is_finished.tolist() == [True, True]
+    assert part.group_size == 2
+    rows_equal(part.prompts, prompts.rows(1, 2))
+
+
+class Counting:
+    """Notes what is loaded."""
+
+    def __init__(self) -> None:
+        self.loaded: list = []
+
+    def load(self, path, window=None):
+        self.loaded.append((str(path), window))
+        return sample(str(path)).clip
+
+
+@pytest.mark.parametrize("memory_cache", [True, False])
+def test_clips_are_kept_in_memory_where_asked_for(tmp_path, memory_cache):
+    first = replace(sample("a").example, video_path=tmp_path / "a.mp4")
+    window = replace(first, qid="a:1", window=Segment(1.0, 2.0))
+    loader = Counting()
+    data = GroundingDataset(
+        examples=[first, replace(first, qid="a:2"), window],
+        loader=loader,
+        memory_cache=memory_cache,
+    )
+    qids = [data[index].example.qid for index in (0, 1, 2, 0)]
+    assert qids == ["a", "a:2", "a:1", "a"]
+    path = str(tmp_path / "a.mp4")
+    whole, part = (path, None), (path, Segment(1.0, 2.0))
+    assert loader.loaded == ([whole, part] if memory_cache else [whole, whole, part, whole])
+
+
+def test_an_example_without_a_file_is_refused_with_its_name():
+    data = GroundingDataset(
+        examples=[sample("AB:3").example], loader=Counting(), memory_cache=False
+    )
+    with pytest.raises(ValueError, match=r"^AB:3: no video file is known for 'AB:3'$"):
+        data[0]

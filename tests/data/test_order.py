@@ -1,0 +1,143 @@
+"""Which examples each rank sees in which order, and how a loader picks up where it stopped."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tvg.data.order import BatchOrder, ResumableLoader
+
+
+def make_order(num_examples=10, batch_size=3, *, epoch=0, **changes) -> BatchOrder:
+    settings = {"shuffle": True, "seed": 5, "rank": 0, "world_size": 1}
+    order = BatchOrder(num_examples=num_examples, batch_size=batch_size, **{**settings, **changes})
+    order.epoch = epoch
+    return order
+
+
+def flat(order: BatchOrder) -> list[int]:
+    return [index for batch in order for index in batch]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_examples", [1, 2, 7, 8, 12])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_example_once_an_epoch_and_as_much_for_every_rank(world_size, num_examples, shuffle):
+    ranks = [
+        make_order(num_examples, 3, shuffle=shuffle, rank=rank, world_size=world_size, epoch=2)
+        for rank in range(world_size)
+    ]
+    per_rank = -(-num_examples // world_size)
+    for order in ranks:
+        batches = list(order)
+        assert len(order) == len(batches) == -(-per_rank // 3)
+        assert [len(batch) for batch in batches[:-1]] == [3] * (len(batches) - 1)
+        assert 1 <= len(batches[-1]) <= 3
+        assert sum(map(len, batches)) == per_rank
+    # Dealt out like cards, the ranks hold the epoch's order, and its beginning once more.
+    whole = flat(make_order(num_examples, 3, shuffle=shuffle, epoch=2))
+    dealt = [flat(ranks[i % world_size])[i // world_size] for i in range(per_rank * world_size)]
+    assert sorted(whole) == list(range(num_examples))
+    assert dealt == [whole[i % num_examples] for i in range(len(dealt))]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    assert flat(make_order(epoch=3)) == flat(make_order(epoch=3))
+    torch.manual_seed(1)
+    again = flat(make_order(epoch=3))
+    torch.manual_seed(2)
+    assert flat(make_order(epoch=3)) == again
+    orders = [tuple(flat(make_order(seed=seed, epoch=e))) for seed in (0, 1) for e in range(3)]
+    assert len(set(orders)) == 6
+
+
+def test_without_shuffling_the_file_order_stays_every_epoch():
+    for epoch in range(3):
+        assert list(make_order(7, 3, shuffle=False, epoch=epoch)) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_examples": 0}, "the data set is empty"),
+        ({"batch_size": 0}, "data.batch_size: expected at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_ordered(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_order(**changes)
+
+
+def make_loader(num_workers=0) -> ResumableLoader:
+    order = make_order(7, 2)
+    return ResumableLoader(list(range(7)), order=order, num_workers=num_workers)
+
+
+def take(loader: ResumableLoader, num_batches: int) -> list[list[int]]:
+    """The next batches of a loader, over as many epochs as they take."""
+    batches: list[list[int]] = []
+    while len(batches) < num_batches:
+        for batch in loader:
+            batches.append(batch.tolist())
+            if len(batches) == num_batches:
+                break
+    return batches
+
+
+EPOCHS = [batch for epoch in range(3) for batch in make_order(7, 2, epoch=epoch)]
+
+
+def test_an_epoch_after_the_other():
+    assert take(make_loader(), 12) == EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "num_seen"), [*((0, k) for k in range(9)), (2, 1), (2, 3), (2, 4), (2, 6)]
+)
+def test_a_fresh_loader_goes_on_behind_the_last_batch_seen(num_workers, num_seen):
+    first = make_loader(num_workers)
+    assert take(first, num_seen) == EPOCHS[:num_seen]
+    fresh = make_loader(num_workers)
+    fresh.load_state_dict(first.state_dict())
+    assert take(fresh, 12 - num_seen) == EPOCHS[num_seen:]
+
+
+class Noting(LightningModule):
+    """Notes the batches that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[list[int]] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.seen.append(batch.tolist())
+        self.manual_backward(self.weight.sum())
+        self.optimizers().step()
+
+
+def fit(folder, max_steps, ckpt_path=None) -> list[list[int]]:
+    module = Noting()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=max_steps,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[
+            ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        ],
+    )
+    trainer.fit(module, make_loader(), ckpt_path=ckpt_path, weights_only=True)
+    return module.seen
+
+
+def test_a_resumed_trainer_sees_what_was_left(tmp_path):
+    assert fit(tmp_path, 10) == EPOCHS[:10]
+    for step in (1, 3, 4, 5, 8, 9):  # 4 and 8 are the ends of epochs
+        assert fit(tmp_path / "again", 10, tmp_path / f"step={step}.ckpt") == EPOCHS[step:10], step

@@ -1,0 +1,120 @@
+"""What is asked and what is answered: templates, their mistakes, the order of a turn's parts."""
+
+import pytest
+from parts import make_task
+
+from tvg.types import GroundingExample, Segment
+
+
+def example(query: str) -> GroundingExample:
+    return GroundingExample(
+        qid="v:0", video="v", video_path=None, query=query, segment=None, duration_s=None
+    )
+
+
+def user_text(task, query: str = "A person sits.") -> str:
+    (content,) = [m["content"] for m in task.messages(example(query)) if m["role"] == "user"]
+    (text,) = [part["text"] for part in content if part["type"] == "text"]
+    return text
+
+
+def test_the_query_stands_in_the_template():
+    task = make_task(template='Find "{query}" as {{"s": 1}}: {query}', lowercase=False)
+    assert user_text(task) == 'Find "A person sits" as {"s": 1}: A person sits'
+
+
+def test_braces_in_a_query_stand_for_themselves():
+    assert user_text(make_task(), "put {0} and {x} down") == "put {0} and {x} down"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Find {query}.", "Find a cat."),
+        ("Find [EVENT]; <EVENT> it is", "Find a cat; a cat it is"),
+        ('{"a": {query}, "b": {}}\n}{', '{"a": a cat, "b": {}}\n}{'),
+        ("{{query}} in {curly}", "{a cat} in {curly}"),
+        ("Ereignis „[EVENT]“ – wann?", "Ereignis „a cat“ – wann?"),
+    ],
+)
+def test_a_template_file_is_used_as_it_is(tmp_path, text, expected):
+    path = tmp_path / "prompt.txt"
+    path.write_text(text, encoding="utf-8")
+    assert user_text(make_task(template=None, template_file=str(path)), "a cat") == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "no field"}, r"prompt.template: expected the fields \['query'\], got \[\]"),
+        ({"template": "{query} {other}"}, r"prompt.template: .*got \['other', 'query'\]"),
+        ({"template": "{query.upper}"}, r"prompt.template: .*got \['query.upper'\]"),
+        ({"template": "{}"}, r"prompt.template: .*got \[''\]"),
+        ({"template": "{query"}, "prompt.template: not a format string"),
+        ({"template": "{query:.2f}"}, "prompt.template: not a format string"),
+        ({"template": "{query:{width}}"}, "prompt.template: not a format string"),
+        ({"answer_format": "{start_s}"}, r"prompt.answer_format: .*got \['start_s'\]"),
+        ({"answer_format": "{start_s:d} {end_s:d}"}, "prompt.answer_format: not a format string"),
+        ({"template": None}, "exactly one of prompt.template and prompt.template_file"),
+        ({"template_file": "x.txt"}, "exactly one of prompt.template and prompt.template_file"),
+    ],
+)
+def test_wrong_templates_name_their_key(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_task(**changes)
+
+
+def test_a_template_file_that_cannot_be_used_is_named(tmp_path):
+    missing, binary, bare = (tmp_path / name for name in ("missing", "binary", "bare"))
+    binary.write_bytes(b"\xff\xfe\x00")
+    bare.write_text("no mark in here")
+    for path in (missing, binary):
+        with pytest.raises(ValueError, match=f"prompt.template_file: cannot read {path}"):
+            make_task(template=None, template_file=str(path))
+    with pytest.raises(ValueError, match=r"expected the fields \['query'\], got \[\]"):
+        make_task(template=None, template_file=str(bare))
+
+
+@pytest.mark.parametrize(
+    ("video_first", "expected"), [(True, ["video", "text"]), (False, ["text", "video"])]
+)
+def test_the_place_of_the_video(video_first, expected):
+    (turn,) = make_task(video_first=video_first).messages(example("a cat"))
+    assert turn["role"] == "user"
+    assert [part["type"] for part in turn["content"]] == expected
+
+
+def test_a_system_turn_comes_first_or_not_at_all():
+    assert [m["role"] for m in make_task(system=None).messages(example("a"))] == ["user"]
+    first, second = make_task(system="Be kind.").messages(example("a"))
+    assert first == {"role": "system", "content": [{"type": "text", "text": "Be kind."}]}
+    assert second["role"] == "user"
+
+
+@pytest.mark.parametrize(
+    ("lowercase", "strip_period", "expected"),
+    [
+        (True, True, "a person at ikea. they sit"),
+        (True, False, "a person at ikea. they sit."),
+        (False, True, "A person at IKEA. They sit"),
+        (False, False, "A person at IKEA. They sit."),
+    ],
+)
+def test_case_and_the_last_full_stop(lowercase, strip_period, expected):
+    task = make_task(lowercase=lowercase, strip_period=strip_period)
+    assert task.query_text("  A person at IKEA. They sit. \n") == expected
+    assert user_text(task, "A person at IKEA. They sit.") == expected
+
+
+def test_the_target_is_read_back():
+    answer = "<answer>{start_s:.2f} to {end_s:.2f}</answer>"
+    task = make_task(answer_format=f"<think>At {{start_s:.0f}}</think> {answer}")
+    target = task.target(Segment(1.234, 10.0))
+    assert target == "<think>At 1</think> <answer>1.23 to 10.00</answer>"
+    parsed = task.parse(target)
+    assert parsed.segment == Segment(1.23, 10.0)
+    assert parsed.thought == "At 1"
+
+
+def test_what_cannot_be_read_is_no_error():
+    assert make_task().parse("I see nothing.").segment is None

@@ -1,0 +1,87 @@
+"""A checkpoint is whole or absent, and a run goes on only where it was asked to."""
+
+import pytest
+import torch
+
+from tvg.training.checkpoint import LAST, AtomicCheckpointIO, resume_path
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_checkpoint_is_read_back(tmp_path):
+    path = tmp_path / "checkpoints" / LAST
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.arange(3.0), "step": 2}, path)
+    found = torch.load(path, weights_only=True)
+    assert found["step"] == 2
+    assert found["weights"].tolist() == [0.0, 1.0, 2.0]
+    assert files(path.parent) == [LAST]
+
+
+class Stop(BaseException):
+    """As Ctrl-C, which no `except Exception` sees."""
+
+
+class Stopping:
+    def __reduce__(self):
+        raise Stop
+
+
+@pytest.mark.parametrize("former", [True, False])
+def test_a_save_that_is_stopped_leaves_what_was_there(tmp_path, former):
+    path = tmp_path / LAST
+    io = AtomicCheckpointIO()
+    if former:
+        io.save_checkpoint({"step": 1}, path)
+    with pytest.raises(Stop):
+        io.save_checkpoint({"weights": torch.zeros(100_000), "step": Stopping()}, path)
+    assert files(tmp_path) == ([LAST] if former else [])
+    if former:
+        assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+def test_the_old_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    path, seen = tmp_path / LAST, []
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"step": 1}, path)
+
+    def replace(source, target):
+        seen.append((torch.load(target)["step"], torch.load(source)["step"]))
+        raise OSError(28, "No space left on device", str(source))
+
+    monkeypatch.setattr("tvg.training.checkpoint.os.replace", replace)
+    with pytest.raises(OSError, match="No space left"):
+        io.save_checkpoint({"step": 2}, path)
+    assert seen == [(1, 2)]
+    assert files(tmp_path) == [LAST]
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / LAST).touch()
+    return folder
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+def test_go_on_where_there_is_something_to_go_on_from(run_dir, tmp_path, resume):
+    assert resume_path(resume, run_dir) == run_dir / "checkpoints" / LAST
+    assert resume_path(resume, tmp_path / "fresh") is None
+
+
+@pytest.mark.parametrize("resume", [None, False])
+def test_two_runs_are_never_mixed(run_dir, tmp_path, resume):
+    assert resume_path(resume, tmp_path / "fresh") is None
+    with pytest.raises(ValueError, match=rf"^run_dir: {run_dir} already holds a run .*resume=true"):
+        resume_path(resume, run_dir)
+
+
+def test_a_checkpoint_of_the_users_choice(run_dir, tmp_path):
+    chosen = run_dir / "checkpoints" / LAST
+    assert resume_path(str(chosen), tmp_path / "fresh") == chosen
+    assert resume_path(str(chosen.parent), tmp_path / "fresh") == chosen.parent  # a sharded one
+    missing = tmp_path / "nowhere.ckpt"
+    with pytest.raises(ValueError, match=rf"^resume: no such checkpoint: {missing}$"):
+        resume_path(str(missing), tmp_path / "fresh")
