@@ -87,7 +87,7 @@ def test_every_shape_and_motion_is_visible_in_its_frames_only_and_really_changes
     event = replace(script.events[0], colour="green", shape=shape, motion=motion)
     frames = draw_clip(replace(script, events=(event,))).astype(int)
     empty = draw_clip(replace(script, events=())).astype(int)
-    changed = np.abs(frames - empty).max(axis=-1) > 40
+    changed = np.abs(frames - empty).max(axis=-1) > 12
     on_screen = changed.any(axis=(1, 2))
     expected = np.zeros(script.num_frames, bool)
     expected[event.first_frame : event.end_frame] = True
