@@ -1,0 +1,207 @@
+"""Predictions: how they are made and scored, and an evaluation stopped at any byte that goes on."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from parts import make_parts, make_rollout
+
+from tvg.task.report import Prediction
+from tvg.training.evaluation import (
+    PartialPredictions,
+    choose_device,
+    known_ious,
+    predict_all,
+    predict_batch,
+)
+from tvg.types import Segment
+
+FOUND = Prediction(
+    qid="v:0",
+    video="v",
+    query="who “opens” the\ndoor \u2028 一",
+    segment=Segment(2.0, 9.5),
+    truth=Segment(1.0, 7.5),
+    iou=0.64,
+    text="2.0 to 9.5 \ud800",
+    duration_s=20.0,
+    is_parsed=True,
+)
+LOST = replace(FOUND, qid="v:1", segment=None, iou=0.0, text="?", is_parsed=False)
+BLIND = replace(FOUND, qid="v:2", truth=None, iou=None)
+BATCHES = [[FOUND, LOST], [BLIND, replace(FOUND, qid="v:3")], [replace(LOST, qid="v:4")]]
+
+
+def flat(batches):
+    return [prediction for batch in batches for prediction in batch]
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    path = tmp_path / "partial.jsonl"
+    partial = PartialPredictions(path, "f")
+    assert partial.done == []
+    for number, batch in enumerate(BATCHES, start=1):
+        partial.extend(iter(batch))
+        assert partial.done == PartialPredictions(path, "f").done == flat(BATCHES[:number])
+    again = PartialPredictions(path, "f").done
+    assert isinstance(again[0].segment, Segment)
+    assert isinstance(again[0].truth, Segment)
+    partial.remove()
+    partial.remove()
+    assert not path.exists()
+
+
+def test_stopped_at_any_byte_it_goes_on_behind_whole_batches(tmp_path):
+    whole_path = tmp_path / "whole.jsonl"
+    whole = PartialPredictions(whole_path, "f")
+    ends = []
+    for batch in BATCHES:
+        whole.extend(batch)
+        ends.append(whole_path.stat().st_size)
+    data = whole_path.read_bytes()
+    path = tmp_path / "cut.jsonl"
+    for size in {*range(0, len(data), 7), *ends, *(end - 1 for end in ends)}:
+        path.write_bytes(data[:size])
+        partial = PartialPredictions(path, "f")
+        num_whole = sum(end <= size for end in ends)
+        assert partial.done == flat(BATCHES[:num_whole]), size
+        for batch in BATCHES[num_whole:]:
+            partial.extend(batch)
+        assert path.read_bytes() == data, size
+
+
+def test_predictions_of_something_else_are_not_mixed_in(tmp_path):
+    path = tmp_path / "partial.jsonl"
+    PartialPredictions(path, "old").extend(BATCHES[0])
+    partial = PartialPredictions(path, "new")
+    assert partial.done == []
+    partial.extend(BATCHES[1])
+    assert PartialPredictions(path, "new").done == BATCHES[1]
+    assert PartialPredictions(path, "old").done == []
+
+
+@pytest.mark.parametrize("text", ["", "\n", "no JSON\n", "[]\n", '{"fingerprint": "f"'])
+def test_a_file_without_a_head_is_started_anew(tmp_path, text):
+    path = tmp_path / "partial.jsonl"
+    path.write_text(text)
+    partial = PartialPredictions(path, "f")
+    assert partial.done == []
+    partial.extend(BATCHES[0])
+    assert PartialPredictions(path, "f").done == BATCHES[0]
+
+
+def test_unknown_truth_cannot_be_scored():
+    assert known_ious([FOUND, LOST]) == [0.64, 0.0]
+    with pytest.raises(ValueError, match=r"^v:2: no true segment is known"):
+        known_ious([FOUND, BLIND])
+
+
+class Answers:
+    """A sampler that says what it was told to."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+
+    def generate(self, *, policy, tokenizer, prompts, group_size, seed):
+        assert group_size == 1
+        return SimpleNamespace(texts=self.texts)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint, tiny_world):
+    return make_parts(tiny_checkpoint, tiny_world)
+
+
+def test_answers_are_parsed_and_scored(parts):
+    prompts = parts.batch(4)
+    truths = [Segment(2.0, 6.0), Segment(2.0, 6.0), Segment(2.0, 6.0), None]
+    examples = [replace(e, segment=t) for e, t in zip(prompts.examples, truths, strict=True)]
+    said = ["4.0 to 10.0", "6.0 to 2.0", "nothing", "<answer>1.0 to 2.0</answer>"]
+    said[:2] = [f"<answer>{text}</answer>" for text in said[:2]]
+    predictions = predict_batch(
+        policy=parts.policy,
+        tokenizer=parts.tokenizer,
+        task=parts.task,
+        rollout=Answers(*said),
+        prompts=replace(prompts, examples=examples),
+        seed=0,
+    )
+    assert predictions[0].segment == (4.0, 10.0)
+    assert predictions[0].iou == pytest.approx(2 / 8)
+    assert predictions[1].iou == 0.0
+    assert (predictions[2].segment, predictions[2].iou, predictions[2].is_parsed) == (
+        None,
+        0.0,
+        False,
+    )
+    assert (predictions[3].truth, predictions[3].iou) == (None, None)
+    assert predictions[3].is_parsed
+    assert [p.text for p in predictions] == said
+    assert [p.duration_s for p in predictions] == prompts.duration_s.tolist()
+    assert [p.qid for p in predictions] == [e.qid for e in examples]
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("torn", [False, True])
+def test_interrupted_and_resumed_is_as_uninterrupted(parts, tmp_path, temperature, torn):
+    batches = [parts.batch(5).rows(start, start + 2) for start in (0, 2, 4)]
+    path = tmp_path / "partial.jsonl"
+
+    def run(*, stop_after: float = float("inf")) -> list[Prediction]:
+        counts: list[int] = []
+
+        def on_batch(num: int) -> None:
+            counts.append(num)
+            if len(counts) >= stop_after:
+                raise KilledError
+
+        partial = PartialPredictions(path, "f")
+        done = len(partial.done)
+        assert done % 2 == 0
+        predictions = predict_all(
+            policy=parts.policy,
+            tokenizer=parts.tokenizer,
+            task=parts.task,
+            rollout=make_rollout(max_new_tokens=4, temperature=temperature),
+            batches=batches[done // 2 :],
+            seed=3,
+            device=torch.device("cpu"),
+            partial=partial,
+            on_batch=on_batch,
+        )
+        assert sum(counts) == 5 - done
+        partial.remove()
+        return predictions
+
+    whole = run()
+    assert len({p.text for p in whole}) > 1
+    with pytest.raises(KilledError):
+        run(stop_after=2)
+    if torn:  # as if the machine had gone down while the second batch was written
+        path.write_bytes(path.read_bytes()[:-40])
+    kept = len(PartialPredictions(path, "f").done)
+    assert kept == (2 if torn else 4)
+    assert run() == whole
+
+
+def test_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "cuda:99", "cpu:x"):
+        with pytest.raises(ValueError, match=rf"^device: expected .* got '{name}'"):
+            choose_device(name)
+
+
+def test_a_line_is_a_batch(tmp_path):
+    path = tmp_path / "partial.jsonl"
+    partial = PartialPredictions(path, "f")
+    for batch in BATCHES:
+        partial.extend(batch)
+    lines = path.read_text().splitlines()
+    assert [len(json.loads(line)) for line in lines[1:]] == [2, 2, 1]
