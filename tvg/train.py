@@ -74,7 +74,9 @@ def build_module(cfg: DictConfig, parts: Parts) -> LightningModule:
         task=parts.task,
         rollout=parts.rollout,
         eval_rollout=parts.rollout.greedy(),
-        reward=build_reward(cfg.reward),
+        reward=build_reward(cfg.reward)
+        if cfg.get("reward")
+        else None,  # reward=[] for objective=sft
         seed=cfg.seed,
     )
     return module

@@ -49,9 +49,7 @@ def test_the_trunk_is_frozen_without_the_merger_or_the_language_model(tiny_check
 
 
 def test_nothing_left_to_train_is_an_error(tiny_checkpoint):
-    checkpoint = spec(
-        tiny_checkpoint, freeze_vision=True, freeze_merger=True, freeze_language=True
-    )
+    checkpoint = spec(tiny_checkpoint, freeze_vision=True, freeze_merger=True, freeze_language=True)
     with pytest.raises(ValueError, match="nothing is left to train"):
         checkpoint.load_policy(checkpoint.load_processor())
 
@@ -90,7 +88,7 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path):
 
 def test_another_family_is_refused(tiny_checkpoint, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ValueError, match="'llama'.*supported.*qwen2_5_vl"):
+    with pytest.raises(ValueError, match=r"'llama'.*supported.*qwen2_5_vl"):
         spec(tmp_path).load_policy(spec(tiny_checkpoint).load_processor())
 
 

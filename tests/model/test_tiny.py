@@ -74,12 +74,14 @@ def test_special_tokens_are_single_ids_in_qwens_order_behind_the_words(tokenizer
         assert tokenizer.decode(tokenizer(token).input_ids, skip_special_tokens=True) == token
 
 
-def test_digits_are_split_one_by_one(tokenizer):
-    ids = tokenizer("<answer>12.54 to 17.83</answer>").input_ids
+def test_whole_seconds_are_one_token(tokenizer):
+    ids = tokenizer("<answer>12.5 to 20.0</answer>").input_ids
     pieces = [tokenizer.decode([i]) for i in ids]
     digits = [p for p in pieces if any(c.isdigit() for c in p)]
-    assert digits == list("12541783")
-    assert "".join(pieces) == "<answer>12.54 to 17.83</answer>"
+    assert digits == ["12", "5", "20", "0"]
+    assert "".join(pieces) == "<answer>12.5 to 20.0</answer>"
+    for second in range(21):
+        assert tokenizer.tokenize(str(second)) == [str(second)]
 
 
 def test_every_word_of_the_world_is_one_token(tokenizer):

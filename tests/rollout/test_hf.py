@@ -133,17 +133,26 @@ def test_text_and_logprobs_stop_at_the_end(parts):
         assert sampled.texts[row] == parts.tokenizer.decode(kept, skip_special_tokens=True)
 
 
+def checkpointing(model):
+    key = "gradient_checkpointing"
+    return [getattr(module, key) for module in model.modules() if hasattr(module, key)]
+
+
 def test_sampling_turns_training_mode_and_checkpointing_off_and_on_again(parts):
     model = parts.policy.model
     model.gradient_checkpointing_enable({"use_reentrant": False})
     parts.policy.train()
-    flags = [m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+    flags = [
+        m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing")
+    ]
     assert any(flags)
     with sampling_mode(parts.policy):
         assert not parts.policy.training
         assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     assert parts.policy.training
-    after = [m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+    after = [
+        m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing")
+    ]
     assert after == flags
     model.gradient_checkpointing_disable()
     parts.policy.eval()

@@ -1,8 +1,10 @@
 """A small byte-level BPE tokenizer that behaves as Qwen2.5-VL's does, trained on our own text.
 
-Same splitting rules (digits one by one), same special tokens in the same order, same chat
-template; only the vocabulary is small. Every text round-trips without loss: bytes are the
-alphabet and, unlike Qwen's, no Unicode normalisation is applied.
+Same special tokens in the same order, same chat template, same splitting rules but for numbers:
+whole seconds of a short clip are one token, where Qwen's takes each digit alone. Naming a second
+is then one choice among few, which a policy of a million weights learns in half the steps. Every
+text round-trips without loss: bytes are the alphabet and, unlike Qwen's, no Unicode normalisation
+is applied.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-# Qwen2's rule for cutting text into words before merging bytes; `\p{N}` cuts digit by digit.
+# Qwen2's rule for cutting text into words before merging bytes, but for numbers: two digits may
+# merge (Qwen's `\p{N}` cuts digit by digit).
 SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -78,6 +81,7 @@ _PHRASES: tuple[str, ...] = (
     "<answer>3.50 to 7.00</answer>",
     "<timestep>3.50 to 7.00</timestep> from to and seconds",
     "When in the video does the person open the door? The man is sitting on a chair.",
+    *(f"<answer>{second}.{second % 10} to {second}.0</answer>" for second in range(21)),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,7 +23,7 @@ from tvg.task.report import Prediction
 from tvg.training.evaluation import known_ious, predict_batch
 from tvg.types import LossOutput, PromptBatch
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LambdaLR]
 
 
@@ -40,7 +40,7 @@ class PolicyModule(LightningModule):
         task: parses completions.
         eval_rollout: the sampler of validation.
         micro_batch_size: prompts a forward/backward pass.
-        optimizer: given parameters, makes the optimizer.
+        optimizer: given parameter groups, makes the optimizer.
         schedule: given the optimizer and the number of steps, makes the learning-rate schedule.
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
         seed: every draw is a function of this seed, the step and the rank.
@@ -84,7 +84,7 @@ class PolicyModule(LightningModule):
         self.policy.train()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer(decay_groups(self.policy))
         num_steps = self.trainer.estimated_stepping_batches
         if math.isinf(num_steps):
             raise ValueError(
@@ -215,6 +215,16 @@ class PolicyModule(LightningModule):
                 f"model.path holds now (fingerprint {checkpoint.get('initial_fingerprint')}, "
                 f"now {self.initial_fingerprint})"
             )
+
+
+def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Trained parameters in two groups: weight decay is for matrices, not for gains and biases."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim >= 2]},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def fingerprint(module: nn.Module) -> str:
