@@ -86,3 +86,10 @@ def make_rollout(**changes: Any) -> HFRollout:
         "prompts_per_call": None,
     }
     return HFRollout(**{**settings, **changes})
+
+
+class LengthReward:
+    """Scores by the number of characters, so that random completions of a group differ."""
+
+    def __call__(self, *, texts: list[str], **rest: Any) -> list[float]:
+        return [len(text) / 100 for text in texts]

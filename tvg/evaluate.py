@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from tvg.callbacks.evaluation_log import log_evaluation
-from tvg.config import CONF_DIR, build, check, entry_point
+from tvg.config import CONF_DIR, check, entry_point
 from tvg.core.metrics import grounding_metrics
 from tvg.task.report import (
     Prediction,
@@ -23,7 +23,7 @@ from tvg.task.report import (
     write_json,
     write_predictions,
 )
-from tvg.train import Parts, build_parts
+from tvg.train import Parts, build_all, build_parts
 from tvg.training.base import fingerprint
 from tvg.training.evaluation import PartialPredictions, choose_device, known_ious, predict_all
 
@@ -51,7 +51,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     }
     write_predictions(run_dir / PREDICTIONS_FILE, predictions)
     write_json(run_dir / "metrics.json", metrics)
-    loggers = [build(node) for node in (cfg.get("logger") or {}).values()]
+    loggers = build_all(cfg.get("logger"))
     files = [run_dir / "metrics.json", run_dir / PREDICTIONS_FILE]
     log_evaluation(loggers, metrics, files=files, prefix=f"{cfg.split}")
     print_metrics(

@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 
 from tvg.config import CONF_DIR, build, check, entry_point
@@ -118,12 +119,20 @@ def train(cfg: DictConfig) -> float | None:
     return None if miou is None else float(miou)
 
 
+def build_all(nodes: DictConfig | None) -> list[Any]:
+    """Builds every entry of a group; an entry set to null is left out."""
+    return [build(node) for node in (nodes or {}).values() if node is not None]
+
+
 def build_trainer(cfg: DictConfig) -> Trainer:
     """Builds the Lightning trainer with its loggers, callbacks and strategy."""
+    callbacks = build_all(cfg.get("callbacks"))
+    if not cfg.trainer.get("enable_progress_bar", True):
+        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     trainer: Trainer = build(cfg.trainer)(
         strategy=build(cfg.strategy),
-        logger=[build(node) for node in (cfg.get("logger") or {}).values()],
-        callbacks=[build(node) for node in (cfg.get("callbacks") or {}).values()],
+        logger=build_all(cfg.get("logger")),
+        callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
     )
     return trainer

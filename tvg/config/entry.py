@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -75,6 +75,8 @@ def user_message(error: Exception) -> str | None:
         return str(error)  # names file, line and column
     if isinstance(error, OmegaConfBaseException) and not _passed_through_us(error):
         return str(error).replace("\n    full_key: ", ", at ").split("\n")[0]
+    if isinstance(error, OverrideParseException) and "=" in (error.override or ""):
+        return _unreadable_value(error.override)
     if isinstance(error, HydraException):
         text = re.split(r"\n\s*Config search path:", str(error))[0].strip()
         cause = str(error.__cause__ or "").split("\n    full_key")[0]
@@ -116,6 +118,16 @@ def _near(key: str, known: set[str]) -> str:
     beside = [path.rpartition(".")[2] for path in known if parent_of(path) == parent]
     prefix = f"{parent}." if parent else ""
     return did_you_mean(leaf, beside, prefix=prefix) or did_you_mean(key, known)
+
+
+def _unreadable_value(override: str) -> str:
+    """For sentences, which Hydra's grammar takes to be lists, calls and the like."""
+    key, _, value = override.partition("=")
+    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+    return (
+        f"{override}: cannot be read; a text with punctuation in it needs quotes of its own inside "
+        f"those of the shell: '{key}=\"{quoted}\"'"
+    )
 
 
 def _unknown_overrides(first: str) -> str:

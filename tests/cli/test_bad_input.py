@@ -1,0 +1,275 @@
+"""Everything a user may get wrong: one message that names what and where, and nothing half-done."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ANNOTATED = ("train", "evaluate", "prepare")
+WITH_MODEL = ("train", "evaluate", "predict")
+HALF_DONE = ("*.tmp", "*.partial*", "export", ".export*", "*.ckpt", "*.png", "predict*.json*")
+
+
+@pytest.fixture
+def files(tmp_path, tiny_world):
+    """A folder with one good video and annotations for it."""
+    folder = tmp_path / "given"
+    (folder / "videos").mkdir(parents=True)
+    good = sorted((tiny_world / "videos").iterdir())[0]
+    shutil.copy(good, folder / "videos" / "clip.mp4")
+    annotate(folder, "clip")
+    return folder
+
+
+def annotate(folder: Path, *video_ids: str, times=((1.0, 3.0),)) -> None:
+    entry = {
+        "duration": 10.0,
+        "timestamps": [list(t) for t in times],
+        "sentences": ["a ball rolls"] * len(times),
+    }
+    (folder / "a.json").write_text(json.dumps(dict.fromkeys(video_ids, entry)))
+
+
+@pytest.fixture
+def attempt(command, files, tiny_checkpoint):
+    """Runs a command on those files, after the given damage, and returns its error."""
+
+    def run(name: str, *words: str, video: str = "clip.mp4") -> str:
+        given = [f"run_dir={files.parent / 'run'}", f"hydra.run.dir={files.parent / 'run'}"]
+        if name in WITH_MODEL:
+            given.append(f"model.path={tiny_checkpoint}")
+        if name == "predict":
+            given += [f"video={files / 'videos' / video}", "query=a ball"]
+            given += ["data/loader@loader=one_token"]
+        else:
+            given += [
+                "data=charades",
+                "data/loader=one_token",
+                f"data.video_dir={files / 'videos'}",
+            ]
+            given += [f"data.{split}_file={files / 'a.json'}" for split in ("train", "val", "test")]
+            given += ["data.num_workers=0"]
+        if name == "train":
+            given += ["objective=sft", "reward=[]", "prompt=short", "trainer=cpu", "logger=[]"]
+            given += ["trainer.max_steps=1", "trainer.enable_progress_bar=false"]
+        if name == "evaluate":
+            given += ["logger=[]", "prompt=short"]
+        if name == "prepare":
+            given += [f"prepare.report={files.parent / 'run' / 'report.json'}"]
+        keys = {word.partition("=")[0] for word in words}
+        given = [word for word in given if word.partition("=")[0] not in keys]
+        done = command(name, *given, *words)
+        error = done.error
+        left = [p.name for mark in HALF_DONE for p in (files.parent / "run").rglob(mark)]
+        assert left == []
+        assert not (files.parent / "run" / "report.json").exists()
+        assert not (files.parent / "run" / "metrics.json").exists()
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize("name", ANNOTATED)
+def test_an_id_without_its_video(attempt, files, name):
+    annotate(files, "clip", "gone")
+    error = attempt(name)
+    assert f"{files / 'a.json'}: 1 of 2 ids have no video file, the first is 'gone'" in error
+    assert f"looked for {files / 'videos' / 'gone'}.{{mp4,mkv,webm,avi}}" in error
+
+
+def test_a_video_that_is_not_there(attempt, files):
+    error = attempt("predict", video="gone.mp4")
+    assert error == f"{files / 'videos' / 'gone.mp4'}: no such file; expected a video file"
+
+
+@pytest.mark.parametrize("name", [*ANNOTATED, "predict"])
+@pytest.mark.parametrize("damage", ["truncated", "text"])
+def test_a_video_that_is_no_video(attempt, files, name, damage):
+    path = files / "videos" / "clip.mp4"
+    if damage == "text":
+        path.write_text("not a video at all\n" * 100)
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    error = attempt(name)
+    assert error.startswith(f"{path}: ")
+    assert "not a readable video" in error or "truncated" in error
+    assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        *((name, "", "the annotation file is empty; expected JSON") for name in ANNOTATED),
+        ("train", "{}", "the annotation file holds no video id"),
+        ("train", '{"clip": ', "not JSON: Expecting value at line 1, column 10"),
+    ],
+)
+def test_an_annotation_file_that_holds_nothing(attempt, files, name, text, expected):
+    (files / "a.json").write_text(text)
+    assert attempt(name) == f"{files / 'a.json'}: {expected}"
+
+
+@pytest.mark.parametrize("name", ANNOTATED)
+def test_an_annotation_file_that_is_not_there(attempt, files, name):
+    (files / "a.json").unlink()
+    assert attempt(name) == f"{files / 'a.json'}: no such annotation file"
+
+
+def test_only_reversed_segments(attempt, files):
+    annotate(files, "clip", times=((3.0, 1.0), (2.0, 2.0)))
+    error = attempt("train")
+    assert error.startswith(f"{files / 'a.json'}: no example is left.")
+    assert "2 with start >= end, dropped: clip:0, clip:1" in error
+
+
+def test_reversed_segments_among_others_are_counted(command, files):
+    annotate(files, "clip", times=((3.0, 1.0), (1.0, 3.0)))
+    done = command(
+        "prepare",
+        "data=charades",
+        f"data.video_dir={files / 'videos'}",
+        *(f"data.{split}_file={files / 'a.json'}" for split in ("train", "val", "test")),
+        "prepare.report=report.json",
+    )
+    assert done.code == 0
+    splits = json.loads(Path("report.json").read_text())["splits"]
+    assert (splits["train"]["queries"], splits["train"]["kept"]) == (2, 1)
+    defect = {"count": 1, "action": "dropped", "examples": ["clip:0"]}
+    assert splits["train"]["defects"] == {"with start >= end": defect}
+    assert splits["test"]["kept"] == 2
+    assert splits["test"]["defects"]["with start >= end"]["action"] == "kept"
+    assert "1 with start >= end, dropped" in done.out
+
+
+@pytest.mark.parametrize("name", ANNOTATED)
+def test_a_dataset_that_there_is_not(command, name, tmp_path):
+    error = command(name, "data=charadess").error
+    assert "Could not find 'data/charadess'" in error
+    assert "charades\n" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "meant"),
+    [
+        ("train", "data.on_mising=skip", "data.on_missing"),
+        ("train", "trainer.precison=bf16-mixed", "trainer.precision"),
+        ("evaluate", "splitt=val", "split"),
+        ("predict", "querry=x", "query"),
+        ("prepare", "prepare.reprot=x", "prepare.report"),
+    ],
+)
+def test_a_misspelt_override(command, tmp_path, name, word, meant):
+    key = word.partition("=")[0]
+    error = command(name, word).error
+    assert error.splitlines()[0] == f"{key}: no such config key; did you mean {meant!r}?"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "value", ["a [red] ball", "a (red) ball: it falls", 'who says "no"?', "it's"]
+)
+def test_a_sentence_that_hydra_cannot_read(command, value):
+    error = command("predict", "video=x.mp4", f"query={value}").error
+    assert error.startswith(f"query={value}: cannot be read;")
+    advice = shlex.split(error.rpartition("shell: ")[2].replace("'s", "s"))[0]
+    done = command("predict", "video=x.mp4", advice)
+    assert done.error == "x.mp4: no such file; expected a video file"
+
+
+@pytest.mark.parametrize("name", WITH_MODEL)
+def test_a_model_folder_that_is_not_there(attempt, tmp_path, name):
+    missing = tmp_path / "no" / "model"
+    assert attempt(name, f"model.path={missing}") == f"model.path: no such folder: {missing}"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_a_model_folder_that_is_missed_by_its_prompt(attempt, tmp_path, name):
+    error = attempt(name, f"model.path={tmp_path / 'no'}", "prompt=recorded")
+    assert error == f"model.path: no such folder: {tmp_path / 'no'}"
+
+
+def test_a_folder_that_holds_no_model(attempt, files):
+    error = attempt("train", f"model.path={files}")
+    assert error.startswith(f"model.path: {files} holds no config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "leaf"),
+    [
+        ("train", "run_dir", ""),
+        ("evaluate", "run_dir", ""),
+        ("predict", "picture", "/x.png"),
+        ("prepare", "prepare.report", "/x.json"),
+    ],
+)
+def test_an_output_folder_that_cannot_be_written(attempt, files, name, key, leaf):
+    blocked = files / "a.json" / "out"  # below a file: nobody may write there, not even root
+    error = attempt(name, f"{key}={blocked}{leaf}")
+    expected = f"cannot write results to the output folder {blocked}: {files / 'a.json'} is a file"
+    assert error == f"{expected}, not a folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "message"),
+    [
+        ("evaluate", "split=tets", "split: expected one of train, val, test, got 'tets'"),
+        ("evaluate", "device=gpu", "device: expected a device such as cpu or cuda:0, got 'gpu'"),
+        ("predict", "query=''", "query: a sentence is needed, got an empty one"),
+        ("predict", "window=[5,2]", "window: expected [start_s, end_s] with start_s < end_s"),
+        ("predict", "window=5", "window: expected [start_s, end_s] with start_s < end_s, got 5"),
+        ("predict", "truth=[a,b]", "truth: expected [start_s, end_s] with start_s < end_s"),
+        ("predict", "window=[90,95]", "clip.mp4: "),
+        ("predict", "picture=x.docx", "cannot write a picture to x.docx: the suffix must be"),
+        ("train", "data.eval_batch_size=0", "data.eval_batch_size: expected at least 1, got 0"),
+        ("train", "data.limit_val=0", "data.limit_val: expected at least 1, got 0"),
+        (
+            "train",
+            "objective.schedule.warmup_steps=9",
+            "objective.schedule.warmup_steps: expected 0 to 1",
+        ),
+        ("train", "resume=nowhere.ckpt", "resume: no such checkpoint: nowhere.ckpt"),
+        ("train", "data.max_prompt_tokens=3", "clip:0: the prompt has "),
+    ],
+)
+def test_values_that_make_no_sense(attempt, name, word, message):
+    assert message in attempt(name, word)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "prepare"])
+def test_help_is_readable(command, name, tmp_path):
+    done = command(name, "--help")
+    assert done.code == 0
+    first = done.out.lstrip().splitlines()[0]
+    assert first.startswith(f"tvg-{name}: ")
+    assert f"usage: tvg-{name} [group=option ...] [key.of.config=value ...]" in done.out
+    for part in ("== Groups", "== Config", "experiment:", "seed: 0", "HYDRA_FULL_ERROR=1"):
+        assert part in done.out, part
+    assert max(map(len, done.out.splitlines())) <= 1000
+    assert done.err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_command_fails_as_cleanly(files):
+    script = Path(sys.executable).with_name("tvg-predict")
+    video = files / "videos" / "clip.mp4"
+    video.write_bytes(video.read_bytes()[:3000])
+    done = subprocess.run(
+        [str(script), f"video={video}", "query=a ball", "picture=out/p.png"],
+        cwd=files.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    assert lines[-2].startswith(f"tvg-predict: {video}: ")
+    assert done.stdout == ""
+    assert not (files.parent / "out").exists()
