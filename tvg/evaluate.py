@@ -26,6 +26,7 @@ from tvg.task.report import (
 from tvg.train import Parts, build_all, build_parts
 from tvg.training.base import fingerprint
 from tvg.training.evaluation import PartialPredictions, choose_device, known_ious, predict_all
+from tvg.training.noise import quiet_libraries
 
 PREDICTIONS_FILE = "predictions.jsonl"
 DECISIVE = ("data", "prompt", "rollout", "greedy", "split", "seed")  # beside the weights
@@ -37,6 +38,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     A stopped evaluation is taken up again by the same command in the same `run_dir`.
     """
+    quiet_libraries()
     run_dir = Path(cfg.run_dir)
     output_folder_check(run_dir)
     device = choose_device(cfg.device)

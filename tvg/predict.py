@@ -24,11 +24,13 @@ from tvg.rollout.hf import HFRollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction, output_folder_check, write_json
 from tvg.training.evaluation import choose_device, predict_batch
+from tvg.training.noise import quiet_libraries
 from tvg.types import GroundingExample, Segment, VideoClip
 
 
 def predict(cfg: DictConfig, console: Console | None = None) -> Prediction:
     """Prints the segment and the reasoning; writes a filmstrip and a JSON file."""
+    quiet_libraries()
     console = console or Console()
     picture = Path(cfg.picture)
     picture_format(picture)

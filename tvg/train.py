@@ -24,6 +24,7 @@ from tvg.task.grounding import GroundingTask
 from tvg.task.report import output_folder_check
 from tvg.training.checkpoint import AtomicCheckpointIO, resume_path
 from tvg.training.datamodule import GroundingDataModule, Split
+from tvg.training.noise import quiet_libraries
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ def build_reward(cfg: DictConfig) -> WeightedReward:
 
 def train(cfg: DictConfig) -> float | None:
     """Trains, and writes `export/`, a plain Hugging Face folder; returns the last val/miou."""
+    quiet_libraries()
     run_dir = Path(cfg.run_dir)
     output_folder_check(run_dir)
     ckpt_path = resume_path(cfg.resume, run_dir)

@@ -35,6 +35,18 @@ def sampling(**changes: Any) -> dict[str, Any]:
 
 # (what cannot work, the key that the message begins with, the nearest config that can)
 CASES = {
+    "bfloat16 without masters": (
+        {
+            "model": {"dtype": "bfloat16"},
+            "objective": {"optimizer": {"_target_": ADAM}},
+        },
+        "model.dtype: training bfloat16 weights loses small updates",
+        {
+            "model": {"dtype": "bfloat16"},
+            "objective": {"optimizer": {"_target_": ADAM}},
+            "strategy": {"_target_": DEEPSPEED, "stage": 2},
+        },
+    ),
     "group of one": (
         {"objective": {"group_size": 1}, **SCORED},
         "objective.group_size: a group needs at least 2 completions, got 1",

@@ -54,6 +54,23 @@ def rollouts_not_whole_groups(cfg: Config) -> list[str]:
     ]
 
 
+def updates_lost_in_half_precision(cfg: Config) -> list[str]:
+    """A step of 1e-6 on a weight of 1e-2 is below what bfloat16 can tell apart.
+
+    DeepSpeed keeps float32 master weights of its own.
+    """
+    dtype = value(cfg, "model.dtype")
+    strategy = str(value(cfg, "strategy._target_", ""))
+    if value(cfg, "objective.optimizer") is None or dtype in (None, "float32"):
+        return []
+    if strategy.endswith("DeepSpeedStrategy"):
+        return []
+    return [
+        f"model.dtype: training {dtype} weights loses small updates: take model.dtype=float32 with "
+        "trainer.precision=bf16-mixed, or a deepspeed strategy, which keeps float32 masters"
+    ]
+
+
 def micro_batch_over_batch(cfg: Config) -> list[str]:
     """Both count prompts of one GPU and one optimizer step."""
     micro, batch = number(cfg, "objective.micro_batch_size"), number(cfg, "data.batch_size")
@@ -235,6 +252,7 @@ RULES: tuple[Rule, ...] = (
     group_of_one,
     rollouts_not_whole_groups,
     micro_batch_over_batch,
+    updates_lost_in_half_precision,
     kl_without_reference,
     sampler_is_not_policy,
     no_reward,

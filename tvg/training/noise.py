@@ -1,0 +1,26 @@
+"""Keeps remarks of other libraries that help no user of ours out of the log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+# What is meant, and why it does not apply here.
+_IGNORED = (
+    "Using ModelCheckpoint with manual optimization",  # saving behind the step is what we want
+    r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
+    "The given NumPy array is not writable",
+    r"Found \d+ module\(s\) in eval mode",  # the frozen reference
+)
+
+
+def quiet_libraries() -> None:
+    """Silences tips, deprecations between other packages and progress bars without a terminal."""
+    for message in _IGNORED:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if not sys.stderr.isatty():
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
