@@ -25,7 +25,7 @@ def parts(tiny_checkpoint, tiny_world):
 def batch(parts):
     prompts = parts.batch(3)
     # Labels of different lengths, one of them a hint.
-    labels = [Segment(0.0, 4.0), Segment(10.0, 11.5), Segment(1.0, 2.0)]
+    labels = [Segment(0.0, 4.0), Segment(10.0, 12345.5), Segment(1.0, 2.0)]
     examples = [
         replace(e, segment=label, hint=None)
         for e, label in zip(prompts.examples, labels, strict=True)
@@ -77,7 +77,7 @@ def test_the_label_is_the_hint_where_there_is_one(parts, batch):
     end = parts.tokenizer.eos_token
     assert texts == [
         f"<answer>0.0 to 4.0</answer>{end}",
-        f"<answer>10.0 to 11.5</answer>{end}",
+        f"<answer>10.0 to 12345.5</answer>{end}",
         f"<answer>0.0 to 10.0</answer>{end}",
     ]
     lengths = mask.sum(1).tolist()
