@@ -8,6 +8,7 @@ from parts import make_parts, make_task
 
 from tvg.data.collate import VIDEO_TOKEN, PromptCollator, pad_rows
 from tvg.data.dataset import GroundingDataset, Sample
+from tvg.data.sampling import FrameSampling
 from tvg.types import GroundingExample, PromptBatch, RolloutBatch, Segment, VideoClip
 
 
@@ -199,8 +200,9 @@ def test_rows_of_rollouts_take_whole_groups(parts, samples):
 class Counting:
     """Notes what is loaded."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampling=None) -> None:
         self.loaded: list = []
+        self.sampling = sampling or FrameSampling()
 
     def load(self, path, window=None):
         self.loaded.append((str(path), window))
@@ -210,6 +212,7 @@ class Counting:
 @pytest.mark.parametrize("memory_cache", [True, False])
 def test_clips_are_kept_in_memory_where_asked_for(tmp_path, memory_cache):
     first = replace(sample("a").example, video_path=tmp_path / "a.mp4")
+    first.video_path.write_bytes(b"a video")
     window = replace(first, qid="a:1", window=Segment(1.0, 2.0))
     loader = Counting()
     data = GroundingDataset(
@@ -222,6 +225,23 @@ def test_clips_are_kept_in_memory_where_asked_for(tmp_path, memory_cache):
     path = str(tmp_path / "a.mp4")
     whole, part = (path, None), (path, Segment(1.0, 2.0))
     assert loader.loaded == ([whole, part] if memory_cache else [whole, whole, part, whole])
+
+
+def test_a_kept_clip_is_that_of_this_file_and_this_sampling(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"a video")
+    example = replace(sample("a").example, video_path=path)
+
+    def times_loaded(sampling):
+        loader = Counting(sampling)
+        GroundingDataset(examples=[example], loader=loader, memory_cache=True)[0]
+        return len(loader.loaded)
+
+    assert times_loaded(FrameSampling()) == 1
+    assert times_loaded(FrameSampling()) == 0  # another data set of this process
+    assert times_loaded(FrameSampling(fps=1.0)) == 1
+    path.write_bytes(b"another video")
+    assert times_loaded(FrameSampling()) == 1
 
 
 def test_an_example_without_a_file_is_refused_with_its_name():

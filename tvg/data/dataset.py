@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from torch.utils.data import Dataset
@@ -18,6 +19,10 @@ class Sample(NamedTuple):
     clip: VideoClip
 
 
+# One for the whole process: the stages of a job (cold start, GRPO, evaluation) read the same clips.
+_CLIPS: dict[Hashable, VideoClip] = {}
+
+
 class GroundingDataset(Dataset[Sample]):
     """Decodes the clip of an example when it is asked for.
 
@@ -25,7 +30,8 @@ class GroundingDataset(Dataset[Sample]):
         examples: queries with known video files.
         loader: how to sample, decode and resize.
         memory_cache: keep every decoded clip (uint8) in memory, so that the queries of one video
-            and later epochs decode nothing. Meant for small worlds: each worker has its own copy.
+            and later epochs decode nothing, nor do other data sets of this process. Meant for small
+            worlds: each worker has its own copy.
     """
 
     def __init__(
@@ -33,9 +39,7 @@ class GroundingDataset(Dataset[Sample]):
     ) -> None:
         self.examples = list(examples)
         self.loader = loader
-        self._cache: dict[tuple[str, Segment | None], VideoClip] | None = (
-            {} if memory_cache else None
-        )
+        self.memory_cache = memory_cache
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -47,9 +51,17 @@ class GroundingDataset(Dataset[Sample]):
     def _clip(self, example: GroundingExample) -> VideoClip:
         if example.video_path is None:
             raise ValueError(f"{example.qid}: no video file is known for {example.video!r}")
-        if self._cache is None:
+        if (
+            not self.memory_cache or not example.video_path.is_file()
+        ):  # the loader says what is wrong
             return self.loader.load(example.video_path, example.window)
-        key = (str(example.video_path), example.window)
-        if key not in self._cache:
-            self._cache[key] = self.loader.load(example.video_path, example.window)
-        return self._cache[key]
+        key = self._key(example.video_path, example.window)
+        if key not in _CLIPS:
+            _CLIPS[key] = self.loader.load(example.video_path, example.window)
+        return _CLIPS[key]
+
+    def _key(self, path: Path, window: Segment | None) -> Hashable:
+        """Tells apart all that decides a clip: the file as it is now, the window, the sampling."""
+        state = path.stat()
+        file = (str(path.absolute()), state.st_size, state.st_mtime_ns)
+        return (file, window, self.loader.sampling)
