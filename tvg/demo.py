@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from tvg.evaluate import PREDICTIONS_FILE, evaluate, summarise
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import save_figure
 from tvg.task.baseline import best_constant_segment, blind_predictions, random_segments
-from tvg.task.report import Prediction, read_predictions, write_json
+from tvg.task.report import Prediction, read_predictions, write_json, write_text
 from tvg.train import EXPORT, build_data, train
 from tvg.training.datamodule import GroundingDataModule
 from tvg.training.evaluation import known_ious
@@ -35,6 +37,8 @@ LABELS = {
     "grpo": "GRPO",
 }
 TRAINED = ("sft", "grpo")
+STAGES = (*TRAINED, *(f"eval_{stage}" for stage in TRAINED), "pictures")
+UNFINISHED = "unfinished.json"
 
 
 def run_demo(
@@ -60,6 +64,7 @@ def run_demo(
         mIoU after GRPO on the test queries.
     """
     run_dir = Path(cfg.run_dir)
+    _begin(run_dir, [seed, *shared, *sft, *grpo, *evaluation])
     common = [*shared, f"seed={seed}"]
     clock = _Clock()
     with clock.stage("data"):
@@ -81,6 +86,7 @@ def run_demo(
     write_json(
         run_dir / "results.json", {**metrics, "gain": gain, "seconds": seconds, "seed": seed}
     )
+    (run_dir / UNFINISHED).unlink()
     _draw_examples(run_dir / "pictures", world, done["grpo"])
     _print(Console(), run_dir, metrics, gain, seconds)
     return float(metrics["grpo"]["miou"])
@@ -126,8 +132,20 @@ class _Clock:
         return {**self._stages, "total": round(time.monotonic() - self._started, 1)}
 
 
+def _begin(run_dir: Path, overrides: Sequence[Any]) -> None:
+    """Clears what a finished demo left; an interrupted one of the same kind is gone on with."""
+    marker, kind = run_dir / UNFINISHED, json.dumps(list(overrides))
+    if marker.is_file() and marker.read_text(encoding="utf-8") == kind:
+        log.info("demo: going on with the interrupted one in %s", run_dir)
+        return
+    for stage in STAGES:
+        shutil.rmtree(run_dir / stage, ignore_errors=True)
+    write_text(marker, kind)
+
+
 def _place(run_dir: Path, stage: str) -> list[str]:
-    return [f"run_dir={run_dir / stage}", f"name={run_dir.name}_{stage}"]
+    place = [f"run_dir={run_dir / stage}", f"name={run_dir.name}_{stage}"]
+    return [*place, "resume=true"] if stage in TRAINED else place
 
 
 def _draw_examples(folder: Path, world: GroundingDataModule, predictions: list[Prediction]) -> None:

@@ -48,7 +48,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     metrics = {
         "dataset": parts.data.dataset_name,
         "split": cfg.split,
-        "model": str(cfg.model.path),
+        "model": cfg.model.path,
         **summarise(predictions, seed=cfg.seed),
     }
     write_predictions(run_dir / PREDICTIONS_FILE, predictions)

@@ -22,7 +22,7 @@ from tvg.reward.weighted import WeightedReward
 from tvg.rollout.hf import HFRollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import output_folder_check
-from tvg.training.checkpoint import AtomicCheckpointIO, resume_path
+from tvg.training.checkpoint import CHECKPOINTS, LAST, AtomicCheckpointIO, resume_path
 from tvg.training.datamodule import GroundingDataModule, Split
 from tvg.training.noise import quiet_libraries
 
@@ -109,6 +109,8 @@ def train(cfg: DictConfig) -> float | None:
     module = build_module(cfg, parts)
     trainer = build_trainer(cfg)
     trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
+    if trainer.checkpoint_callback is not None:  # the end of a run, whatever its saving interval
+        trainer.save_checkpoint(run_dir / CHECKPOINTS / LAST)
     if trainer.is_global_zero:
         folder = export_checkpoint(
             parts.policy,

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
+CHECKPOINTS = "checkpoints"  # folder of a run; conf/callbacks/checkpoint.yaml writes there, too
 LAST = "last.ckpt"
 
 
@@ -39,7 +40,7 @@ def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
         ValueError: `resume` names a file that does not exist, or the run folder holds a
             checkpoint and `resume` is not set (going on would mix two runs).
     """
-    last = run_dir / "checkpoints" / LAST
+    last = run_dir / CHECKPOINTS / LAST
     if resume in (True, "auto"):
         return last if last.is_file() else None
     if resume in (None, False):

@@ -1,0 +1,86 @@
+"""The demo's job at its smallest: every stage, the results file, going on after an interruption."""
+
+import json
+import shutil
+
+import pytest
+
+import tvg.demo
+from tvg.config import build, compose
+
+
+def demo_config(run_dir, world):
+    """A few steps on the tiny world, in the demo's own prompt."""
+    files = [f"data.{split}_file={world}/{split}.json" for split in ("train", "val", "test")]
+    shared = [
+        "data=synthetic_demo",
+        *files,
+        "data.world=null",
+        f"data.video_dir={world}/videos",
+        "data.batch_size=2",
+        "objective.micro_batch_size=2",
+        "rollout.max_new_tokens=6",
+        "logger=[]",
+    ]
+    small = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+    stages = {
+        "shared": [*shared[:4], *shared[4:5], "logger=[]"],
+        "sft": ["experiment=demo_sft", *shared[5:7], *small, "objective.schedule.warmup_steps=1"],
+        "grpo": ["experiment=demo_grpo", *shared[5:], *small, "objective.group_size=2"],
+        "evaluation": ["experiment=demo_evaluate", "rollout.max_new_tokens=6"],
+    }
+    cfg = compose("train", ["experiment=demo", "demo.seed=5", f"run_dir={run_dir}"]).cfg
+    for name, overrides in stages.items():
+        cfg.job[name] = overrides
+    return cfg
+
+
+def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch):
+    cfg = demo_config(tmp_path / "demo", tiny_world)
+    interrupted = True
+    evaluate = tvg.demo.evaluate
+
+    def stop_once(stage_cfg):
+        nonlocal interrupted
+        if interrupted:
+            interrupted = False
+            raise KeyboardInterrupt
+        return evaluate(stage_cfg)
+
+    monkeypatch.setattr(tvg.demo, "evaluate", stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        build(cfg.job)(cfg)
+    before = (tmp_path / "demo" / "sft" / "checkpoints" / "last.ckpt").stat().st_ino
+    miou = build(cfg.job)(cfg)  # goes on: trained stages are not trained again
+    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert results["seed"] == 5
+    assert set(results["seconds"]) == {"data", "sft", "grpo", "eval", "total"}
+    num = results["chance"]["n"]
+    for policy in ("chance", "constant", "sft", "grpo"):
+        assert {"miou", "r1_iou_0.3", "r1_iou_0.5", "r1_iou_0.7", "parse_rate"} <= set(
+            results[policy]
+        )
+        assert results[policy]["n"] == num
+    assert results["grpo"]["miou"] == miou
+    difference = results["grpo"]["miou"] - results["sft"]["miou"]
+    assert results["gain"]["miou"] == pytest.approx(difference)
+    low, high = results["gain"]["ci95"]
+    assert low <= results["gain"]["miou"] <= high
+    assert len(list((tmp_path / "demo" / "pictures").glob("*.png"))) == 3
+    assert "GRPO gains" in capsys.readouterr().out
+    assert before  # the file was there when the first run was stopped
+
+
+def test_a_finished_demo_is_begun_anew_and_an_interrupted_one_is_not(tmp_path):
+    run_dir = tmp_path / "demo"
+    tvg.demo._begin(run_dir, [1, "a"])
+    (run_dir / "sft").mkdir()
+    tvg.demo._begin(run_dir, [1, "a"])
+    assert (run_dir / "sft").is_dir()
+    tvg.demo._begin(run_dir, [2, "a"])  # of another seed
+    assert not (run_dir / "sft").exists()
+    (run_dir / "sft").mkdir()
+    (run_dir / tvg.demo.UNFINISHED).unlink()  # as at the end
+    tvg.demo._begin(run_dir, [2, "a"])
+    assert not (run_dir / "sft").exists()
+    shutil.rmtree(run_dir)
