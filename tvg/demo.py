@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -64,6 +65,7 @@ def run_demo(
         mIoU after GRPO on the test queries.
     """
     run_dir = Path(cfg.run_dir)
+    _refuse_lost_overrides()
     _begin(run_dir, [seed, *shared, *sft, *grpo, *evaluation])
     common = [*shared, f"seed={seed}"]
     clock = _Clock()
@@ -81,6 +83,7 @@ def run_demo(
             path, place = f"model.path={run_dir / stage / EXPORT}", _place(run_dir, f"eval_{stage}")
             metrics[stage] = evaluate(compose("evaluate", [*common, *evaluation, path, *place]).cfg)
     done = {s: read_predictions(run_dir / f"eval_{s}" / PREDICTIONS_FILE) for s in TRAINED}
+    assert [p.qid for p in done["sft"]] == [p.qid for p in done["grpo"]]
     gain = paired_bootstrap(*(known_ious(done[stage]) for stage in TRAINED), seed=seed)
     seconds = clock.seconds()
     write_json(
@@ -132,6 +135,25 @@ class _Clock:
         return {**self._stages, "total": round(time.monotonic() - self._started, 1)}
 
 
+def _refuse_lost_overrides() -> None:
+    """Stages have configs of their own, to which words of the demo's command line do not reach.
+
+    Raises:
+        ValueError: there are such words; says where they belong.
+    """
+    if not HydraConfig.initialized():
+        return
+    own = ("experiment=", "demo.", "job.", "name=", "hydra.", "run_dir=")
+    lost = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(own)]
+    if lost:
+        words = ",".join(f'"{word}"' for word in lost)
+        raise ValueError(
+            f"experiment=demo runs stages with configs of their own, which {', '.join(lost)} would "
+            f"not reach: hand it on by 'job.shared=[\"data=synthetic_demo\",{words}]', or, for one "
+            "stage, by job.sft, job.grpo or job.evaluation"
+        )
+
+
 def _begin(run_dir: Path, overrides: Sequence[Any]) -> None:
     """Clears what a finished demo left; an interrupted one of the same kind is gone on with."""
     marker, kind = run_dir / UNFINISHED, json.dumps(list(overrides))
@@ -145,7 +167,7 @@ def _begin(run_dir: Path, overrides: Sequence[Any]) -> None:
 
 def _place(run_dir: Path, stage: str) -> list[str]:
     place = [f"run_dir={run_dir / stage}", f"name={run_dir.name}_{stage}"]
-    return [*place, "resume=true"] if stage in TRAINED else place
+    return [*place, "resume=auto"] if stage in TRAINED else place
 
 
 def _draw_examples(folder: Path, world: GroundingDataModule, predictions: list[Prediction]) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from tvg.callbacks.evaluation_log import log_evaluation
+from tvg.callbacks.run_record import package_versions, source_revision
 from tvg.config import CONF_DIR, check, entry_point
 from tvg.core.metrics import grounding_metrics
 from tvg.task.report import (
@@ -22,12 +23,14 @@ from tvg.task.report import (
     print_metrics,
     write_json,
     write_predictions,
+    write_text,
 )
 from tvg.train import Parts, build_all, build_parts
 from tvg.training.base import fingerprint
 from tvg.training.evaluation import PartialPredictions, choose_device, known_ious, predict_all
 from tvg.training.noise import quiet_libraries
 
+CONFIG_FILE = "config.yaml"
 PREDICTIONS_FILE = "predictions.jsonl"
 DECISIVE = ("data", "prompt", "rollout", "greedy", "split", "seed")  # beside the weights
 log = logging.getLogger(__name__)
@@ -54,7 +57,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     write_predictions(run_dir / PREDICTIONS_FILE, predictions)
     write_json(run_dir / "metrics.json", metrics)
     loggers = build_all(cfg.get("logger"))
-    files = [run_dir / "metrics.json", run_dir / PREDICTIONS_FILE]
+    write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(cfg, resolve=True))
+    write_json(run_dir / "run.json", {"source": source_revision(), "versions": package_versions()})
+    files = [
+        run_dir / CONFIG_FILE,
+        run_dir / "run.json",
+        run_dir / "metrics.json",
+        run_dir / PREDICTIONS_FILE,
+    ]
     log_evaluation(loggers, metrics, files=files, prefix=f"{cfg.split}")
     print_metrics(
         {str(cfg.model.path): metrics}, title=f"{parts.data.dataset_name}, {cfg.split} split"

@@ -106,7 +106,7 @@ def _print(console: Console, prediction: Prediction, clip: VideoClip) -> None:
     if thought:
         console.print(f"reasoning: {escape(thought.strip())}")
     if prediction.segment is None:
-        console.print(f"no segment in the answer: {escape(prediction.text)!s}")
+        console.print(f"no segment in the answer: {escape(repr(prediction.text))}")
         return
     start_s, end_s = prediction.segment
     console.print(f"segment: {start_s:.2f} to {end_s:.2f} s")

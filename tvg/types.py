@@ -104,9 +104,8 @@ class RolloutBatch(_Batch):
     group_size: int
     completion_ids: Tensor  # int64 [N, C], right-padded
     completion_mask: Tensor  # int64 [N, C]: 1 up to and including the first EOS
-    old_logprobs: (
-        Tensor  # float32 [N, C], from the sampler, of its own distribution; 0 where masked
-    )
+    # float32 [N, C], of the sampler before any top_p or top_k; 0 where masked
+    old_logprobs: Tensor
     texts: list[str] = field(default_factory=list)  # length N, special tokens removed
     is_finished: Tensor  # bool [N]: ended by EOS, not cut at the length limit
 

@@ -52,11 +52,6 @@ CASES = {
         "objective.group_size: a group needs at least 2 completions, got 1",
         {"objective": {"group_size": 2}, **SCORED},
     ),
-    "rollouts in whole groups": (
-        {"objective": {"group_size": 4, "num_rollouts": 10}, **SCORED},
-        "objective.group_size: must divide the rollouts: got 10 rollouts, group_size=4",
-        {"objective": {"group_size": 4, "num_rollouts": 12}, **SCORED},
-    ),
     "micro-batch over batch": (
         {"objective": {"micro_batch_size": 3}, "data": {"batch_size": 2}},
         "objective.micro_batch_size: 3 prompts a pass, but data.batch_size gives only 2",

@@ -68,7 +68,12 @@ def run_dir(tmp_path):
 @pytest.mark.parametrize("resume", [True, "auto"])
 def test_go_on_where_there_is_something_to_go_on_from(run_dir, tmp_path, resume):
     assert resume_path(resume, run_dir) == run_dir / "checkpoints" / LAST
-    assert resume_path(resume, tmp_path / "fresh") is None
+
+
+def test_going_on_without_a_checkpoint_is_an_error_unless_it_may_start_anew(tmp_path):
+    assert resume_path("auto", tmp_path / "fresh") is None
+    with pytest.raises(ValueError, match=r"^resume: .*fresh holds no checkpoint .*resume=auto"):
+        resume_path(True, tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("resume", [None, False])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from parts import make_parts, make_rollout
 
 from tvg.rollout.hf import HFRollout
@@ -14,10 +15,8 @@ def parts(tiny_checkpoint, tiny_world):
     return make_parts(tiny_checkpoint, tiny_world)
 
 
-def run(parts, rollout, *, max_abs_diff=1e-4):
-    preflight = Preflight(
-        num_prompts=2, num_completions=2, max_abs_diff=max_abs_diff, half_precision_factor=500
-    )
+def run(parts, rollout):
+    preflight = Preflight(num_prompts=2, num_completions=2, max_abs_diff=1e-4, half_mean_diff=0.05)
     return preflight.run(
         policy=parts.policy,
         rollout=rollout,
@@ -54,9 +53,18 @@ class Truncating(HFRollout):
             policy.suppressed_ids = saved
 
 
-@pytest.mark.parametrize("engine", [RateDropped, Truncating])
-def test_a_sampler_that_differs_is_caught(parts, engine):
+def test_half_precision_is_held_to_its_mean(parts):
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(parts, make_rollout())
+    assert 1e-4 < found <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("engine", "half"), [(RateDropped, False), (RateDropped, True), (Truncating, False)]
+)
+def test_a_sampler_that_differs_is_caught(parts, engine, half):
     settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "prompts_per_call": None}
-    with pytest.raises(PreflightError, match=r"disagree.*frame rate") as caught:
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=half)
+    with autocast, pytest.raises(PreflightError, match=r"disagree.*frame rate") as caught:
         run(parts, engine(max_new_tokens=8, **settings))
     assert any(parts.dataset[i].example.qid in str(caught.value) for i in range(2))

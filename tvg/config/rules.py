@@ -43,17 +43,6 @@ def group_of_one(cfg: Config) -> list[str]:
     return [f"objective.group_size: a group needs at least 2 completions, got {size}"]
 
 
-def rollouts_not_whole_groups(cfg: Config) -> list[str]:
-    """Where a config states the number of rollouts, it has to be whole groups."""
-    size, rollouts = number(cfg, "objective.group_size"), number(cfg, "objective.num_rollouts")
-    if not size or rollouts is None or rollouts % size == 0:
-        return []
-    return [
-        f"objective.group_size: must divide the rollouts: got {rollouts:g} rollouts, "
-        f"group_size={size:g}"
-    ]
-
-
 def updates_lost_in_half_precision(cfg: Config) -> list[str]:
     """A step of 1e-6 on a weight of 1e-2 is below what bfloat16 can tell apart.
 
@@ -84,11 +73,12 @@ def micro_batch_over_batch(cfg: Config) -> list[str]:
 
 def kl_without_reference(cfg: Config) -> list[str]:
     """A KL weight above 0 needs the frozen reference."""
-    for where in ("objective.loss.kl_coef", "objective.kl_coef"):
-        weight = number(cfg, where)
-        if weight and value(cfg, "objective.reference", True) in (False, None, "none"):
-            return [f"{where}: {weight:g} needs a reference, but objective.reference is off"]
-    return []
+    weight = number(cfg, "objective.loss.kl_coef")
+    if not weight or value(cfg, "objective.reference", "initial") is not None:
+        return []
+    return [
+        f"objective.loss.kl_coef: {weight:g} needs a reference, but objective.reference is null"
+    ]
 
 
 def sampler_is_not_policy(cfg: Config) -> list[str]:
@@ -103,7 +93,7 @@ def sampler_is_not_policy(cfg: Config) -> list[str]:
         problems.append(f"rollout.top_p: must be 1.0 with objective.group_size, got {top_p}: {why}")
     if top_k is not None and top_k > 0:
         problems.append(f"rollout.top_k: must be 0 with objective.group_size, got {top_k}: {why}")
-    if (temperature is not None and temperature <= 0) or value(cfg, "rollout.do_sample") is False:
+    if temperature is not None and temperature <= 0:
         problems.append(
             "rollout.temperature: greedy completions of a group are all the same: nothing to learn"
         )
@@ -250,7 +240,6 @@ def frame_budget(cfg: Config) -> list[str]:
 
 RULES: tuple[Rule, ...] = (
     group_of_one,
-    rollouts_not_whole_groups,
     micro_batch_over_batch,
     updates_lost_in_half_precision,
     kl_without_reference,

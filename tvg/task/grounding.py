@@ -74,9 +74,15 @@ class GroundingTask:
         """The completion that supervised training asks for."""
         return self.answer_format.format(start_s=segment.start_s, end_s=segment.end_s)
 
-    def parse(self, text: str) -> ParsedAnswer:
-        """Reads a completion; text without a readable segment is data, not an error."""
-        return parse_answer(text)
+    def parse(self, text: str, *, anywhere: bool = False) -> ParsedAnswer:
+        """Reads a completion; text without a readable segment is data, not an error.
+
+        Args:
+            text: the completion.
+            anywhere: take the last range of the whole text where the answer block holds none: for
+                evaluation, as published. A reward is earned inside the block only.
+        """
+        return parse_answer(text, anywhere=anywhere)
 
 
 def _read_template(template: str | None, template_file: str | None) -> str:

@@ -32,8 +32,8 @@ def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
     """The checkpoint to go on from.
 
     Args:
-        resume: None or False to start anew; True or "auto" for the run's own last checkpoint,
-            where there is one; else the path of a checkpoint.
+        resume: None or False to start anew; True for the run's own last checkpoint; "auto" for the
+            same, but to start anew where there is none yet; else the path of a checkpoint.
         run_dir: the run's folder.
 
     Raises:
@@ -41,10 +41,15 @@ def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
             checkpoint and `resume` is not set (going on would mix two runs).
     """
     last = run_dir / CHECKPOINTS / LAST
+    if resume is True and not last.exists():
+        raise ValueError(
+            f"resume: {run_dir} holds no checkpoint ({last}) to go on from; resume=auto starts "
+            "anew where there is none"
+        )
     if resume in (True, "auto"):
-        return last if last.is_file() else None
+        return last if last.exists() else None
     if resume in (None, False):
-        if last.is_file():
+        if last.exists():
             raise ValueError(
                 f"run_dir: {run_dir} already holds a run ({last}); go on with resume=true, "
                 "or choose another run_dir"

@@ -156,8 +156,9 @@ class GroundingDataModule(LightningDataModule):
         )
         return ResumableLoader(self._dataset("train"), order=order, **self._worker_options())
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self.eval_loader("val")
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Validation batches; an empty list, which validates nothing, where there is no split."""
+        return [] if self.files["val"] is None else self.eval_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
         return self.eval_loader("test")
@@ -190,6 +191,7 @@ class GroundingDataModule(LightningDataModule):
         if self.num_workers > 0:
             # Decoders and the tokenizer hold threads, which do not survive a fork.
             options |= {"multiprocessing_context": "spawn", "prefetch_factor": 2}
+            options["persistent_workers"] = True  # starting one costs seconds of imports
         return options
 
     def _ranks(self) -> tuple[int, int]:

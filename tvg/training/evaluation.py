@@ -36,7 +36,7 @@ def predict_batch(
     for example, duration_s, text in zip(
         prompts.examples, prompts.duration_s.tolist(), sampled.texts, strict=True
     ):
-        segment = task.parse(text).segment
+        segment = task.parse(text, anywhere=True).segment
         predictions.append(
             Prediction(
                 qid=example.qid,

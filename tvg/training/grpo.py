@@ -32,15 +32,17 @@ class GRPOModule(PolicyModule):
     Args:
         rollout: the sampler.
         reward: scores completions.
-        loss: the objective; where it has a KL weight, the policy is copied as frozen reference.
+        loss: the objective.
         group_size: completions a prompt.
         advantage_scale: "group_std" or "none".
+        reference: "initial" keeps a frozen copy of the policy as it starts where the objective has
+            a KL weight (and only there); None never does.
         preflight: compares sampler and trainer before the first step; None to skip it.
         policy, tokenizer, task, eval_rollout, micro_batch_size, optimizer, schedule,
             max_grad_norm, seed: as for `PolicyModule`.
 
     Raises:
-        ValueError: a group of fewer than 2.
+        ValueError: a group of fewer than 2, or a KL weight without a reference.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class GRPOModule(PolicyModule):
         loss: GRPOObjective,
         group_size: int,
         advantage_scale: Literal["group_std", "none"],
+        reference: Literal["initial"] | None,
         preflight: Preflight | None,
         policy: Policy,
         tokenizer: Any,
@@ -82,21 +85,16 @@ class GRPOModule(PolicyModule):
         self.advantage_scale: Literal["group_std", "none"] = advantage_scale
         self.preflight = preflight
         self.reference: Policy | None = None
+        if loss.needs_reference and reference is None:
+            raise ValueError(
+                f"objective.loss.kl_coef: {loss.kl_coef:g} needs a reference, but "
+                "objective.reference is null"
+            )
         if loss.needs_reference:
             self.reference = copy.deepcopy(self.policy).requires_grad_(False).eval()
 
-    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
-        if self.preflight is not None:
-            self.preflight.run(
-                policy=self.policy,
-                rollout=self.rollout,
-                tokenizer=self.tokenizer,
-                prompts=batch,
-                seed=self.seed,
-            )
-            self.preflight = None
-
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        self._check_sampler(batch)
         rollout = self.rollout.generate(
             policy=self.policy,
             tokenizer=self.tokenizer,
@@ -116,6 +114,18 @@ class GRPOModule(PolicyModule):
             "num_tokens": int(rollout.completion_mask.sum()),
             "rollout_rows": rollout_rows(rollout, answers, rewards),
         }
+
+    def _check_sampler(self, batch: PromptBatch) -> None:
+        """The preflight, once, in the step itself: at the precision that training has."""
+        if self.preflight is not None:
+            self.preflight.run(
+                policy=self.policy,
+                rollout=self.rollout,
+                tokenizer=self.tokenizer,
+                prompts=batch,
+                seed=self.seed,
+            )
+            self.preflight = None
 
     def _score(self, rollout: RolloutBatch, answers: list[ParsedAnswer]) -> RewardOutput:
         examples = [e for e in rollout.prompts.examples for _ in range(self.group_size)]
@@ -182,10 +192,10 @@ class GRPOModule(PolicyModule):
         metrics |= reward_metrics(rewards, self.group_size)
         lengths = rollout.completion_mask.sum(1).float()
         metrics["completion/length"] = lengths.mean()
-        metrics["completion/max_length"] = lengths.max()
         metrics["completion/truncated"] = 1 - rollout.is_finished.float().mean()
         metrics["completion/parse_rate"] = statistics.fmean(a.segment is not None for a in answers)
         self.log_step(metrics, show=("loss", "reward/total"))
+        self.log_step({"completion/max_length": lengths.max()}, reduce="max")
 
 
 def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor | float]:
