@@ -1,6 +1,6 @@
 """Collects the results of the demo's seeds: copies them beside this file and prints the table.
 
-python experiments/demo/table.py runs/demo_seeds/seed_*/results.json
+python experiments/demo/table.py runs/demo/seed_*/results.json
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ POLICIES = {
 def main(paths: list[str]) -> None:
     runs = sorted((json.loads(Path(path).read_text()) for path in paths), key=lambda r: r["seed"])
     for run in runs:
+        for policy in POLICIES:
+            run[policy].pop("model", None)  # where it lay on the machine
         (HERE / f"seed_{run['seed']}.json").write_text(json.dumps(run, indent=2) + "\n")
     seeds = [str(run["seed"]) for run in runs]
     print("| mIoU | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean |")

@@ -6,10 +6,11 @@ import logging
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tvg.model.policy import Policy
 from tvg.rollout.hf import HFRollout
-from tvg.types import PromptBatch
+from tvg.types import PromptBatch, RolloutBatch
 
 log = logging.getLogger(__name__)
 
@@ -78,20 +79,26 @@ class Preflight:
             kind, allowed = "largest", self.max_abs_diff
             found = float(difference.max())
         if not found <= allowed:  # also true for NaN
-            row, column = divmod(
-                int(difference.nan_to_num(torch.inf).argmax()), difference.shape[1]
-            )
+            worst = int(difference.nan_to_num(torch.inf).argmax())
             raise PreflightError(
                 "preflight: sampler and trainer disagree on the log-probabilities of the same "
                 f"tokens: {kind} difference {found:.3g} nats (allowed {allowed:.3g}), worst at "
-                f"token {column} of a completion for {few.examples[row // self.num_completions].qid}: "
-                f"sampler {float(sampled.old_logprobs[row, column]):.4f}, trainer "
-                f"{float(logprobs[row, column]):.4f}. Suspects: the sampled frame rate or the "
-                "position ids differ, stale weights in the sampler, another set of suppressed "
+                f"{self._describe(worst, sampled, logprobs)}. Suspects: the sampled frame rate or "
+                "the position ids differ, stale weights in the sampler, another set of suppressed "
                 "tokens, or dropout."
             )
         log.info("preflight: sampler and trainer agree to %.2g nats (%s)", found, kind)
         return found
+
+    def _describe(self, index: int, sampled: RolloutBatch, logprobs: Tensor) -> str:
+        """Names one token of the [N, C] sampled, and what both make of it."""
+        row, column = divmod(index, logprobs.shape[1])
+        return (
+            f"token {column} of a completion for "
+            f"{sampled.prompts.examples[row // self.num_completions].qid}: sampler "
+            f"{float(sampled.old_logprobs[row, column]):.4f}, trainer "
+            f"{float(logprobs[row, column]):.4f}"
+        )
 
 
 def _is_half(policy: Policy) -> bool:
