@@ -6,14 +6,18 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from parts import SMALL_FRAMES, make_parts
+import torch
+from lightning.pytorch import Trainer
+from parts import SMALL_FRAMES, make_parts, make_rollout
 from torch.utils.data import DataLoader
 
 from tvg.config.entry import user_message
 from tvg.data.clip import ClipLoader
 from tvg.data.decode_decord import DecordDecoder
 from tvg.data.readers import read_charades
-from tvg.training.datamodule import GroundingDataModule
+from tvg.training.datamodule import Envelope, GroundingDataModule
+from tvg.training.schedule import warmup_schedule
+from tvg.training.sft import SFTModule
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,8 @@ def defective(tmp_path, tiny_world):
 
 
 def qids(loader) -> list[list[str]]:
-    return [[example.qid for example in batch.examples] for batch in loader]
+    opened = (batch.batch if isinstance(batch, Envelope) else batch for batch in loader)
+    return [[example.qid for example in batch.examples] for batch in opened]
 
 
 def test_defects_are_repaired_for_training_and_counted(make_data, defective, caplog):
@@ -186,3 +191,42 @@ def test_a_video_that_cannot_be_used_is_told_from_a_worker_as_from_here(make_dat
         with pytest.raises(Exception, match="no such file") as caught:
             next(iter(loader))
         assert user_message(caught.value) == expected
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_no_training_precision_rounds_the_frame_rates(
+    tiny_checkpoint, tiny_world, make_data, precision, tmp_path
+):
+    seen = []
+
+    class Looking(SFTModule):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch)
+            return super().training_step(batch, batch_idx)
+
+    parts = make_parts(tiny_checkpoint, tiny_world)
+    module = Looking(
+        policy=parts.policy,
+        tokenizer=parts.tokenizer,
+        task=parts.task,
+        eval_rollout=make_rollout().greedy(),
+        micro_batch_size=2,
+        optimizer=functools.partial(torch.optim.SGD, lr=0.1),
+        schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
+        max_grad_norm=None,
+        seed=0,
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        precision=precision,
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, datamodule=make_data())
+    (batch,) = seen
+    rates = [parts.dataset.loader.load(e.video_path).sampled_fps for e in batch.examples]
+    assert batch.sampled_fps.tolist() == rates

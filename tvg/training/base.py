@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -85,6 +86,10 @@ class PolicyModule(LightningModule):
         self.policy.train()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            assert isinstance(self.trainer.strategy.config, dict)
+            # Its engine holds the gradients, so that it alone can clip them.
+            self.trainer.strategy.config["gradient_clipping"] = self.max_grad_norm or 0.0
         optimizer = self.make_optimizer(decay_groups(self.policy))
         num_steps = self.trainer.estimated_stepping_batches
         if math.isinf(num_steps):
@@ -113,10 +118,13 @@ class PolicyModule(LightningModule):
         """Clips, steps and moves the schedule; returns gradient norm and learning rate."""
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
-        trained = [p for p in self.policy.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm or float("inf"))
         rate = optimizer.param_groups[0]["lr"]
+        if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            trained = [p for p in self.policy.parameters() if p.grad is not None]
+            norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm or float("inf"))
         optimizer.step()
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            norm = torch.as_tensor(self._engine().get_global_grad_norm())
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         return {"grad_norm": norm, "learning_rate": torch.tensor(rate)}
@@ -157,8 +165,16 @@ class PolicyModule(LightningModule):
             )
 
     def _gradient_sync(self, *, enabled: bool) -> Any:
+        """Gradients of all ranks meet once a step, behind its last micro-batch."""
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            self._engine().set_gradient_accumulation_boundary(enabled)
+            return nullcontext()
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return nullcontext() if enabled or block is None else block()
+
+    def _engine(self) -> Any:
+        """DeepSpeed's engine, which Lightning puts in the place of the strategy's model."""
+        return self.trainer.strategy.model
 
     # -- validation -----------------------------------------------------------------------------
 
@@ -211,7 +227,8 @@ class PolicyModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         expected = {f"policy.{name}" for name in self.policy.state_dict()}
-        missing = sorted(expected - set(checkpoint["state_dict"]))
+        # DeepSpeed keeps weights in files of its own, and checks them itself.
+        missing = sorted(expected - set(checkpoint.get("state_dict", expected)))
         if missing:
             raise ValueError(
                 f"resume: the checkpoint lacks {len(missing)} weights, e.g. {missing[0]}"

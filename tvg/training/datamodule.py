@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +12,34 @@ from torch.utils.data import DataLoader
 
 from tvg.data.clip import ClipLoader
 from tvg.data.collate import PromptCollator
-from tvg.data.dataset import GroundingDataset
+from tvg.data.dataset import GroundingDataset, Sample
 from tvg.data.decode import VideoDecoder
 from tvg.data.order import BatchOrder, ResumableLoader
 from tvg.data.readers import ReadResult
 from tvg.task.grounding import GroundingTask
-from tvg.types import GroundingExample
+from tvg.types import GroundingExample, PromptBatch
 
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
+
+
+class Envelope:
+    """Carries a batch past Lightning's precision plugins, which it would not survive.
+
+    They round every float tensor to the training precision: the frame rates, too.
+    """
+
+    def __init__(self, batch: PromptBatch) -> None:
+        self.batch = batch
+
+
+class _EnvelopeCollator:
+    def __init__(self, collate: Callable[[Sequence[Sample]], PromptBatch]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Sequence[Sample]) -> Envelope:
+        return Envelope(self.collate(samples))
 
 
 class GroundingDataModule(LightningDataModule):
@@ -154,17 +172,26 @@ class GroundingDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return ResumableLoader(self._dataset("train"), order=order, **self._worker_options())
+        options = self._loader_options(enveloped=True)
+        return ResumableLoader(self._dataset("train"), order=order, **options)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch.batch if isinstance(batch, Envelope) else batch
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches; an empty list, which validates nothing, where there is no split."""
-        return [] if self.files["val"] is None else self.eval_loader("val")
+        return [] if self.files["val"] is None else self.eval_loader("val", enveloped=True)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self.eval_loader("test")
+        return self.eval_loader("test", enveloped=True)
 
-    def eval_loader(self, split: Split, skip: int = 0) -> DataLoader[Any]:
-        """Batches of this rank's share in the file's order, its first `skip` examples left out."""
+    def eval_loader(
+        self, split: Split, *, skip: int = 0, enveloped: bool = False
+    ) -> DataLoader[Any]:
+        """Batches of this rank's share in the file's order, its first `skip` examples left out.
+
+        `enveloped` is for loaders that Lightning's trainer reads; see `Envelope`.
+        """
         world_size, rank = self._ranks()
         order = BatchOrder(
             num_examples=len(self.examples(split)),
@@ -177,7 +204,8 @@ class GroundingDataModule(LightningDataModule):
         mine = [index for batch in order for index in batch][skip:]
         size = self.eval_batch_size
         batches = [mine[i : i + size] for i in range(0, len(mine), size)]
-        return DataLoader(self._dataset(split), batch_sampler=batches, **self._worker_options())
+        options = self._loader_options(enveloped=enveloped)
+        return DataLoader(self._dataset(split), batch_sampler=batches, **options)
 
     def _dataset(self, split: Split) -> GroundingDataset:
         if split not in self._datasets:
@@ -186,8 +214,10 @@ class GroundingDataModule(LightningDataModule):
             )
         return self._datasets[split]
 
-    def _worker_options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"collate_fn": self.collator, "num_workers": self.num_workers}
+    def _loader_options(self, *, enveloped: bool) -> dict[str, Any]:
+        assert self.collator is not None, "batches need a task and a processor"
+        collate = _EnvelopeCollator(self.collator) if enveloped else self.collator
+        options: dict[str, Any] = {"collate_fn": collate, "num_workers": self.num_workers}
         if self.num_workers > 0:
             # Decoders and the tokenizer hold threads, which do not survive a fork.
             options |= {"multiprocessing_context": "spawn", "prefetch_factor": 2}
