@@ -162,7 +162,7 @@ def offload_without_its_optimizer(cfg: Config) -> list[str]:
     if has_own and value(cfg, "strategy") is not None and not offloads:
         return [
             f"objective.optimizer._target_: {wanted} steps states in CPU memory: "
-            "it needs strategy=deepspeed_zero3_offload"
+            "it needs a DeepSpeed strategy with strategy.offload_optimizer=true"
         ]
     return []
 
