@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,23 +12,20 @@ from tvg.config import build, compose
 
 def demo_config(run_dir, world):
     """A few steps on the tiny world, in the demo's own prompt."""
-    files = [f"data.{split}_file={world}/{split}.json" for split in ("train", "val", "test")]
-    shared = [
-        "data=synthetic_demo",
-        *files,
-        "data.world=null",
-        f"data.video_dir={world}/videos",
-        "data.batch_size=2",
-        "objective.micro_batch_size=2",
-        "rollout.max_new_tokens=6",
-        "logger=[]",
-    ]
-    small = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+    small = ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=2"]
+    small += ["objective.micro_batch_size=2", "objective.schedule.warmup_steps=1"]
     stages = {
-        "shared": [*shared[:4], *shared[4:5], "logger=[]"],
-        "sft": ["experiment=demo_sft", *shared[5:7], *small, "objective.schedule.warmup_steps=1"],
-        "grpo": ["experiment=demo_grpo", *shared[5:], *small, "objective.group_size=2"],
-        "evaluation": ["experiment=demo_evaluate", "rollout.max_new_tokens=6"],
+        "shared": [
+            "data=synthetic_demo",
+            *(f"data.{split}_file={world}/{split}.json" for split in ("train", "val", "test")),
+            "data.world=null",
+            f"data.video_dir={world}/videos",
+            "rollout.max_new_tokens=6",
+            "logger=[]",
+        ],
+        "sft": ["experiment=demo_sft", *small],
+        "grpo": ["experiment=demo_grpo", *small, "objective.group_size=2"],
+        "evaluation": ["experiment=demo_evaluate"],
     }
     cfg = compose("train", ["experiment=demo", "demo.seed=5", f"run_dir={run_dir}"]).cfg
     for name, overrides in stages.items():
@@ -69,6 +67,18 @@ def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch)
     assert len(list((tmp_path / "demo" / "pictures").glob("*.png"))) == 3
     assert "GRPO gains" in capsys.readouterr().out
     assert before  # the file was there when the first run was stopped
+
+
+def test_words_that_would_reach_no_stage_are_refused(monkeypatch):
+    def check(*words):
+        settings = SimpleNamespace(overrides=SimpleNamespace(task=list(words)))
+        monkeypatch.setattr(tvg.demo.HydraConfig, "initialized", staticmethod(lambda: True))
+        monkeypatch.setattr(tvg.demo.HydraConfig, "get", staticmethod(lambda: settings))
+        tvg.demo._refuse_lost_overrides()
+
+    check("experiment=demo", "demo.seed=2", "name=other", "hydra.run.dir=x")
+    with pytest.raises(ValueError, match=r"trainer\.max_steps=5.*would not reach.*job\.shared"):
+        check("experiment=demo", "trainer.max_steps=5")
 
 
 def test_a_finished_demo_is_begun_anew_and_an_interrupted_one_is_not(tmp_path):

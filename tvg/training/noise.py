@@ -11,6 +11,8 @@ _IGNORED = (
     "Using ModelCheckpoint with manual optimization",  # saving behind the step is what we want
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
     "The given NumPy array is not writable",
+    "Checkpoint directory .* exists and is not empty",  # a resumed run
+    "Precision .* is not supported by the model summary",
     r"Found \d+ module\(s\) in eval mode",  # the frozen reference
 )
 
