@@ -10,7 +10,7 @@ VENV       = .venv
 BIN        = $(VENV)/bin
 INSTALLED  = $(VENV)/.tvg-installed
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-PYTEST     = $(ONE_THREAD) $(BIN)/python -m pytest -n 2 -rs --cov=tvg --cov-report=term:skip-covered
+PYTEST     = $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -rs --cov=tvg --cov-report=term:skip-covered
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint format bench dashboard lock clean
