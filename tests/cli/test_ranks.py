@@ -21,6 +21,8 @@ def train(run_dir, checkpoint, world, *more):
         f"data.test_file={world}/test.json",
         f"data.video_dir={world}/videos",
         "prompt=short",
+        # Answers of different lengths: one rank has more tokens than the other.
+        "prompt.answer_format='<answer>{start_s} to {end_s}</answer>'",
         "objective.optimizer.lr=1e-2",
         "objective.optimizer._target_=torch.optim.SGD",
         "~objective.optimizer.betas",
