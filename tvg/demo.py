@@ -39,6 +39,7 @@ LABELS = {
 }
 TRAINED = ("sft", "grpo")
 STAGES = (*TRAINED, *(f"eval_{stage}" for stage in TRAINED), "pictures")
+RESULTS_FILE = "results.json"
 UNFINISHED = "unfinished.json"
 
 
@@ -86,9 +87,7 @@ def run_demo(
     assert [p.qid for p in done["sft"]] == [p.qid for p in done["grpo"]]
     gain = paired_bootstrap(*(known_ious(done[stage]) for stage in TRAINED), seed=seed)
     seconds = clock.seconds()
-    write_json(
-        run_dir / "results.json", {**metrics, "gain": gain, "seconds": seconds, "seed": seed}
-    )
+    write_json(run_dir / RESULTS_FILE, {**metrics, "gain": gain, "seconds": seconds, "seed": seed})
     (run_dir / UNFINISHED).unlink()
     _draw_examples(run_dir / "pictures", world, done["grpo"])
     _print(Console(), run_dir, metrics, gain, seconds)
@@ -160,6 +159,7 @@ def _begin(run_dir: Path, overrides: Sequence[Any]) -> None:
     if marker.is_file() and marker.read_text(encoding="utf-8") == kind:
         log.info("demo: going on with the interrupted one in %s", run_dir)
         return
+    (run_dir / RESULTS_FILE).unlink(missing_ok=True)  # of the former demo
     for stage in STAGES:
         shutil.rmtree(run_dir / stage, ignore_errors=True)
     write_text(marker, kind)
@@ -212,7 +212,7 @@ def _print(
     )
     console.print(", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
     for what, where in {
-        "results": run_dir / "results.json",
+        "results": run_dir / RESULTS_FILE,
         "pictures": run_dir / "pictures",
         "dashboard": "make dashboard",
         "your video": f"tvg-predict model.path={run_dir / 'grpo' / EXPORT} video=FILE query='...'",

@@ -91,6 +91,8 @@ def test_a_finished_demo_is_begun_anew_and_an_interrupted_one_is_not(tmp_path):
     assert not (run_dir / "sft").exists()
     (run_dir / "sft").mkdir()
     (run_dir / tvg.demo.UNFINISHED).unlink()  # as at the end
+    (run_dir / "results.json").write_text("{}")
     tvg.demo._begin(run_dir, [2, "a"])
     assert not (run_dir / "sft").exists()
+    assert not (run_dir / "results.json").exists()  # nobody takes it for the new one's
     shutil.rmtree(run_dir)

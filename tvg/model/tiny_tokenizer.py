@@ -2,8 +2,8 @@
 
 Same special tokens in the same order, same chat template, same splitting rules but for numbers:
 whole seconds of a short clip are one token, where Qwen's takes each digit alone. Naming a second
-is then one choice among few, which a policy of a million weights learns in half the steps. Every
-text round-trips without loss: bytes are the alphabet and, unlike Qwen's, no Unicode normalisation
+is then one choice among few, for a policy of a million weights (experiments/demo). Every text
+round-trips without loss: bytes are the alphabet and, unlike Qwen's, no Unicode normalisation
 is applied.
 """
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from tvg.core.policy_loss import (
+    Reduction,
     clip_fractions,
     clipped_surrogate,
     kl_k3,
@@ -15,8 +14,6 @@ from tvg.core.policy_loss import (
     reduction_denominator,
 )
 from tvg.types import LossOutput
-
-Reduction = Literal["token_mean", "sequence_mean"]
 
 
 class GRPOObjective:
@@ -101,13 +98,13 @@ class GRPOObjective:
             completion_mask,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
+            denominator=num_tokens,
         )
-        share = completion_mask.sum() / num_tokens
         metrics["entropy"] = _token_mean(entropy, completion_mask, num_tokens)
         metrics["importance_ratio"] = _token_mean(ratio, completion_mask, num_tokens)
-        metrics["clip_fraction_low"] = low * share
-        metrics["clip_fraction_high"] = high * share
-        metrics["clip_fraction"] = (low + high) * share
+        metrics["clip_fraction_low"] = low
+        metrics["clip_fraction_high"] = high
+        metrics["clip_fraction"] = low + high
         return LossOutput(loss=loss, metrics={k: v.detach() for k, v in metrics.items()})
 
 
