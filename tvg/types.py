@@ -7,9 +7,10 @@ Times are seconds from the start of the clip (of its window, where the file is c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,7 +27,15 @@ class Segment(NamedTuple):
         return self.end_s - self.start_s
 
 
-@dataclass(frozen=True, kw_only=True)
+class LeadIn(NamedTuple):
+    """Frames put before a clip, so that its moments come later than anyone has learnt."""
+
+    length_s: float  # rounded to whole frames of the file when the clip is loaded
+    kind: Literal["blank", "noise", "freeze"]  # black, random pixels, the clip's first frame
+    seed: int  # of the random pixels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GroundingExample:
     """One query on one video, as read from an annotation file (or from a user's request)."""
 
@@ -38,7 +47,11 @@ class GroundingExample:
     duration_s: float | None  # of the clip (of the window, where there is one), as stated
     window: Segment | None = None  # the part of the file to show, in the file's own seconds
     difficulty: float | None = None  # 100 * IoU of a model's earlier prediction; high = easy
+    prediction: Segment | None = None  # that earlier prediction
     hint: Segment | None = None  # coarse label for supervised training; None: use `segment`
+    lead_in: LeadIn | None = None  # put before the clip; segment and duration count it already
+    # what else the file states, by its name there: source, query type, pass rate ...
+    extra: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +88,7 @@ class PromptBatch(_Batch):
     video_grid_thw: Tensor  # int64 [clips, 3] in patches, before the spatial merge
     sampled_fps: Tensor  # float64 [clips]: the rate really sampled; feeds the position ids
     examples: list[GroundingExample] = field(default_factory=list)  # length B
+    unreadable: list[str] = field(default_factory=list)  # clips left out or replaced, and why
     duration_s: Tensor  # float64 [B], of the clips as found in the files
 
     def __len__(self) -> int:
