@@ -64,6 +64,17 @@ class VideoClip:
     duration_s: float  # of the clip as found in the file
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodedClip:
+    """A clip as the frozen vision trunk sees it, in the place of its frames."""
+
+    features: Tensor  # bfloat16 [patches, vision hidden size], before the merger
+    grid_thw: Tensor  # int64 [3] in patches
+    sampled_fps: float
+    frame_times_s: Tensor  # float64 [T], relative to the window's start
+    duration_s: float
+
+
 class _Batch:
     """Moves every tensor field of a dataclass (nested batches included) to a device."""
 
@@ -82,9 +93,10 @@ class PromptBatch(_Batch):
 
     input_ids: Tensor  # int64 [B, P], left-padded; video placeholders expanded
     attention_mask: Tensor  # int64 [B, P]
-    pixel_values_videos: (
-        Tensor  # float [patches of all clips, channels * temporal_patch * patch**2]
-    )
+    # float [patches of all clips, channels * temporal_patch * patch**2]; None: features are there
+    pixel_values_videos: Tensor | None
+    # float [patches of all clips, vision hidden size]: of the frozen trunk, before the merger
+    video_features: Tensor | None = None
     video_grid_thw: Tensor  # int64 [clips, 3] in patches, before the spatial merge
     sampled_fps: Tensor  # float64 [clips]: the rate really sampled; feeds the position ids
     examples: list[GroundingExample] = field(default_factory=list)  # length B
@@ -98,11 +110,13 @@ class PromptBatch(_Batch):
         """The prompts [start, stop), with their clips; one clip a prompt."""
         assert self.video_grid_thw.shape[0] == len(self), "one clip a prompt expected"
         ends = self.video_grid_thw.prod(-1).cumsum(0).tolist()
-        first, last = ([0, *ends][start], [0, *ends][min(stop, len(self))])
+        patches = slice([0, *ends][start], [0, *ends][min(stop, len(self))])
+        pixels, features = self.pixel_values_videos, self.video_features
         return PromptBatch(
             input_ids=self.input_ids[start:stop],
             attention_mask=self.attention_mask[start:stop],
-            pixel_values_videos=self.pixel_values_videos[first:last],
+            pixel_values_videos=None if pixels is None else pixels[patches],
+            video_features=None if features is None else features[patches],
             video_grid_thw=self.video_grid_thw[start:stop],
             sampled_fps=self.sampled_fps[start:stop],
             examples=self.examples[start:stop],

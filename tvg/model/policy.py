@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from tvg.core.logprobs import token_logprobs
 from tvg.core.positions import extend_positions, mrope_position_ids
+from tvg.model.vision import encode_trunk, is_trunk_frozen, merge_features
 from tvg.types import PromptBatch
 
 
@@ -57,13 +59,27 @@ class Policy(nn.Module):
             tokens_per_second=config.vision_config.tokens_per_second,
         )
 
+    def encode_clips(self, prompts: PromptBatch) -> PromptBatch:
+        """The same prompts with the features of a frozen vision trunk in the place of pixels.
+
+        Sampling, policy and reference then share one run of the trunk. Where the trunk is trained,
+        its output belongs to one set of weights, and the prompts come back as they are.
+        """
+        if prompts.video_features is not None or not is_trunk_frozen(self.model):
+            return prompts
+        assert prompts.pixel_values_videos is not None
+        with torch.no_grad():
+            features = encode_trunk(self.model, prompts.pixel_values_videos, prompts.video_grid_thw)
+        return replace(prompts, pixel_values_videos=None, video_features=features)
+
     def embed_prompts(self, prompts: PromptBatch) -> Tensor:
         """Token embeddings with the clips in their places: [B, P, D]; each clip is encoded once."""
         embeds = self.model.get_input_embeddings()(prompts.input_ids)
-        video = self.model.model.get_video_features(
-            prompts.pixel_values_videos, prompts.video_grid_thw
-        ).pooler_output
-        video = torch.cat(list(video)).to(embeds.device, embeds.dtype)
+        features = prompts.video_features
+        if features is None:
+            assert prompts.pixel_values_videos is not None
+            features = encode_trunk(self.model, prompts.pixel_values_videos, prompts.video_grid_thw)
+        video = merge_features(self.model, features).to(embeds.device, embeds.dtype)
         is_video = prompts.input_ids == self.model.config.video_token_id
         assert int(is_video.sum()) == video.shape[0], "video placeholders and features differ"
         return embeds.masked_scatter(is_video.unsqueeze(-1), video)
