@@ -16,11 +16,13 @@ from tvg.data.sampling import (
     frame_indices,
     frame_range,
     max_pixels_per_frame,
+    num_lead_in_frames,
     num_sampled_frames,
+    resolve_window,
     smart_resize,
     window_bounds,
 )
-from tvg.types import Segment
+from tvg.types import LeadIn, Segment
 
 rates = st.one_of(
     st.sampled_from([1.0, 9.532888465204957, 12.5, 24000 / 1001, 25.0, 30000 / 1001, 60.0]),
@@ -206,3 +208,64 @@ def test_impossible_streams_are_refused(total: int, fps: float) -> None:
         num_sampled_frames(total, fps, FrameSampling())
     with pytest.raises(ValueError, match="a video must have"):
         frame_range(total, fps, None)
+
+
+CUT = None  # the file is the window already
+
+
+@pytest.mark.parametrize(
+    ("window", "file_duration_s", "expected"),
+    [
+        # misses as a part / as a cut file; up to max(2 s, 5 % of the window)
+        (Segment(39.0, 84.7), 120.0, Segment(39.0, 84.7)),  # 0 / 74.3
+        (Segment(39.0, 84.7), 84.7, Segment(39.0, 84.7)),  # 0 / 39
+        (Segment(39.0, 84.7), 45.7, CUT),  # 39 / 0
+        (Segment(39.0, 84.7), 47.9, CUT),  # 36.8 / 2.2, of 2.285 accepted
+        (Segment(39.0, 84.7), 43.5, CUT),  # 41.2 / 2.2
+        (Segment(39.0, 84.7), 82.5, Segment(39.0, 84.7)),  # 2.2 / 36.8
+        (Segment(0.0, 80.0), 80.0, Segment(0.0, 80.0)),  # 0 / 0: the uncut file
+        (Segment(0.0, 80.0), 78.0, Segment(0.0, 80.0)),  # 2 / 2: a tie
+        (Segment(0.0, 80.0), 300.0, Segment(0.0, 80.0)),  # 0 / 220
+        (Segment(1.0, 11.0), 9.5, CUT),  # 1.5 / 0.5: both would do, the smaller wins
+        (Segment(1.0, 11.0), 10.6, Segment(1.0, 11.0)),  # 0.4 / 0.6
+        (Segment(100.0, 400.0), 314.0, CUT),  # 86 / 14, of 15 accepted
+        (Segment(2.0, math.inf), 30.0, Segment(2.0, math.inf)),  # open at its end
+        (None, 30.0, None),
+    ],
+)
+def test_a_window_is_cut_out_or_the_file_is_it(
+    window: Segment | None, file_duration_s: float, expected: Segment | None
+) -> None:
+    assert resolve_window(window, file_duration_s) == expected
+
+
+@pytest.mark.parametrize(
+    ("window", "file_duration_s", "problem"),
+    [
+        (
+            Segment(39.0, 84.7),
+            82.0,
+            r"39 to 84\.7 s .* 82\.00 s .* 2\.70 s .* 45\.70 s .* 2\.2[89] s",
+        ),
+        (Segment(39.0, 84.7), 48.1, "neither way"),  # 36.6 / 2.4, of 2.285
+        (Segment(100.0, 110.0), 30.0, "neither way"),
+        (Segment(100.0, 400.0), 316.0, "neither way"),  # 84 / 16, of 15
+        (Segment(5.0, 5.0), 30.0, "start < end"),
+        (Segment(9.0, 5.0), 30.0, "start < end"),
+        (Segment(math.nan, 5.0), 30.0, "start < end"),
+    ],
+)
+def test_a_window_that_fits_in_no_way_is_refused(
+    window: Segment, file_duration_s: float, problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        resolve_window(window, file_duration_s)
+
+
+@pytest.mark.parametrize(
+    ("length_s", "fps", "expected"),
+    [(0.5, 25.0, 12), (0.53, 25.0, 13), (0.0, 25.0, 0), (3, 1.0, 3)],
+)
+def test_lead_in_takes_whole_frames(length_s: float, fps: float, expected: int) -> None:
+    assert num_lead_in_frames(LeadIn(length_s, "blank", 0), fps) == expected
+    assert num_lead_in_frames(None, fps) == 0

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from tvg.data.decode import Frames, OpenVideo, VideoDecoder, VideoError
+from tvg.data.decode import Frames, OpenVideo, VideoDecoder, VideoError, VideoInfo
 from tvg.data.sampling import (
     FrameSampling,
     frame_indices,
     frame_range,
     max_pixels_per_frame,
+    num_lead_in_frames,
     num_sampled_frames,
+    resolve_window,
     smart_resize,
     window_bounds,
 )
 from tvg.data.time_limit import TimeLimitedDecoder
-from tvg.types import Segment, VideoClip
+from tvg.types import LeadIn, Segment, VideoClip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is shown of a file: `num_shown` of the frames `first` to `last`.
+
+    The frames are numbered as if the lead-in had been inserted into the file before `first`.
+    """
+
+    first: int
+    last: int  # included; counts the lead-in's frames
+    num_lead_in: int
+    num_shown: int
+    size: tuple[int, int]  # height, width
+    bounds_s: tuple[float, float]  # of the shown part in the file's seconds, without the lead-in
 
 
 class ClipLoader:
@@ -44,48 +62,114 @@ class ClipLoader:
             else TimeLimitedDecoder(decoder=decoder, timeout_s=timeout_s)
         )
 
-    def load(self, path: str | os.PathLike[str], window: Segment | None = None) -> VideoClip:
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        window: Segment | None = None,
+        lead_in: LeadIn | None = None,
+    ) -> VideoClip:
         """Returns the clip of a file, or of `window` seconds of it: all of it, or an error.
 
-        Times are relative to the window's start. `sampled_fps` is frames shown per second of the
-        frames in the window, as in qwen-vl-utils.
+        A file that is cut to the window already is shown whole (`resolve_window`). A lead-in is
+        sampled as if it were part of the file, so the clip is that of a file with as many more
+        frames. Times are relative to the window's start, or to the lead-in's. `sampled_fps` is
+        frames shown per second of the frames in the window and the lead-in, as in qwen-vl-utils.
 
         Raises:
-            VideoError: the file cannot be read in full, in time, or holds no frame in the window.
+            VideoError: the file cannot be read in full, in time, holds no frame in the window, or
+                fits it neither whole nor cut.
         """
         with self.decoder.open(path) as video:
             info = video.info
             try:
-                first, last = frame_range(info.num_frames, info.fps, window)
-                num = num_sampled_frames(last - first + 1, info.fps, self.sampling)
-                size = self._size(num, info.height, info.width)
+                plan = self._plan(info, window, lead_in)
             except ValueError as error:
                 raise VideoError(path, str(error)) from error
-            indices = frame_indices(first, last, num)
-            frames = _read_resized(video, indices, size)
-        start_s, end_s = window_bounds(info.num_frames, info.fps, window)
+            indices = frame_indices(plan.first, plan.last, plan.num_shown)
+            frames = _read_frames(video, indices, plan, lead_in)
+        start_s, end_s = plan.bounds_s
         return VideoClip(
             frames=frames,
-            sampled_fps=num / (last - first + 1) * info.fps,
+            sampled_fps=plan.num_shown / (plan.last - plan.first + 1) * info.fps,
             frame_times_s=torch.tensor(indices, dtype=torch.float64) / info.fps - start_s,
-            duration_s=end_s - start_s,
+            duration_s=end_s - start_s + plan.num_lead_in / info.fps,
         )
 
-    def _size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
-        return smart_resize(
-            height,
-            width,
+    def frame_count_and_size(
+        self, info: VideoInfo, window: Segment | None = None, lead_in: LeadIn | None = None
+    ) -> tuple[int, int, int]:
+        """Returns T, H and W of the clip that `load` gives of such a file, without reading it.
+
+        Raises:
+            ValueError: `load` would refuse the file or the window.
+        """
+        plan = self._plan(info, window, lead_in)
+        return plan.num_shown, *plan.size
+
+    def _plan(self, info: VideoInfo, window: Segment | None, lead_in: LeadIn | None) -> _Plan:
+        # A stream without frames or rate has no duration: the sampling below says so.
+        if info.num_frames > 0 and info.fps > 0:
+            window = resolve_window(window, info.duration_s)
+        first, last = frame_range(info.num_frames, info.fps, window)
+        num_lead_in = num_lead_in_frames(lead_in, info.fps)
+        last += num_lead_in
+        num_shown = num_sampled_frames(last - first + 1, info.fps, self.sampling)
+        size = smart_resize(
+            info.height,
+            info.width,
             factor=self.sampling.resize_factor,
             min_pixels=self.sampling.min_pixels,
-            max_pixels=max_pixels_per_frame(num_frames, self.sampling),
+            max_pixels=max_pixels_per_frame(num_shown, self.sampling),
         )
+        return _Plan(
+            first=first,
+            last=last,
+            num_lead_in=num_lead_in,
+            num_shown=num_shown,
+            size=size,
+            bounds_s=window_bounds(info.num_frames, info.fps, window),
+        )
+
+
+def _read_frames(
+    video: OpenVideo, indices: list[int], plan: _Plan, lead_in: LeadIn | None
+) -> Tensor:
+    """Returns uint8 [T, 3, H, W]: the lead-in's frames, then the file's."""
+    start = plan.first + plan.num_lead_in  # of the file's own frames among the shown ones
+    wanted = [index - plan.num_lead_in for index in indices if index >= start]
+    num_filler = len(indices) - len(wanted)
+    if not num_filler:
+        return _read_resized(video, indices, plan.size)
+    assert lead_in is not None
+    is_frozen = lead_in.kind == "freeze"
+    # The first frame is read with the others: the decoder goes through the file once.
+    read = _read_resized(video, [plan.first] * is_frozen + wanted, plan.size)
+    first_frame, rest = (read[:1], read[1:]) if is_frozen else (None, read)
+    return torch.cat([_filler(lead_in, num_filler, plan.size, first_frame), rest])
+
+
+def _filler(
+    lead_in: LeadIn, num_frames: int, size: tuple[int, int], first_frame: Tensor | None
+) -> Tensor:
+    """Returns the shown frames of a lead-in: uint8 [num_frames, 3, *size]."""
+    shape = (num_frames, 3, *size)
+    match lead_in.kind:
+        case "blank":
+            return torch.zeros(shape, dtype=torch.uint8)
+        case "noise":
+            generator = torch.Generator().manual_seed(lead_in.seed)
+            return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        case "freeze":
+            assert first_frame is not None
+            return first_frame.expand(shape)
 
 
 def _read_resized(video: OpenVideo, indices: list[int], size: tuple[int, int]) -> Tensor:
     """Returns uint8 [T, 3, H, W]; frames of the file's own size exist one chunk at a time."""
     frames = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
     num_done = 0
-    for chunk in video.frames(indices):
+    # One frame alone may fall into the lead-in: then there is nothing to ask the decoder for.
+    for chunk in video.frames(indices) if indices else ():
         frames[num_done : num_done + len(chunk)] = resize_frames(chunk, size)
         num_done += len(chunk)
     assert num_done == len(indices), (num_done, len(indices))

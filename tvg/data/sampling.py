@@ -3,7 +3,7 @@
 Equal to qwen-vl-utils 0.0.14 (`vision_process.py`: `smart_nframes`, `calculate_video_frame_range`,
 `smart_resize`, `fetch_video`) wherever that accepts its input. One rule is added: a window of fewer
 frames than `frame_factor` is shown with its frames repeated, so that even a one-frame clip fills
-a temporal patch.
+a temporal patch. What else goes beyond it: windows of files that are already cut, and lead-ins.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
-from tvg.types import Segment
+from tvg.types import LeadIn, Segment
 
 MAX_ASPECT_RATIO = 200  # qwen-vl-utils refuses longer strips
 CAP_SLACK = 1.05  # the budget of a long clip never presses a frame below 1.05 * min_pixels
+# A file may miss its window by this much: cutting tools round to key frames, annotators to seconds.
+WINDOW_SLACK_S, WINDOW_SLACK_SHARE = 2.0, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,48 @@ def num_sampled_frames(total_frames: int, video_fps: float, sampling: FrameSampl
     return math.floor(wanted / sampling.frame_factor) * sampling.frame_factor
 
 
+def resolve_window(window: Segment | None, file_duration_s: float) -> Segment | None:
+    """Returns the window to cut out of a file; None: show the whole file.
+
+    Annotations state a window of the original video, while the file beside them often is that
+    window already. The file's duration tells: either the window lies in the file, missing by
+    max(0, end - duration), or the file is as long as the window, missing by the difference. The
+    smaller miss wins (the uncut file at a tie), as long as it is at most 2 s or 5 % of the window.
+
+    Raises:
+        ValueError: not a forward window, or the file fits neither reading.
+    """
+    if window is None:
+        return None
+    _check_forward(window)
+    slack_s = max(WINDOW_SLACK_S, WINDOW_SLACK_SHARE * window.length_s)
+    beyond_s = max(0.0, window.end_s - file_duration_s)
+    difference_s = abs(file_duration_s - window.length_s)
+    if beyond_s <= min(difference_s, slack_s):
+        return window
+    if difference_s <= slack_s:
+        return None
+    raise ValueError(
+        f"the clip window {window.start_s:g} to {window.end_s:g} s fits this file of "
+        f"{file_duration_s:.2f} s in neither way: as a part of it, it would end {beyond_s:.2f} s "
+        f"behind the file's end; as the file itself (already cut), it would be "
+        f"{window.length_s:.2f} s long; up to {slack_s:.2f} s of difference is accepted"
+    )
+
+
+def num_lead_in_frames(lead_in: LeadIn | None, video_fps: float) -> int:
+    """Returns how many frames of the file's rate the lead-in takes: its length, rounded.
+
+    Raises:
+        ValueError: its length is negative or not a number.
+    """
+    if lead_in is None:
+        return 0
+    if not 0 <= lead_in.length_s < math.inf:
+        raise ValueError(f"a lead-in must be 0 s long or longer: got {lead_in.length_s} s")
+    return round(lead_in.length_s * video_fps)
+
+
 def frame_range(total_frames: int, video_fps: float, window: Segment | None) -> tuple[int, int]:
     """Returns the first and last frame inside `window` (both included), or of the whole file.
 
@@ -101,12 +145,8 @@ def frame_range(total_frames: int, video_fps: float, window: Segment | None) -> 
     _check_stream(total_frames, video_fps)
     if window is None:
         return 0, total_frames - 1
+    _check_forward(window)
     start_s, end_s = window
-    # The negated comparison also refuses NaN.
-    if not start_s < end_s:
-        raise ValueError(
-            f"a clip window must have start < end, in seconds: got {start_s} to {end_s}"
-        )
     length_s = total_frames / video_fps
     first = math.ceil(max(0.0, min(start_s, length_s)) * video_fps)
     last = min(math.floor(max(0.0, min(end_s, length_s)) * video_fps), total_frames - 1)
@@ -182,6 +222,15 @@ def smart_resize(
         new_width = math.ceil(width * grow / factor) * factor
     # qwen-vl-utils lets a side of a long strip fall to 0 here and fails later, in the resize.
     return max(factor, new_height), max(factor, new_width)
+
+
+def _check_forward(window: Segment) -> None:
+    # The negated comparison also refuses NaN.
+    if not window.start_s < window.end_s:
+        raise ValueError(
+            f"a clip window must have start < end, in seconds: got {window.start_s} to "
+            f"{window.end_s}"
+        )
 
 
 def _check_stream(total_frames: int, video_fps: float) -> None:
