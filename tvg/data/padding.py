@@ -1,0 +1,80 @@
+"""Frames put before every clip: moments then lie where no training set has them.
+
+The older release tests out-of-distribution grounding so: a model that has learnt where moments
+usually lie fails when everything comes some seconds later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from tvg.types import GroundingExample, LeadIn, Segment
+
+Kind = Literal["blank", "noise", "freeze", "random"]
+
+_KINDS = ("blank", "noise", "freeze", "random")
+_KEY = "data.padding"  # where these settings stand, for messages
+
+
+def pad_examples(
+    examples: Sequence[GroundingExample], *, pad_s: float, kind: Kind, seed: int
+) -> list[GroundingExample]:
+    """Gives each clip a lead-in and moves what is said about the clip behind it.
+
+    The length is uniform in [0, pad_s). It is drawn once a clip (video and window), from the seed
+    and the clip's name alone: all its queries share it, in any order and selection of examples.
+    Loading rounds it to whole frames of the file: a moment may lie half a frame beside its truth.
+
+    Args:
+        examples: without a lead-in; their segment, hint, earlier prediction and duration move.
+        pad_s: the longest lead-in in seconds; 0 changes nothing.
+        kind: of the frames; `random` draws blank or noise for each clip.
+        seed: of lengths, kinds and pixels.
+
+    Raises:
+        ValueError: `pad_s` is negative or not finite, or `kind` is none of these.
+    """
+    if not 0 <= pad_s < math.inf:
+        raise ValueError(f"{_KEY}.pad_s must be 0 s or more: got {pad_s}")
+    if kind not in _KINDS:
+        raise ValueError(f"{_KEY}.kind: expected one of {', '.join(_KINDS)}, got {kind!r}")
+    if pad_s == 0:
+        return list(examples)
+    return [_padded(e, lead_in_of(e, pad_s=pad_s, kind=kind, seed=seed)) for e in examples]
+
+
+def lead_in_of(example: GroundingExample, *, pad_s: float, kind: Kind, seed: int) -> LeadIn:
+    """The lead-in that belongs to an example's clip."""
+    clip = json.dumps([seed, example.video, example.window])
+    digest = hashlib.sha256(clip.encode()).digest()
+    share = int.from_bytes(digest[:6], "big") / 2**48  # exact in float64, and below 1
+    drawn: Literal["blank", "noise"] = "blank" if digest[6] % 2 else "noise"
+    pixels = int.from_bytes(digest[8:14], "big")
+    return LeadIn(share * pad_s, drawn if kind == "random" else kind, pixels)
+
+
+def no_padding(examples: Sequence[GroundingExample]) -> list[GroundingExample]:
+    """Leaves clips as they are."""
+    return list(examples)
+
+
+def _padded(example: GroundingExample, lead_in: LeadIn) -> GroundingExample:
+    assert example.lead_in is None, example.qid
+    by_s = lead_in.length_s
+    return replace(
+        example,
+        lead_in=lead_in,
+        segment=_moved(example.segment, by_s),
+        hint=_moved(example.hint, by_s),
+        prediction=_moved(example.prediction, by_s),
+        duration_s=None if example.duration_s is None else example.duration_s + by_s,
+    )
+
+
+def _moved(segment: Segment | None, by_s: float) -> Segment | None:
+    return None if segment is None else Segment(segment.start_s + by_s, segment.end_s + by_s)
