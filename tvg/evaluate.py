@@ -48,10 +48,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     parts = build_parts(cfg, split=cfg.split)
     run_dir.mkdir(parents=True, exist_ok=True)
     predictions = _predict(cfg, parts, run_dir, device)
+    num_left_out = len(parts.data.examples(cfg.split)) - len(predictions)
     metrics = {
         "dataset": parts.data.dataset_name,
         "split": cfg.split,
         "model": cfg.model.path,
+        **({"left_out": num_left_out} if num_left_out else {}),  # their clips cannot be read
         **summarise(predictions, seed=cfg.seed),
     }
     write_predictions(run_dir / PREDICTIONS_FILE, predictions)
@@ -85,12 +87,12 @@ def _predict(
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     settings = json.dumps({key: resolved[key] for key in DECISIVE}, sort_keys=True)
     examples = parts.data.examples(cfg.split)  # a file may have changed under the same name
-    told = repr([(e.qid, e.query, e.segment, e.window) for e in examples])
+    told = repr([(e.qid, e.query, e.segment, e.window, e.lead_in) for e in examples])
     decides = fingerprint(policy) + hashlib.sha256((settings + told).encode()).hexdigest()[:16]
     partial = PartialPredictions(run_dir / "predictions.partial.jsonl", decides)
-    skip = len(partial.done)
+    skip = min(partial.num_batches * parts.data.eval_batch_size, len(examples))
     if skip:
-        log.info("going on behind %d of %d predictions made before", skip, len(examples))
+        log.info("going on behind %d of %d queries done before", skip, len(examples))
     with tqdm(total=len(examples), initial=skip, unit="query", desc="evaluate") as bar:
         predictions = predict_all(
             policy=policy,

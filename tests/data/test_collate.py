@@ -1,13 +1,15 @@
 """Batches of prompts: padding, placeholders, patches, frame rate; each row as if it were alone."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from parts import make_parts, make_task
 
 from tvg.data.collate import VIDEO_TOKEN, PromptCollator, pad_rows
-from tvg.data.dataset import GroundingDataset, Sample
+from tvg.data.dataset import GroundingDataset, LeftOut, Sample
+from tvg.data.decode import VideoError
 from tvg.data.sampling import FrameSampling
 from tvg.types import GroundingExample, PromptBatch, RolloutBatch, Segment, VideoClip
 
@@ -198,14 +200,16 @@ def test_rows_of_rollouts_take_whole_groups(parts, samples):
 
 
 class Counting:
-    """Notes what is loaded."""
+    """Notes what is loaded; files whose name says so cannot be read."""
 
     def __init__(self, sampling=None) -> None:
         self.loaded: list = []
         self.sampling = sampling or FrameSampling()
 
-    def load(self, path, window=None):
+    def load(self, path, window=None, lead_in=None):
         self.loaded.append((str(path), window))
+        if "bad" in str(path):
+            raise VideoError(path, "is bad")
         return sample(str(path)).clip
 
 
@@ -250,3 +254,48 @@ def test_an_example_without_a_file_is_refused_with_its_name():
     )
     with pytest.raises(ValueError, match=r"^AB:3: no video file is known for 'AB:3'$"):
         data[0]
+
+
+def of_files(*names: str, on_unreadable: str) -> GroundingDataset:
+    examples = [replace(sample(name).example, video_path=Path(name)) for name in names]
+    return GroundingDataset(
+        examples=examples, loader=Counting(), memory_cache=False, on_unreadable=on_unreadable
+    )
+
+
+def test_a_clip_that_cannot_be_read_stops_who_did_not_ask_to_skip_it():
+    with pytest.raises(VideoError, match=r"^bad: is bad$"):
+        of_files("a", "bad", on_unreadable="error")[1]
+
+
+def test_in_training_the_next_example_takes_its_place():
+    data = of_files("a", "bad1", "b", "bad2", on_unreadable="replace")
+    items = [data[index] for index in range(4)]
+    assert [item.example.qid for item in items] == ["a", "b", "b", "a"]
+    problems = ("bad1: is bad",), ("bad2: is bad",)
+    assert [item.replaces for item in items] == [(), problems[0], (), problems[1]]
+    assert [item.example.qid for item in (data[1], data[1])] == ["b", "b"]
+    assert sum(path.startswith("bad") for path, _ in data.loader.loaded) == 2  # tried once each
+    with pytest.raises(ValueError, match=r"^none of the 2 clips can be read; the first: bad2: is"):
+        of_files("bad1", "bad2", on_unreadable="replace")[1]
+
+
+def test_in_evaluation_it_is_left_out_of_its_batch(parts):
+    data = of_files("a", "bad", "b", "bad", on_unreadable="leave_out")
+    items = [data[index] for index in range(4)]
+    assert items[1] == items[3] == LeftOut("bad: is bad")
+    batch = parts.collator(items)
+    rows_equal(batch, parts.collator([data[0], data[2]]))
+    assert batch.unreadable == ["bad: is bad", "bad: is bad"]
+    assert parts.collator([data[0]]).unreadable == []
+
+
+def test_a_replacement_is_told_by_its_batch(parts):
+    data = of_files("bad", "a", on_unreadable="replace")
+    assert parts.collator([data[0], data[1]]).unreadable == ["bad: is bad"]
+
+
+def test_a_batch_of_nothing_readable_is_empty(parts):
+    batch = parts.collator([LeftOut("x: broken")])
+    assert (len(batch), batch.examples, batch.unreadable) == (0, [], ["x: broken"])
+    assert len(batch.to("cpu")) == 0

@@ -8,6 +8,7 @@ import pytest
 import torch
 from parts import make_parts, make_rollout
 
+from tvg.data.dataset import LeftOut
 from tvg.task.report import Prediction
 from tvg.training.evaluation import (
     PartialPredictions,
@@ -205,3 +206,19 @@ def test_a_line_is_a_batch(tmp_path):
         partial.extend(batch)
     lines = path.read_text().splitlines()
     assert [len(json.loads(line)) for line in lines[1:]] == [2, 2, 1]
+
+
+def test_a_batch_of_which_nothing_could_be_read_counts_as_done(tmp_path):
+    path = tmp_path / "partial.jsonl"
+    partial = PartialPredictions(path, "f")
+    for batch in ([], [], BATCHES[0], []):
+        partial.extend(batch)
+    again = PartialPredictions(path, "f")
+    assert partial.num_batches == again.num_batches == 4
+    assert partial.done == again.done == BATCHES[0]
+
+
+def test_an_empty_batch_has_no_predictions(parts):
+    prompts = parts.collator([LeftOut("v.mp4: is broken")])
+    given = {"policy": parts.policy, "tokenizer": parts.tokenizer, "task": parts.task}
+    assert predict_batch(**given, rollout=make_rollout(), prompts=prompts, seed=0) == []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvg.data.dataset import Sample
+from tvg.data.dataset import LeftOut, Sample
 from tvg.task.grounding import GroundingTask
 from tvg.types import PromptBatch
 
@@ -40,7 +40,11 @@ class PromptCollator:
         self.max_prompt_tokens = max_prompt_tokens
         self._texts: dict[str, str] = {}  # the chat template is slow, queries come again each epoch
 
-    def __call__(self, samples: Sequence[Sample]) -> PromptBatch:
+    def __call__(self, items: Sequence[Sample | LeftOut]) -> PromptBatch:
+        samples = [item for item in items if isinstance(item, Sample)]
+        unreadable = _problems(items)
+        if not samples:
+            return _empty_batch(unreadable)
         pixels, grid_thw = self._patches(samples)
         merge = self.processor.video_processor.merge_size**2
         texts = [
@@ -62,6 +66,7 @@ class PromptCollator:
             video_grid_thw=grid_thw,
             sampled_fps=_float64(sample.clip.sampled_fps for sample in samples),
             examples=[sample.example for sample in samples],
+            unreadable=unreadable,
             duration_s=_float64(sample.clip.duration_s for sample in samples),
         )
 
@@ -98,6 +103,29 @@ class PromptCollator:
             **cap,
         )
         return out["pixel_values_videos"], out["video_grid_thw"]
+
+
+def _problems(items: Sequence[Sample | LeftOut]) -> list[str]:
+    """Why clips were left out of a batch, or replaced in it."""
+    return [
+        problem
+        for item in items
+        for problem in (item.replaces if isinstance(item, Sample) else (item.problem,))
+    ]
+
+
+def _empty_batch(unreadable: list[str]) -> PromptBatch:
+    """Of no prompts: none of the clips could be read."""
+    no_ids = torch.empty((0, 0), dtype=torch.int64)
+    return PromptBatch(
+        input_ids=no_ids,
+        attention_mask=no_ids,
+        pixel_values_videos=torch.empty((0, 0)),
+        video_grid_thw=torch.empty((0, 3), dtype=torch.int64),
+        sampled_fps=_float64(()),
+        unreadable=unreadable,
+        duration_s=_float64(()),
+    )
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, *, side: str) -> tuple[Tensor, Tensor]:

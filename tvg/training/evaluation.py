@@ -29,6 +29,8 @@ def predict_batch(
     seed: int,
 ) -> list[Prediction]:
     """One prediction a prompt. What cannot be parsed has no segment and scores 0."""
+    if len(prompts) == 0:  # no clip of the batch could be read
+        return []
     sampled = rollout.generate(
         policy=policy, tokenizer=tokenizer, prompts=prompts, group_size=1, seed=seed
     )
@@ -91,22 +93,25 @@ class PartialPredictions:
 
     The first line is a fingerprint of what decides a prediction (weights, prompt, sampling, data);
     a file of another fingerprint is started anew, never mixed in. Every further line holds a whole
-    batch: how many prompts share a batch touches sampling and rounding, so what comes behind a
-    resumption has to be cut into the same batches as without one.
+    batch (none of its prompts, where no clip of it could be read): how many prompts share a batch
+    touches sampling and rounding, so what comes behind a resumption has to be cut into the same
+    batches as without one.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         self.fingerprint = fingerprint
-        self.done = self._read()
+        batches = self._read()
+        self.num_batches = len(batches)
+        self.done = [prediction for batch in batches for prediction in batch]
 
-    def _read(self) -> list[Prediction]:
+    def _read(self) -> list[list[Prediction]]:
         if not self.path.is_file():
             return []
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be half
         if not lines or lines[0] != self._head():
             return []
-        return [_from_row(row) for line in lines[1:] for row in json.loads(line)]
+        return [[_from_row(row) for row in json.loads(line)] for line in lines[1:]]
 
     def _head(self) -> str:
         return json.dumps({"fingerprint": self.fingerprint})
@@ -114,7 +119,7 @@ class PartialPredictions:
     def extend(self, predictions: Iterable[Prediction]) -> None:
         """Appends a batch; it is on disk when this returns."""
         fresh = list(predictions)
-        if not self.done:
+        if self.num_batches == 0:
             self.path.write_text(self._head() + "\n", encoding="utf-8")
         else:
             self._drop_half_line()
@@ -122,6 +127,7 @@ class PartialPredictions:
             file.write(json.dumps([asdict(p) for p in fresh]) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self.num_batches += 1
         self.done += fresh
 
     def _drop_half_line(self) -> None:
