@@ -35,7 +35,7 @@ def serve(descriptor: int) -> None:
 def _serve_file(pipe: Connection, decoder: VideoDecoder, limit_s: float, path: str) -> None:
     try:
         with ExitStack() as stack:
-            with _alarm(limit_s):
+            with alarm(limit_s):
                 video = stack.enter_context(decoder.open(path))
             pipe.send(("info", video.info))
             while (indices := pipe.recv()) is not None:
@@ -52,7 +52,7 @@ def _serve_file(pipe: Connection, decoder: VideoDecoder, limit_s: float, path: s
 def _send_frames(pipe: Connection, video: OpenVideo, limit_s: float, indices: list[int]) -> None:
     frames = iter(video.frames(indices))
     while True:
-        with _alarm(limit_s):
+        with alarm(limit_s):
             chunk = next(frames, None)
         if chunk is None:
             break
@@ -62,7 +62,7 @@ def _send_frames(pipe: Connection, video: OpenVideo, limit_s: float, indices: li
 
 
 @contextmanager
-def _alarm(limit_s: float) -> Iterator[None]:
+def alarm(limit_s: float) -> Iterator[None]:
     """Lets the kernel end this process when one step hangs: no orphan outlives a killed parent."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, limit_s)

@@ -1,0 +1,79 @@
+"""What decides the content of a cache entry, as one digest.
+
+A setting that is not in the key could be changed and old entries read; so everything is in it that
+`ClipLoader.load` looks at. The decoder is not: the backends give the same pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from tvg.data.decode import VideoError, check_file
+from tvg.data.sampling import FrameSampling
+from tvg.types import LeadIn, Segment
+
+VERSION = 1  # of what is kept and how it is computed: raise it when either changes
+EDGE_BYTES = 64 * 1024  # of a file's beginning and end: headers and indices stand there
+
+
+def file_identity(path: str | os.PathLike[str]) -> dict[str, str | int]:
+    """Returns what tells a video from every other: size, time of change, a hash of both ends.
+
+    The path is no part of it: a folder that was moved keeps its cache.
+
+    Raises:
+        VideoError: there is no readable file.
+    """
+    checked = check_file(path)
+    try:
+        with checked.open("rb") as file:
+            status = os.fstat(file.fileno())
+            edges = hashlib.blake2b(file.read(EDGE_BYTES), digest_size=16)
+            file.seek(max(0, status.st_size - EDGE_BYTES))
+            edges.update(file.read(EDGE_BYTES))
+    except OSError as error:  # a failing disk, a file that went away meanwhile
+        raise VideoError(path, f"cannot be read ({error.strerror})") from error
+    return {
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "edges": edges.hexdigest(),
+    }
+
+
+def entry_key(
+    *,
+    kind: str,
+    identity: Mapping[str, str | int],
+    window: Segment | None,
+    lead_in: LeadIn | None,
+    sampling: FrameSampling,
+    model: str | None,
+) -> str:
+    """Returns the name of an entry: 40 hexadecimal digits.
+
+    Args:
+        kind: what the entry holds ("frames", "features").
+        identity: of the video, from `file_identity`.
+        window: the part of the file that is shown.
+        lead_in: what is put before it.
+        sampling: which frames, how large.
+        model: fingerprint of the model that computed the entry; None where none did.
+    """
+    content = {
+        "version": VERSION,
+        "kind": kind,
+        "identity": dict(identity),
+        # floats by their shortest exact text: 1 and 1.0 are the same second
+        "window": None if window is None else [float(second) for second in window],
+        "lead_in": (
+            None if lead_in is None else [float(lead_in.length_s), lead_in.kind, lead_in.seed]
+        ),
+        "sampling": asdict(sampling),
+        "model": model,
+    }
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()

@@ -1,0 +1,187 @@
+"""Tensors on disk, one safetensors file an entry, in which no changed byte goes unnoticed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+from torch import Tensor
+
+SUFFIX = ".safetensors"
+# One metadata key only, so that its value stands at a fixed place: before it come eight bytes of
+# header length. The checksum is of the whole file with zeros in the checksum's own place.
+_FIELD = "tvg"
+_BEFORE_CHECKSUM = f'{{"__metadata__":{{"{_FIELD}":"'.encode()
+_CHECKSUM_AT = 8 + len(_BEFORE_CHECKSUM)
+_CHECKSUM_DIGITS = 32
+_NO_CHECKSUM = b"0" * _CHECKSUM_DIGITS
+_STALE_S = 24 * 3600.0  # after which an unfinished file of another machine counts as left over
+
+
+class CorruptEntry(ValueError):  # noqa: N818 - it names a thing found, as VideoInfo does
+    """An entry of which a byte was changed or lost; the message names the file."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}; expected a cache entry as it was written")
+        self.path = path
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[CorruptEntry], tuple[Path, str]]:
+        return type(self), (self.path, self.problem)  # the default would call it with one argument
+
+
+class NotWritable(ValueError):  # noqa: N818 - as above
+    """An entry that could not be written; the message names the folder."""
+
+
+class Entry(NamedTuple):
+    """What is kept under one key."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, str]
+
+
+class _About(NamedTuple):
+    key: str
+    meta: dict[str, str]
+
+
+class EntryStore:
+    """Keeps entries by key in a folder. Any number of processes may read and write at once.
+
+    Args:
+        folder: made when the first entry is written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def path(self, key: str) -> Path:
+        """Returns the file of an entry, whether it is there or not."""
+        # Two digits a sub-folder: some file systems are slow at a hundred thousand names in one.
+        return self.folder / key[:2] / f"{key}{SUFFIX}"
+
+    def read(self, key: str) -> Entry | None:
+        """Returns an entry exactly as it was written; None where there is none.
+
+        Raises:
+            CorruptEntry: any byte of the file was changed, lost or added.
+            OSError: the file is there but cannot be read.
+        """
+        data = self._checked(key)
+        if data is None:
+            return None
+        return Entry(safetensors.torch.load(bytes(data)), _about(data).meta)
+
+    def write(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> Path:
+        """Writes an entry, whole or not at all; the same content gives the same bytes.
+
+        Raises:
+            OSError: the folder cannot be written to, or the disk is full.
+        """
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+        try:
+            # No fsync: what a power cut leaves half written is found by its checksum.
+            temporary.write_bytes(_serialized(key, tensors, meta))
+            os.replace(temporary, path)
+        finally:
+            # Where the disk failed, removing may fail too: the first error is the one to hear of.
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        return path
+
+    def verify(self, key: str) -> bool:
+        """Returns whether an entry is there.
+
+        Raises:
+            CorruptEntry: it is there, but not as it was written.
+        """
+        return self._checked(key) is not None
+
+    def remove_leftovers(self) -> list[Path]:
+        """Removes the unfinished files of processes that were killed while writing."""
+        removed = []
+        for path in self.folder.glob("??/.*.tmp"):
+            if _is_left_over(path):
+                path.unlink(missing_ok=True)
+                removed.append(path)
+        return sorted(removed)
+
+    def keys(self) -> Iterator[str]:
+        """Yields the key of every entry that is there, in no order."""
+        for path in self.folder.glob(f"??/*{SUFFIX}"):
+            if not path.name.startswith("."):
+                yield path.name.removesuffix(SUFFIX)
+
+    def _checked(self, key: str) -> bytearray | None:
+        """Returns the bytes of an entry after comparing checksum and key."""
+        path = self.path(key)
+        try:
+            data = bytearray(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        place = slice(_CHECKSUM_AT, _CHECKSUM_AT + _CHECKSUM_DIGITS)
+        found = bytes(data[place])
+        if len(found) < _CHECKSUM_DIGITS:
+            raise CorruptEntry(path, f"is truncated to {len(data)} bytes")
+        data[place] = _NO_CHECKSUM
+        if _checksum(data) != found:
+            raise CorruptEntry(path, "does not match its checksum")
+        if (kept := _about(data).key) != key:
+            raise CorruptEntry(path, f"holds the entry {kept}")
+        return data
+
+
+def _serialized(key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> bytearray:
+    """Returns the bytes of an entry's file."""
+    about = json.dumps(_About(key, dict(meta))._asdict(), sort_keys=True)
+    data = bytearray(
+        safetensors.torch.save(
+            {name: tensors[name].contiguous() for name in sorted(tensors)},
+            metadata={_FIELD: f"{_NO_CHECKSUM.decode()} {about}"},
+        )
+    )
+    assert data[8:_CHECKSUM_AT] == _BEFORE_CHECKSUM, bytes(data[:_CHECKSUM_AT])
+    data[_CHECKSUM_AT : _CHECKSUM_AT + _CHECKSUM_DIGITS] = _checksum(data)
+    return data
+
+
+def _about(data: bytearray) -> _About:
+    """Returns what an entry's bytes, whose checksum was compared, say beside the tensors."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return _About(**json.loads(header["__metadata__"][_FIELD][_CHECKSUM_DIGITS + 1 :]))
+
+
+def _checksum(data: bytearray) -> bytes:
+    return hashlib.blake2b(data, digest_size=_CHECKSUM_DIGITS // 2).hexdigest().encode()
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-") or "host"
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether the process that a temporary file names has ended."""
+    *_, host, process, _ = path.name.split(".")
+    if host != _host():  # a process elsewhere cannot be asked
+        try:
+            return time.time() - path.stat().st_mtime > _STALE_S
+        except FileNotFoundError:
+            return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError):
+        return False
+    return False

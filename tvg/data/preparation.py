@@ -1,0 +1,251 @@
+"""Probing every video of a dataset and filling its cache, once, before anything is trained."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+
+from tvg.data.cache.frames import Ensured, FrameCache
+from tvg.data.clip import ClipLoader
+from tvg.data.decode import VideoDecoder, VideoError, VideoInfo
+from tvg.data.preparation_pool import Failure, run_all
+from tvg.data.time_limit import TimeLimitedDecoder
+from tvg.types import GroundingExample, LeadIn, Segment
+
+ENTRY_OVERHEAD_BYTES = 1024  # the most that an entry takes beside its tensors
+NUM_LOOKUP_THREADS = 8  # they wait for the disk, not for a processor
+LOCK_NAME = ".prepare.lock"
+
+
+class ClipRequest(NamedTuple):
+    """A clip that examples need."""
+
+    path: Path
+    window: Segment | None = None
+    lead_in: LeadIn | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What `prepare_frames` found and did. Every entry is counted once, by its file."""
+
+    written: int
+    present: int
+    rebuilt: list[str] = field(default_factory=list)  # files of entries that had been damaged
+    failures: dict[str, str] = field(default_factory=dict)  # video -> problem
+    failed: dict[ClipRequest, str] = field(default_factory=dict)  # the same, clip by clip
+    num_bytes: int  # of all entries that were asked for
+
+    @property
+    def num_entries(self) -> int:
+        return self.written + self.present + len(self.rebuilt)
+
+
+def unique_requests(examples: Iterable[GroundingExample]) -> list[ClipRequest]:
+    """Returns the clips that examples need, each once, in the order of their first query."""
+    return list(
+        dict.fromkeys(
+            ClipRequest(example.video_path, example.window, example.lead_in)
+            for example in examples
+            if example.video_path is not None
+        )
+    )
+
+
+def probe_videos(
+    paths: Iterable[Path], decoder: VideoDecoder, *, num_workers: int, timeout_s: float | None
+) -> dict[Path, VideoInfo | str]:
+    """Returns what each file holds, or what is wrong with it.
+
+    Args:
+        paths: files; each is probed once.
+        decoder: what opens them.
+        num_workers: processes; 0 for none.
+        timeout_s: the most time for one file; None: no limit.
+    """
+    unique = list(dict.fromkeys(paths))
+    work = _Probe(_limited(decoder, timeout_s if num_workers == 0 else None))
+    results = run_all(
+        work, unique, num_workers=num_workers, timeout_s=timeout_s, label="probing videos"
+    )
+    return {
+        path: result.problem if isinstance(result, Failure) else result
+        for path, result in zip(unique, results, strict=True)
+    }
+
+
+def estimated_bytes(
+    requests: Iterable[ClipRequest], infos: Mapping[Path, VideoInfo | str], loader: ClipLoader
+) -> int:
+    """Returns how large the entries of all clips are together, within 1 KiB each, never less.
+
+    Files that cannot be read, or do not hold the window, have none.
+    """
+    return sum(_entry_bytes(request, infos.get(request.path), loader) for request in requests)
+
+
+def missing_bytes(
+    requests: Iterable[ClipRequest], infos: Mapping[Path, VideoInfo | str], cache: FrameCache
+) -> int:
+    """Returns `estimated_bytes` of those clips whose entries are not in the cache yet."""
+
+    def needed(request: ClipRequest) -> int:
+        try:
+            is_there = cache.store.path(cache.key(*request)).is_file()
+        except VideoError:
+            return 0
+        return 0 if is_there else _entry_bytes(request, infos.get(request.path), cache.loader)
+
+    with ThreadPoolExecutor(NUM_LOOKUP_THREADS) as pool:
+        return sum(pool.map(needed, requests))
+
+
+def check_disk(folder: Path, needed_bytes: int) -> None:
+    """Raises ValueError unless the disk of `folder`, which need not exist, has room."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if needed_bytes > free_bytes:
+        raise ValueError(
+            f"{folder}: the disk cannot hold the cache: it needs {needed_bytes / 2**30:.2f} GiB, "
+            f"{free_bytes / 2**30:.2f} GiB are free; choose another data.cache.folder, or lower "
+            f"the fps or the pixels of data.loader.sampling"
+        )
+
+
+def prepare_frames(
+    requests: Sequence[ClipRequest],
+    cache: FrameCache,
+    *,
+    num_workers: int,
+    timeout_s: float | None,
+) -> Prepared:
+    """Fills a cache: entries that are there and whole stay, all others are built.
+
+    May be stopped and started again at any moment; each entry appears whole or not at all. One
+    process at a time may prepare a folder; training may read and write it meanwhile.
+
+    Args:
+        requests: the clips, from `unique_requests`.
+        cache: where they go, and how they are loaded.
+        num_workers: processes that decode; 0 decodes in this one.
+        timeout_s: the most time for one clip; None: no limit.
+
+    Raises:
+        ValueError: another process prepares this folder, or it cannot be written to.
+    """
+    limit_s = timeout_s if num_workers == 0 else None  # workers are timed from outside
+    work = _Ensure(_with_limit(cache, limit_s))
+    with _locked(cache.folder):
+        cache.store.remove_leftovers()
+        try:
+            results = run_all(
+                work, requests, num_workers=num_workers, timeout_s=timeout_s, label="preparing"
+            )
+        finally:
+            cache.store.remove_leftovers()
+    return _summary(requests, results)
+
+
+def _summary(requests: Sequence[ClipRequest], results: Sequence[Ensured | Failure]) -> Prepared:
+    failed: dict[ClipRequest, str] = {}
+    entries: dict[Path, Ensured] = {}
+    for request, result in zip(requests, results, strict=True):
+        if isinstance(result, Failure):
+            failed[request] = result.problem
+            continue
+        # Copies of one file share an entry: whoever came second found it present.
+        before = entries.get(result.path)
+        if before is None or before.state == "present":
+            entries[result.path] = result
+    failures: dict[str, str] = {}
+    for request, problem in failed.items():
+        failures.setdefault(str(request.path), problem)
+    states = [entry.state for entry in entries.values()]
+    return Prepared(
+        written=states.count("written"),
+        present=states.count("present"),
+        rebuilt=sorted(str(path) for path, entry in entries.items() if entry.state == "rebuilt"),
+        failures=failures,
+        failed=failed,
+        num_bytes=sum(entry.num_bytes for entry in entries.values()),
+    )
+
+
+def _entry_bytes(request: ClipRequest, info: VideoInfo | str | None, loader: ClipLoader) -> int:
+    if info is None or isinstance(info, str):
+        return 0
+    try:
+        num_frames, height, width = loader.frame_count_and_size(
+            info, request.window, request.lead_in
+        )
+    except ValueError:  # the clip will fail, and say why
+        return 0
+    # uint8 pixels, float64 times
+    return num_frames * (3 * height * width + 8) + ENTRY_OVERHEAD_BYTES
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a cache folder; the system frees it should this process be killed."""
+    lock = FileLock(folder / LOCK_NAME)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder}: another process is preparing this cache; wait until it is done, or choose "
+            f"another data.cache.folder"
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot be written to ({error.strerror}); expected a folder for the cache "
+            f"(data.cache.folder)"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _limited(decoder: VideoDecoder, timeout_s: float | None) -> VideoDecoder:
+    """Returns a decoder with this time limit in place of its own; None: without any."""
+    bare = decoder.decoder if isinstance(decoder, TimeLimitedDecoder) else decoder
+    return bare if timeout_s is None else TimeLimitedDecoder(decoder=bare, timeout_s=timeout_s)
+
+
+def _with_limit(cache: FrameCache, timeout_s: float | None) -> FrameCache:
+    loader = ClipLoader(
+        sampling=cache.sampling, decoder=_limited(cache.decoder, None), timeout_s=timeout_s
+    )
+    return FrameCache(folder=cache.folder, loader=loader)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    decoder: VideoDecoder
+
+    def start(self) -> None:
+        self.decoder.import_library()
+
+    def __call__(self, path: Path) -> VideoInfo:
+        return self.decoder.probe(path)
+
+
+@dataclass(frozen=True)
+class _Ensure:
+    cache: FrameCache
+
+    def start(self) -> None:
+        torch.set_num_threads(1)  # as many processes as processors: more threads only collide
+        self.cache.decoder.import_library()
+
+    def __call__(self, request: ClipRequest) -> Ensured:
+        return self.cache.ensure(*request)

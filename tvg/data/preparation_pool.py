@@ -1,0 +1,223 @@
+"""Work on many files in processes that may hang, crash or be stopped without harm to the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from pebble import ProcessExpired, ProcessPool
+from tqdm import tqdm
+
+from tvg.data.cache.store import NotWritable
+from tvg.data.decode import VideoError
+from tvg.data.decode_process import alarm
+
+Item = TypeVar("Item", contravariant=True)
+Result = TypeVar("Result", covariant=True)
+I = TypeVar("I")  # noqa: E741 - the same two, for what both reads and writes them
+R = TypeVar("R")
+
+QUEUE_PER_WORKER = 4  # items handed out ahead: no worker waits, and a stop loses little
+ALARM_GRACE_S = 10.0  # a worker ends itself this long after its time, should nobody else do so
+MAX_LOSSES = 3  # of an item with a whole pool, before it gets the blame
+POLL_S = 5.0  # how often to look whether the pool is alive at all
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with one item."""
+
+    problem: str
+
+
+class Work(Protocol[Item, Result]):
+    """What is done to every item; picklable, importable in a fresh process."""
+
+    def start(self) -> None:
+        """Prepares a new worker process: imports, threads. No part of any item's time."""
+        ...
+
+    def __call__(self, item: Item, /) -> Result: ...
+
+
+def run_all(
+    work: Work[I, R],
+    items: Sequence[I],
+    *,
+    num_workers: int,
+    timeout_s: float | None,
+    label: str,
+) -> list[R | Failure]:
+    """Returns the result of each item or what went wrong with it, in their order.
+
+    A worker process that exceeds the time limit or dies is replaced. Ctrl-C and SIGTERM end the
+    workers and go on to whoever called.
+
+    Args:
+        work: called with each item once.
+        items: what to work on.
+        num_workers: processes; 0 works in this process, where `work` sees to the time limit itself.
+        timeout_s: the most time for one item; None: no limit.
+        label: of the progress bar.
+
+    Raises:
+        NotWritable: the disk failed, as it would for every other item.
+        RuntimeError: no worker process starts.
+    """
+    show_s = 0.5 if sys.stderr.isatty() else 30.0  # a log file needs no line a second
+    with tqdm(total=len(items), desc=label, unit="video", mininterval=show_s) as progress:
+        if num_workers == 0:
+            results = []
+            for item in items:
+                results.append(_attempt(work, item))
+                progress.update()
+            return results
+        with _sigterm_as_exit():
+            return _PoolRun(work, items, num_workers, timeout_s, progress).run()
+
+
+class _PoolRun(Generic[I, R]):
+    """One call of `run_all` with processes."""
+
+    def __init__(
+        self,
+        work: Work[I, R],
+        items: Sequence[I],
+        num_workers: int,
+        timeout_s: float | None,
+        progress: tqdm[None],
+    ) -> None:
+        self.work, self.items, self.progress = work, items, progress
+        self.num_workers, self.timeout_s = num_workers, timeout_s
+        self.waiting = deque(range(len(items)))
+        self.results: dict[int, R | Failure] = {}
+        self.losses: Counter[int] = Counter()
+
+    def run(self) -> list[R | Failure]:
+        num_barren = 0  # pools in a row that broke without a single result
+        while self.waiting:
+            num_before = len(self.results)
+            self._use_pool()
+            num_barren = num_barren + 1 if len(self.results) == num_before else 0
+            if num_barren == MAX_LOSSES:
+                raise RuntimeError(
+                    "the worker processes end before they have done anything: their own messages "
+                    'stand above (a script that starts them needs `if __name__ == "__main__":`)'
+                )
+        return [self.results[index] for index in range(len(self.items))]
+
+    def _use_pool(self) -> None:
+        """Works until everything is done or the pool breaks."""
+        pool = ProcessPool(
+            max_workers=min(self.num_workers, len(self.waiting)),
+            initializer=self.work.start,
+            # Not a fork: decoders and PyTorch have threads, which do not survive one.
+            context=multiprocessing.get_context("spawn"),
+        )
+        running: dict[Future[R | Failure], int] = {}
+        try:
+            while (self.waiting or running) and self._hand_out(pool, running):
+                done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._take(future, running.pop(future))
+            for index in running.values():  # the pool broke
+                self._lose(index)
+        finally:
+            pool.stop()
+            pool.join()
+
+    def _hand_out(self, pool: ProcessPool, running: dict[Future[R | Failure], int]) -> bool:
+        """Fills the pool's queue; returns False when the pool is broken."""
+        while self.waiting and len(running) < QUEUE_PER_WORKER * self.num_workers:
+            index = self.waiting[0]
+            limit_s = None if self.timeout_s is None else self.timeout_s + ALARM_GRACE_S
+            try:
+                future = pool.schedule(
+                    _attempt, (self.work, self.items[index], limit_s), timeout=self.timeout_s
+                )
+            except RuntimeError:
+                return False
+            running[future] = index
+            self.waiting.popleft()
+        return bool(pool.active)
+
+    def _take(self, future: Future[R | Failure], index: int) -> None:
+        try:
+            result = future.result()
+        except TimeoutError:
+            result = self._timed_out()
+        except ProcessExpired as error:
+            result = self._died(error.exitcode)
+        except BrokenProcessPool:
+            self._lose(index)
+            return
+        self._finish(index, result)
+
+    def _lose(self, index: int) -> None:
+        """Puts an item back, behind all others, or gives it the blame at last."""
+        self.losses[index] += 1
+        if self.losses[index] < MAX_LOSSES:
+            self.waiting.append(index)
+        else:
+            self._finish(index, Failure("made the worker processes die, or was lost with them"))
+
+    def _finish(self, index: int, result: R | Failure) -> None:
+        self.results[index] = result
+        self.progress.update()
+
+    def _timed_out(self) -> Failure:
+        return Failure(
+            f"was not decoded within the time limit of {self.timeout_s:g} s per clip (timeout_s); "
+            f"the decoder was stopped"
+        )
+
+    def _died(self, status: int) -> Failure:
+        if status == -signal.SIGALRM:
+            return self._timed_out()
+        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        return Failure(f"made the decoder process die ({how})")
+
+
+def _attempt(work: Work[I, R], item: I, limit_s: float | None = None) -> R | Failure:
+    """Works on one item; what is wrong with it is returned, not raised."""
+    try:
+        with contextlib.nullcontext() if limit_s is None else alarm(limit_s):
+            return work(item)
+    except NotWritable:
+        raise
+    except VideoError as error:
+        return Failure(error.problem)
+    except Exception as error:  # whatever a decoder throws at an odd file must not end the night
+        first_line = str(error).strip().split("\n")[0]
+        return Failure(f"made the decoder fail ({type(error).__name__}: {first_line})")
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Lets SIGTERM end this process as Ctrl-C does, so that the workers are ended too."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    owner = os.getpid()
+
+    def leave(number: int, _: object) -> None:
+        assert os.getpid() == owner
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
