@@ -20,7 +20,7 @@ from tvg.data.dataset import Sample
 from tvg.model.loading import Checkpoint
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import picture_format, save_figure
-from tvg.rollout.hf import HFRollout
+from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction, output_folder_check, write_json
 from tvg.training.evaluation import choose_device, predict_batch
@@ -68,7 +68,7 @@ def predict(cfg: DictConfig, console: Console | None = None) -> Prediction:
 
 def _predict(cfg: DictConfig, sample: Sample, device: torch.device) -> Prediction:
     task: GroundingTask = build(cfg.prompt)
-    rollout: HFRollout = build(cfg.rollout)
+    rollout: Rollout = build(cfg.rollout)
     checkpoint: Checkpoint = build(cfg.model)
     processor = checkpoint.load_processor()
     prompts = PromptCollator(task=task, processor=processor)([sample])

@@ -19,7 +19,7 @@ from tvg.config.recorded import RECORD_FILE, record_text
 from tvg.model.loading import Checkpoint, export_checkpoint
 from tvg.model.policy import Policy
 from tvg.reward.weighted import WeightedReward
-from tvg.rollout.hf import HFRollout
+from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import output_folder_check
 from tvg.training.checkpoint import CHECKPOINTS, LAST, AtomicCheckpointIO, resume_path
@@ -38,7 +38,7 @@ class Parts:
     processor: Any
     policy: Policy
     task: GroundingTask
-    rollout: HFRollout
+    rollout: Rollout
     data: GroundingDataModule
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from parts import make_parts, make_rollout
 
-from tvg.rollout.hf import completion_mask, sampling_mode
+from tvg.rollout.base import completion_mask, sampling_mode
 
 
 @pytest.fixture(scope="module")

@@ -62,6 +62,17 @@ def _chunks(num_rows: int, chunk_tokens: int) -> Iterator[slice]:
         yield slice(start, min(start + chunk_tokens, num_rows))
 
 
+def token_logits(
+    hidden: Tensor, weight: Tensor, *, temperature: float, suppressed_ids: Tensor | None
+) -> Tensor:
+    """Logits of all words, as a sampler draws from them: [M, V]; for the few rows of one step.
+
+    Arguments as for `token_logprobs`, and the same numbers, under autocast too.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _logits(hidden, weight, temperature, suppressed_ids)
+
+
 def _logits(
     hidden: Tensor, weight: Tensor, temperature: float, suppressed_ids: Tensor | None
 ) -> Tensor:

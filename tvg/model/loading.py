@@ -101,7 +101,7 @@ class Checkpoint:
             raise ValueError(f"model.path: the processor in {folder} has no chat template")
         return processor
 
-    def load_policy(self, processor: Any) -> Policy:
+    def load_policy(self, processor: Any, *, forward_by: str = "shared_prefix") -> Policy:
         """The model as a policy, its parts frozen as configured, in eval mode."""
         model = load_model(self.folder(), self.dtype, self.attn_implementation)
         batch_windows(model)
@@ -113,7 +113,7 @@ class Checkpoint:
             merger=self.freeze_merger,
             language=self.freeze_language,
         )
-        return make_policy(model, processor.tokenizer)
+        return make_policy(model, processor.tokenizer, forward_by=forward_by)
 
 
 def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> Any:
@@ -139,7 +139,7 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> An
     return model.eval()
 
 
-def make_policy(model: Any, tokenizer: Any) -> Policy:
+def make_policy(model: Any, tokenizer: Any, *, forward_by: str) -> Policy:
     """Reads the special ids that a policy needs from model and tokenizer."""
     vocabulary = tokenizer.get_vocab()
     eos = model.generation_config.eos_token_id
@@ -151,6 +151,7 @@ def make_policy(model: Any, tokenizer: Any) -> Policy:
         suppressed_ids=[vocabulary[token] for token in VISION_TOKENS if token in vocabulary],
         eos_ids=eos_ids,
         pad_id=int(tokenizer.pad_token_id),
+        forward_by=forward_by,
     )
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tvg.core.logprobs import token_logprobs
-from tvg.core.positions import extend_positions, mrope_position_ids
+from tvg.core.positions import mrope_position_ids
+from tvg.model.completion_states import FORWARDS
+from tvg.model.prefix_attention import share_prefix
 from tvg.model.vision import encode_trunk, is_trunk_frozen, merge_features
 from tvg.types import PromptBatch
 
@@ -22,12 +24,29 @@ class Policy(nn.Module):
         suppressed_ids: tokens that are never sampled and get no probability (vision tokens).
         eos_ids: tokens that end a completion.
         pad_id: fills rows behind the end.
+        forward_by: how completions are scored: "shared_prefix" computes each prompt once,
+            "repeated" once a completion; the numbers are the same.
+
+    Raises:
+        ValueError: no such way, or the model's attention cannot share a prefix.
     """
 
     def __init__(
-        self, *, model: nn.Module, suppressed_ids: list[int], eos_ids: list[int], pad_id: int
+        self,
+        *,
+        model: nn.Module,
+        suppressed_ids: list[int],
+        eos_ids: list[int],
+        pad_id: int,
+        forward_by: str,
     ) -> None:
         super().__init__()
+        if forward_by not in FORWARDS:
+            raise ValueError(
+                f"policy.forward: expected one of {sorted(FORWARDS)}, got {forward_by!r}"
+            )
+        self.forward_by = forward_by
+        share_prefix(model)
         self.model: Any = model
         self.eos_ids = list(eos_ids)
         self.pad_id = pad_id
@@ -108,10 +127,11 @@ class Policy(nn.Module):
         Returns:
             (logprobs, entropy), float32 [N, C]; 0 where masked. Entropy carries no gradient.
         """
-        hidden = self._completion_states(prompts, completion_ids, completion_mask, group_size)
+        states = FORWARDS[self.forward_by]
+        hidden = states(self, prompts, completion_ids, completion_mask, group_size)
         chosen = completion_mask.bool()
         logprobs, entropy = token_logprobs(
-            hidden[chosen],
+            hidden,
             self.model.lm_head.weight,
             completion_ids[chosen],
             temperature=temperature,
@@ -119,20 +139,3 @@ class Policy(nn.Module):
         )
         empty = torch.zeros(completion_ids.shape, dtype=logprobs.dtype, device=logprobs.device)
         return empty.masked_scatter(chosen, logprobs), empty.masked_scatter(chosen, entropy)
-
-    def _completion_states(
-        self, prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor, group_size: int
-    ) -> Tensor:
-        """Hidden states from which each completion token is predicted: [N, C, D]."""
-        positions = self.position_ids(prompts).repeat_interleave(group_size, dim=1)
-        behind = extend_positions(positions[..., -1], completion_ids.shape[1])
-        prompt_mask = prompts.attention_mask.repeat_interleave(group_size, dim=0)
-        embeds = self.embed_prompts(prompts).repeat_interleave(group_size, dim=0)
-        completion_embeds = self.model.get_input_embeddings()(completion_ids)
-        states = self.model.model.language_model(
-            inputs_embeds=torch.cat([embeds, completion_embeds], dim=1),
-            attention_mask=torch.cat([prompt_mask, completion_mask], dim=1),
-            position_ids=torch.cat([positions, behind], dim=-1),
-            use_cache=False,
-        ).last_hidden_state
-        return states[:, embeds.shape[1] - 1 : -1]

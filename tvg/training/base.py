@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tvg.core.metrics import grounding_metrics
 from tvg.model.policy import Policy
-from tvg.rollout.hf import HFRollout
+from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction
 from tvg.training.evaluation import known_ious, predict_batch
@@ -54,7 +54,7 @@ class PolicyModule(LightningModule):
         policy: Policy,
         tokenizer: Any,
         task: GroundingTask,
-        eval_rollout: HFRollout,
+        eval_rollout: Rollout,
         micro_batch_size: int,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,

@@ -13,7 +13,7 @@ import torch
 
 from tvg.core.interval import segment_iou
 from tvg.model.policy import Policy
-from tvg.rollout.hf import HFRollout
+from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction
 from tvg.types import PromptBatch, Segment
@@ -24,7 +24,7 @@ def predict_batch(
     policy: Policy,
     tokenizer: Any,
     task: GroundingTask,
-    rollout: HFRollout,
+    rollout: Rollout,
     prompts: PromptBatch,
     seed: int,
 ) -> list[Prediction]:
@@ -144,7 +144,7 @@ def predict_all(
     policy: Policy,
     tokenizer: Any,
     task: GroundingTask,
-    rollout: HFRollout,
+    rollout: Rollout,
     batches: Iterable[PromptBatch],
     seed: int,
     device: torch.device,

@@ -15,7 +15,7 @@ from tvg.core.parsing import ParsedAnswer
 from tvg.model.policy import Policy
 from tvg.objective.grpo import GRPOObjective
 from tvg.reward.weighted import WeightedReward
-from tvg.rollout.hf import HFRollout
+from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.training.base import OptimizerFactory, PolicyModule, ScheduleFactory
 from tvg.training.preflight import Preflight
@@ -48,7 +48,7 @@ class GRPOModule(PolicyModule):
     def __init__(
         self,
         *,
-        rollout: HFRollout,
+        rollout: Rollout,
         reward: WeightedReward,
         loss: GRPOObjective,
         group_size: int,
@@ -58,7 +58,7 @@ class GRPOModule(PolicyModule):
         policy: Policy,
         tokenizer: Any,
         task: GroundingTask,
-        eval_rollout: HFRollout,
+        eval_rollout: Rollout,
         micro_batch_size: int,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tvg.model.policy import Policy
-from tvg.rollout.hf import HFRollout
+from tvg.rollout.base import Rollout
 from tvg.types import PromptBatch, RolloutBatch
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Preflight:
         self.half_mean_diff = half_mean_diff
 
     def run(
-        self, *, policy: Policy, rollout: HFRollout, tokenizer: Any, prompts: PromptBatch, seed: int
+        self, *, policy: Policy, rollout: Rollout, tokenizer: Any, prompts: PromptBatch, seed: int
     ) -> float:
         """Returns the difference in nats: the largest, in half precision the mean.
 

@@ -1,0 +1,123 @@
+"""Attention calls that also return the log-sum-exp of their scores, and take it in backward.
+
+`torch.nn.functional.scaled_dot_product_attention` keeps that number to itself; the kernels behind
+it do not. Three of them, chosen by device and type: the CPU's flash kernel (any type), the GPU's
+(half precision), and plain matrix products for everything else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_aten = torch.ops.aten
+
+
+class Attended(NamedTuple):
+    """What an attention call returns."""
+
+    out: Tensor  # [b, H, L, d]
+    lse: Tensor  # [b, H, L], natural logarithm; float32, or float64 for float64 states
+    state: tuple[Any, ...]  # of the kernel, for its backward
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float) -> Attended:
+    """Softmax attention of [b, H, L, d] over [b, K, S, d]; H / K query heads share a key head.
+
+    `is_causal` needs L = S.
+    """
+    kernel = _kernel(query)
+    if kernel == "cpu":
+        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, is_causal, scale=scale
+        )
+        return Attended(out, lse, ())
+    if kernel == "cuda":
+        out, lse, *state = _aten._scaled_dot_product_flash_attention(
+            query, key, value, 0.0, is_causal, False, scale=scale
+        )
+        return Attended(out, lse, tuple(state[:6]))
+    scores = _scores(query, key, is_causal=is_causal, scale=scale)
+    lse = scores.logsumexp(-1)
+    probs = (scores - lse[..., None]).exp().to(value.dtype)
+    out = (probs @ _per_query_head(value, query)).to(query.dtype)
+    return Attended(out, lse, ())
+
+
+def attend_backward(
+    grad_out: Tensor,
+    attended: Attended,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value for one block of keys.
+
+    `attended` holds output and log-sum-exp of the whole attention, of which these keys may be a
+    part, and the kernel's state of this part.
+    """
+    out, lse, state = attended
+    kernel = _kernel(query)
+    grads: tuple[Tensor, Tensor, Tensor]
+    if kernel == "cpu":
+        grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad_out, query, key, value, out, lse, 0.0, is_causal, scale=scale
+        )
+        return grads
+    if kernel == "cuda":
+        cum_q, cum_k, max_q, max_k, seed, offset = state
+        grads = _aten._scaled_dot_product_flash_attention_backward(
+            grad_out, query, key, value, out, lse.contiguous(), cum_q, cum_k, max_q, max_k, 0.0,
+            is_causal, seed, offset, scale=scale,
+        )  # fmt: skip
+        return grads
+    return _plain_backward(grad_out, query, key, value, out, lse, is_causal=is_causal, scale=scale)
+
+
+def _kernel(query: Tensor) -> str:
+    if query.device.type == "cpu":
+        return "cpu"
+    is_half = query.dtype in (torch.bfloat16, torch.float16)
+    return "cuda" if query.device.type == "cuda" and is_half else "plain"
+
+
+def _per_query_head(states: Tensor, query: Tensor) -> Tensor:
+    return states.repeat_interleave(query.shape[1] // states.shape[1], dim=1)
+
+
+def _scores(query: Tensor, key: Tensor, *, is_causal: bool, scale: float) -> Tensor:
+    scores = (query @ _per_query_head(key, query).mT).to(
+        torch.promote_types(query.dtype, torch.float32)
+    ) * scale
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    return scores
+
+
+def _plain_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype, heads = lse.dtype, key.shape[1]
+    keys, values = _per_query_head(key, query).to(dtype), _per_query_head(value, query).to(dtype)
+    grad = grad_out.to(dtype)
+    probs = (_scores(query, key, is_causal=is_causal, scale=scale) - lse[..., None]).exp()
+    through = (grad * out.to(dtype)).sum(-1, keepdim=True)
+    grad_scores = probs * (grad @ values.mT - through) * scale
+    grad_query = grad_scores @ keys
+    grad_key = (grad_scores.mT @ query.to(dtype)).unflatten(1, (heads, -1)).sum(2)
+    grad_value = (probs.mT @ grad).unflatten(1, (heads, -1)).sum(2)
+    return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)

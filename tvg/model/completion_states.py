@@ -1,0 +1,82 @@
+"""Two ways to the hidden states that predict completion tokens: the same numbers, another cost.
+
+`repeated` gives every completion its own copy of prompt and video: G times the work, plain Hugging
+Face code, the oracle. `shared_prefix` computes each prompt once, in one row without padding.
+Both return states in the order of the completion mask's ones, row by row: [M, D].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tvg.core.positions import extend_positions
+from tvg.model.packing import pack
+from tvg.types import PromptBatch
+
+if TYPE_CHECKING:
+    from tvg.model.policy import Policy
+
+CompletionStates = Callable[["Policy", PromptBatch, Tensor, Tensor, int], Tensor]
+
+
+def repeated(
+    policy: Policy,
+    prompts: PromptBatch,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    group_size: int,
+) -> Tensor:
+    """Every completion behind its own copy of the prompt, in padded rows of P + C tokens."""
+    positions = policy.position_ids(prompts).repeat_interleave(group_size, dim=1)
+    behind = extend_positions(positions[..., -1], completion_ids.shape[1])
+    prompt_mask = prompts.attention_mask.repeat_interleave(group_size, dim=0)
+    embeds = policy.embed_prompts(prompts).repeat_interleave(group_size, dim=0)
+    completion_embeds = policy.model.get_input_embeddings()(completion_ids)
+    states: Tensor = policy.model.model.language_model(
+        inputs_embeds=torch.cat([embeds, completion_embeds], dim=1),
+        attention_mask=torch.cat([prompt_mask, completion_mask], dim=1),
+        position_ids=torch.cat([positions, behind], dim=-1),
+        use_cache=False,
+    ).last_hidden_state
+    return states[:, embeds.shape[1] - 1 : -1][completion_mask.bool()]
+
+
+def shared_prefix(
+    policy: Policy,
+    prompts: PromptBatch,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    group_size: int,
+) -> Tensor:
+    """Every prompt once, its completions behind it, in one row of T tokens (see `packing`)."""
+    row = pack(prompts.attention_mask, completion_mask, group_size=group_size)
+    is_prompt, is_real = prompts.attention_mask.bool(), completion_mask.bool()
+    positions = policy.position_ids(prompts)
+    behind = extend_positions(
+        positions[..., -1].repeat_interleave(group_size, dim=1), completion_ids.shape[1]
+    )
+    embeds = policy.embed_prompts(prompts)
+    completion_embeds = policy.model.get_input_embeddings()(completion_ids[is_real])
+    order = torch.cat([row.prompt_places, row.completion_places]).argsort()
+    flat_embeds = torch.cat([embeds[is_prompt], completion_embeds.to(embeds.dtype)])[order]
+    flat_positions = torch.cat([positions[:, is_prompt], behind[:, is_real]], dim=1)[:, order]
+    states: Tensor = policy.model.model.language_model(
+        inputs_embeds=flat_embeds.unsqueeze(0),
+        attention_mask=no_mask(policy.model),
+        position_ids=flat_positions.unsqueeze(1),
+        use_cache=False,
+        packed_row=row,
+    ).last_hidden_state
+    return states[0, row.sources]
+
+
+def no_mask(model: object) -> dict[str, None]:
+    """Tells a language model that its attention function knows by itself who sees whom."""
+    return dict.fromkeys(model.config.get_text_config().layer_types)  # type: ignore[attr-defined]
+
+
+FORWARDS: dict[str, CompletionStates] = {"shared_prefix": shared_prefix, "repeated": repeated}

@@ -1,0 +1,220 @@
+"""Attention of completions that share their prompt, computed without copying the prompt.
+
+A completion's queries meet the keys of the prompt and its own. Both meetings are plain attention
+calls that every flash kernel knows (one without a mask, one causal); their results are joined by
+the log-sum-exp of their scores, as blocks are inside such a kernel. Given the joined output and
+log-sum-exp, the kernel's own backward returns each block's exact share of the gradient, so the
+backward pass, too, is two plain calls (the identity behind ring attention, arXiv 2310.01889).
+Keys and values of the prompt are held once, not G times.
+"""
+
+from __future__ import annotations
+
+import sys
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from tvg.model.attention_kernels import Attended, attend, attend_backward
+from tvg.model.packing import Group, PackedRow
+
+NAME = "tvg_shared_prefix"
+
+
+def share_prefix(model: Any) -> None:
+    """Lets the language model of a Hugging Face model attend over packed rows.
+
+    Its attention modules get a config of their own that names our function; given no row, that
+    hands over to the implementation chosen before, so `generate` and the rest work as ever.
+
+    Raises:
+        ValueError: a layer attends in a sliding window.
+    """
+    AttentionInterface.register(NAME, _attend)
+    for layer in model.model.language_model.layers:
+        attention = layer.self_attn
+        if getattr(attention, "sliding_window", None) is not None:
+            raise ValueError(
+                "policy.forward=shared_prefix: sliding-window attention is not supported; use "
+                "policy.forward=repeated"
+            )
+        if attention.config._attn_implementation != NAME:
+            attention.tvg_fallback = attention.config._attn_implementation
+            attention.config = copy(attention.config)
+            attention.config._attn_implementation_internal = NAME
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    packed_row: PackedRow | Any = None,
+    **rest: Any,
+) -> tuple[Tensor, Any]:
+    """Transformers' attention function: queries [1, H, T, d] to outputs [1, T, H, d]."""
+    if packed_row is None:
+        out: tuple[Tensor, Any] = _fallback(module)(
+            module, query, key, value, attention_mask, scaling=scaling, **rest
+        )
+        return out
+    assert not rest.get("dropout"), "attention dropout would set sampler and trainer apart"
+    query, key, value = _at_one_precision(query, key, value)
+    if isinstance(packed_row, PackedRow):
+        return attend_row(query, key, value, packed_row, scaling), None
+    return packed_row.attend(module.layer_idx, query, key, value, scaling), None
+
+
+def attend_row(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:
+    """Attention in a packed row: [1, H, T, d] over twice [1, K, T, d], giving [1, T, H, d]."""
+    out: Tensor = _PrefixAttention.apply(query, key, value, row, scale)
+    return out
+
+
+def _at_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What autocast does for torch's own attention: rotated queries and keys come in float32."""
+    device = query.device.type
+    is_auto = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if is_auto else value.dtype
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def _fallback(module: Any) -> Any:
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return AttentionInterface().get_interface(module.tvg_fallback, eager)
+
+
+class _PrefixAttention(torch.autograd.Function):
+    """[1, H, T, d], twice [1, K, T, d] -> [1, T, H, d]; H / K query heads share a key head."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float
+    ) -> Tensor:
+        q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+        out = q.new_empty(q.shape)
+        kept = []
+        for group in row.groups:
+            prompt = [_pick(states, group.prompts) for states in (q, k, v)]
+            causal = attend(*prompt, is_causal=True, scale=scaling)
+            _put(out, group.prompts, causal.out)
+            parts = _completion_parts(q, k, v, group, prompt, scaling)
+            if parts is not None:
+                joined, lse, *states = parts
+                _put_real(out, group, joined)
+                kept.append((causal.lse, causal.state, lse, *states))
+            else:
+                kept.append((causal.lse, causal.state, None, (), ()))
+        ctx.save_for_backward(query, key, value, out)
+        ctx.row, ctx.scaling, ctx.kept = row, scaling, kept
+        return out.unsqueeze(0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out = ctx.saved_tensors
+        q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+        grads = [states.new_empty(states.shape) for states in (q, k, v)]
+        grad = grad_out[0].to(out.dtype)
+        for group, kept in zip(ctx.row.groups, ctx.kept, strict=True):
+            _group_backward(grad, (q, k, v), out, group, kept, ctx.scaling, grads)
+        gq, gk, gv = (states.transpose(0, 1).unsqueeze(0) for states in grads)
+        return gq, gk, gv, None, None
+
+
+def _completion_parts(
+    q: Tensor, k: Tensor, v: Tensor, group: Group, prompt: list[Tensor], scaling: float
+) -> tuple[Tensor, Tensor, tuple[Any, ...], tuple[Any, ...]] | None:
+    """Joined output [b * G, H, C, d], joined log-sum-exp [b * G, H, C], both kernels' states."""
+    if group.completions.shape[-1] == 0:
+        return None
+    num = group.completions.shape[1]
+    before = attend(
+        _pick(q, group.completions.flatten(1)), prompt[1], prompt[2], is_causal=False, scale=scaling
+    )
+    own = attend(
+        *(_pick(states, group.completions.flatten(0, 1)) for states in (q, k, v)),
+        is_causal=True,
+        scale=scaling,
+    )
+    before_out, before_lse = _per_completion(before.out, num), _per_completion(before.lse, num)
+    lse = torch.logaddexp(before_lse, own.lse)
+    joined = before_out * (before_lse - lse).exp()[..., None]
+    joined = joined + own.out * (own.lse - lse).exp()[..., None]
+    return joined.to(q.dtype), lse, before.state, own.state
+
+
+def _group_backward(
+    grad: Tensor,
+    states: tuple[Tensor, Tensor, Tensor],
+    out: Tensor,
+    group: Group,
+    kept: tuple[Any, ...],
+    scaling: float,
+    grads: list[Tensor],
+) -> None:
+    """Writes the gradients of one group's tokens into `grads`, each [T, heads, d]."""
+    causal_lse, causal_state, lse, before_state, own_state = kept
+    prompt = [_pick(x, group.prompts) for x in states]
+    of_prompt = Attended(_pick(out, group.prompts), causal_lse, causal_state)
+    gq, gk, gv = attend_backward(
+        _pick(grad, group.prompts), of_prompt, *prompt, is_causal=True, scale=scaling
+    )
+    if lse is not None:
+        num = group.completions.shape[1]
+        rows = group.completions.flatten(0, 1)
+        own = [_pick(x, rows) for x in states]
+        joined = _pick(out, rows)
+        # Padding stands on some real token's place: its own gradient is nothing.
+        above = _pick(grad, rows) * group.is_real.flatten(0, 1)[:, None, :, None]
+        own_q, own_k, own_v = attend_backward(
+            above, Attended(joined, lse, own_state), *own, is_causal=True, scale=scaling
+        )
+        of_prefix = Attended(_per_prompt(joined, num), _per_prompt(lse, num), before_state)
+        before_q, before_k, before_v = attend_backward(
+            _per_prompt(above, num),
+            of_prefix,
+            _per_prompt(own[0], num),
+            prompt[1],
+            prompt[2],
+            is_causal=False,
+            scale=scaling,
+        )
+        _put_real(grads[0], group, own_q + _per_completion(before_q, num))
+        _put_real(grads[1], group, own_k)
+        _put_real(grads[2], group, own_v)
+        gk, gv = gk + before_k, gv + before_v
+    for target, value in zip(grads, (gq, gk, gv), strict=True):
+        _put(target, group.prompts, value)
+
+
+def _pick(states: Tensor, places: Tensor) -> Tensor:
+    """[T, heads, d] at places [b, L]: [b, heads, L, d]."""
+    return states[places].transpose(1, 2)
+
+
+def _put(states: Tensor, places: Tensor, values: Tensor) -> None:
+    """Writes [b, heads, L, d] at places [b, L] of [T, heads, d]."""
+    states[places] = values.transpose(1, 2).to(states.dtype)
+
+
+def _put_real(states: Tensor, group: Group, values: Tensor) -> None:
+    """Writes [b * G, heads, C, d] at the completions' places, padding left out."""
+    real = group.is_real.flatten(0, 1)
+    states[group.completions.flatten(0, 1)[real]] = values.transpose(1, 2)[real].to(states.dtype)
+
+
+def _per_completion(values: Tensor, num: int) -> Tensor:
+    """[b, heads, G * C, ...] to [b * G, heads, C, ...]."""
+    return values.unflatten(2, (num, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _per_prompt(values: Tensor, num: int) -> Tensor:
+    """[b * G, heads, C, ...] to [b, heads, G * C, ...]."""
+    return values.unflatten(0, (-1, num)).transpose(1, 2).flatten(2, 3)

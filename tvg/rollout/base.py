@@ -1,0 +1,177 @@
+"""What sampling engines share: settings, the draw of each completion, and what comes out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from tvg.model.policy import Policy
+from tvg.rollout.drawing import uniforms
+from tvg.types import PromptBatch, RolloutBatch
+
+
+class Rollout(ABC):
+    """Samples completions and keeps the log-probabilities it sampled from.
+
+    Every sampling setting is explicit, so that a checkpoint's generation config (`top_k=50` in
+    many) cannot change the distribution silently. A completion's draws are a function of seed,
+    query and its number in the group: it does not depend on what else is in the batch, but for
+    rounding.
+
+    Args:
+        max_new_tokens: longest completion.
+        temperature: of the softmax that is sampled; 0 takes the most likely token.
+        top_p: nucleus mass kept, 1.0 for all.
+        top_k: most likely tokens kept, 0 for all.
+        prompts_per_call: prompts sampled together; None for all that are handed in.
+
+    Raises:
+        ValueError: a setting out of range; names the config key.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        prompts_per_call: int | None,
+    ) -> None:
+        _check("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1")
+        _check("temperature", temperature, temperature >= 0, "at least 0")
+        _check("top_p", top_p, 0 < top_p <= 1, "in (0, 1]")
+        _check("top_k", top_k, top_k >= 0, "at least 0")
+        _check(
+            "prompts_per_call",
+            prompts_per_call,
+            prompts_per_call is None or prompts_per_call >= 1,
+            "at least 1, or null",
+        )
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.top_p = top_p
+        self.top_k = top_k
+        self.prompts_per_call = prompts_per_call
+
+    @property
+    def logprob_temperature(self) -> float:
+        """The temperature at which a trainer scores this sampler's tokens (1 where greedy)."""
+        return self.temperature if self.temperature > 0 else 1.0
+
+    def greedy(self) -> Self:
+        """The same engine taking the most likely token: for validation and evaluation."""
+        other = copy(self)
+        other.temperature, other.top_p, other.top_k = 0.0, 1.0, 0
+        return other
+
+    def generate(
+        self, *, policy: Policy, tokenizer: Any, prompts: PromptBatch, group_size: int, seed: int
+    ) -> RolloutBatch:
+        """Samples `group_size` completions for each prompt.
+
+        Args:
+            policy: what is sampled from; left in the mode it was in.
+            tokenizer: turns ids into text.
+            prompts: B prompts on the policy's device.
+            group_size: completions a prompt, G.
+            seed: alone decides the draw; the global random state is left untouched.
+        """
+        draws = None
+        if self.temperature > 0:
+            qids = [example.qid for example in prompts.examples]
+            draws = uniforms(
+                qids, group_size=group_size, num_tokens=self.max_new_tokens, seed=seed
+            ).to(policy.device)
+        size = self.prompts_per_call or len(prompts)
+        parts = []
+        with torch.no_grad(), sampling_mode(policy):
+            for start in range(0, len(prompts), size):
+                rows = slice(start * group_size, (start + size) * group_size)
+                part = prompts.rows(start, start + size)
+                mine = None if draws is None else draws[rows]
+                parts.append(self._sample(policy, part, group_size, mine))
+        ids = _stack([ids for ids, _ in parts], policy.pad_id)
+        logprobs = _stack([logprobs for _, logprobs in parts], 0.0)
+        mask, is_finished = completion_mask(ids, policy.eos_ids)
+        texts = tokenizer.batch_decode(
+            [row[keep.bool()] for row, keep in zip(ids, mask, strict=True)],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return RolloutBatch(
+            prompts=prompts,
+            group_size=group_size,
+            completion_ids=ids.masked_fill(mask == 0, policy.pad_id),
+            completion_mask=mask,
+            old_logprobs=(logprobs * mask).float(),
+            texts=texts,
+            is_finished=is_finished,
+        )
+
+    @abstractmethod
+    def _sample(
+        self, policy: Policy, prompts: PromptBatch, group_size: int, uniform: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Completions of all prompts together.
+
+        Args:
+            policy: in eval mode.
+            prompts: B prompts.
+            group_size: G.
+            uniform: float64 [N, max_new_tokens], what `draw` is given; None: greedy.
+
+        Returns:
+            (ids int64 [N, C], log-probabilities [N, C]); anything behind a row's first EOS.
+        """
+
+
+@contextmanager
+def sampling_mode(policy: Policy) -> Iterator[None]:
+    """Eval mode without gradient checkpointing, which makes `generate` go wrong; then back."""
+    was_training = policy.training
+    checkpointed: list[Any] = [
+        module for module in policy.modules() if getattr(module, "gradient_checkpointing", False)
+    ]
+    policy.eval()
+    for module in checkpointed:
+        module.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        policy.train(was_training)
+        for module in checkpointed:
+            module.gradient_checkpointing = True
+
+
+def completion_mask(ids: Tensor, eos_ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Marks the tokens up to and including the first EOS.
+
+    Args:
+        ids: int64 [N, C].
+        eos_ids: tokens that end a completion.
+
+    Returns:
+        (mask int64 [N, C], is_finished bool [N]).
+    """
+    is_eos = torch.isin(ids, torch.tensor(eos_ids, device=ids.device))
+    ended_before = is_eos.long().cumsum(1) - is_eos.long()
+    return (ended_before == 0).long(), is_eos.any(1)
+
+
+def _stack(parts: list[Tensor], fill: float) -> Tensor:
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat(
+        [torch.nn.functional.pad(part, (0, longest - part.shape[1]), value=fill) for part in parts]
+    )
+
+
+def _check(key: str, got: Any, is_valid: bool, expected: str) -> None:
+    if not is_valid:
+        raise ValueError(f"rollout.{key}: expected {expected}, got {got!r}")

@@ -1,0 +1,67 @@
+"""Drawing tokens so that a sample depends on seed, query and its number, and on nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def uniforms(qids: Sequence[str], *, group_size: int, num_tokens: int, seed: int) -> Tensor:
+    """One uniform number a token of each completion: float64 [N, num_tokens] in [0, 1).
+
+    Each completion has a generator of its own, so its draws are the same whichever prompts share
+    its batch. A query that stands in a batch twice gets other draws the second time.
+    """
+    seen: Counter[str] = Counter()
+    rows = []
+    for qid in qids:
+        for number in range(group_size):
+            text = f"{seed}/{qid}/{seen[qid]}/{number}"
+            digest = hashlib.sha256(text.encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            rows.append(torch.rand(num_tokens, generator=generator, dtype=torch.float64))
+        seen[qid] += 1
+    return torch.stack(rows)
+
+
+def draw(
+    logits: Tensor, uniform: Tensor | None, *, top_p: float, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """One token a row, by inverting the cumulative distribution.
+
+    Args:
+        logits: float32 [N, V], tempered; suppressed tokens at -inf.
+        uniform: float64 [N] in [0, 1); None takes the most likely token.
+        top_p: draw from the smallest set of likeliest tokens with at least this mass; 1.0: all.
+        top_k: draw from this many likeliest tokens; 0: all.
+
+    Returns:
+        (ids int64 [N], log-probabilities [N] before any top_p or top_k).
+    """
+    logprobs = logits.log_softmax(-1)
+    if uniform is None:
+        ids = logits.argmax(-1)
+    else:
+        # float64: in float32 the sum over 152k words is off by more than a rare word's mass.
+        probs = _likeliest(logprobs.double().exp(), top_p=top_p, top_k=top_k)
+        cumulative = probs.cumsum(-1)
+        aim = uniform[:, None] * cumulative[:, -1:]
+        ids = torch.searchsorted(cumulative, aim, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    return ids, logprobs.gather(1, ids[:, None])[:, 0]
+
+
+def _likeliest(probs: Tensor, *, top_p: float, top_k: int) -> Tensor:
+    """The same probabilities with 0 for tokens outside top_p and top_k."""
+    if top_k > 0:
+        least = probs.topk(min(top_k, probs.shape[1])).values[:, -1:]
+        probs = probs.where(probs >= least, 0.0)
+    if top_p < 1:
+        ordered, places = probs.sort(-1, descending=True)
+        mass_before = ordered.cumsum(-1) - ordered
+        outside = mass_before >= top_p * probs.sum(-1, keepdim=True)
+        probs = probs.scatter(1, places, ordered.masked_fill(outside, 0.0))
+    return probs

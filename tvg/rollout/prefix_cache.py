@@ -1,0 +1,92 @@
+"""Keys and values while sampling: of each prompt once, of each completion for itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tvg.model.packing import PackedRow
+from tvg.model.prefix_attention import attend_row
+
+
+class Prefill:
+    """Attends over the prompts of a row and keeps their keys and values.
+
+    Args:
+        row: prompts alone.
+        prompt_mask: int64 [B, P], left-padded.
+    """
+
+    def __init__(self, row: PackedRow, prompt_mask: Tensor) -> None:
+        self.row = row
+        self.is_real = prompt_mask.bool()
+        self.keys: list[Tensor] = []  # a layer: [B, K, P, d], 0 at padding
+        self.values: list[Tensor] = []
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        assert layer == len(self.keys)
+        self.keys.append(self._per_prompt(key))
+        self.values.append(self._per_prompt(value))
+        return attend_row(query, key, value, self.row, scale)
+
+    def _per_prompt(self, states: Tensor) -> Tensor:
+        """[1, K, T, d] of the row to [B, K, P, d]."""
+        flat = states[0].transpose(0, 1)
+        padded = flat.new_zeros((*self.is_real.shape, *flat.shape[1:]))
+        padded[self.is_real] = flat[self.row.prompt_places]
+        return padded.transpose(1, 2).contiguous()
+
+
+class Decoding:
+    """Attends with one new token of each of N = B * G completions, step after step.
+
+    Scores against a prompt are one product for its whole group: its keys are read once, not G
+    times. The row of a step is [1, N], completion after completion.
+
+    Args:
+        prefill: of the B prompts.
+        group_size: completions a prompt, G.
+        max_steps: room for this many tokens a completion.
+    """
+
+    def __init__(self, prefill: Prefill, *, group_size: int, max_steps: int) -> None:
+        self.group_size = group_size
+        self.step = 0
+        self.prompt_keys = [keys.mT.contiguous() for keys in prefill.keys]  # [B, K, d, P]
+        self.prompt_values = prefill.values
+        num_prompts, num_heads, _, head_size = prefill.keys[0].shape
+        shape = (num_prompts * group_size, num_heads, max_steps, head_size)
+        self.keys = [keys.new_empty(shape) for keys in prefill.keys]
+        self.values = [keys.new_empty(shape) for keys in prefill.keys]
+        hidden = ~prefill.is_real[:, None, None, :]
+        self.padding = hidden if bool(hidden.any()) else None
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """[1, H, N, d] queries to [1, N, H, d]."""
+        keys, values = self.keys[layer], self.values[layer]
+        keys[:, :, self.step] = key[0].transpose(0, 1)
+        values[:, :, self.step] = value[0].transpose(0, 1)
+        keys, values = keys[:, :, : self.step + 1], values[:, :, : self.step + 1]
+        num_heads, group = keys.shape[1], self.group_size
+        # [H, N, d] -> [N, K, heads a key head, d]
+        q = query[0].unflatten(0, (num_heads, -1)).permute(2, 0, 1, 3) * scale
+        own = q @ keys.mT
+        shared = _together(q, group) @ self.prompt_keys[layer]
+        if self.padding is not None:
+            shared = shared.masked_fill(self.padding, -torch.inf)
+        scores = torch.cat([shared, _together(own, group)], dim=-1)
+        probs = scores.float().softmax(-1).to(value.dtype)
+        num_prompt = shared.shape[-1]
+        out = _apart(probs[..., :num_prompt] @ self.prompt_values[layer], group)
+        out = out + _apart(probs[..., num_prompt:], group) @ values
+        return out.flatten(1, 2).unsqueeze(0)
+
+
+def _together(states: Tensor, group: int) -> Tensor:
+    """[B * G, K, r, x] to [B, K, G * r, x]."""
+    return states.unflatten(0, (-1, group)).transpose(1, 2).flatten(2, 3)
+
+
+def _apart(states: Tensor, group: int) -> Tensor:
+    """[B, K, G * r, x] to [B * G, K, r, x]."""
+    return states.unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)

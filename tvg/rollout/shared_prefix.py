@@ -1,0 +1,89 @@
+"""Sampling with one prefill a prompt, whose keys and values all completions of a group share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tvg.core.logprobs import token_logits
+from tvg.model.completion_states import no_mask
+from tvg.model.packing import pack
+from tvg.model.policy import Policy
+from tvg.rollout.base import Rollout
+from tvg.rollout.drawing import draw
+from tvg.rollout.prefix_cache import Decoding, Prefill
+from tvg.types import PromptBatch
+
+STEPS_PER_CHECK = 8  # on a GPU, asking whether all are finished waits for it
+
+
+class SharedPrefixRollout(Rollout):
+    """Prefills every prompt once and decodes all completions together; see `Rollout`."""
+
+    def _sample(
+        self, policy: Policy, prompts: PromptBatch, group_size: int, uniform: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        states, prefill = _prefill(policy, prompts)
+        states = states.repeat_interleave(group_size, dim=0)
+        cache = Decoding(prefill, group_size=group_size, max_steps=self.max_new_tokens)
+        positions = policy.position_ids(prompts)[..., -1].repeat_interleave(group_size, dim=1)
+        eos = torch.tensor(policy.eos_ids, device=policy.device)
+        is_finished = torch.zeros(len(states), dtype=torch.bool, device=policy.device)
+        drawn, drawn_logprobs = [], []
+        for step in range(self.max_new_tokens):
+            logits = token_logits(
+                states,
+                policy.model.lm_head.weight,
+                temperature=self.logprob_temperature,
+                suppressed_ids=policy.suppressed_ids,
+            )
+            ids, logprobs = draw(
+                logits,
+                None if uniform is None else uniform[:, step],
+                top_p=self.top_p,
+                top_k=self.top_k,
+            )
+            drawn.append(ids)
+            drawn_logprobs.append(logprobs)
+            is_finished |= torch.isin(ids, eos)
+            if step + 1 == self.max_new_tokens or _is_over(is_finished, step):
+                break
+            positions = positions + 1
+            states = _decode(policy, ids, positions, cache)
+        return torch.stack(drawn, dim=1), torch.stack(drawn_logprobs, dim=1)
+
+
+def _prefill(policy: Policy, prompts: PromptBatch) -> tuple[Tensor, Prefill]:
+    """The last state of each prompt, [B, D], and the keys and values of all."""
+    is_real = prompts.attention_mask.bool()
+    nothing = prompts.attention_mask.new_zeros((len(prompts), 0))
+    row = pack(prompts.attention_mask, nothing, group_size=1)
+    prefill = Prefill(row, prompts.attention_mask)
+    states: Tensor = policy.model.model.language_model(
+        inputs_embeds=policy.embed_prompts(prompts)[is_real].unsqueeze(0),
+        attention_mask=no_mask(policy.model),
+        position_ids=policy.position_ids(prompts)[:, is_real].unsqueeze(1),
+        use_cache=False,
+        packed_row=prefill,
+    ).last_hidden_state
+    ends = prompts.attention_mask.sum(1).cumsum(0) - 1
+    return states[0, ends], prefill
+
+
+def _decode(policy: Policy, ids: Tensor, positions: Tensor, cache: Decoding) -> Tensor:
+    """Feeds one token a completion, int64 [N], at positions [3, N]; returns states [N, D]."""
+    states: Tensor = policy.model.model.language_model(
+        inputs_embeds=policy.model.get_input_embeddings()(ids).unsqueeze(0),
+        attention_mask=no_mask(policy.model),
+        position_ids=positions.unsqueeze(1),
+        use_cache=False,
+        packed_row=cache,
+    ).last_hidden_state
+    cache.step += 1
+    return states[0]
+
+
+def _is_over(is_finished: Tensor, step: int) -> bool:
+    if is_finished.device.type != "cpu" and (step + 1) % STEPS_PER_CHECK:
+        return False
+    return bool(is_finished.all())
