@@ -178,10 +178,13 @@ def _read_resized(video: OpenVideo, indices: list[int], size: tuple[int, int]) -
 
 def resize_frames(frames: Frames, size: tuple[int, int]) -> Tensor:
     """Resizes uint8 [t, H, W, 3] to uint8 [t, 3, *size], bicubic with antialias."""
-    resized: Tensor = resize(
-        torch.from_numpy(frames).permute(0, 3, 1, 2),
-        list(size),
-        interpolation=InterpolationMode.BICUBIC,
-        antialias=True,
-    )
+    resized = torch.empty((len(frames), 3, *size), dtype=torch.uint8)
+    for index, frame in enumerate(frames):
+        # One at a time: torchvision makes floats of them, which then stay in the processor's cache.
+        resized[index] = resize(
+            torch.from_numpy(frame).permute(2, 0, 1).contiguous(),
+            list(size),
+            interpolation=InterpolationMode.BICUBIC,
+            antialias=True,
+        )
     return resized

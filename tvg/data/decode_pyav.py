@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 MIN_SKIP_FRAMES = 8  # a seek empties the decoder's pipeline: not worth it for a shorter way
+# Codecs in which a frame marked as no reference is needed by no other frame at all. (In HEVC a
+# frame of a higher temporal layer may need it.)
+SKIPPING_CODECS = {"h264"}
 
 
 class PyAVDecoder(VideoDecoder):
@@ -52,13 +55,16 @@ class PyAVVideo:
         self._path, self._index, self._num_threads = path, index, num_threads
         self._opened = ExitStack()
         self._decoded: Iterator[VideoFrame] = iter(())
+        self._wanted: frozenset[int] | None = None  # times of the frames asked for; None: all
 
     def close(self) -> None:
         self._opened.close()
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frames]:
+        pts = self._index.pts
+        self._wanted = frozenset(pts[index] for index in indices) if pts else None
         self._restart()
-        source = self._by_time(indices) if self._index.pts else self._by_count(indices)
+        source = self._by_time(indices) if pts else self._by_count(indices)
         for chunk in chunks(indices, self.info):
             yield np.stack([self._next(source, index) for index in chunk])
 
@@ -110,6 +116,7 @@ class PyAVVideo:
                     self._seek(key)
                 frame = self._advance_to(index)
                 if frame is None:  # the seek landed behind it, as some containers' seeks do
+                    self._wanted = None
                     self._restart()
                     frame = self._advance_to(index)
                 if frame is None:
@@ -133,7 +140,16 @@ class PyAVVideo:
 
     def _seek(self, index: int) -> None:
         self._container.seek(self._index.pts[index], stream=self._stream)
-        self._decoded = self._container.decode(self._stream)
+        self._decoded = self._decode()
+
+    def _decode(self) -> Iterator[VideoFrame]:
+        """Decodes on, leaving out what is neither wanted nor a reference of another frame."""
+        codec = self._stream.codec_context
+        may_skip = self._wanted is not None and codec.name in SKIPPING_CODECS
+        for packet in self._container.demux(self._stream):
+            if may_skip and self._wanted is not None and packet.pts is not None:
+                codec.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
+            yield from packet.decode()
 
     def _restart(self) -> None:
         """Opens the file anew: not every container can seek to its start."""
@@ -141,4 +157,4 @@ class PyAVVideo:
         self._container, self._stream = self._opened.enter_context(open_container(self._path))
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = self._num_threads
-        self._decoded = self._container.decode(self._stream)
+        self._decoded = self._decode()
