@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tvg.data.dataset import LeftOut, Sample
 from tvg.task.grounding import GroundingTask
-from tvg.types import PromptBatch
+from tvg.types import EncodedClip, PromptBatch, VideoClip
 
 VIDEO_TOKEN = "<|video_pad|>"
 CAP = "cap_pixels_per_frame"
@@ -45,7 +45,7 @@ class PromptCollator:
         unreadable = _problems(items)
         if not samples:
             return _empty_batch(unreadable)
-        pixels, grid_thw = self._patches(samples)
+        pixels, features, grid_thw = self._vision(samples)
         merge = self.processor.video_processor.merge_size**2
         texts = [
             self._chat_text(sample).replace(VIDEO_TOKEN, VIDEO_TOKEN * (int(grid.prod()) // merge))
@@ -63,6 +63,7 @@ class PromptCollator:
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values_videos=pixels,
+            video_features=features,
             video_grid_thw=grid_thw,
             sampled_fps=_float64(sample.clip.sampled_fps for sample in samples),
             examples=[sample.example for sample in samples],
@@ -89,20 +90,31 @@ class PromptCollator:
             self._texts[key] = text
         return self._texts[key]
 
-    def _patches(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-        video_processor = self.processor.video_processor
-        # Frames come in their final size; transformers >= 5.19 warns where this is not said.
-        cap = {CAP: True} if hasattr(video_processor, CAP) else {}
-        out = video_processor(
-            videos=[
-                _even_frames(s.clip.frames, video_processor.temporal_patch_size) for s in samples
-            ],
-            do_resize=False,
-            do_sample_frames=False,
-            return_tensors="pt",
-            **cap,
-        )
-        return out["pixel_values_videos"], out["video_grid_thw"]
+    def _vision(self, samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Pixels or, where a cache has them, features of all clips; and their grids."""
+        encoded = [s.clip for s in samples if isinstance(s.clip, EncodedClip)]
+        if not encoded:
+            clips = [s.clip for s in samples if isinstance(s.clip, VideoClip)]
+            pixels, grid_thw = clip_patches(clips, self.processor)
+            return pixels, None, grid_thw
+        assert len(encoded) == len(samples), "frames and features in one batch"
+        features = torch.cat([clip.features for clip in encoded])
+        return None, features, torch.stack([clip.grid_thw for clip in encoded])
+
+
+def clip_patches(clips: Sequence[VideoClip], processor: Any) -> tuple[Tensor, Tensor]:
+    """Normalised patches of all clips and the grid of each, int64 [clips, 3]."""
+    video_processor = processor.video_processor
+    # Frames come in their final size; transformers >= 5.19 warns where this is not said.
+    cap = {CAP: True} if hasattr(video_processor, CAP) else {}
+    out = video_processor(
+        videos=[_even_frames(clip.frames, video_processor.temporal_patch_size) for clip in clips],
+        do_resize=False,
+        do_sample_frames=False,
+        return_tensors="pt",
+        **cap,
+    )
+    return out["pixel_values_videos"], out["video_grid_thw"]
 
 
 def _problems(items: Sequence[Sample | LeftOut]) -> list[str]:

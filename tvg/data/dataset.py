@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from tvg.data.clip import ClipLoader
 from tvg.data.decode import VideoDecoder, VideoError
 from tvg.data.sampling import FrameSampling
-from tvg.types import GroundingExample, LeadIn, Segment, VideoClip
+from tvg.types import EncodedClip, GroundingExample, LeadIn, Segment, VideoClip
 
 OnUnreadable = Literal["error", "replace", "leave_out"]
 
@@ -27,7 +27,7 @@ class ClipSource(Protocol):
 
     def load(
         self, path: Path, window: Segment | None = None, lead_in: LeadIn | None = None
-    ) -> VideoClip: ...
+    ) -> VideoClip | EncodedClip: ...
 
 
 def uncached(*, loader: ClipLoader) -> ClipLoader:
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
     """One item of a dataset."""
 
     example: GroundingExample
-    clip: VideoClip
+    clip: VideoClip | EncodedClip
     replaces: tuple[str, ...] = ()  # why the examples in whose place it stands cannot be shown
 
 
@@ -50,7 +50,7 @@ class LeftOut(NamedTuple):
 
 
 # One for the whole process: the stages of a job (cold start, GRPO, evaluation) read the same clips.
-_CLIPS: dict[Hashable, VideoClip] = {}
+_CLIPS: dict[Hashable, VideoClip | EncodedClip] = {}
 
 
 class GroundingDataset(Dataset[Sample | LeftOut]):
@@ -91,14 +91,14 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         for step in range(len(self)):
             example = self.examples[(index + step) % len(self)]
             clip = self._clip_or_problem(example)
-            if isinstance(clip, VideoClip):
+            if not isinstance(clip, str):
                 return Sample(example, clip, tuple(problems))
             if self.on_unreadable == "leave_out":
                 return LeftOut(clip)
             problems.append(clip)
         raise ValueError(f"none of the {len(self)} clips can be read; the first: {problems[0]}")
 
-    def _clip_or_problem(self, example: GroundingExample) -> VideoClip | str:
+    def _clip_or_problem(self, example: GroundingExample) -> VideoClip | EncodedClip | str:
         key = (example.video_path, example.window, example.lead_in)
         if key not in self._problems:
             try:
@@ -107,7 +107,7 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
                 self._problems[key] = str(error)
         return self._problems[key]
 
-    def _clip(self, example: GroundingExample) -> VideoClip:
+    def _clip(self, example: GroundingExample) -> VideoClip | EncodedClip:
         path = example.video_path
         if path is None:
             raise ValueError(f"{example.qid}: no video file is known for {example.video!r}")

@@ -143,7 +143,7 @@ def prepare_frames(
     """
     limit_s = timeout_s if num_workers == 0 else None  # workers are timed from outside
     work = _Ensure(_with_limit(cache, limit_s))
-    with _locked(cache.folder):
+    with locked(cache.folder):
         cache.store.remove_leftovers()
         try:
             results = run_all(
@@ -193,7 +193,7 @@ def _entry_bytes(request: ClipRequest, info: VideoInfo | str | None, loader: Cli
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a cache folder; the system frees it should this process be killed."""
     lock = FileLock(folder / LOCK_NAME)
     try:

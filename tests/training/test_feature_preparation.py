@@ -1,0 +1,142 @@
+"""Features of a frozen trunk: prepared once, found again, and never another model's."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from parts import SMALL_FRAMES, make_parts
+from safetensors.torch import load_file, save_file
+
+from tvg.data.cache.features import FeatureCache
+from tvg.data.clip import ClipLoader
+from tvg.data.dataset import GroundingDataset
+from tvg.data.decode_decord import DecordDecoder
+from tvg.data.preparation import ClipRequest, unique_requests
+from tvg.model.freezing import freeze_parts
+from tvg.training.feature_preparation import missing_feature_bytes, prepare_features
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint, tiny_world):
+    parts = make_parts(tiny_checkpoint, tiny_world)
+    freeze_parts(parts.policy.model, vision=True, merger=False, language=False)
+    return parts
+
+
+@pytest.fixture
+def make_cache(tiny_checkpoint, tmp_path):
+    def make(**changes) -> FeatureCache:
+        loader = ClipLoader(
+            sampling=SMALL_FRAMES, decoder=DecordDecoder(num_threads=1), timeout_s=None
+        )
+        settings = {"folder": tmp_path / "cache", "checkpoint": str(tiny_checkpoint)}
+        return FeatureCache(**{**settings, "dtype": "float32", "loader": loader, **changes})
+
+    return make
+
+
+def prepare(parts, cache, requests=None, num_workers=0):
+    if requests is None:
+        requests = unique_requests(parts.dataset.examples)
+    return prepare_features(
+        requests, cache, policy=parts.policy, processor=parts.processor, num_workers=num_workers
+    )
+
+
+def test_training_from_features_sees_what_the_trunk_sees(parts, make_cache):
+    cache = make_cache()
+    prepared = prepare(parts, cache)
+    assert (prepared.written, prepared.present, prepared.failures) == (6, 0, {})
+    dataset = GroundingDataset(
+        examples=parts.dataset.examples, loader=cache, memory_cache=False, on_unreadable="error"
+    )
+    kept = parts.collator([dataset[i] for i in range(4)])
+    direct = parts.policy.encode_clips(parts.batch(4))
+    assert kept.pixel_values_videos is None
+    assert torch.equal(kept.video_features, direct.video_features.bfloat16())
+    assert torch.equal(kept.input_ids, direct.input_ids)
+    assert torch.equal(kept.sampled_fps, direct.sampled_fps)
+    embeds = parts.policy.embed_prompts(kept)
+    torch.testing.assert_close(embeds, parts.policy.embed_prompts(direct), atol=0.02, rtol=0.02)
+
+
+def test_a_second_run_computes_nothing(parts, make_cache):
+    first = prepare(parts, make_cache())
+    files = {f: f.read_bytes() for f in make_cache().store.folder.glob("??/*")}
+    again = prepare(parts, make_cache())
+    assert (again.written, again.present) == (0, first.written)
+    assert again.num_bytes == first.num_bytes == sum(map(len, files.values()))
+    assert {f: f.read_bytes() for f in files} == files
+
+
+def test_a_stopped_run_goes_on(parts, make_cache):
+    whole = prepare(parts, make_cache())
+    wanted = {f.name: f.read_bytes() for f in make_cache().store.folder.glob("??/*")}
+    shutil.rmtree(make_cache().folder)
+    prepare(parts, make_cache(), unique_requests(parts.dataset.examples)[:2])
+    resumed = prepare(parts, make_cache())
+    assert (resumed.present, resumed.written) == (2, whole.written - 2)
+    assert {f.name: f.read_bytes() for f in make_cache().store.folder.glob("??/*")} == wanted
+
+
+def test_a_damaged_entry_is_named_and_built_again(parts, make_cache):
+    cache = make_cache()
+    prepare(parts, cache)
+    path, window, lead_in = unique_requests(parts.dataset.examples)[0]
+    entry = cache.store.path(cache.key(path, window, lead_in))
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with pytest.raises(ValueError, match=rf"{entry.name}.*tvg-prepare"):
+        cache.load(path)
+    assert prepare(parts, make_cache()).rebuilt == [str(entry)]
+    assert entry.read_bytes() == whole
+
+
+def test_features_are_of_one_model_one_precision_and_one_processor(
+    parts, make_cache, tiny_checkpoint, tmp_path
+):
+    prepare(parts, make_cache())
+    path = unique_requests(parts.dataset.examples)[0].path
+    make_cache().load(path)
+    with pytest.raises(ValueError, match=r"no features of this clip .* bfloat16"):
+        make_cache(dtype="bfloat16").load(path)
+
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if "visual.blocks" in name)
+    weights[name] = weights[name] + 1e-3
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="run tvg-prepare"):
+        make_cache(checkpoint=str(other)).load(path)
+
+    third = shutil.copytree(tiny_checkpoint, tmp_path / "third")
+    file = next(third.glob("*processor_config.json"))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "changed": 1}))
+    with pytest.raises(ValueError, match="run tvg-prepare"):
+        make_cache(checkpoint=str(third)).load(path)
+
+
+def test_a_bad_video_is_named_and_the_rest_prepared(parts, make_cache, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    good = unique_requests(parts.dataset.examples)[:2]
+    prepared = prepare(parts, make_cache(), [good[0], ClipRequest(bad), good[1]])
+    assert prepared.written == 2
+    assert list(prepared.failures) == [str(bad)]
+
+
+def test_the_estimate_is_what_is_written(parts, make_cache):
+    cache = make_cache()
+    requests = unique_requests(parts.dataset.examples)
+    infos = {request.path: cache.decoder.probe(request.path) for request in requests}
+    vision = parts.policy.model.config.vision_config
+    estimate = missing_feature_bytes(requests, infos, cache, vision=vision)
+    written = prepare(parts, cache).num_bytes
+    assert written <= estimate <= written + 1024 * len(requests)
+    assert missing_feature_bytes(requests, infos, cache, vision=vision) == 0
+
+
+def test_a_checkpoint_is_needed(make_cache):
+    with pytest.raises(ValueError, match=r"model\.path"):
+        make_cache(checkpoint=None)

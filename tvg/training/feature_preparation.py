@@ -1,0 +1,157 @@
+"""Filling a feature cache: workers decode clips, the trunk runs here, on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from tvg.data.cache.features import FeatureCache
+from tvg.data.cache.store import CorruptEntry
+from tvg.data.clip import ClipLoader
+from tvg.data.collate import clip_patches
+from tvg.data.decode import VideoError, VideoInfo
+from tvg.data.preparation import ClipRequest, Prepared, locked
+from tvg.model.policy import Policy
+from tvg.model.vision import encode_trunk
+from tvg.types import EncodedClip, VideoClip
+
+
+def prepare_features(
+    requests: Sequence[ClipRequest],
+    cache: FeatureCache,
+    *,
+    policy: Policy,
+    processor: Any,
+    num_workers: int,
+) -> Prepared:
+    """Computes the features that are missing; may be stopped and started again at any moment.
+
+    Args:
+        requests: the clips, each once.
+        cache: where they go.
+        policy: the model of the cache's checkpoint, on the device that computes.
+        processor: cuts frames into patches.
+        num_workers: processes that decode; 0 decodes in this one.
+
+    Raises:
+        ValueError: another process prepares this folder.
+    """
+    with locked(cache.folder):
+        cache.store.remove_leftovers()
+        present, rebuilt, to_do = _missing(requests, cache)
+        failed: dict[ClipRequest, str] = {}
+        with tqdm(total=len(requests), initial=len(present), unit="video", desc="encoding") as bar:
+            for request, clip in _clips(to_do, cache.loader, num_workers):
+                if isinstance(clip, str):
+                    failed[request] = clip
+                else:
+                    cache.keep(*request, _encode(policy, processor, clip))
+                bar.update()
+        kept = [request for request in requests if request not in failed]
+        num_bytes = sum(cache.store.path(cache.key(*r)).stat().st_size for r in kept)
+    rebuilt_files = [file for request, file in rebuilt.items() if request not in failed]
+    return Prepared(
+        written=len(kept) - len(present) - len(rebuilt_files),
+        present=len(present),
+        rebuilt=rebuilt_files,
+        failures={str(request.path): problem for request, problem in failed.items()},
+        failed=failed,
+        num_bytes=num_bytes,
+    )
+
+
+def missing_feature_bytes(
+    requests: Sequence[ClipRequest],
+    infos: Mapping[Path, VideoInfo | str],
+    cache: FeatureCache,
+    *,
+    vision: Any,
+) -> int:
+    """Returns how large the entries that are missing will be, within 1 KiB each.
+
+    Args:
+        requests: the clips.
+        infos: what each file holds, or what is wrong with it.
+        cache: where they go.
+        vision: the config of the model's vision tower.
+    """
+    total = 0
+    for request in requests:
+        info = infos.get(request.path)
+        try:
+            if isinstance(info, str) or info is None or cache.store.verify(cache.key(*request)):
+                continue
+            num, height, width = cache.loader.frame_count_and_size(
+                info, request.window, request.lead_in
+            )
+        except ValueError:  # damaged, unreadable, or without the window: told when it is loaded
+            continue
+        patches = -(-num // vision.temporal_patch_size) * height * width // vision.patch_size**2
+        total += patches * vision.hidden_size * 2 + 1024
+    return total
+
+
+def _missing(
+    requests: Sequence[ClipRequest], cache: FeatureCache
+) -> tuple[list[ClipRequest], dict[ClipRequest, str], list[ClipRequest]]:
+    """The clips whose entries are whole, the files of damaged ones, and the clips to encode."""
+    present: list[ClipRequest] = []
+    rebuilt: dict[ClipRequest, str] = {}
+    to_do: list[ClipRequest] = []
+    for request in requests:
+        try:
+            is_there = cache.store.verify(cache.key(*request))
+        except CorruptEntry as error:
+            rebuilt[request] = str(error.path)
+            is_there = False
+        except VideoError:
+            is_there = False  # said again, and counted, when it is to be loaded
+        (present if is_there else to_do).append(request)
+    return present, rebuilt, to_do
+
+
+class _Clips(Dataset["_Loaded"]):
+    def __init__(self, requests: Sequence[ClipRequest], loader: ClipLoader) -> None:
+        self.requests, self.loader = requests, loader
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __getitem__(self, index: int) -> _Loaded:
+        try:
+            return _Loaded(self.requests[index], self.loader.load(*self.requests[index]))
+        except VideoError as error:
+            return _Loaded(self.requests[index], error.problem)
+
+
+class _Loaded(NamedTuple):
+    request: ClipRequest
+    clip: VideoClip | str  # what is wrong with it
+
+
+def _clips(
+    requests: Sequence[ClipRequest], loader: ClipLoader, num_workers: int
+) -> Iterator[_Loaded]:
+    options: dict[str, Any] = {"batch_size": None, "num_workers": num_workers}
+    if num_workers > 0:
+        # Decoders hold threads, which do not survive a fork.
+        options |= {"multiprocessing_context": "spawn", "prefetch_factor": 2}
+    return iter(DataLoader(_Clips(requests, loader), **options))
+
+
+def _encode(policy: Policy, processor: Any, clip: VideoClip) -> EncodedClip:
+    pixels, grid_thw = clip_patches([clip], processor)
+    with torch.no_grad():
+        features = encode_trunk(policy.model, pixels.to(policy.device), grid_thw.to(policy.device))
+    return EncodedClip(
+        features=features.to("cpu", torch.bfloat16),
+        grid_thw=grid_thw[0],
+        sampled_fps=clip.sampled_fps,
+        frame_times_s=clip.frame_times_s,
+        duration_s=clip.duration_s,
+    )
