@@ -1,0 +1,222 @@
+"""The annotation files of a data set by split, and mixtures of several sets."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tvg.data.readers.record import ReadResult, merge_reports
+from tvg.types import GroundingExample
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class AnnotationSet:
+    """One data set: which file holds which split, and how the files are read.
+
+    Args:
+        name: of the data set, for reports.
+        reader: given annotation file and video folder, reads one format.
+        world: writes the data where it is to be generated; called by `prepare`.
+        train_file, val_file, test_file: annotation files; None where the set has no such split.
+        annotation_file: stands in place of the file of one split; None: the files as above.
+        annotation_split: that split; None: the one whose file has the same file name (the test
+            split before the validation split before the training split), else the first that the
+            set has, which is "train" where it has none.
+        video_dir: folder with the videos; None: only the annotations are read.
+        extensions: of video files, tried in this order.
+        on_missing: "error" stops at missing videos, "skip" drops their queries and counts.
+
+    Raises:
+        ValueError: `annotation_split` or `on_missing` is none of those named here.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        reader: Callable[..., ReadResult],
+        world: Callable[[], Any] | None,
+        train_file: str | None,
+        val_file: str | None,
+        test_file: str | None,
+        annotation_file: str | None,
+        annotation_split: Split | None,
+        video_dir: str | None,
+        extensions: Sequence[str],
+        on_missing: Literal["error", "skip"],
+    ) -> None:
+        if annotation_split is not None:
+            _check_split("data.annotation_split", annotation_split)
+        if on_missing not in ("error", "skip"):
+            raise ValueError(f"data.on_missing: expected 'error' or 'skip', got {on_missing!r}")
+        self.name = name
+        self.reader = reader
+        self.world = world
+        self.files: dict[Split, str | None] = {
+            "train": train_file,
+            "val": val_file,
+            "test": test_file,
+        }
+        self.annotation_split: Split | None = None  # the split that `annotation_file` is read as
+        if annotation_file is not None:
+            self.annotation_split = annotation_split or split_of_file(annotation_file, self.files)
+            self.files[self.annotation_split] = annotation_file
+        self.video_dir = video_dir
+        self.extensions = tuple(extensions)
+        self.on_missing: Literal["error", "skip"] = on_missing
+
+    def prepare(self) -> None:
+        """Draws the world, where there is one."""
+        if self.world is not None:
+            self.world()
+
+    def read(self, split: Split) -> ReadResult:
+        """Reads a split; defects are repaired for training, left as published for benchmarks.
+
+        Raises:
+            ValueError: there is no such split, or what the reader raises.
+        """
+        _check_split("split", split)
+        file = self.files[split]
+        if file is None:
+            raise ValueError(f"data.{split}_file: {self.name} has no {split} split")
+        return self.reader(
+            Path(file),
+            Path(self.video_dir) if self.video_dir is not None else None,
+            extensions=self.extensions,
+            on_missing=self.on_missing,
+            clamp_ends=split == "train",
+            drop_invalid=split == "train",
+        )
+
+
+def split_of_file(annotation_file: str, files: Mapping[Split, str | None]) -> Split:
+    """Returns the split that a file given by hand stands for; see `AnnotationSet`."""
+    # Test first: releases whose "val" is the test split serve both from one file.
+    for split in reversed(SPLITS):
+        file = files[split]
+        if file is not None and Path(file).name == Path(annotation_file).name:
+            return split
+    return next((split for split in SPLITS if files[split] is not None), "train")
+
+
+def _check_split(key: str, split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"{key}: expected one of {', '.join(SPLITS)}, got {split!r}")
+
+
+class MixedSets:
+    """Several data sets read as one; ids become "set/id", and `extra["set"]` names the set.
+
+    Args:
+        sets: by name.
+        weights: how many times a set's examples stand in a training epoch; of each set. Validation
+            and test serve every set that has the split once, whatever the weights.
+        seed: of the part that a fraction takes.
+
+    Raises:
+        ValueError: no sets, a weight without its set or a set without its weight, a negative
+            weight, or none above 0.
+    """
+
+    def __init__(
+        self, *, sets: Mapping[str, AnnotationSet], weights: Mapping[str, float], seed: int
+    ) -> None:
+        _check_weights(sets, weights)
+        self.sets = dict(sets)
+        self.weights = {name: float(weights[name]) for name in sets}
+        self.seed = seed
+        self.name = " + ".join(sets)
+
+    @property
+    def files(self) -> dict[Split, str | None]:
+        """The files of each split, joined by " + "; None where no set has it."""
+        return {
+            split: " + ".join(str(s.files[split]) for s in self._having(split).values()) or None
+            for split in SPLITS
+        }
+
+    def prepare(self) -> None:
+        for annotation_set in self.sets.values():
+            annotation_set.prepare()
+
+    def read(self, split: Split) -> ReadResult:
+        """Reads a split of every set that has it; in training, as often as its weight says.
+
+        The report is of what the files hold: `num_examples` counts each example once.
+
+        Raises:
+            ValueError: no set has the split, or what a set's reader raises.
+        """
+        _check_split("split", split)
+        having = self._having(split)
+        if not having:
+            raise ValueError(f"data.sets: none of {', '.join(self.sets)} has a {split} split")
+        results = {name: annotation_set.read(split) for name, annotation_set in having.items()}
+        examples: list[GroundingExample] = []
+        for name, result in results.items():
+            named = [_named(example, name) for example in result.examples]
+            if split == "train":
+                weight = self.weights[name]
+                chosen = repeat_by_weight(len(named), weight, self.seed)
+                log.info(
+                    "%s: %d examples, weight %g: %d in an epoch",
+                    name,
+                    len(named),
+                    weight,
+                    len(chosen),
+                )
+                named = [named[index] for index in chosen]
+            examples += named
+        if not examples:
+            raise ValueError(f"data.weights: they leave no example of {self.name} in an epoch")
+        reports = {name: result.report for name, result in results.items()}
+        return ReadResult(examples=examples, report=merge_reports(reports))
+
+    def _having(self, split: Split) -> dict[str, AnnotationSet]:
+        """The sets that have a split; in training only those whose weight is above 0."""
+        return {
+            name: annotation_set
+            for name, annotation_set in self.sets.items()
+            if annotation_set.files[split] is not None
+            and (split != "train" or self.weights[name] > 0)
+        }
+
+
+def repeat_by_weight(num: int, weight: float, seed: int) -> list[int]:
+    """Returns which of `num` examples stand in an epoch: each index `weight` times.
+
+    2.5 gives every index twice and then a random half (rounded, a half up) a third time; every
+    round ascends.
+    """
+    whole = math.floor(weight)
+    rest = math.floor((weight - whole) * num + 0.5)
+    return [*range(num)] * whole + sorted(random.Random(seed).sample(range(num), rest))
+
+
+def _named(example: GroundingExample, name: str) -> GroundingExample:
+    return replace(example, qid=f"{name}/{example.qid}", extra={**example.extra, "set": name})
+
+
+def _check_weights(sets: Mapping[str, AnnotationSet], weights: Mapping[str, float]) -> None:
+    if not sets:
+        raise ValueError("data.sets: expected at least one set, got none")
+    for name, weight in weights.items():
+        if name not in sets:
+            raise ValueError(f"data.weights.{name}: no such set; there are {', '.join(sets)}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"data.weights.{name}: expected 0 or more, got {weight}")
+    for name in sets:
+        if name not in weights:
+            raise ValueError(f"data.weights.{name}: expected a weight for every set, got none")
+    if not any(weight > 0 for weight in weights.values()):
+        raise ValueError(f"data.weights: expected one above 0, got {dict(weights)}")

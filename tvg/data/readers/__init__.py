@@ -1,0 +1,16 @@
+"""From annotation files to grounding examples: one reader per file format, one kind of result.
+
+A reader is a function `(annotation_file, video_dir, *, extensions, on_missing, clamp_ends,
+drop_invalid) -> ReadResult`: it yields queries as its format states them, and
+`tvg.data.readers.rules` decides what becomes of them. Defects known from published files are
+counted and handled as asked for; anything else that does not fit the format stops the reading with
+a ValueError naming the file, the place in it and what was found.
+"""
+
+from tvg.data.readers.charades import read_charades as read_charades
+from tvg.data.readers.record import Defect as Defect
+from tvg.data.readers.record import Query as Query
+from tvg.data.readers.record import ReadError as ReadError
+from tvg.data.readers.record import ReadReport as ReadReport
+from tvg.data.readers.record import ReadResult as ReadResult
+from tvg.data.readers.rules import read_queries as read_queries

@@ -1,0 +1,89 @@
+"""The JSON of Charades-STA, ActivityNet Captions and TimeLens-Bench: lists under video ids."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tvg.data.files import load_json_object, shown
+from tvg.data.readers.fields import get_duration, get_hint, get_object, get_segment, get_text
+from tvg.data.readers.record import Query, ReadResult
+from tvg.data.readers.rules import read_queries
+
+# What other releases call the same; the first name is used in messages where none is there.
+_NAMES = {
+    "timestamps": ("timestamps", "spans"),
+    "sentences": ("sentences", "queries"),
+    "hints": ("hints",),
+}
+
+
+def read_charades(
+    annotation_file: str | os.PathLike[str],
+    video_dir: str | os.PathLike[str] | None,
+    *,
+    extensions: Sequence[str] = ("mp4", "mkv", "webm", "avi"),
+    on_missing: Literal["error", "skip"] = "error",
+    clamp_ends: bool,
+    drop_invalid: bool,
+) -> ReadResult:
+    """Reads {video_id: {"duration", "timestamps": [[s, e], ...], "sentences": [...]}} JSON.
+
+    "video_duration" may stand for "duration", or neither; "spans" for "timestamps", "queries" for
+    "sentences" (TimeLens-Bench); an optional "hints" holds a coarse [s, e], or null, beside each of
+    "timestamps". Other keys are passed over. A query's id is "video_id:index", the index counting
+    the file's own list. For the rest see `tvg.data.readers.rules.read_queries`.
+
+    Raises:
+        ValueError: the file is missing, no JSON, of another shape, or leaves no example.
+    """
+    path = Path(annotation_file)
+    return read_queries(
+        path,
+        _queries(path),
+        video_dir,
+        extensions=extensions,
+        on_missing=on_missing,
+        clamp_ends=clamp_ends,
+        drop_invalid=drop_invalid,
+    )
+
+
+def _queries(path: Path) -> Iterator[Query]:
+    for video, entry in load_json_object(path).items():
+        where = f"{path}: id {video!r}"
+        entry = get_object(where, entry, "duration, timestamps and sentences")
+        duration_s = get_duration(where, entry)
+        lists = _lists(where, entry)
+        names = {key: name for key, (name, _) in lists.items()}
+        spans, sentences = lists["timestamps"][1], lists["sentences"][1]
+        hints = lists["hints"][1] if "hints" in lists else [None] * len(spans)
+        for index, (span, sentence, hint) in enumerate(zip(spans, sentences, hints, strict=True)):
+            yield Query(
+                qid=f"{video}:{index}",
+                video=video,
+                sentence=get_text(f"{where}: {names['sentences']}[{index}]", sentence),
+                segment=get_segment(f"{where}: {names['timestamps']}[{index}]", span),
+                duration_s=duration_s,
+                hint=get_hint(f"{where}: hints[{index}]", hint, duration_s),
+            )
+
+
+def _lists(where: str, entry: dict[str, Any]) -> dict[str, tuple[str, list[Any]]]:
+    """Returns name and content of a video's lists, which are of equal lengths."""
+    lists: dict[str, tuple[str, list[Any]]] = {}
+    for key, names in _NAMES.items():
+        name = next((name for name in names if name in entry), names[0])
+        value = entry.get(name)
+        if key == "hints" and value is None:
+            continue
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: expected a list as {name}, got {shown(value)}")
+        lists[key] = (name, value)
+    lengths = {name: len(value) for name, value in lists.values()}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise ValueError(f"{where}: expected lists of one length, got {counts}")
+    return lists

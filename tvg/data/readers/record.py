@@ -1,0 +1,118 @@
+"""What a reader makes of an annotation file: queries, then examples and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tvg.types import GroundingExample, Segment
+
+NUM_EXAMPLE_IDS = 5  # that a report keeps per defect
+LATE_ENDS_S = (0.0, 1e-6, 0.5, 1.0)  # a rounding, a slip, a mistake: ends later than the video's
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """One query as the file states it; times in seconds, from the window's start."""
+
+    qid: str
+    video: str
+    sentence: str  # stripped
+    segment: Segment
+    duration_s: float | None  # of the window, where there is one
+    window: Segment | None = None
+    difficulty: float | None = None
+    prediction: Segment | None = None
+    hint: Segment | None = None
+    extra: Mapping[str, str | float] = field(default_factory=dict)
+    num_spans: int = 1  # `segment` is the first of so many
+
+
+@dataclass(kw_only=True)
+class Defect:
+    """One kind of defect: how often it was met, what was done, and the first ids."""
+
+    action: str  # "dropped", "clamped", "skipped", "renamed" or "kept"
+    count: int = 0
+    example_ids: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class ReadReport:
+    """What a reader met in one file, or in the files of several sets.
+
+    Every query is looked at, whatever becomes of it, and one with two defects is counted under
+    both. `num_queries == num_examples + sum(dropped.values())`.
+    """
+
+    annotation_file: Path | str  # where sets are mixed: all of them, joined by " + "
+    num_videos: int = 0
+    num_queries: int = 0  # as read
+    num_examples: int = 0  # what is left
+    defects: dict[str, Defect] = field(default_factory=dict)
+    # seconds behind the video's end -> queries that end later than so
+    late_ends: dict[str, int] = field(
+        default_factory=lambda: {f"{late_s:g}": 0 for late_s in LATE_ENDS_S}
+    )
+    repaired: dict[str, int] = field(default_factory=dict)  # reason -> queries kept, but changed
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> queries; each under one only
+    missing: list[str] = field(default_factory=list)  # videos without a file, each once
+
+    def add(self, name: str, qid: str, action: str) -> None:
+        """Counts a defect."""
+        defect = self.defects.setdefault(name, Defect(action=action))
+        defect.count += 1
+        if len(defect.example_ids) < NUM_EXAMPLE_IDS:
+            defect.example_ids.append(qid)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.annotation_file}: {self.num_examples} examples from {self.num_queries} queries "
+            f"on {self.num_videos} videos"
+        ]
+        for name, defect in self.defects.items():
+            more = ", ..." if defect.count > len(defect.example_ids) else ""
+            lines.append(
+                f"  {defect.count} {name}, {defect.action}: {', '.join(defect.example_ids)}{more}"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadResult:
+    """The examples of one file, in its order, and what was met on the way."""
+
+    examples: list[GroundingExample]
+    report: ReadReport
+
+
+class ReadError(ValueError):
+    """Videos are missing, or nothing is left to use; `report` says what was met all the same."""
+
+    def __init__(self, message: str, report: ReadReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+def merge_reports(reports: Mapping[str, ReadReport]) -> ReadReport:
+    """Returns the sums of several sets' reports; ids are told apart as "set/id"."""
+    total = ReadReport(annotation_file=" + ".join(str(r.annotation_file) for r in reports.values()))
+    for name, report in reports.items():
+        total.num_videos += report.num_videos
+        total.num_queries += report.num_queries
+        total.num_examples += report.num_examples
+        total.missing += [f"{name}/{video}" for video in report.missing]
+        for counts, more in (
+            (total.late_ends, report.late_ends),
+            (total.repaired, report.repaired),
+            (total.dropped, report.dropped),
+        ):
+            for reason, count in more.items():
+                counts[reason] = counts.get(reason, 0) + count
+        for what, defect in report.defects.items():
+            merged = total.defects.setdefault(what, Defect(action=defect.action))
+            merged.count += defect.count
+            merged.example_ids += [f"{name}/{qid}" for qid in defect.example_ids]
+            del merged.example_ids[NUM_EXAMPLE_IDS:]
+    return total
