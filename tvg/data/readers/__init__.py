@@ -8,9 +8,15 @@ a ValueError naming the file, the place in it and what was found.
 """
 
 from tvg.data.readers.charades import read_charades as read_charades
+from tvg.data.readers.charades_txt import read_charades_txt as read_charades_txt
+from tvg.data.readers.jsonl import read_custom as read_custom
+from tvg.data.readers.jsonl import read_jsonl as read_jsonl
 from tvg.data.readers.record import Defect as Defect
 from tvg.data.readers.record import Query as Query
 from tvg.data.readers.record import ReadError as ReadError
 from tvg.data.readers.record import ReadReport as ReadReport
 from tvg.data.readers.record import ReadResult as ReadResult
 from tvg.data.readers.rules import read_queries as read_queries
+from tvg.data.readers.time_r1 import read_time_r1 as read_time_r1
+from tvg.data.readers.timelens import read_timelens_100k as read_timelens_100k
+from tvg.data.readers.tvgbench import read_tvgbench as read_tvgbench

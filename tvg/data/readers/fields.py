@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tvg.data.files import shown
@@ -100,6 +100,22 @@ def get_extra(entry: Mapping[str, Any], known: Collection[str]) -> dict[str, str
         for key, value in entry.items()
         if key not in known and (isinstance(value, str) or is_number(value))
     }
+
+
+def get_qid(where: str, value: Any, otherwise: str) -> str:
+    """Returns the id that the file states, a text or a whole number, or else the other one."""
+    if value is None:
+        return otherwise
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return get_name(where, value)
+
+
+def without_extension(video: str, extensions: Sequence[str]) -> str:
+    """Returns a video's id or path without the extension of a video file; other dots are kept."""
+    stem, dot, extension = video.rpartition(".")
+    suffixes = {known.lower().lstrip(".") for known in extensions}
+    return stem if dot and stem and extension.lower() in suffixes else video
 
 
 class QueryIds:

@@ -1,0 +1,87 @@
+"""The training list of Time-R1: queries with clip windows and an earlier model's predictions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from tvg.data.files import load_json_list
+from tvg.data.readers.fields import (
+    QueryIds,
+    get_duration,
+    get_extra,
+    get_name,
+    get_object,
+    get_optional_number,
+    get_optional_segment,
+    get_qid,
+    get_segment,
+    get_text,
+    get_window,
+    without_extension,
+)
+from tvg.data.readers.record import Query, ReadResult
+from tvg.data.readers.rules import read_queries
+
+_KNOWN = (
+    *("video", "sentence", "timestamp", "duration", "video_duration", "qid"),
+    *("video_start", "video_end", "difficulty", "pred"),
+)
+
+
+def read_time_r1(
+    annotation_file: str | os.PathLike[str],
+    video_dir: str | os.PathLike[str] | None,
+    *,
+    extensions: Sequence[str] = ("mp4", "mkv", "webm", "avi"),
+    on_missing: Literal["error", "skip"] = "error",
+    clamp_ends: bool,
+    drop_invalid: bool,
+) -> ReadResult:
+    """Reads a JSON list of {"video", "sentence", "timestamp": [s, e], ...}.
+
+    May be there: "duration" (of the window), "qid", "video_start" and "video_end" (the window, in
+    the file's seconds), "difficulty" (100 * IoU of a model's prediction) and "pred", that
+    prediction. "video" is a path: it is looked for as it stands in `video_dir`, then by its file
+    name. Other numbers and texts go to `extra`. For the rest see
+    `tvg.data.readers.rules.read_queries`.
+
+    Raises:
+        ValueError: the file is missing, no JSON, of another shape, or leaves no example.
+    """
+    path = Path(annotation_file)
+    return read_queries(
+        path,
+        _queries(path, extensions),
+        video_dir,
+        extensions=extensions,
+        on_missing=on_missing,
+        clamp_ends=clamp_ends,
+        drop_invalid=drop_invalid,
+    )
+
+
+def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
+    ids = QueryIds()
+    for index, entry in enumerate(load_json_list(path)):
+        where = f"{path}: entry {index}"
+        entry = get_object(where, entry, "video, timestamp and sentence")
+        video = get_name(f"{where}: video", entry.get("video"))
+        window = get_window(
+            f"{where}: video_start and video_end", entry.get("video_start"), entry.get("video_end")
+        )
+        duration_s = get_duration(where, entry)
+        own_qid = ids.next(without_extension(Path(video).name, extensions))
+        yield Query(
+            qid=get_qid(f"{where}: qid", entry.get("qid"), own_qid),
+            video=video,
+            sentence=get_text(f"{where}: sentence", entry.get("sentence")),
+            segment=get_segment(f"{where}: timestamp", entry.get("timestamp")),
+            duration_s=window.length_s if duration_s is None and window else duration_s,
+            window=window,
+            difficulty=get_optional_number(f"{where}: difficulty", entry.get("difficulty")),
+            prediction=get_optional_segment(f"{where}: pred", entry.get("pred")),
+            extra=get_extra(entry, _KNOWN),
+        )

@@ -1,0 +1,90 @@
+"""TimeLens-100K: a line a video, with its events; `read_charades` reads TimeLens-Bench."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tvg.data.files import load_json_lines, shown
+from tvg.data.readers.fields import (
+    QueryIds,
+    get_duration,
+    get_extra,
+    get_name,
+    get_object,
+    get_segment,
+    get_text,
+    without_extension,
+)
+from tvg.data.readers.record import Query, ReadResult
+from tvg.data.readers.rules import read_queries
+from tvg.types import Segment
+
+_KNOWN_OF_VIDEO = ("video_path", "duration", "video_duration", "events")
+_KNOWN_OF_EVENT = ("query", "span")
+
+
+def read_timelens_100k(
+    annotation_file: str | os.PathLike[str],
+    video_dir: str | os.PathLike[str] | None,
+    *,
+    extensions: Sequence[str] = ("mp4", "mkv", "webm", "avi"),
+    on_missing: Literal["error", "skip"] = "error",
+    clamp_ends: bool,
+    drop_invalid: bool,
+) -> ReadResult:
+    """Reads lines {"video_path", "duration", "source", "events": [{"query", "span"}, ...]}.
+
+    A span is [s, e], or a list of such: an event of several spans has no single answer, so it is
+    left out of training; a benchmark keeps the first. "video_path" is looked for as it stands in
+    `video_dir`, then by its file name. "source" and other numbers and texts, of the video and of
+    the event, go to `extra`. A query's id is "video_path:index", without the extension. For the
+    rest see `tvg.data.readers.rules.read_queries`.
+
+    Raises:
+        ValueError: the file is missing, no JSON lines, of another shape, or leaves no example.
+    """
+    path = Path(annotation_file)
+    return read_queries(
+        path,
+        _queries(path, extensions),
+        video_dir,
+        extensions=extensions,
+        on_missing=on_missing,
+        clamp_ends=clamp_ends,
+        drop_invalid=drop_invalid,
+    )
+
+
+def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
+    ids = QueryIds()
+    for number, entry in load_json_lines(path):
+        where = f"{path}: line {number}"
+        entry = get_object(where, entry, "video_path, duration and events")
+        video = get_name(f"{where}: video_path", entry.get("video_path"))
+        duration_s = get_duration(where, entry)
+        events = entry.get("events")
+        if not isinstance(events, list):
+            raise ValueError(f"{where}: expected a list as events, got {shown(events)}")
+        extra = get_extra(entry, _KNOWN_OF_VIDEO)
+        for index, event in enumerate(events):
+            place = f"{where}: events[{index}]"
+            event = get_object(place, event, "query and span")
+            spans = _spans(f"{place}: span", event.get("span"))
+            yield Query(
+                qid=ids.next(without_extension(video, extensions)),
+                video=video,
+                sentence=get_text(f"{place}: query", event.get("query")),
+                segment=spans[0],
+                duration_s=duration_s,
+                extra={**extra, **get_extra(event, _KNOWN_OF_EVENT)},
+                num_spans=len(spans),
+            )
+
+
+def _spans(where: str, value: Any) -> list[Segment]:
+    if isinstance(value, list) and value and all(isinstance(span, list) for span in value):
+        return [get_segment(where, span) for span in value]
+    return [get_segment(where, value)]

@@ -1,0 +1,100 @@
+"""TVGBench: queries of 11 types from five sources, some on a window of their video."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tvg.data.files import load_json_list, shown
+from tvg.data.readers.fields import (
+    QueryIds,
+    get_duration,
+    get_extra,
+    get_name,
+    get_object,
+    get_text,
+    get_window,
+    without_extension,
+)
+from tvg.data.readers.record import Query, ReadResult
+from tvg.data.readers.rules import read_queries
+from tvg.types import Segment
+
+_KNOWN = (
+    *("path", "question", "answer", "start", "end", "duration", "video_duration"),
+    # The type is "video temporal grounding" throughout; the name repeats the source, not always.
+    *("qsemtype", "source", "question_type", "dataset_name"),
+)
+_NUMBER = r"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?"
+_ANSWER = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*")
+
+
+def read_tvgbench(
+    annotation_file: str | os.PathLike[str],
+    video_dir: str | os.PathLike[str] | None,
+    *,
+    extensions: Sequence[str] = ("mp4", "mkv", "webm", "avi"),
+    on_missing: Literal["error", "skip"] = "error",
+    clamp_ends: bool,
+    drop_invalid: bool,
+) -> ReadResult:
+    """Reads a JSON list of {"path", "question", "answer": "s-e", ...}.
+
+    May be there: "duration" (of the window), "start" and "end" (the window, in the file's seconds),
+    "qsemtype" and "source", which become "query_type" and "source" in `extra`. A query's id is
+    "VIDEO:index", the index counting the file's own queries on that video. "path" is looked for as
+    it stands in `video_dir`, then by its file name. For the rest see
+    `tvg.data.readers.rules.read_queries`.
+
+    Raises:
+        ValueError: the file is missing, no JSON, of another shape, or leaves no example.
+    """
+    path = Path(annotation_file)
+    return read_queries(
+        path,
+        _queries(path, extensions),
+        video_dir,
+        extensions=extensions,
+        on_missing=on_missing,
+        clamp_ends=clamp_ends,
+        drop_invalid=drop_invalid,
+    )
+
+
+def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
+    ids = QueryIds()
+    for index, entry in enumerate(load_json_list(path)):
+        where = f"{path}: entry {index}"
+        entry = get_object(where, entry, "path, question and answer")
+        video = get_name(f"{where}: path", entry.get("path"))
+        window = get_window(f"{where}: start and end", entry.get("start"), entry.get("end"))
+        duration_s = get_duration(where, entry)
+        yield Query(
+            qid=ids.next(without_extension(Path(video).name, extensions)),
+            video=video,
+            sentence=get_text(f"{where}: question", entry.get("question")),
+            segment=_answer(f"{where}: answer", entry.get("answer")),
+            duration_s=window.length_s if duration_s is None and window else duration_s,
+            window=window,
+            extra={**get_extra(entry, _KNOWN), **_type_and_source(where, entry)},
+        )
+
+
+def _answer(where: str, value: Any) -> Segment:
+    match = _ANSWER.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{where}: expected 'start-end' in seconds, got {shown(value)}")
+    return Segment(float(match[1]), float(match[2]))
+
+
+def _type_and_source(where: str, entry: dict[str, Any]) -> dict[str, str]:
+    result: dict[str, str] = {}
+    if entry.get("qsemtype") is not None:
+        result["query_type"] = get_name(f"{where}: qsemtype", entry["qsemtype"])
+    if entry.get("source") is not None:
+        # A path on the authors' disk, of the file that the query was taken from.
+        result["source"] = Path(get_name(f"{where}: source", entry["source"])).stem
+    return result
