@@ -264,7 +264,7 @@ def test_a_window_that_fits_in_no_way_is_refused(
 
 @pytest.mark.parametrize(
     ("length_s", "fps", "expected"),
-    [(0.5, 25.0, 12), (0.53, 25.0, 13), (0.0, 25.0, 0), (3, 1.0, 3)],
+    [(0.5, 25.0, 12), (0.55, 25.0, 14), (0.0, 25.0, 0), (3, 1.0, 3)],
 )
 def test_lead_in_takes_whole_frames(length_s: float, fps: float, expected: int) -> None:
     assert num_lead_in_frames(LeadIn(length_s, "blank", 0), fps) == expected
