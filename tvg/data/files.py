@@ -148,7 +148,7 @@ def load_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 is_empty = False
-                yield number, parse_json(f"{path}: line {number}", line)
+                yield number, _parse(f"{path}: line {number}", line.strip(), is_line=True)
     if is_empty:
         raise ValueError(f"{path}: the annotation file is empty; expected one JSON object a line")
 
@@ -158,30 +158,33 @@ def _load_json(path: Path) -> Any:
         text = file.read()
     if not text.strip():
         raise ValueError(f"{path}: the annotation file is empty; expected JSON")
-    return parse_json(str(path), text)
+    return _parse(str(path), text)
 
 
-def parse_json(where: str, text: str) -> Any:
-    """Returns the content of a JSON text.
-
-    Raises:
-        ValueError: no JSON, or a key stands twice in one object; the message begins with `where`.
-    """
+def _parse(where: str, text: str, *, is_line: bool = False) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _object(where, pairs))
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from None
+        line = "" if is_line else f"line {error.lineno}, "
+        raise ValueError(f"{where}: not JSON: {error.msg} at {line}column {error.colno}") from None
+    except _KeyStandsTwiceError as error:
+        raise ValueError(f"{where}: the key {error} stands twice in one JSON object") from None
 
 
-def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class _KeyStandsTwiceError(Exception):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{where}: the key {twice!r} stands twice in one JSON object")
+        raise _KeyStandsTwiceError(repr(twice))
     return result
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # one for all lines: it costs to make
 
 
 def shown(value: Any) -> str:

@@ -114,8 +114,10 @@ def get_qid(where: str, value: Any, otherwise: str) -> str:
 def without_extension(video: str, extensions: Sequence[str]) -> str:
     """Returns a video's id or path without the extension of a video file; other dots are kept."""
     stem, dot, extension = video.rpartition(".")
-    suffixes = {known.lower().lstrip(".") for known in extensions}
-    return stem if dot and stem and extension.lower() in suffixes else video
+    if not (stem and dot):
+        return video
+    is_known = extension.lower() in (known.lower().lstrip(".") for known in extensions)
+    return stem if is_known else video
 
 
 class QueryIds:

@@ -1,0 +1,151 @@
+"""How long reading 100,000 annotations takes, and how much memory: goal < 5 s and < 500 MB.
+
+    python experiments/benchmarks/read_annotations.py
+
+Writes made-up annotations in three formats, with the videos' (empty) files, and reads each in a
+process of its own, by the rules of training. Seconds are of the reader alone; memory is the
+process's peak, and what of it the reading added to the imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+QUERIES_PER_VIDEO = 5
+WORDS = (
+    "a",
+    "person",
+    "opens",
+    "the",
+    "door",
+    "walks",
+    "slowly",
+    "with",
+    "red",
+    "cup",
+    "of",
+    "tea",
+)
+
+# Run in a process of its own. The libraries that `tvg.types` needs, torch above all, take memory
+# before anything is read, so what the reading adds is told apart.
+READ = """
+import json, resource, sys, time
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+from tvg.data import readers
+before_mib, started, started_cpu = peak_mib(), time.perf_counter(), time.process_time()
+result = getattr(readers, sys.argv[1])(
+    sys.argv[2], sys.argv[3], clamp_ends=True, drop_invalid=True
+)
+print(json.dumps({
+    "seconds": time.perf_counter() - started,
+    "cpu_seconds": time.process_time() - started_cpu,
+    "examples": len(result.examples),
+    "before_mib": before_mib,
+    "peak_mib": peak_mib(),
+}))
+"""
+
+
+def draw_videos(num_queries: int, rng: random.Random) -> dict[str, dict[str, list[Any] | float]]:
+    videos: dict[str, dict[str, list[Any] | float]] = {}
+    for index in range(num_queries // QUERIES_PER_VIDEO):
+        duration_s = round(rng.uniform(10, 300), 2)
+        starts_s = [round(rng.uniform(0, 0.8) * duration_s, 2) for _ in range(QUERIES_PER_VIDEO)]
+        videos[f"v{index:06d}"] = {
+            "duration": duration_s,
+            # One in five ends late, as in Charades-STA.
+            "timestamps": [
+                [s, round(s + rng.uniform(0.05, 0.25) * duration_s, 2)] for s in starts_s
+            ],
+            "sentences": [" ".join(rng.choices(WORDS, k=12)) + "." for _ in starts_s],
+        }
+    return videos
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_charades(path: Path, videos: dict[str, Any]) -> None:
+    path.write_text(json.dumps(videos))
+
+
+def write_jsonl(path: Path, videos: dict[str, Any]) -> None:
+    write_lines(
+        path,
+        [
+            {
+                "video": f"{video}.mp4",
+                "query": sentence,
+                "segment": segment,
+                "duration": entry["duration"],
+                "pass_rate": 0.25,
+            }
+            for video, entry in videos.items()
+            for segment, sentence in zip(entry["timestamps"], entry["sentences"], strict=True)
+        ],
+    )
+
+
+def write_timelens(path: Path, videos: dict[str, Any]) -> None:
+    write_lines(
+        path,
+        [
+            {
+                "source": "drawn",
+                "video_path": f"{video}.mp4",
+                "duration": entry["duration"],
+                "events": [
+                    {"query": sentence, "span": [segment]}
+                    for segment, sentence in zip(
+                        entry["timestamps"], entry["sentences"], strict=True
+                    )
+                ],
+            }
+            for video, entry in videos.items()
+        ],
+    )
+
+
+FORMATS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+    "read_charades": write_charades,
+    "read_jsonl": write_jsonl,
+    "read_timelens_100k": write_timelens,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num-queries", type=int, default=100_000)
+    args = parser.parse_args()
+    videos = draw_videos(args.num_queries, random.Random(0))
+    with tempfile.TemporaryDirectory() as name:
+        video_dir = Path(name) / "videos"
+        video_dir.mkdir()
+        for video in videos:
+            (video_dir / f"{video}.mp4").touch()
+        for reader, write in FORMATS.items():
+            path = Path(name) / reader
+            write(path, videos)
+            command = [sys.executable, "-c", READ, reader, str(path), str(video_dir)]
+            found = json.loads(subprocess.check_output(command))
+            print(
+                f"{reader}: {found['examples']:,} examples in {found['seconds']:.2f} s "
+                f"({found['cpu_seconds']:.2f} s of CPU), "
+                f"{found['peak_mib'] - found['before_mib']:.0f} MiB more than before reading, "
+                f"peak of the process {found['peak_mib']:.0f} MiB"
+            )
+
+
+if __name__ == "__main__":
+    main()
