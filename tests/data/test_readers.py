@@ -205,42 +205,6 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         read_charades(tmp_path / "binary.json", None, **TRAINING)
 
 
-# The public files, by the counts of the facts page: videos, queries, late, reversed, beyond.
-PUBLIC = {
-    "charades_sta/train.json": (5338, 12408, 1789, 4, 3),
-    "charades_sta/val.json": (1334, 3720, 562, 0, 0),
-    "activitynet/train.json": (10009, 37421, 261, 4, 0),
-    "activitynet/val_2.json": (4885, 17031, 111, 0, 0),
-}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "activitynet/train.json" else [])
-        for name in PUBLIC
-    ],
-)
-def test_public_files(name: str, shared_dir: Path) -> None:
-    num_videos, num_queries, late, empty, beyond = PUBLIC[name]
-    path = shared_dir / "data" / name
-    training = read_charades(path, None, **TRAINING)
-    assert training.report.num_videos == num_videos
-    assert training.report.num_queries == num_queries
-    assert len(training.examples) == training.report.num_examples == num_queries - empty
-    found = {key: count for key, (count, _) in counts(training.report).items()}
-    assert found.get("ending behind the video's end", 0) == late
-    assert found.get("with start >= end", 0) == empty
-    assert found.get("starting behind the video's end", 0) == beyond
-    for example in training.examples:
-        assert example.segment is not None
-        assert example.duration_s is not None
-        assert 0 <= example.segment.start_s < example.segment.end_s <= example.duration_s
-    benchmark = read_charades(path, None, **BENCHMARK)
-    assert len(benchmark.examples) == num_queries
-    assert len({example.qid for example in benchmark.examples}) == num_queries
-
-
 def test_public_example_with_its_video(shared_dir: Path) -> None:
     result = read_charades(
         shared_dir / "data" / "charades_sta" / "val.json",

@@ -1,0 +1,108 @@
+"""Videos found by id or path; texts opened with errors that name them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tvg.data.files import VideoFinder, load_json_lines, load_json_list
+
+EXTENSIONS = ("mp4", "mkv", "webm", "avi")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "videos"
+    (folder / "part").mkdir(parents=True)
+    for name in ("aB.mp4", "Ab.mp4", "c.MKV", "d.e.webm", "f.avi", "f.mkv", "part/g.mp4"):
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("video", "file"),
+    [
+        ("aB", "aB.mp4"),
+        ("Ab", "Ab.mp4"),  # two videos whose ids differ in nothing but case
+        ("c", "c.MKV"),
+        ("C", "c.MKV"),
+        ("d.e", "d.e.webm"),
+        ("f", "f.mkv"),  # mkv comes before avi
+        ("f.avi", "f.avi"),  # the extension that is stated comes first
+        ("f.mp4", "f.mkv"),  # another download of the same video
+        ("part/g.mp4", "part/g.mp4"),
+        ("part/g", "part/g.mp4"),
+        ("./elsewhere/clips/f.avi", "f.avi"),  # a path of another disk: by its name
+        ("/elsewhere/c.mkv", "c.MKV"),
+        ("g.mp4", None),  # sub-folders are looked into only where the path says so
+        ("d", None),
+        ("none", None),
+        ("elsewhere/none.mp4", None),
+    ],
+)
+def test_a_video_is_found(folder: Path, video: str, file: str | None) -> None:
+    expected = None if file is None else folder / file
+    assert VideoFinder(folder, EXTENSIONS).find(video) == expected
+
+
+def test_a_path_counts_before_its_name(folder: Path) -> None:
+    (folder / "g.mp4").touch()
+    assert VideoFinder(folder, EXTENSIONS).find("part/g.mp4") == folder / "part" / "g.mp4"
+    absolute = folder / "part" / "g.mp4"
+    assert VideoFinder(folder, EXTENSIONS).find(str(absolute)) == absolute
+
+
+def test_what_was_looked_for_is_told(folder: Path) -> None:
+    finder = VideoFinder(folder, EXTENSIONS)
+    assert finder.looked_for("./far/x.mp4") == f"{folder}/x.{{mp4,mkv,webm,avi}}"
+
+
+def test_each_folder_is_listed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    listed: list[Path] = []
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(Path(path)) or listdir(path))
+    finder = VideoFinder(folder, EXTENSIONS)
+    for video in ("part/g", "part/x", "aB", "none"):
+        finder.find(video)
+    assert listed == [folder, folder / "part"]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('\ufeff{"a": 1}\r\n\n   \n[2]\n', encoding="utf-8")
+    assert list(load_json_lines(path)) == [(1, {"a": 1}), (4, [2])]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "is empty; expected one JSON object a line"),
+        (" \n\n", "is empty"),
+        ('{}\n{"a":\n', r"line 2: not JSON: Expecting value at column 6$"),
+        ('{}\n\n{"a": 1, "a": 2}', "line 3: the key 'a' stands twice"),
+    ],
+)
+def test_bad_json_lines_are_named(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=problem) as caught:
+        list(load_json_lines(path))
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[]", "holds an empty list"),
+        ('{"a": []}', "expected a JSON list of queries, got dict"),
+        ("[1,\n 2", "not JSON: .* at line 2, column 3"),
+    ],
+)
+def test_bad_lists_are_named(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=problem):
+        load_json_list(path)

@@ -1,0 +1,101 @@
+"""The public files, by the counts and the table of defects of the facts page, to the last one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tvg.data.readers import ReadResult, read_charades, read_time_r1, read_tvgbench
+
+LATE = "ending behind the video's end"
+EMPTY = "with start >= end"
+BEHIND = "starting behind the video's end"
+
+READERS = {
+    "charades_sta/train.json": read_charades,
+    "charades_sta/val.json": read_charades,
+    "activitynet/train.json": read_charades,
+    "activitynet/val_2.json": read_charades,
+    "timer1/train_2k5.json": read_time_r1,
+    "timer1/tvgbench.json": read_tvgbench,
+}
+
+# Videos, queries; ends late by more than 0, 1e-6, 0.5 and 1 s; reversed or empty; start beyond.
+# The page gives 1e-6 apart only where it differs, and 2,475 files of TimeRFT; 462 of TVGBench and
+# the videos of the others are counted here.
+TABLE = {
+    "charades_sta/train.json": (5338, 12408, (1789, 1789, 1546, 671), 4, 3),
+    "charades_sta/val.json": (1334, 3720, (562, 562, 514, 228), 0, 0),
+    "activitynet/train.json": (10009, 37421, (261, 29, 0, 0), 4, 0),
+    "activitynet/val_2.json": (4885, 17031, (111, 1, 0, 0), 0, 0),
+    "timer1/train_2k5.json": (2475, 2500, (48, 34, 31, 29), 0, 0),
+    "timer1/tvgbench.json": (462, 800, (27, 27, 21, 10), 11, 0),
+}
+
+
+def read(name: str, shared_dir: Path, *, training: bool) -> ReadResult:
+    path = shared_dir / "data" / name
+    return READERS[name](path, None, clamp_ends=training, drop_invalid=training)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "benchmark"])
+@pytest.mark.parametrize("name", TABLE)
+def test_the_table_of_defects(name: str, training: bool, shared_dir: Path) -> None:
+    num_videos, num_queries, late, empty, behind = TABLE[name]
+    result = read(name, shared_dir, training=training)
+    report = result.report
+    assert (report.num_videos, report.num_queries) == (num_videos, num_queries)
+    assert tuple(report.late_ends.items()) == tuple(
+        zip(("0", "1e-06", "0.5", "1"), late, strict=True)
+    )
+    expected = {LATE: late[0], EMPTY: empty, BEHIND: behind}
+    assert {what: defect.count for what, defect in report.defects.items()} == {
+        what: count for what, count in expected.items() if count
+    }
+    assert len({example.qid for example in result.examples}) == len(result.examples)
+    if training:
+        assert report.dropped == ({EMPTY: empty} if empty else {})
+        # A late end is repaired unless its query was dropped: those behind the end are reversed.
+        assert report.repaired == {LATE: late[0] - behind}
+        assert len(result.examples) == report.num_examples == num_queries - empty
+        for example in result.examples:
+            assert example.segment is not None
+            assert example.duration_s is not None
+            assert 0 <= example.segment.start_s < example.segment.end_s <= example.duration_s
+    else:
+        assert report.dropped == report.repaired == {}
+        assert len(result.examples) == report.num_examples == num_queries
+
+
+def test_time_r1_in_full(shared_dir: Path) -> None:
+    examples = read("timer1/train_2k5.json", shared_dir, training=True).examples
+    windows = [example.window for example in examples if example.window is not None]
+    assert len(windows) == 665
+    assert sum(window.start_s > 0 for window in windows) == 479
+    assert all(example.prediction is not None for example in examples)
+    assert all(0 < (example.difficulty or 0) <= 100 for example in examples)
+    for example in examples:
+        if example.window is not None:
+            assert example.duration_s == pytest.approx(example.window.length_s, abs=1e-9)
+    assert examples[0].qid.startswith("my|cosmo|QtWT8rxUuNk|A purple hanger")
+    assert examples[0].difficulty == 50.0
+    assert examples[0].prediction == (0, 3)
+
+
+def test_tvgbench_in_full(shared_dir: Path) -> None:
+    examples = read("timer1/tvgbench.json", shared_dir, training=False).examples
+    assert sum(example.window is not None for example in examples) == 252
+    assert len({example.extra["query_type"] for example in examples}) == 11
+    assert Counter(example.extra["source"] for example in examples) == {
+        "tacos_val": 168,
+        "anet_test": 168,
+        "nlq_r1_val": 168,
+        "hirest_formated_moment_evaluation_gt": 158,
+        "Charades_sta_test": 138,
+    }
+    assert {frozenset(example.extra) for example in examples} == {
+        frozenset({"query_type", "source"})
+    }
+    assert (examples[0].qid, examples[0].segment) == ("KWZSA:0", (13.4, 28.1))
