@@ -123,6 +123,26 @@ class PromptBatch(_Batch):
             duration_s=self.duration_s[start:stop],
         )
 
+    def repeat(self, num: int) -> PromptBatch:
+        """Every prompt `num` times in a row, each with a copy of its clip."""
+        rows = [self.rows(index, index + 1) for index in range(len(self)) for _ in range(num)]
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(row, name) for row in rows])
+
+        return PromptBatch(
+            input_ids=joined("input_ids"),
+            attention_mask=joined("attention_mask"),
+            pixel_values_videos=None
+            if self.pixel_values_videos is None
+            else joined("pixel_values_videos"),
+            video_features=None if self.video_features is None else joined("video_features"),
+            video_grid_thw=joined("video_grid_thw"),
+            sampled_fps=joined("sampled_fps"),
+            examples=[example for row in rows for example in row.examples],
+            duration_s=joined("duration_s"),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutBatch(_Batch):

@@ -30,15 +30,15 @@ def repeated(
     completion_mask: Tensor,
     group_size: int,
 ) -> Tensor:
-    """Every completion behind its own copy of the prompt, in padded rows of P + C tokens."""
-    positions = policy.position_ids(prompts).repeat_interleave(group_size, dim=1)
+    """Every completion behind its own copy of prompt and video, in padded rows of P + C tokens."""
+    copies = prompts.repeat(group_size)
+    positions = policy.position_ids(copies)
     behind = extend_positions(positions[..., -1], completion_ids.shape[1])
-    prompt_mask = prompts.attention_mask.repeat_interleave(group_size, dim=0)
-    embeds = policy.embed_prompts(prompts).repeat_interleave(group_size, dim=0)
+    embeds = policy.embed_prompts(copies)
     completion_embeds = policy.model.get_input_embeddings()(completion_ids)
     states: Tensor = policy.model.model.language_model(
         inputs_embeds=torch.cat([embeds, completion_embeds], dim=1),
-        attention_mask=torch.cat([prompt_mask, completion_mask], dim=1),
+        attention_mask=torch.cat([copies.attention_mask, completion_mask], dim=1),
         position_ids=torch.cat([positions, behind], dim=-1),
         use_cache=False,
     ).last_hidden_state

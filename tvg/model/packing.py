@@ -29,7 +29,9 @@ class PackedRow:
     num_tokens: int  # T
     prompt_places: Tensor  # int64 [real prompt tokens], prompt after prompt
     completion_places: Tensor  # int64 [M], completion after completion
-    sources: Tensor  # int64 [M]: the place from which each completion token is predicted
+    # int64 [K], ascending: places whose last states are read, prompts' ends among them
+    needed: Tensor
+    sources: Tensor  # int64 [M]: which of the K predicts each completion token
     groups: list[Group]
 
 
@@ -68,14 +70,16 @@ def pack(prompt_mask: Tensor, completion_mask: Tensor, *, group_size: int) -> Pa
         )
     flat = lengths.flatten()
     completion_places = _ranges(starts.flatten(), flat)
-    sources = completion_places - 1
     is_first = completion_places == torch.repeat_interleave(starts.flatten(), flat)
-    last_of_prompt = (prompt_starts + prompt_lengths - 1).repeat_interleave(lengths.sum(1))
+    ends = prompt_starts + prompt_lengths - 1
+    before = torch.where(is_first, ends.repeat_interleave(lengths.sum(1)), completion_places - 1)
+    needed = torch.cat([ends, before]).unique()
     return PackedRow(
         num_tokens=int(whole.sum()),
         prompt_places=_ranges(prompt_starts, prompt_lengths).to(device),
         completion_places=completion_places.to(device),
-        sources=torch.where(is_first, last_of_prompt, sources).to(device),
+        needed=needed.to(device),
+        sources=torch.searchsorted(needed, before).to(device),
         groups=groups,
     )
 

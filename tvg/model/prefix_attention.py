@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from copy import copy
+from types import MethodType
 from typing import Any
 
 import torch
@@ -34,7 +35,10 @@ def share_prefix(model: Any) -> None:
         ValueError: a layer attends in a sliding window.
     """
     AttentionInterface.register(NAME, _attend)
-    for layer in model.model.language_model.layers:
+    layers = model.model.language_model.layers
+    layers[-1].forward = MethodType(_last_layer, layers[-1])
+    layers[-1].self_attn.tvg_is_last = True
+    for layer in layers:
         attention = layer.self_attn
         if getattr(attention, "sliding_window", None) is not None:
             raise ValueError(
@@ -66,15 +70,48 @@ def _attend(
         return out
     assert not rest.get("dropout"), "attention dropout would set sampler and trainer apart"
     query, key, value = _at_one_precision(query, key, value)
+    is_last = getattr(module, "tvg_is_last", False)
     if isinstance(packed_row, PackedRow):
-        return attend_row(query, key, value, packed_row, scaling), None
-    return packed_row.attend(module.layer_idx, query, key, value, scaling), None
+        return attend_row(query, key, value, packed_row, scaling, is_last=is_last), None
+    cached: Tensor = packed_row.attend(module.layer_idx, query, key, value, scaling)
+    return cached, None
 
 
-def attend_row(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float) -> Tensor:
-    """Attention in a packed row: [1, H, T, d] over twice [1, K, T, d], giving [1, T, H, d]."""
-    out: Tensor = _PrefixAttention.apply(query, key, value, row, scale)
+def attend_row(
+    query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float, *, is_last: bool
+) -> Tensor:
+    """Attention in a packed row: [1, H, T, d] over twice [1, K, T, d], giving [1, T, H, d].
+
+    `is_last`: only what is needed of the last layer is computed; it is 0 at the other places.
+    """
+    out: Tensor = _PrefixAttention.apply(query, key, value, row, scale, is_last)
     return out
+
+
+def _last_layer(
+    layer: Any,
+    hidden_states: Tensor,
+    *args: Any,
+    packed_row: PackedRow | Any = None,
+    **kwargs: Any,
+) -> Tensor:
+    """The forward of the last decoder layer: [1, T, D] to [1, K, D], the states that are read.
+
+    Of a prompt, the last layer owes keys and values to the completions, and its end to the head;
+    what its MLP would make of all the other tokens is read by nobody.
+    """
+    needed = getattr(packed_row, "needed", None)
+    if needed is None:
+        out: Tensor = type(layer).forward(
+            layer, hidden_states, *args, packed_row=packed_row, **kwargs
+        )
+        return out
+    attended, _ = layer.self_attn(
+        layer.input_layernorm(hidden_states), *args, packed_row=packed_row, **kwargs
+    )
+    states: Tensor = hidden_states[:, needed] + attended[:, needed]
+    states = states + layer.mlp(layer.post_attention_layernorm(states))
+    return states
 
 
 def _at_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,15 +132,22 @@ class _PrefixAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        row: PackedRow,
+        scaling: float,
+        is_last: bool,
     ) -> Tensor:
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-        out = q.new_empty(q.shape)
+        out = q.new_zeros(q.shape) if is_last else q.new_empty(q.shape)
         kept = []
         for group in row.groups:
-            prompt = [_pick(states, group.prompts) for states in (q, k, v)]
-            causal = attend(*prompt, is_causal=True, scale=scaling)
-            _put(out, group.prompts, causal.out)
+            asking = group.prompts[:, -1:] if is_last else group.prompts
+            prompt = [_pick(q, asking), _pick(k, group.prompts), _pick(v, group.prompts)]
+            causal = attend(*prompt, is_causal=not is_last, scale=scaling)
+            _put(out, asking, causal.out)
             parts = _completion_parts(q, k, v, group, prompt, scaling)
             if parts is not None:
                 joined, lse, *states = parts
@@ -112,7 +156,7 @@ class _PrefixAttention(torch.autograd.Function):
             else:
                 kept.append((causal.lse, causal.state, None, (), ()))
         ctx.save_for_backward(query, key, value, out)
-        ctx.row, ctx.scaling, ctx.kept = row, scaling, kept
+        ctx.row, ctx.scaling, ctx.is_last, ctx.kept = row, scaling, is_last, kept
         return out.unsqueeze(0)
 
     @staticmethod
@@ -120,12 +164,13 @@ class _PrefixAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out = ctx.saved_tensors
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-        grads = [states.new_empty(states.shape) for states in (q, k, v)]
+        grads = [torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)]
         grad = grad_out[0].to(out.dtype)
         for group, kept in zip(ctx.row.groups, ctx.kept, strict=True):
-            _group_backward(grad, (q, k, v), out, group, kept, ctx.scaling, grads)
+            asking = group.prompts[:, -1:] if ctx.is_last else group.prompts
+            _group_backward(grad, (q, k, v), out, group, asking, kept, ctx.scaling, grads)
         gq, gk, gv = (states.transpose(0, 1).unsqueeze(0) for states in grads)
-        return gq, gk, gv, None, None
+        return gq, gk, gv, None, None, None
 
 
 def _completion_parts(
@@ -155,16 +200,24 @@ def _group_backward(
     states: tuple[Tensor, Tensor, Tensor],
     out: Tensor,
     group: Group,
+    asking: Tensor,
     kept: tuple[Any, ...],
     scaling: float,
     grads: list[Tensor],
 ) -> None:
-    """Writes the gradients of one group's tokens into `grads`, each [T, heads, d]."""
+    """Writes the gradients of one group's tokens into `grads`, each [T, heads, d].
+
+    `asking`: the places in the prompts that had queries, int64 [b, P] or [b, 1].
+    """
     causal_lse, causal_state, lse, before_state, own_state = kept
-    prompt = [_pick(x, group.prompts) for x in states]
-    of_prompt = Attended(_pick(out, group.prompts), causal_lse, causal_state)
+    q, k, v = states
+    prompt = [_pick(q, asking), _pick(k, group.prompts), _pick(v, group.prompts)]
     gq, gk, gv = attend_backward(
-        _pick(grad, group.prompts), of_prompt, *prompt, is_causal=True, scale=scaling
+        _pick(grad, asking),
+        Attended(_pick(out, asking), causal_lse, causal_state),
+        *prompt,
+        is_causal=asking.shape == group.prompts.shape,
+        scale=scaling,
     )
     if lse is not None:
         num = group.completions.shape[1]
@@ -190,8 +243,9 @@ def _group_backward(
         _put_real(grads[1], group, own_k)
         _put_real(grads[2], group, own_v)
         gk, gv = gk + before_k, gv + before_v
-    for target, value in zip(grads, (gq, gk, gv), strict=True):
-        _put(target, group.prompts, value)
+    _put(grads[0], asking, gq)
+    _put(grads[1], group.prompts, gk)
+    _put(grads[2], group.prompts, gv)
 
 
 def _pick(states: Tensor, places: Tensor) -> Tensor:

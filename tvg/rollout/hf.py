@@ -26,10 +26,11 @@ class HFRollout(Rollout):
             use_cache=True,
             do_sample=False,
         )
+        copies = prompts.repeat(group_size)
         ids = policy.model.generate(
-            inputs_embeds=policy.embed_prompts(prompts).repeat_interleave(group_size, dim=0),
-            attention_mask=prompts.attention_mask.repeat_interleave(group_size, dim=0),
-            position_ids=policy.position_ids(prompts).repeat_interleave(group_size, dim=1),
+            inputs_embeds=policy.embed_prompts(copies),
+            attention_mask=copies.attention_mask,
+            position_ids=policy.position_ids(copies),
             generation_config=config,
             logits_processor=LogitsProcessorList([drawer]),
         )

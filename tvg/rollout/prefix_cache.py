@@ -19,6 +19,7 @@ class Prefill:
 
     def __init__(self, row: PackedRow, prompt_mask: Tensor) -> None:
         self.row = row
+        self.needed = row.needed  # of the last layer: the prompts' ends
         self.is_real = prompt_mask.bool()
         self.keys: list[Tensor] = []  # a layer: [B, K, P, d], 0 at padding
         self.values: list[Tensor] = []
@@ -27,7 +28,7 @@ class Prefill:
         assert layer == len(self.keys)
         self.keys.append(self._per_prompt(key))
         self.values.append(self._per_prompt(value))
-        return attend_row(query, key, value, self.row, scale)
+        return attend_row(query, key, value, self.row, scale, is_last=False)
 
     def _per_prompt(self, states: Tensor) -> Tensor:
         """[1, K, T, d] of the row to [B, K, P, d]."""

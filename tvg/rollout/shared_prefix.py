@@ -66,8 +66,7 @@ def _prefill(policy: Policy, prompts: PromptBatch) -> tuple[Tensor, Prefill]:
         use_cache=False,
         packed_row=prefill,
     ).last_hidden_state
-    ends = prompts.attention_mask.sum(1).cumsum(0) - 1
-    return states[0, ends], prefill
+    return states[0], prefill
 
 
 def _decode(policy: Policy, ids: Tensor, positions: Tensor, cache: Decoding) -> Tensor:
