@@ -159,6 +159,30 @@ def test_few_frames_are_sought_and_not_decoded_up_to(
     assert sum(passed) == 296  # straight through
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_frames_that_no_wanted_frame_needs_are_not_decoded(
+    num_threads: int, tmp_path: Path, write_video: Callable[..., Path]
+) -> None:
+    from tvg.data.decode_pyav import PyAVVideo
+
+    # x264's own settings: three B-frames in a row, of which the middle one is a reference.
+    options = {"preset": "medium", "x264-params": "b-adapt=0:bframes=3:keyint=250:scenecut=0"}
+    path = write_video(tmp_path / "v.mp4", num_frames=200, codec_options=options)
+    expected = decode_all(path)
+    draw = random.Random(2)
+    for wanted in ([], *(sorted(draw.sample(range(200), k=20)) for _ in range(5))):
+        with PyAVDecoder(num_threads=num_threads).open(path) as video:
+            assert isinstance(video, PyAVVideo)
+            video._wanted = frozenset(video._index.pts[index] for index in wanted)
+            video._restart()
+            decoded = {frame.pts: frame.to_ndarray(format="rgb24") for frame in video._decoded}
+        pts = video._index.pts
+        # 1 + 199 frames: of each four one P, one B that is a reference, two B that are none
+        assert 100 <= len(decoded) <= 102 + len(wanted)
+        assert all(np.array_equal(decoded[pts[index]], expected[index]) for index in wanted)
+        assert list(decoded) == sorted(decoded)
+
+
 def test_large_frames_come_in_chunks(
     videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import resize
+from torch.nn.functional import interpolate
 
 from tvg.data.decode import Frames, OpenVideo, VideoDecoder, VideoError, VideoInfo
 from tvg.data.sampling import (
@@ -168,8 +167,7 @@ def _read_resized(video: OpenVideo, indices: list[int], size: tuple[int, int]) -
     """Returns uint8 [T, 3, H, W]; frames of the file's own size exist one chunk at a time."""
     frames = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
     num_done = 0
-    # One frame alone may fall into the lead-in: then there is nothing to ask the decoder for.
-    for chunk in video.frames(indices) if indices else ():
+    for chunk in video.frames(indices):
         frames[num_done : num_done + len(chunk)] = resize_frames(chunk, size)
         num_done += len(chunk)
     assert num_done == len(indices), (num_done, len(indices))
@@ -177,14 +175,18 @@ def _read_resized(video: OpenVideo, indices: list[int], size: tuple[int, int]) -
 
 
 def resize_frames(frames: Frames, size: tuple[int, int]) -> Tensor:
-    """Resizes uint8 [t, H, W, 3] to uint8 [t, 3, *size], bicubic with antialias."""
+    """Resizes uint8 [t, H, W, 3] to uint8 [t, 3, *size], bicubic with antialias.
+
+    Computed in floats, as by torchvision's `resize` (importing which would take a second).
+    """
     resized = torch.empty((len(frames), 3, *size), dtype=torch.uint8)
     for index, frame in enumerate(frames):
-        # One at a time: torchvision makes floats of them, which then stay in the processor's cache.
-        resized[index] = resize(
-            torch.from_numpy(frame).permute(2, 0, 1).contiguous(),
-            list(size),
-            interpolation=InterpolationMode.BICUBIC,
-            antialias=True,
-        )
+        pixels = torch.from_numpy(frame).permute(2, 0, 1)
+        if pixels.shape[1:] == size:
+            resized[index] = pixels
+            continue
+        # One frame at a time: its floats stay in the processor's cache.
+        floats = pixels[None].to(torch.float32, memory_format=torch.contiguous_format)
+        floats = interpolate(floats, size=size, mode="bicubic", antialias=True)
+        resized[index] = floats[0].clamp_(0, 255).round_()
     return resized

@@ -139,7 +139,8 @@ def prepare_frames(
         timeout_s: the most time for one clip; None: no limit.
 
     Raises:
-        ValueError: another process prepares this folder, or it cannot be written to.
+        ValueError: another process prepares this folder, or it cannot be written to (any more:
+            UnusableStore).
     """
     limit_s = timeout_s if num_workers == 0 else None  # workers are timed from outside
     work = _Ensure(_with_limit(cache, limit_s))

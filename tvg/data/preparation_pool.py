@@ -19,7 +19,7 @@ from typing import Generic, Protocol, TypeVar
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-from tvg.data.cache.store import NotWritable
+from tvg.data.cache.store import UnusableStore
 from tvg.data.decode import VideoError
 from tvg.data.decode_process import alarm
 
@@ -72,7 +72,7 @@ def run_all(
         label: of the progress bar.
 
     Raises:
-        NotWritable: the disk failed, as it would for every other item.
+        UnusableStore: the disk failed, as it would for every other item.
         RuntimeError: no worker process starts.
     """
     show_s = 0.5 if sys.stderr.isatty() else 30.0  # a log file needs no line a second
@@ -194,7 +194,7 @@ def _attempt(work: Work[I, R], item: I, limit_s: float | None = None) -> R | Fai
     try:
         with contextlib.nullcontext() if limit_s is None else alarm(limit_s):
             return work(item)
-    except NotWritable:
+    except UnusableStore:
         raise
     except VideoError as error:
         return Failure(error.problem)

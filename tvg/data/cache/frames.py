@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from tvg.data.cache.key import entry_key, file_identity
-from tvg.data.cache.store import CorruptEntry, Entry, EntryStore, NotWritable
+from tvg.data.cache.store import CorruptEntry, Entry, EntryStore, UnusableStore
 from tvg.data.clip import ClipLoader
 from tvg.data.decode import VideoDecoder
 from tvg.data.sampling import FrameSampling
@@ -20,8 +20,8 @@ from tvg.types import LeadIn, Segment, VideoClip
 logger = logging.getLogger(__name__)
 
 KIND = "frames"
-# What stops a cache from growing, but no training: a full disk, a folder of somebody else.
-_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+# What makes a cache useless, but stops no training: a full disk, a folder of somebody else.
+_UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Ensured(NamedTuple):
@@ -35,8 +35,8 @@ class Ensured(NamedTuple):
 class FrameCache:
     """Loads clips as its loader does, to the last bit, and keeps them.
 
-    An entry that was damaged is named in a warning and built again. Where nothing can be written,
-    one warning says so and clips are decoded as without a cache.
+    An entry that was damaged is named in a warning and built again. Where nothing can be written
+    (or read), one warning says so and clips are decoded as without a cache.
 
     Args:
         folder: of all caches; frames have a sub-folder of their own.
@@ -47,7 +47,7 @@ class FrameCache:
         self.folder = Path(folder)
         self.loader = loader
         self.store = EntryStore(self.folder / KIND)
-        self._is_writable = True
+        self._is_usable = True
 
     @property
     def decoder(self) -> VideoDecoder:
@@ -94,10 +94,17 @@ class FrameCache:
         except CorruptEntry as error:
             logger.warning("%s; it is built again", error)
             entry = None
+        except OSError as error:
+            self._do_without(error)
+            entry = None
         if entry is not None:
             return _clip(entry)
         clip = self.loader.load(path, window, lead_in)
-        self._keep(key, clip)
+        if self._is_usable:
+            try:
+                self.store.write(key, *_entry(clip))
+            except OSError as error:
+                self._do_without(error)
         return clip
 
     def ensure(
@@ -110,39 +117,38 @@ class FrameCache:
 
         Raises:
             VideoError: as the loader does.
-            NotWritable: the folder cannot be written to, or the disk is full.
+            UnusableStore: the folder cannot be read or written to, or the disk is full.
         """
         key = self.key(path, window, lead_in)
-        entry = self.store.path(key)
-        state: Literal["present", "written", "rebuilt"] = "written"
         try:
-            if self.store.verify(key):
-                return Ensured(entry, "present", entry.stat().st_size)
-        except CorruptEntry:
-            state = "rebuilt"
-        clip = self.loader.load(path, window, lead_in)
-        try:
-            self.store.write(key, *_entry(clip))
-        except OSError as error:
-            raise NotWritable(
-                f"{self.store.folder}: the cache cannot be written ({error.strerror})"
+            state = self._state(key)
+            if state != "present":
+                self.store.write(key, *_entry(self.loader.load(path, window, lead_in)))
+            entry = self.store.path(key)
+            return Ensured(entry, state, entry.stat().st_size)
+        except OSError as error:  # the video's own are VideoErrors
+            raise UnusableStore(
+                f"{self.store.folder}: the cache cannot be used ({error.strerror})"
             ) from error
-        return Ensured(entry, state, entry.stat().st_size)
 
-    def _keep(self, key: str, clip: VideoClip) -> None:
-        if not self._is_writable:
-            return
+    def _state(self, key: str) -> Literal["present", "written", "rebuilt"]:
+        """Returns what an entry is, or is going to be."""
         try:
-            self.store.write(key, *_entry(clip))
-        except OSError as error:
-            if error.errno not in _NOT_WRITABLE:
-                raise
-            self._is_writable = False
+            return "present" if self.store.verify(key) else "written"
+        except CorruptEntry:
+            return "rebuilt"
+
+    def _do_without(self, error: OSError) -> None:
+        """Warns once that nothing is kept; raises what is worth stopping for."""
+        if error.errno not in _UNUSABLE:
+            raise error
+        if self._is_usable:
             logger.warning(
-                "%s: nothing more can be kept here (%s); clips that are missing are decoded",
+                "%s: the cache cannot be used (%s); clips that are missing there are decoded",
                 self.store.folder,
                 error.strerror,
             )
+        self._is_usable = False
 
 
 def _entry(clip: VideoClip) -> Entry:

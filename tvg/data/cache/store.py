@@ -38,8 +38,8 @@ class CorruptEntry(ValueError):  # noqa: N818 - it names a thing found, as Video
         return type(self), (self.path, self.problem)  # the default would call it with one argument
 
 
-class NotWritable(ValueError):  # noqa: N818 - as above
-    """An entry that could not be written; the message names the folder."""
+class UnusableStore(ValueError):  # noqa: N818 - as above
+    """A store that cannot be read or written to, for any key; the message names the folder."""
 
 
 class Entry(NamedTuple):
@@ -105,6 +105,7 @@ class EntryStore:
 
         Raises:
             CorruptEntry: it is there, but not as it was written.
+            OSError: it is there, but cannot be read.
         """
         return self._checked(key) is not None
 
@@ -117,7 +118,7 @@ class EntryStore:
                 removed.append(path)
         return sorted(removed)
 
-    def keys(self) -> Iterator[str]:
+    def stored_keys(self) -> Iterator[str]:
         """Yields the key of every entry that is there, in no order."""
         for path in self.folder.glob(f"??/*{SUFFIX}"):
             if not path.name.startswith("."):
