@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +204,25 @@ def test_reports_of_several_sets_are_added() -> None:
     assert defect.example_ids == ["one/empty", "one/reversed and behind", "two/x"]
     assert total.num_queries == total.num_examples + sum(total.dropped.values())
     assert report.defects["with start >= end"].count == 2  # the parts are left alone
+
+
+def test_garbage_is_collected_again_after_reading() -> None:
+    read([query("a", 1, 2)], training=True)
+    assert gc.isenabled()
+
+    def broken() -> Any:
+        assert not gc.isenabled()
+        yield query("a", 1, 2)
+        raise ValueError("line 2")
+
+    with pytest.raises(ValueError, match="line 2"):
+        read(broken(), training=True)
+    assert gc.isenabled()
+
+
+@pytest.mark.slow
+def test_100_000_annotations_take_under_5_s_and_500_mib() -> None:
+    script = Path(__file__).parents[2] / "experiments" / "benchmarks" / "read_annotations.py"
+    told = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert told.stdout.count("100,000 queries") == 3
