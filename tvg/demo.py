@@ -24,9 +24,9 @@ from tvg.plot.save import save_figure
 from tvg.task.baseline import best_constant_segment, blind_predictions, random_segments
 from tvg.task.report import Prediction, read_predictions, write_json, write_text
 from tvg.train import EXPORT, build_data, train
-from tvg.training.datamodule import GroundingDataModule
+from tvg.training.datamodule_base import PromptDataModule
 from tvg.training.evaluation import known_ious
-from tvg.types import GroundingExample
+from tvg.types import GroundingExample, VideoClip
 
 log = logging.getLogger(__name__)
 
@@ -170,13 +170,14 @@ def _place(run_dir: Path, stage: str) -> list[str]:
     return [*place, "resume=auto"] if stage in TRAINED else place
 
 
-def _draw_examples(folder: Path, world: GroundingDataModule, predictions: list[Prediction]) -> None:
+def _draw_examples(folder: Path, world: PromptDataModule, predictions: list[Prediction]) -> None:
     """Filmstrips of the first few test queries, as `tvg-predict` draws them."""
     for example, prediction in list(zip(world.examples("test"), predictions, strict=True))[
         :NUM_PICTURES
     ]:
         assert example.video_path is not None
-        clip = world.loader.load(example.video_path)
+        clip = world.clips.load(example.video_path, example.window, example.lead_in)
+        assert isinstance(clip, VideoClip), type(clip)
         figure = draw_filmstrip(
             clip.frames,
             clip.frame_times_s,

@@ -50,7 +50,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     predictions = _predict(cfg, parts, run_dir, device)
     num_left_out = len(parts.data.examples(cfg.split)) - len(predictions)
     metrics = {
-        "dataset": parts.data.dataset_name,
+        "dataset": parts.data.name,
         "split": cfg.split,
         "model": cfg.model.path,
         **({"left_out": num_left_out} if num_left_out else {}),  # their clips cannot be read
@@ -68,9 +68,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         run_dir / PREDICTIONS_FILE,
     ]
     log_evaluation(loggers, metrics, files=files, prefix=f"{cfg.split}")
-    print_metrics(
-        {str(cfg.model.path): metrics}, title=f"{parts.data.dataset_name}, {cfg.split} split"
-    )
+    print_metrics({str(cfg.model.path): metrics}, title=f"{parts.data.name}, {cfg.split} split")
     log.info("wrote %s", run_dir / "metrics.json")
     return metrics
 

@@ -1,103 +1,238 @@
-"""tvg-prepare: reads a dataset's annotations and looks at every video, before any training."""
+"""tvg-prepare: checks a dataset, video by video, and fills its cache before any training."""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from tqdm import tqdm
 
-from tvg.config import CONF_DIR, check, entry_point
-from tvg.data.decode import VideoError
-from tvg.data.readers import ReadResult
+from tvg.callbacks.evaluation_log import log_evaluation
+from tvg.config import CONF_DIR, build, check, entry_point
+from tvg.data.annotations import SPLITS, AnnotationSet, MixedSets, Split
+from tvg.data.cache.frames import FrameCache
+from tvg.data.clip import ClipLoader
+from tvg.data.decode import VideoInfo
+from tvg.data.inspection import Inspection, inspect, total_of, unusable_clips
+from tvg.data.inspection_report import (
+    as_json,
+    as_table,
+    defect_lines,
+    missing_files,
+    problem_lines,
+    shortened,
+    size_text,
+)
+from tvg.data.preparation import (
+    ClipRequest,
+    Prepared,
+    check_disk,
+    estimated_bytes,
+    missing_bytes,
+    prepare_frames,
+    probe_videos,
+    unique_requests,
+)
+from tvg.data.readers.record import ReadError, ReadResult
+from tvg.plot.overview import draw_overview_of
+from tvg.plot.save import picture_format, save_figure
 from tvg.task.report import output_folder_check, write_json
-from tvg.train import build_data
-from tvg.training.datamodule import GroundingDataModule, Split
+from tvg.train import build_all
+from tvg.training.datamodule_base import PromptDataModule
 
 log = logging.getLogger(__name__)
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
 
 def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
-    """Reads every split, probes every video once, prints a table, writes the report.
+    """Reads every split, probes every video, fills the cache; prints a table, writes the report.
+
+    All of it is gone through, whatever is missing or broken on the way.
 
     Raises:
-        VideoError: a video cannot be read, and `data.on_missing` is "error".
+        ValueError: videos are missing or cannot be read and `data.on_missing` is "error" (the
+            report is written all the same); or a file leaves no example.
     """
     started = time.monotonic()
-    if cfg.prepare.report is not None:
-        output_folder_check(Path(cfg.prepare.report).parent)
-    data = build_data(cfg)
+    _check_outputs(cfg)
+    # What is missing is not fatal before everything has been looked at.
+    data = build(cfg.data)(task=None, processor=None, seed=cfg.seed, on_missing="skip")
     data.prepare_data()
-    results = {split: data.read(split) for split in SPLITS if data.files[split] is not None}
-    videos = {e.video_path for result in results.values() for e in result.examples if e.video_path}
-    unreadable = _probe(data, sorted(videos))
+    results = _read(data, cfg.prepare.split)
+    videos = _look(cfg, data, [example for r in results.values() for example in r.examples])
+    inspections = [
+        inspect(result, splits, videos.failed, videos.infos) for splits, result in results.items()
+    ]
+    total = total_of(inspections)
     report = {
-        "dataset": data.dataset_name,
-        "splits": {split: _split_report(result) for split, result in results.items()},
-        "videos": len(videos),
-        "unreadable": unreadable,
-        "bytes": sum(path.stat().st_size for path in videos),
+        "dataset": data.name,
+        **as_json(total),
+        **videos.as_json(data),
         "seconds": round(time.monotonic() - started, 3),
+        "splits": {split: as_json(i) for i in inspections for split in i.splits},
     }
-    _print(console or Console(), data.dataset_name, results, unreadable)
-    if cfg.prepare.report is not None:
-        write_json(cfg.prepare.report, report)
+    _show(console or Console(), data, inspections, videos)
+    _write(cfg, report, total)
+    _stop_if_unusable(cfg, data.source, inspections)
     return report
 
 
-def _probe(data: GroundingDataModule, videos: Iterable[Path]) -> dict[str, str]:
-    """Opens every file; returns what is wrong, by path, or stops at the first."""
-    unreadable: dict[str, str] = {}
-    for path in tqdm(list(videos), unit="video", desc="probe"):
+@dataclass(frozen=True, kw_only=True)
+class _Videos:
+    """What the videos turned out to be."""
+
+    infos: dict[Path, VideoInfo | str]
+    failed: dict[ClipRequest, str]
+    estimated_bytes: int  # of a cache of all their clips
+    prepared: Prepared | None  # None: no cache was asked for
+
+    def as_json(self, data: PromptDataModule) -> dict[str, Any]:
+        # Not what was there before and what was written now: a preparation that was killed and
+        # gone on with reports the same as an undisturbed one.
+        done = self.prepared
+        return {
+            "cache": {
+                "kind": "frames" if isinstance(data.clips, FrameCache) else "none",
+                "entries": done.num_entries if done is not None else 0,
+                "rebuilt": done.rebuilt if done is not None else [],
+                "estimated_bytes": self.estimated_bytes,
+            },
+            "bytes": done.num_bytes if done is not None else 0,
+            "video_bytes": sum(
+                path.stat().st_size
+                for path, info in self.infos.items()
+                if not isinstance(info, str)
+            ),
+        }
+
+
+def _check_outputs(cfg: DictConfig) -> None:
+    for path in (cfg.prepare.report, cfg.prepare.overview):
+        if path is not None:
+            output_folder_check(Path(path).parent)
+    if cfg.prepare.overview is not None:
+        picture_format(cfg.prepare.overview)
+
+
+def _read(data: PromptDataModule, split: Split | None) -> dict[tuple[Split, ...], ReadResult]:
+    """Reads each annotation file once; splits that share one under the same rules stand together.
+
+    Raises:
+        ValueError: there is no such split, or a file does not fit its format.
+    """
+    source = data.source
+    given = source.annotation_split if isinstance(source, AnnotationSet) else None
+    wanted = [given] if given is not None and split is None else [split] if split else SPLITS
+    groups: dict[tuple[str | None, bool], list[Split]] = {}
+    for each in wanted:
+        if split is not None or source.files[each] is not None:
+            groups.setdefault((source.files[each], each == "train"), []).append(each)
+    if not groups:
+        raise ValueError(f"data.annotation_file: {data.name} names no file by itself: give yours")
+    results = {}
+    for splits in groups.values():
         try:
-            data.loader.decoder.probe(path)
-        except VideoError as error:
-            if data.on_missing == "error":
-                raise
-            unreadable[str(path)] = str(error)
-    return unreadable
+            results[tuple(splits)] = data.read(splits[0])
+        except ReadError as error:  # nothing is left: told at the end, with what was met
+            results[tuple(splits)] = ReadResult(examples=[], report=error.report)
+    return results
 
 
-def _split_report(result: ReadResult) -> dict[str, Any]:
-    report = result.report
-    defects = {
-        name: {"count": d.count, "action": d.action, "examples": d.example_ids}
-        for name, d in report.defects.items()
+def _look(cfg: DictConfig, data: PromptDataModule, examples: Sequence[Any]) -> _Videos:
+    """Probes every video, then loads every clip into the cache where there is one to fill."""
+    clips = data.clips
+    loader = clips.loader if isinstance(clips, FrameCache) else clips
+    assert isinstance(loader, ClipLoader), type(loader)
+    requests = unique_requests(examples)
+    given = cfg.prepare.num_workers
+    workers = {
+        "num_workers": len(os.sched_getaffinity(0)) if given is None else given,
+        "timeout_s": cfg.prepare.timeout_s,
     }
-    return {
-        "file": str(report.annotation_file),
-        "videos": report.num_videos,
-        "queries": report.num_queries,
-        "kept": report.num_examples,
-        "defects": defects,
-    }
+    paths = [request.path for request in requests]
+    infos = probe_videos(paths, loader.decoder, **workers) if paths else {}
+    failed = unusable_clips(requests, infos, loader)
+    good = [request for request in requests if request not in failed]
+    num_bytes = estimated_bytes(good, infos, loader)
+    prepared = None
+    if isinstance(clips, FrameCache) and not cfg.prepare.check_only and good:
+        needed = missing_bytes(good, infos, clips)
+        log.info(
+            "cache %s: %d clips of %s together, %s to be written",
+            clips.folder,
+            len(good),
+            size_text(num_bytes),
+            size_text(needed),
+        )
+        check_disk(clips.folder, needed)
+        prepared = prepare_frames(good, clips, **workers)
+        failed |= prepared.failed
+    return _Videos(infos=infos, failed=failed, estimated_bytes=num_bytes, prepared=prepared)
 
 
-def _print(
-    console: Console, name: str, results: dict[Split, ReadResult], unreadable: dict[str, str]
+def _show(
+    console: Console, data: PromptDataModule, inspections: Sequence[Inspection], videos: _Videos
 ) -> None:
-    table = Table(title=f"{name}: as read", title_justify="left")
-    for column in ("split", "videos", "queries", "kept", "defects"):
-        table.add_column(column, justify="left" if column in ("split", "defects") else "right")
-    for split, result in results.items():
-        report = result.report
-        defects = "\n".join(f"{d.count} {what}, {d.action}" for what, d in report.defects.items())
-        counts = (report.num_videos, report.num_queries, report.num_examples)
-        table.add_row(split, *(f"{count:,}" for count in counts), escape(defects) or "none")
-    console.print(table)
-    for path, problem in unreadable.items():
-        console.print(f"unreadable: {escape(problem)}", soft_wrap=True)
-        log.debug("unreadable: %s", path)
+    console.print(as_table(f"{data.name}: as read", inspections))
+    _print_lines(console, defect_lines(inspections))
+    total = total_of(inspections)
+    lines = problem_lines(missing_files(data.source, total.report.missing), total.unreadable)
+    _print_lines(console, lines)
+    done = videos.prepared
+    if done is not None:
+        console.print(
+            f"cache: {done.num_entries:,} clips, {size_text(done.num_bytes)} "
+            f"({done.written:,} written, {done.present:,} there before, "
+            f"{len(done.rebuilt):,} rebuilt)",
+            highlight=False,
+        )
+        _print_lines(console, [f"{path}: was damaged, built again" for path in done.rebuilt])
+
+
+def _print_lines(console: Console, lines: Sequence[str]) -> None:
+    for line in shortened(lines):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _write(cfg: DictConfig, report: dict[str, Any], total: Inspection) -> None:
+    """Writes report and picture where they are asked for; loggers get both in any case."""
+    loggers = build_all(cfg.get("logger"))
+    run_dir = Path(cfg.run_dir)
+    report_path, overview_path = cfg.prepare.report, cfg.prepare.overview
+    if loggers:
+        report_path, overview_path = (
+            report_path or run_dir / "report.json",
+            overview_path or run_dir / "overview.png",
+        )
+    files = []
+    if report_path is not None:
+        files.append(write_json(report_path, report))
+    if overview_path is not None:
+        figure = draw_overview_of(total.examples, title=report["dataset"])
+        files.append(save_figure(figure, overview_path))
+    log_evaluation(loggers, report, files=files, prefix="prepare", folder="prepare")
+
+
+def _stop_if_unusable(
+    cfg: DictConfig, source: AnnotationSet | MixedSets, inspections: Sequence[Inspection]
+) -> None:
+    total = total_of(inspections)
+    lines = problem_lines(missing_files(source, total.report.missing), total.unreadable)
+    if lines and cfg.data.on_missing == "error":
+        if len(lines) == 1:
+            raise ValueError(lines[0])
+        head = f"{len(lines)} videos cannot be used (data.on_missing=skip leaves them out):"
+        raise ValueError("\n".join([head, *(f"  {line}" for line in shortened(lines))]))
+    for inspection in inspections:
+        if not inspection.examples:
+            path = inspection.report.annotation_file
+            raise ValueError(f"{path}: no example is left.\n{inspection.report}")
 
 
 @entry_point

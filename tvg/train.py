@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from tvg.config import CONF_DIR, build, check, entry_point
 from tvg.config.recorded import RECORD_FILE, record_text
+from tvg.data.annotations import Split
 from tvg.model.loading import Checkpoint, export_checkpoint
 from tvg.model.policy import Policy
 from tvg.reward.weighted import WeightedReward
@@ -23,7 +24,7 @@ from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import output_folder_check
 from tvg.training.checkpoint import CHECKPOINTS, LAST, AtomicCheckpointIO, resume_path
-from tvg.training.datamodule import GroundingDataModule, Split
+from tvg.training.datamodule_base import PromptDataModule
 from tvg.training.noise import quiet_libraries
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Parts:
     policy: Policy
     task: GroundingTask
     rollout: Rollout
-    data: GroundingDataModule
+    data: PromptDataModule
 
 
 def build_parts(cfg: DictConfig, *, split: Split) -> Parts:
@@ -61,9 +62,9 @@ def build_parts(cfg: DictConfig, *, split: Split) -> Parts:
 
 def build_data(
     cfg: DictConfig, *, task: GroundingTask | None = None, processor: Any | None = None
-) -> GroundingDataModule:
+) -> PromptDataModule:
     """Builds the data module; without task and processor it reads examples, but no batches."""
-    data: GroundingDataModule = build(cfg.data)(task=task, processor=processor, seed=cfg.seed)
+    data: PromptDataModule = build(cfg.data)(task=task, processor=processor, seed=cfg.seed)
     return data
 
 

@@ -147,6 +147,11 @@ CASES = {
         "data.loader.sampling.min_frames: 16 is more than max_frames=8",
         sampling(),
     ),
+    "missing videos": (
+        {"data": {"on_missing": "ignore"}},
+        "data.on_missing: expected error or skip, got 'ignore'",
+        {"data": {"on_missing": "skip"}},
+    ),
     "pixels": (
         sampling(min_pixels=16),
         "data.loader.sampling.min_pixels: 16 is more than max_pixels=8",

@@ -16,8 +16,11 @@ NOT_COMPOSED_ALONE = {"experiment", "hparams_search", "hydra"}
 OPTIONS = sorted(
     str(path.relative_to(CONF_DIR).with_suffix(""))
     for path in CONF_DIR.rglob("*.yaml")
-    if path.parent != CONF_DIR and path.relative_to(CONF_DIR).parts[0] not in NOT_COMPOSED_ALONE
+    if path.parent != CONF_DIR
+    and path.relative_to(CONF_DIR).parts[0] not in NOT_COMPOSED_ALONE
+    and not path.stem.startswith("_")  # what others are made of
 )
+HERE = {"data/set": "data"}  # group -> where its options put their keys
 EXPERIMENTS = sorted(
     str(path.relative_to(CONF_DIR / "experiment").with_suffix(""))
     for path in (CONF_DIR / "experiment").rglob("*.yaml")
@@ -31,12 +34,12 @@ def compose_once(command: str) -> Composition:
 
 @cache
 def groups(command: str) -> frozenset[str]:
-    """The groups that a command takes options of, at their own place in the config."""
+    """The groups that a command takes options of, at their own place in the config (or HERE)."""
     return frozenset(
         group
         for entry in compose_once(command).entries
         for group in [entry.name.rpartition("/")[0]]
-        if entry.package == group.replace("/", ".")
+        if entry.package == HERE.get(group, group.replace("/", "."))
     )
 
 
@@ -71,7 +74,8 @@ def test_option(option):
     assert commands, f"no command takes conf/{group}"
     if any(entry.name == option for c in commands for entry in compose_once(c).entries):
         return  # a command's own choice, tried by test_command
-    choice = f"{group}=[{name}]" if group in COLLECTIONS else f"{group}={name}"
+    at = f"{group}@{HERE[group]}" if group in HERE else group
+    choice = f"{at}=[{name}]" if group in COLLECTIONS else f"{at}={name}"
     new = set(problems(commands[0], choice)) - set(problems_once(commands[0]))
     assert not new
 
@@ -86,3 +90,22 @@ def test_experiment(experiment):
 @pytest.mark.parametrize("loggers", ["[]", "csv", "[mlflow,csv]", "[mlflow,csv,tensorboard]"])
 def test_loggers(loggers):
     assert not set(problems("train", f"logger={loggers}")) - set(problems_once("train"))
+
+
+def test_a_set_joins_the_mixture_from_the_command_line():
+    words = ["+data/set@data.sets.timerft=timerft", "+data.weights.timerft=0.5", "data=mix"]
+    assert not set(problems("train", *words)) - set(problems_once("train"))
+    cfg = compose("train", [*words, "data.on_missing=skip"]).cfg
+    assert cfg.data.sets.timerft.train_file == "data/timer1/train_2k5.json"
+    assert list(cfg.data.sets) == ["charades", "activitynet", "timerft"]
+
+
+@pytest.mark.parametrize(
+    ("command", "split"), [("train", "train"), ("evaluate", "test"), ("prepare", None)]
+)
+def test_a_file_given_by_hand_is_the_split_that_the_command_uses(command, split):
+    assert compose(command, ["data=charades"]).cfg.data.annotation_split == split
+
+
+def test_an_evaluated_split_is_that_of_the_file():
+    assert compose("evaluate", ["split=val"]).cfg.data.annotation_split == "val"

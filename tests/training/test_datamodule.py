@@ -13,9 +13,13 @@ from torch.utils.data import DataLoader
 
 from tvg.config.entry import user_message
 from tvg.data.clip import ClipLoader
+from tvg.data.dataset import uncached
 from tvg.data.decode_decord import DecordDecoder
+from tvg.data.padding import no_padding
 from tvg.data.readers import read_charades
-from tvg.training.datamodule import Envelope, GroundingDataModule
+from tvg.data.selection import keep_all
+from tvg.training.datamodule import GroundingDataModule
+from tvg.training.datamodule_loaders import Envelope
 from tvg.training.schedule import warmup_schedule
 from tvg.training.sft import SFTModule
 
@@ -34,6 +38,12 @@ def make_data(tiny_world, parts):
             "world": None,
             "video_dir": str(tiny_world / "videos"),
             "on_missing": "error",
+            "annotation_file": None,
+            "annotation_split": None,
+            "extensions": ["mp4"],
+            "cache": uncached,
+            "selection": keep_all,
+            "padding": no_padding,
             "loader": functools.partial(ClipLoader, sampling=SMALL_FRAMES, timeout_s=None),
             "decoder": DecordDecoder(num_threads=1),
             "batch_size": 4,

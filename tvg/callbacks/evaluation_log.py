@@ -10,7 +10,12 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger
 
 
 def log_evaluation(
-    loggers: Sequence[Logger], metrics: Mapping[str, Any], *, files: Sequence[Path], prefix: str
+    loggers: Sequence[Logger],
+    metrics: Mapping[str, Any],
+    *,
+    files: Sequence[Path],
+    prefix: str,
+    folder: str = "evaluation",
 ) -> None:
     """Logs every number of `metrics` as `<prefix>/<name>`, and the files as MLflow artifacts."""
     numbers = {
@@ -22,5 +27,5 @@ def log_evaluation(
         logger.log_metrics(numbers, step=0)
         if isinstance(logger, MLFlowLogger):
             for file in files:
-                logger.experiment.log_artifact(logger.run_id, str(file), "evaluation")
+                logger.experiment.log_artifact(logger.run_id, str(file), folder)
         logger.finalize("success")

@@ -238,6 +238,14 @@ def frame_budget(cfg: Config) -> list[str]:
     return problems
 
 
+def on_missing_unknown(cfg: Config) -> list[str]:
+    """What is done about missing videos is said in one of two words."""
+    found = value(cfg, "data.on_missing", "error")
+    if found in ("error", "skip"):
+        return []
+    return [f"data.on_missing: expected error or skip, got {found!r}"]
+
+
 RULES: tuple[Rule, ...] = (
     group_of_one,
     micro_batch_over_batch,
@@ -256,4 +264,5 @@ RULES: tuple[Rule, ...] = (
     trainer_steps_in_our_place,
     run_without_end,
     frame_budget,
+    on_missing_unknown,
 )

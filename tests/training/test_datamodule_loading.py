@@ -1,0 +1,300 @@
+"""Who gets which example and when: selections, mixtures, ranks, workers, resuming, broken clips."""
+
+import functools
+import json
+import logging
+import shutil
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from parts import SMALL_FRAMES, make_parts
+
+from tvg.data.annotations import AnnotationSet
+from tvg.data.cache.frames import FrameCache
+from tvg.data.clip import ClipLoader
+from tvg.data.dataset import uncached
+from tvg.data.decode import VideoDecoder
+from tvg.data.decode_decord import DecordDecoder
+from tvg.data.padding import no_padding, pad_examples
+from tvg.data.readers import read_charades
+from tvg.data.selection import keep_all, select_random
+from tvg.training.datamodule import GroundingDataModule, MixedDataModule
+from tvg.training.datamodule_loaders import Envelope
+
+LOADER = functools.partial(ClipLoader, sampling=SMALL_FRAMES, timeout_s=None)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint, tiny_world):
+    return make_parts(tiny_checkpoint, tiny_world)
+
+
+@pytest.fixture
+def settings(parts):
+    """What all data modules share."""
+    return {
+        "name": "small",
+        "on_missing": "error",
+        "decoder": DecordDecoder(num_threads=1),
+        "loader": LOADER,
+        "cache": uncached,
+        "selection": keep_all,
+        "padding": no_padding,
+        "batch_size": 2,
+        "eval_batch_size": 2,
+        "num_workers": 0,
+        "shuffle": True,
+        "memory_cache": False,
+        "max_prompt_tokens": None,
+        "limit_train": None,
+        "limit_val": None,
+        "limit_test": None,
+        "task": parts.task,
+        "processor": parts.processor,
+        "seed": 0,
+    }
+
+
+def files_of(world, video_dir=None):
+    return {
+        "reader": read_charades,
+        "world": None,
+        "annotation_file": None,
+        "annotation_split": None,
+        "extensions": ["mp4"],
+        "video_dir": str(video_dir or world / "videos"),
+        **{f"{split}_file": str(world / f"{split}.json") for split in ("train", "val", "test")},
+    }
+
+
+@pytest.fixture
+def make_data(settings, tiny_world):
+    def make(*, rank=0, world_size=1, **changes):
+        data = GroundingDataModule(**{**settings, **files_of(tiny_world), **changes})
+        data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)
+        return data
+
+    return make
+
+
+def qids(loader) -> list[list[str]]:
+    opened = (batch.batch if isinstance(batch, Envelope) else batch for batch in loader)
+    return [[example.qid for example in batch.examples] for batch in opened]
+
+
+def flat(batches) -> list[str]:
+    return [qid for batch in batches for qid in batch]
+
+
+def equal(one, other) -> None:
+    for name in ("input_ids", "pixel_values_videos", "video_grid_thw", "sampled_fps", "duration_s"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+# -- ranks and workers ----------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_ranks_share_an_uneven_set(make_data, num_workers):
+    whole = [e.qid for e in make_data().examples("train")]
+    num = len(whole) - 1 if len(whole) % 2 == 0 else len(whole)  # uneven
+    share = functools.partial(
+        make_data, world_size=2, num_workers=num_workers, batch_size=1, limit_train=num, seed=3
+    )
+    ranks = [share(rank=rank).train_dataloader() for rank in (0, 1)]
+    epochs = [[flat(qids(loader)) for _ in range(2)] for loader in ranks]
+    for first, second in zip(*epochs, strict=True):
+        assert len(first) == len(second) == -(-num // 2)  # equal steps
+        assert set(first) | set(second) == set(whole[:num])
+        assert len(first) + len(second) == num + 1  # the documented padding: one comes twice
+    assert epochs[0][0] != epochs[0][1]  # a new order each epoch
+    for rank, epoch in enumerate(epochs):
+        again = share(rank=rank, num_workers=0).train_dataloader()
+        assert [flat(qids(again)) for _ in range(2)] == epoch  # whatever the number of workers
+        resumed = share(rank=rank).train_dataloader()
+        resumed.load_state_dict({"epoch": 0, "batches_done": 2})
+        assert [flat(qids(resumed)), flat(qids(resumed))] == [epoch[0][2:], epoch[1]]
+
+
+def test_the_place_is_that_of_the_batches_handed_out(make_data):
+    whole = qids(make_data().train_dataloader())
+    loader = make_data().train_dataloader()
+    batches = iter(loader)
+    seen = [next(batches).batch.examples for _ in range(2)]
+    state = loader.state_dict()
+    resumed = make_data().train_dataloader()
+    resumed.load_state_dict(state)
+    assert [[e.qid for e in examples] for examples in seen] + qids(resumed) == whole
+
+
+def test_a_curriculum_keeps_the_order_of_the_examples(make_data):
+    data = make_data(shuffle=False)
+    expected = [e.qid for e in data.examples("train")]
+    loader = data.train_dataloader()
+    assert flat(qids(loader)) == flat(qids(loader)) == expected
+
+
+# -- what is used of a set ------------------------------------------------------------------------
+
+
+def test_selection_is_for_training(make_data, caplog):
+    pick = functools.partial(select_random, k=3, seed=0)
+    data = make_data(selection=pick)
+    everything = make_data().examples("train")
+    with caplog.at_level(logging.INFO, logger="tvg"):
+        assert data.examples("train") == pick(everything)
+    assert f"selected 3, left out {len(everything) - 3}" in caplog.text
+    assert data.examples("test") == make_data().examples("test")
+    report = data.read("train").report
+    assert report.num_examples == 3
+    assert report.dropped == {"not selected": len(everything) - 3}
+    assert report.num_queries == len(everything)
+    assert make_data(selection=pick, limit_train=2).examples("train") == pick(everything)[:2]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_padding_is_for_every_split_and_its_frames_are_shown(make_data, split):
+    pad = functools.partial(pad_examples, pad_s=8.0, kind="blank", seed=1)
+    padded, plain = make_data(padding=pad), make_data()
+    assert padded.examples(split) == pad(plain.examples(split))
+    moved = padded.eval_loader(split)
+    for batch, before in zip(moved, plain.eval_loader(split), strict=True):
+        lead_ins = [example.lead_in.length_s for example in batch.examples]
+        added = (batch.duration_s - before.duration_s).tolist()
+        assert added == pytest.approx(lead_ins, abs=0.5 / 8)  # whole frames of at least 8 fps
+
+
+def test_a_mixture_is_weighted_in_training_only(settings, make_data, tiny_world):
+    def part(**changes):
+        words = {**files_of(tiny_world), "name": "part", **changes}
+        return functools.partial(AnnotationSet, **words)
+
+    data = MixedDataModule(
+        **settings,
+        sets={"a": part(), "b": part(test_file=None)},
+        weights={"a": 2.0, "b": 0.5},
+    )
+    plain = [e.qid for e in make_data().examples("train")]
+    got = [e.qid for e in data.examples("train")]
+    assert [got.count(f"a/{qid}") for qid in plain] == [2] * len(plain)
+    assert len([qid for qid in got if qid.startswith("b/")]) == -(-len(plain) // 2)
+    assert data.examples("train")[0].extra["set"] == "a"
+    tests = [e.qid for e in data.examples("test")]
+    assert tests == [f"a/{e.qid}" for e in make_data().examples("test")]
+    assert sorted(flat(qids(data.train_dataloader()))) == sorted(got)
+
+
+def test_prediction_serves_the_test_split_or_the_last_there_is(make_data):
+    assert flat(qids(make_data().predict_dataloader())) == [
+        e.qid for e in make_data().examples("test")
+    ]
+    only = make_data(test_file=None, val_file=None)
+    assert flat(qids(only.predict_dataloader())) == [e.qid for e in only.examples("train")]
+
+
+# -- cache ----------------------------------------------------------------------------------------
+
+
+def test_batches_from_the_cache_are_those_from_the_videos(make_data, tmp_path):
+    cache = functools.partial(FrameCache, folder=tmp_path / "cache")
+    for _ in range(2):  # written, then read
+        cached = make_data(cache=cache, batch_size=4).train_dataloader()
+        plain = make_data(batch_size=4).train_dataloader()
+        for one, other in zip(cached, plain, strict=True):
+            equal(one.batch, other.batch)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 6  # once for all queries of a video
+
+
+def test_what_is_cached_is_not_decoded(make_data, tmp_path):
+    cache = functools.partial(FrameCache, folder=tmp_path / "cache")
+    whole = qids(make_data(cache=cache).train_dataloader())
+    assert qids(make_data(cache=cache, decoder=NoDecoder()).train_dataloader()) == whole
+
+
+class NoDecoder(VideoDecoder):
+    def open(self, path):
+        raise AssertionError(f"{path} was opened")
+
+
+# -- clips that cannot be read --------------------------------------------------------------------
+
+
+class Hanging(VideoDecoder):
+    """Hangs for ever on one video."""
+
+    def __init__(self, video: str) -> None:
+        self.video = video
+
+    def open(self, path):
+        if self.video in str(path):
+            time.sleep(3600)
+        return DecordDecoder(num_threads=1).open(path)
+
+
+@pytest.fixture
+def broken(tmp_path, tiny_world):
+    """The small world's videos with the first one of the training split cut in two."""
+    shutil.copytree(tiny_world / "videos", tmp_path / "videos")
+    name = next(iter(json.loads((tiny_world / "train.json").read_text())))
+    path = tmp_path / "videos" / f"{name}.mp4"
+    path.write_bytes(path.read_bytes()[:2000])
+    return path
+
+
+def test_training_goes_on_with_the_next_example_and_says_so(make_data, broken, caplog):
+    data = make_data(video_dir=str(broken.parent), on_missing="skip", shuffle=False, batch_size=4)
+    examples = data.examples("train")
+    bad = [e for e in examples if e.video_path == broken]
+    assert bad
+    replacement = next(e.qid for e in examples if e.video_path != broken)
+    expected = [replacement if e in bad else e.qid for e in examples]
+    for _ in range(2):
+        with caplog.at_level(logging.WARNING, logger="tvg"):
+            batches = [data.on_before_batch_transfer(b, 0) for b in data.train_dataloader()]
+        assert [e.qid for batch in batches for e in batch.examples] == expected
+    assert [len(batch) for batch in batches[:-1]] == [4] * (len(batches) - 1)
+    told = [record.getMessage() for record in caplog.records]
+    (line,) = [text for text in told if str(broken) in text]  # once, not once an epoch
+    assert line.startswith("passed over (data.on_missing=skip): ")
+    (num,) = data.unreadable.counts.values()
+    assert num == 2 * len(bad)  # every query, both epochs
+
+
+def test_evaluation_leaves_it_out(make_data, broken):
+    data = make_data(video_dir=str(broken.parent), on_missing="skip")
+    expected = [e.qid for e in data.examples("train") if e.video_path != broken]
+    batches = list(data.eval_loader("train"))
+    assert [e.qid for batch in batches for e in batch.examples] == expected
+    (problem,) = data.unreadable.counts
+    assert problem.startswith(f"{broken}: ")
+
+
+def test_an_error_where_nothing_may_be_left_out(make_data, broken):
+    data = make_data(video_dir=str(broken.parent), shuffle=False)
+    with pytest.raises(ValueError, match=str(broken)):
+        list(data.train_dataloader())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_decoder_that_hangs_is_timed_out_named_and_passed_over(
+    make_data, tiny_world, num_workers, caplog
+):
+    name = next(iter(json.loads((tiny_world / "train.json").read_text())))
+    data = make_data(
+        decoder=Hanging(name),
+        loader=functools.partial(ClipLoader, sampling=SMALL_FRAMES, timeout_s=3.0),
+        on_missing="skip",
+        num_workers=num_workers,
+    )
+    examples = data.examples("train")
+    healthy = {e.qid for e in examples if e.video != name}
+    with caplog.at_level(logging.WARNING, logger="tvg"):
+        batches = [data.on_before_batch_transfer(b, 0) for b in data.train_dataloader()]
+    seen = [e.qid for batch in batches for e in batch.examples]
+    assert len(seen) == len(examples)
+    assert set(seen) == healthy
+    assert f"{name}.mp4: was not decoded within the time limit of 3 s" in caplog.text

@@ -1,0 +1,248 @@
+"""What all data modules share: examples as they are used, and loaders of prompts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from tvg.data.annotations import SPLITS, AnnotationSet, MixedSets, Split
+from tvg.data.clip import ClipLoader
+from tvg.data.collate import PromptCollator
+from tvg.data.dataset import ClipSource, GroundingDataset, OnUnreadable
+from tvg.data.decode import VideoDecoder
+from tvg.data.order import BatchOrder, ResumableLoader
+from tvg.data.readers.record import ReadReport, ReadResult
+from tvg.task.grounding import GroundingTask
+from tvg.training.datamodule_loaders import Envelope, EnvelopeCollator, EvalLoader, UnreadableClips
+from tvg.types import GroundingExample
+
+log = logging.getLogger(__name__)
+
+NOT_SELECTED = "not selected"  # among a report's reasons to leave a query out
+Examples = Sequence[GroundingExample]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PromptDataModule(LightningDataModule):
+    """Batches of prompts from annotated videos; one training batch is one optimizer step.
+
+    What the examples come from is a subclass's affair (`source`). Fields are the keys of
+    `conf/data/*.yaml`.
+
+    Attributes:
+        name: of the data, for reports.
+        on_missing: a video that is missing or cannot be read: "error" stops, "skip" leaves it out
+            (in training, the next example takes the place of one that fails while batches are
+            made), counts and names it.
+        decoder: reads video files.
+        loader: given a decoder, makes what samples, decodes and resizes clips.
+        cache: given that, makes what keeps clips on disk.
+        selection: chooses the training examples.
+        padding: puts lead-ins before clips, of any split.
+        batch_size: prompts an optimizer step and rank.
+        eval_batch_size: prompts a batch in validation and evaluation.
+        num_workers: decoding processes; 0 decodes in the training process.
+        shuffle: a new order each epoch; False keeps the order of the examples (a curriculum).
+        memory_cache: keep decoded clips in memory (small data sets).
+        max_prompt_tokens: longest prompt accepted; None for no limit.
+        limit_train, limit_val, limit_test: use only the first so many examples; None for all.
+        task: what is asked; None where only annotations and files are looked at.
+        processor: tokenizer, video processor and chat template; None likewise.
+        seed: of the shuffle, and of the part of a set that a mixture takes.
+
+    Raises:
+        ValueError: a count is too small, or `on_missing` something else; names its key.
+    """
+
+    name: str
+    on_missing: Literal["error", "skip"]
+    decoder: VideoDecoder
+    loader: Callable[..., ClipLoader]
+    cache: Callable[..., ClipSource]
+    selection: Callable[[Examples], list[GroundingExample]]
+    padding: Callable[[Examples], list[GroundingExample]]
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int
+    shuffle: bool
+    memory_cache: bool
+    max_prompt_tokens: int | None
+    limit_train: int | None
+    limit_val: int | None
+    limit_test: int | None
+    task: GroundingTask | None
+    processor: Any | None
+    seed: int
+    source: AnnotationSet | MixedSets = field(init=False)
+    clips: ClipSource = field(init=False)  # what batches are made of
+    unreadable: UnreadableClips = field(init=False)  # met while batches were made
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        limits = {f"limit_{split}": limit for split, limit in self._limits.items()}
+        _check_counts(
+            least=1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size, **limits
+        )
+        _check_counts(least=0, num_workers=self.num_workers)
+        if self.on_missing not in ("error", "skip"):
+            raise ValueError(
+                f"data.on_missing: expected 'error' or 'skip', got {self.on_missing!r}"
+            )
+        self.source = self._make_source()
+        self.clips = self.cache(loader=self.loader(decoder=self.decoder))
+        self.unreadable = UnreadableClips()
+        self.collator = None
+        if self.task is not None and self.processor is not None:
+            self.collator = PromptCollator(
+                task=self.task,
+                processor=self.processor,
+                max_prompt_tokens=self.max_prompt_tokens,
+            )
+        self._examples: dict[str, list[GroundingExample]] = {}
+        self._datasets: dict[str, GroundingDataset] = {}
+
+    def _make_source(self) -> AnnotationSet | MixedSets:
+        raise NotImplementedError
+
+    @property
+    def _limits(self) -> dict[Split, int | None]:
+        return {"train": self.limit_train, "val": self.limit_val, "test": self.limit_test}
+
+    # -- examples -------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        self.source.prepare()
+
+    def read(self, split: Split) -> ReadResult:
+        """Reads a split, selects (in training) and pads.
+
+        Defects are repaired for training and left as published for benchmarks.
+
+        Raises:
+            ValueError: there is no such split, or none of its examples is usable.
+        """
+        result = self.source.read(split)
+        examples, report = result.examples, result.report
+        if split == "train":
+            examples = self.selection(examples)
+            report = _without_unselected(report, result.examples, examples)
+        return ReadResult(examples=self.padding(examples), report=report)
+
+    def examples(self, split: Split) -> list[GroundingExample]:
+        """The examples of a split that are used, read once; what `read` raises."""
+        if split not in self._examples:
+            result = self.read(split)
+            log.info("%s, %s split: %s", self.name, split, result.report)
+            if NOT_SELECTED in result.report.dropped:
+                num_left_out = result.report.dropped[NOT_SELECTED]
+                log.info("selected %d, left out %d", len(result.examples), num_left_out)
+            self._examples[split] = result.examples[: self._limits[split]]
+        return self._examples[split]
+
+    # -- loaders --------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> ResumableLoader:
+        world_size, rank = self._ranks()
+        order = BatchOrder(
+            num_examples=len(self.examples("train")),
+            batch_size=self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        options = self._loader_options(enveloped=True)
+        return ResumableLoader(self._dataset("train"), order=order, **options)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if not isinstance(batch, Envelope):
+            return batch
+        self.unreadable.note(batch.batch)
+        return batch.batch
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Validation batches; an empty list, which validates nothing, where there is no split."""
+        has_split = self.source.files["val"] is not None
+        return self.eval_loader("val", enveloped=True) if has_split else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.eval_loader("test", enveloped=True)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches of the test split, or else of the last split that there is."""
+        return self.eval_loader(
+            next(split for split in reversed(SPLITS) if self.source.files[split] is not None),
+            enveloped=True,
+        )
+
+    def eval_loader(
+        self, split: Split, *, skip: int = 0, enveloped: bool = False
+    ) -> DataLoader[Any]:
+        """Batches of this rank's share in the file's order, its first `skip` examples left out.
+
+        `enveloped` is for loaders that Lightning's trainer reads; see `Envelope`.
+        """
+        world_size, rank = self._ranks()
+        order = BatchOrder(
+            num_examples=len(self.examples(split)),
+            batch_size=self.eval_batch_size,
+            shuffle=False,
+            seed=0,
+            rank=rank,
+            world_size=world_size,
+        )
+        mine = [index for batch in order for index in batch][skip:]
+        size = self.eval_batch_size
+        batches = [mine[i : i + size] for i in range(0, len(mine), size)]
+        dataset = self._dataset(split, scored=True)
+        options = self._loader_options(enveloped=enveloped)
+        return EvalLoader(dataset, note=self.unreadable.note, batch_sampler=batches, **options)
+
+    def _dataset(self, split: Split, *, scored: bool = False) -> GroundingDataset:
+        """`scored`: what cannot be read is left out, where training replaces it."""
+        on_unreadable: OnUnreadable = "error"
+        if self.on_missing == "skip":
+            on_unreadable = "leave_out" if scored else "replace"
+        key = f"{split}/{on_unreadable}"
+        if key not in self._datasets:
+            self._datasets[key] = GroundingDataset(
+                examples=self.examples(split),
+                loader=self.clips,
+                memory_cache=self.memory_cache,
+                on_unreadable=on_unreadable,
+            )
+        return self._datasets[key]
+
+    def _loader_options(self, *, enveloped: bool) -> dict[str, Any]:
+        assert self.collator is not None, "batches need a task and a processor"
+        collate = EnvelopeCollator(self.collator) if enveloped else self.collator
+        options: dict[str, Any] = {"collate_fn": collate, "num_workers": self.num_workers}
+        if self.num_workers > 0:
+            # Decoders and the tokenizer hold threads, which do not survive a fork.
+            options |= {"multiprocessing_context": "spawn", "prefetch_factor": 2}
+            options["persistent_workers"] = True  # starting one costs seconds of imports
+        return options
+
+    def _ranks(self) -> tuple[int, int]:
+        trainer = getattr(self, "trainer", None)
+        return (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+
+
+def _without_unselected(report: ReadReport, before: Examples, after: Examples) -> ReadReport:
+    """The report with what the selection left out; a mixture may hold an example several times."""
+    num_left_out = len({e.qid for e in before}) - len({e.qid for e in after})
+    if num_left_out == 0:
+        return report
+    dropped = {**report.dropped, NOT_SELECTED: num_left_out}
+    return replace(report, dropped=dropped, num_examples=report.num_examples - num_left_out)
+
+
+def _check_counts(*, least: int, **counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise ValueError(f"data.{name}: expected at least {least}, got {count}")
