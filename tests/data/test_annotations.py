@@ -60,6 +60,8 @@ def test_the_reader_is_told_what_to_do(split: Split, tmp_path: Path) -> None:
     ]
     make_set(reader=reader).read(split)
     assert calls[1][0][1] is None
+    make_set(reader=reader).read(split, on_missing="skip")
+    assert [options["on_missing"] for _, options in calls] == ["skip", "error", "skip"]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_a_mixture_in_training(
     assert MixedSets(sets=sets, weights={"one": 0.5, "two": 3}, seed=0).read("train") == result
 
 
-def test_a_mixture_in_evaluation(sets: dict[str, AnnotationSet]) -> None:
+def test_a_mixture_in_evaluation(sets: dict[str, AnnotationSet], tmp_path: Path) -> None:
     mixture = MixedSets(sets=sets, weights={"one": 2.5, "two": 0}, seed=0)
     ids = [example.qid for example in mixture.read("test").examples]
     assert ids == ["one/v:0", "one/v:1", "two/v:0"]
@@ -178,6 +180,12 @@ def test_a_mixture_in_evaluation(sets: dict[str, AnnotationSet]) -> None:
     assert mixture.name == "one + two"
     assert mixture.files["val"] is None
     assert mixture.files["test"] == f"{sets['one'].files['test']} + {sets['two'].files['test']}"
+    for annotation_set in sets.values():
+        annotation_set.video_dir = str(tmp_path)  # which holds no video
+    with pytest.raises(ValueError, match="no example is left"):
+        mixture.read("test", on_missing="skip")
+    with pytest.raises(ValueError, match="on_missing='skip' leaves such ids out"):
+        mixture.read("test")
     with pytest.raises(ValueError, match=r"data\.sets: none of one, two has a val split"):
         mixture.read("val")
 

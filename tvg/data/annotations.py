@@ -16,6 +16,7 @@ from tvg.types import GroundingExample
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
+OnMissing = Literal["error", "skip"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -52,7 +53,7 @@ class AnnotationSet:
         annotation_split: Split | None,
         video_dir: str | None,
         extensions: Sequence[str],
-        on_missing: Literal["error", "skip"],
+        on_missing: OnMissing,
     ) -> None:
         if annotation_split is not None:
             _check_split("data.annotation_split", annotation_split)
@@ -72,15 +73,17 @@ class AnnotationSet:
             self.files[self.annotation_split] = annotation_file
         self.video_dir = video_dir
         self.extensions = tuple(extensions)
-        self.on_missing: Literal["error", "skip"] = on_missing
+        self.on_missing: OnMissing = on_missing
 
     def prepare(self) -> None:
         """Draws the world, where there is one."""
         if self.world is not None:
             self.world()
 
-    def read(self, split: Split) -> ReadResult:
+    def read(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
         """Reads a split; defects are repaired for training, left as published for benchmarks.
+
+        `on_missing` stands in place of the set's own: a report goes through everything first.
 
         Raises:
             ValueError: there is no such split, or what the reader raises.
@@ -93,7 +96,7 @@ class AnnotationSet:
             Path(file),
             Path(self.video_dir) if self.video_dir is not None else None,
             extensions=self.extensions,
-            on_missing=self.on_missing,
+            on_missing=on_missing or self.on_missing,
             clamp_ends=split == "train",
             drop_invalid=split == "train",
         )
@@ -149,9 +152,10 @@ class MixedSets:
         for annotation_set in self.sets.values():
             annotation_set.prepare()
 
-    def read(self, split: Split) -> ReadResult:
+    def read(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
         """Reads a split of every set that has it; in training, as often as its weight says.
 
+        `on_missing` stands in place of what each set does.
         The report is of what the files hold: `num_examples` counts each example once.
 
         Raises:
@@ -161,7 +165,7 @@ class MixedSets:
         having = self._having(split)
         if not having:
             raise ValueError(f"data.sets: none of {', '.join(self.sets)} has a {split} split")
-        results = {name: annotation_set.read(split) for name, annotation_set in having.items()}
+        results = {name: s.read(split, on_missing=on_missing) for name, s in having.items()}
         examples: list[GroundingExample] = []
         for name, result in results.items():
             named = [_named(example, name) for example in result.examples]
