@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tvg.data.readers import ReadResult, read_charades, read_time_r1, read_tvgbench
+from tvg.data.readers import (
+    ReadResult,
+    read_charades,
+    read_charades_txt,
+    read_custom,
+    read_time_r1,
+    read_tvgbench,
+)
 
 LATE = "ending behind the video's end"
 EMPTY = "with start >= end"
@@ -99,3 +107,33 @@ def test_tvgbench_in_full(shared_dir: Path) -> None:
         frozenset({"query_type", "source"})
     }
     assert (examples[0].qid, examples[0].segment) == ("KWZSA:0", (13.4, 28.1))
+
+
+def test_one_content_in_three_formats_gives_the_same_examples(
+    shared_dir: Path, tmp_path: Path
+) -> None:
+    name = "charades_sta/train.json"
+    data = json.loads((shared_dir / "data" / name).read_text())
+    queries = [
+        (video, entry["duration"], segment, sentence)
+        for video, entry in data.items()
+        for segment, sentence in zip(entry["timestamps"], entry["sentences"], strict=True)
+    ]
+    text = [f"{video} {s} {e}##{sentence}\n" for video, _, (s, e), sentence in queries]
+    (tmp_path / "a.txt").write_text("".join(text))
+    rows = [f"{video},{entry['duration']}\n" for video, entry in data.items()]
+    (tmp_path / "a.csv").write_text("id,length\n" + "".join(rows))
+    lines = [
+        json.dumps({"video": video, "query": sentence, "segment": segment, "duration": duration_s})
+        for video, duration_s, segment, sentence in queries
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    rules = {"clamp_ends": True, "drop_invalid": True}
+    expected = read(name, shared_dir, training=True)
+    for result in (
+        read_charades_txt(tmp_path / "a.txt", None, lengths_file=tmp_path / "a.csv", **rules),
+        read_custom(tmp_path / "a.jsonl", None, **rules),
+    ):
+        assert result.examples == expected.examples
+        assert result.report.defects == expected.report.defects
+        assert result.report.late_ends == expected.report.late_ends
