@@ -148,7 +148,7 @@ def _serialized(key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str]
     about = json.dumps(_About(key, dict(meta))._asdict(), sort_keys=True)
     data = bytearray(
         safetensors.torch.save(
-            {name: tensors[name].contiguous() for name in sorted(tensors)},
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
             metadata={_FIELD: f"{_NO_CHECKSUM.decode()} {about}"},
         )
     )
