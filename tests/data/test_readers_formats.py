@@ -230,12 +230,12 @@ def test_own_lines(write: Write) -> None:
         "pass_rate": 0.5,
         "split": "train",
     }
-    cut = {"video": "b", "query": "q", "segment": [0, 1], "window": [5, 9]}
+    cut = {"video": "b.2", "query": "q", "segment": [0, 1], "window": [5, 9]}
     result = read_jsonl(write(lines(OWN, more, cut)), None, **TRAINING)
     assert told(result) == [
         ("a:0", "a.mp4", "someone knocks", (1, 2), None),
         ("mine", "a.mp4", "leaves", (3, 8), 8),
-        ("b:0", "b", "q", (0, 1), 4),
+        ("b.2:0", "b.2", "q", (0, 1), 4),  # a dot is not an extension
     ]
     example = result.examples[1]
     assert (example.difficulty, example.prediction, example.hint) == (12, (0, 1), (2, 8))
