@@ -20,6 +20,7 @@ from tvg.types import GroundingExample
 
 VIDEO_UNREADABLE = "video unreadable"  # a report's reason to leave a query out
 OTHER_DURATION = "whose stated duration is not the file's"  # among a report's defects
+LATE_IN_FILE = "ending behind the file's end, no duration stated"
 # A stated duration and the file's own differ by the last frame, by rounding, by a re-encoding.
 DURATION_SLACK_S = 1.0
 DURATION_SLACK_SHARE = 0.05
@@ -88,10 +89,13 @@ def inspect(
         if example.video_path is not None:
             clips.setdefault(request_of(example), example)
     others = [e.qid for r, e in clips.items() if _is_of_other_duration(e, infos[r.path])]
-    if others:
-        report = replace(report, defects=dict(report.defects))
-        for qid in others:
-            report.add(OTHER_DURATION, qid, "kept")
+    found_s = {r: _shown_s(r, infos[r.path]) for r, e in clips.items() if e.duration_s is None}
+    examples = [_with_duration(example, found_s) for example in examples]
+    late = [e.qid for e in examples if _ends_late(e, found_s)]
+    report = replace(report, defects=dict(report.defects))
+    for name, ids in ((OTHER_DURATION, others), (LATE_IN_FILE, late)):
+        for qid in ids:
+            report.add(name, qid, "kept")
     return Inspection(
         splits=splits,
         examples=examples,
@@ -111,20 +115,41 @@ def _by_file(failed: Mapping[ClipRequest, str]) -> dict[str, str]:
 
 
 def _is_precut(request: ClipRequest, info: VideoInfo | str) -> bool:
-    if request.window is None or isinstance(info, str):
+    assert isinstance(info, VideoInfo), info
+    if request.window is None:
         return False
     return resolve_window(request.window, info.duration_s) is None
 
 
 def _is_of_other_duration(example: GroundingExample, info: VideoInfo | str) -> bool:
-    if example.duration_s is None or isinstance(info, str):
+    if example.duration_s is None:
         return False
-    lead_in_s = 0.0 if example.lead_in is None else example.lead_in.length_s
-    stated_s = example.duration_s - lead_in_s
-    window = resolve_window(example.window, info.duration_s)
+    slack_s = max(DURATION_SLACK_S, DURATION_SLACK_SHARE * example.duration_s)
+    return abs(example.duration_s - _shown_s(request_of(example), info)) > slack_s
+
+
+def _shown_s(request: ClipRequest, info: VideoInfo | str) -> float:
+    """The seconds that a clip has in its file, and its lead-in's."""
+    assert isinstance(info, VideoInfo), info  # the others have been left out
+    window = resolve_window(request.window, info.duration_s)
     start_s, end_s = window_bounds(info.num_frames, info.fps, window)
-    slack_s = max(DURATION_SLACK_S, DURATION_SLACK_SHARE * stated_s)
-    return abs(stated_s - (end_s - start_s)) > slack_s
+    return end_s - start_s + (0.0 if request.lead_in is None else request.lead_in.length_s)
+
+
+def _with_duration(
+    example: GroundingExample, found_s: Mapping[ClipRequest, float]
+) -> GroundingExample:
+    """The example with its file's duration, where none is stated."""
+    if example.video_path is None or example.duration_s is not None:
+        return example
+    return replace(example, duration_s=found_s[request_of(example)])
+
+
+def _ends_late(example: GroundingExample, found_s: Mapping[ClipRequest, float]) -> bool:
+    if example.video_path is None or example.segment is None:
+        return False
+    end_s = found_s.get(request_of(example))  # with a stated duration, the reader has compared
+    return end_s is not None and example.segment.end_s > end_s + DURATION_SLACK_S
 
 
 def total_of(inspections: Sequence[Inspection]) -> Inspection:

@@ -1,0 +1,132 @@
+"""Annotations held against videos: what fails is counted, durations and windows are compared."""
+
+from pathlib import Path
+
+import pytest
+
+from tvg.data.clip import ClipLoader
+from tvg.data.decode import VideoDecoder, VideoInfo
+from tvg.data.inspection import inspect, total_of, unusable_clips
+from tvg.data.preparation import ClipRequest
+from tvg.data.readers.record import ReadReport, ReadResult
+from tvg.data.sampling import FrameSampling
+from tvg.types import GroundingExample, LeadIn, Segment
+
+
+def example(qid, *, video="a", duration_s=10.0, segment=(1.0, 2.0), **more):
+    return GroundingExample(
+        qid=qid,
+        video=video,
+        video_path=Path(f"{video}.mp4"),
+        query="x",
+        segment=Segment(*segment),
+        duration_s=duration_s,
+        **more,
+    )
+
+
+def info(seconds: float) -> VideoInfo:
+    return VideoInfo(num_frames=round(seconds * 10), fps=10.0, height=48, width=64)
+
+
+def inspected(examples, infos, failed=None, splits=("train",), **counts):
+    num = len({e.qid for e in examples})
+    report = ReadReport(annotation_file="f", num_queries=num, num_examples=num, **counts)
+    files = {Path(f"{name}.mp4"): found for name, found in infos.items()}
+    return inspect(ReadResult(examples=examples, report=report), splits, failed or {}, files)
+
+
+def test_queries_of_a_clip_that_failed_are_dropped_and_its_file_named():
+    examples = [
+        example("a:0"),
+        example("b:0", video="b"),
+        example("a:1"),
+        example("b:0", video="b"),
+    ]
+    window = example("a:2", window=Segment(0.0, 5.0), duration_s=5.0)
+    found = inspected(
+        [*examples, window],
+        {"a": info(10), "b": "is broken"},
+        failed={ClipRequest(Path("b.mp4")): "is broken"},
+    )
+    assert [e.qid for e in found.examples] == ["a:0", "a:1", "a:2"]
+    assert found.unreadable == {"b.mp4": "is broken"}
+    assert found.report.dropped == {"video unreadable": 1}  # a mixture repeats, the file does not
+    assert (found.report.num_queries, found.report.num_examples) == (4, 3)
+    part = inspected(
+        [*examples[:1], window],
+        {"a": info(10)},
+        failed={ClipRequest(Path("a.mp4"), Segment(0.0, 5.0)): "no frame"},
+    )
+    assert [e.qid for e in part.examples] == ["a:0"]
+    assert part.unreadable == {"a.mp4": "no frame"}
+
+
+@pytest.mark.parametrize(
+    ("stated_s", "found_s", "is_other"),
+    [(10.0, 10.0, 0), (10.0, 11.0, 0), (10.0, 11.1, 1), (10.0, 8.9, 1), (100.0, 104.9, 0),
+     (100.0, 105.2, 1), (100.0, 94.9, 1)],
+)  # fmt: skip
+def test_a_stated_duration_may_differ_by_a_second_or_5_percent(stated_s, found_s, is_other):
+    queries = [example("a:0", duration_s=stated_s), example("a:1", duration_s=stated_s)]
+    found = inspected(queries, {"a": info(found_s)})
+    assert found.num_other_duration == is_other  # once a clip
+    defects = found.report.defects
+    assert [d.example_ids for d in defects.values()] == ([["a:0"]] if is_other else [])
+    assert len(found.examples) == 2
+
+
+def test_a_window_is_compared_with_its_own_part():
+    inside = example("a:0", window=Segment(20.0, 30.0))
+    precut = example("b:0", video="b", window=Segment(20.0, 30.0))
+    found = inspected([inside, precut], {"a": info(60), "b": info(10)})
+    assert (found.num_other_duration, found.num_precut) == (0, 1)
+    wrong = example("a:0", window=Segment(20.0, 30.0), duration_s=60.0)
+    assert inspected([wrong], {"a": info(60)}).num_other_duration == 1
+
+
+def test_a_lead_in_counts_on_both_sides():
+    padded = example("a:0", duration_s=15.0, lead_in=LeadIn(5.0, "blank", 0))
+    assert inspected([padded], {"a": info(10)}).num_other_duration == 0
+
+
+def test_without_a_stated_duration_the_file_tells():
+    queries = [
+        example("a:0", duration_s=None, segment=(8.0, 10.9)),
+        example("a:1", duration_s=None, segment=(8.0, 11.1)),
+        example("b:0", video="b", segment=(8.0, 99.0)),
+    ]
+    found = inspected(queries, {"a": info(10), "b": info(10)})
+    assert [e.duration_s for e in found.examples] == [10.0, 10.0, 10.0]
+    (defect,) = found.report.defects.values()
+    assert (defect.count, defect.action, defect.example_ids) == (1, "kept", ["a:1"])
+
+
+def test_what_shows_before_anything_is_decoded():
+    loader = ClipLoader(sampling=FrameSampling(), decoder=VideoDecoder, timeout_s=None)
+    good, bad, late = (
+        ClipRequest(Path("a.mp4")),
+        ClipRequest(Path("b.mp4")),
+        ClipRequest(Path("a.mp4"), Segment(50.0, 90.0)),
+    )
+    problems = unusable_clips(
+        [good, bad, late], {Path("a.mp4"): info(10), Path("b.mp4"): "is empty"}, loader
+    )
+    assert list(problems) == [bad, late]
+    assert problems[bad] == "is empty"
+    assert "the clip window 50 to 90 s fits this file of 10.00 s in neither way" in problems[late]
+
+
+def test_totals_name_both_actions():
+    train = inspected([example("a:0")], {"a": info(10)})
+    test = inspected([example("a:0"), example("a:1")], {"a": info(10)}, splits=("val", "test"))
+    train.report.add("with start >= end", "a:7", "dropped")
+    test.report.add("with start >= end", "a:8", "kept")
+    train.report.missing = test.report.missing = ["m"]
+    total = total_of([train, test])
+    assert total.splits == ("train", "val", "test")
+    assert (total.report.num_queries, total.report.num_examples) == (3, 3)
+    assert total.report.missing == ["m"]
+    defect = total.report.defects["with start >= end"]
+    assert (defect.count, defect.action) == (2, "dropped, kept")
+    assert total_of([train]) is train
