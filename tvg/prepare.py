@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,7 @@ from rich.console import Console
 from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.config import CONF_DIR, build, check, entry_point
 from tvg.data.annotations import SPLITS, AnnotationSet, MixedSets, Split
-from tvg.data.cache.frames import FrameCache
-from tvg.data.clip import ClipLoader
-from tvg.data.decode import VideoInfo
-from tvg.data.inspection import Inspection, inspect, total_of, unusable_clips
+from tvg.data.inspection import Inspection, inspect, total_of
 from tvg.data.inspection_report import (
     as_json,
     as_table,
@@ -30,22 +26,15 @@ from tvg.data.inspection_report import (
     shortened,
     size_text,
 )
-from tvg.data.preparation import (
-    ClipRequest,
-    Prepared,
-    check_disk,
-    estimated_bytes,
-    missing_bytes,
-    prepare_frames,
-    probe_videos,
-    unique_requests,
-)
 from tvg.data.readers.record import ReadError, ReadResult
+from tvg.model.loading import Checkpoint
 from tvg.plot.overview import draw_overview_of
 from tvg.plot.save import picture_format, save_figure
 from tvg.task.report import output_folder_check, write_json
 from tvg.train import build_all
 from tvg.training.datamodule_base import PromptDataModule
+from tvg.training.evaluation import choose_device
+from tvg.training.video_check import Model, Videos, look_at_videos
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +62,7 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
     report = {
         "dataset": data.name,
         **as_json(total),
-        **videos.as_json(data),
+        **videos.as_json(),
         "seconds": round(time.monotonic() - started, 3),
         "splits": {split: as_json(i) for i in inspections for split in i.splits},
     }
@@ -81,35 +70,6 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
     _write(cfg, report, total)
     _stop_if_unusable(cfg, data.source, inspections)
     return report
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Videos:
-    """What the videos turned out to be."""
-
-    infos: dict[Path, VideoInfo | str]
-    failed: dict[ClipRequest, str]
-    estimated_bytes: int  # of a cache of all their clips
-    prepared: Prepared | None  # None: no cache was asked for
-
-    def as_json(self, data: PromptDataModule) -> dict[str, Any]:
-        # Not what was there before and what was written now: a preparation that was killed and
-        # gone on with reports the same as an undisturbed one.
-        done = self.prepared
-        return {
-            "cache": {
-                "kind": "frames" if isinstance(data.clips, FrameCache) else "none",
-                "entries": done.num_entries if done is not None else 0,
-                "rebuilt": done.rebuilt if done is not None else [],
-                "estimated_bytes": self.estimated_bytes,
-            },
-            "bytes": done.num_bytes if done is not None else 0,
-            "video_bytes": sum(
-                path.stat().st_size
-                for path, info in self.infos.items()
-                if not isinstance(info, str)
-            ),
-        }
 
 
 def _check_outputs(cfg: DictConfig) -> None:
@@ -144,40 +104,25 @@ def _read(data: PromptDataModule, split: Split | None) -> dict[tuple[Split, ...]
     return results
 
 
-def _look(cfg: DictConfig, data: PromptDataModule, examples: Sequence[Any]) -> _Videos:
-    """Probes every video, then loads every clip into the cache where there is one to fill."""
-    clips = data.clips
-    loader = clips.loader if isinstance(clips, FrameCache) else clips
-    assert isinstance(loader, ClipLoader), type(loader)
-    requests = unique_requests(examples)
+def _look(cfg: DictConfig, data: PromptDataModule, examples: Sequence[Any]) -> Videos:
+    def load_model() -> Model:
+        checkpoint: Checkpoint = build(cfg.model)
+        processor = checkpoint.load_processor()
+        return checkpoint.load_policy(processor).to(choose_device(cfg.device)), processor
+
     given = cfg.prepare.num_workers
-    workers = {
-        "num_workers": len(os.sched_getaffinity(0)) if given is None else given,
-        "timeout_s": cfg.prepare.timeout_s,
-    }
-    paths = [request.path for request in requests]
-    infos = probe_videos(paths, loader.decoder, **workers) if paths else {}
-    failed = unusable_clips(requests, infos, loader)
-    good = [request for request in requests if request not in failed]
-    num_bytes = estimated_bytes(good, infos, loader)
-    prepared = None
-    if isinstance(clips, FrameCache) and not cfg.prepare.check_only and good:
-        needed = missing_bytes(good, infos, clips)
-        log.info(
-            "cache %s: %d clips of %s together, %s to be written",
-            clips.folder,
-            len(good),
-            size_text(num_bytes),
-            size_text(needed),
-        )
-        check_disk(clips.folder, needed)
-        prepared = prepare_frames(good, clips, **workers)
-        failed |= prepared.failed
-    return _Videos(infos=infos, failed=failed, estimated_bytes=num_bytes, prepared=prepared)
+    return look_at_videos(
+        examples,
+        data.clips,
+        num_workers=len(os.sched_getaffinity(0)) if given is None else given,
+        timeout_s=cfg.prepare.timeout_s,
+        check_only=cfg.prepare.check_only,
+        load_model=load_model,
+    )
 
 
 def _show(
-    console: Console, data: PromptDataModule, inspections: Sequence[Inspection], videos: _Videos
+    console: Console, data: PromptDataModule, inspections: Sequence[Inspection], videos: Videos
 ) -> None:
     console.print(as_table(f"{data.name}: as read", inspections))
     _print_lines(console, defect_lines(inspections))

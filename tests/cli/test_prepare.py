@@ -155,7 +155,6 @@ def test_broken_videos_are_left_out_and_named(command, collection, tmp_path):
     assert report["dropped"] == {"video unreadable": 2 * len(bad)}
     assert report["cache"]["entries"] == num_good  # once for both queries
     assert report["bytes"] == sum(map(len, entries(tmp_path / "cache").values())) > 0
-    assert report["bytes"] <= report["cache"]["estimated_bytes"]
     assert (report["precut"], report["duration_mismatch"]) == (0, 0)
     for path in bad:
         assert path in done.out
@@ -234,6 +233,22 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(
     )
     assert not (tmp_path / "cache").exists()
     assert not Path("r.json").exists()
+
+
+def test_features_of_a_model(command, collection, tmp_path, tiny_checkpoint):
+    words = [*collection(2, ["text"]), "data.on_missing=skip", "prepare.num_workers=0"]
+    words += ["data/cache=features", f"model.path={tiny_checkpoint}"]
+    words = [w for w in words if not w.startswith("data.cache.folder")]
+    words += [f"data.cache.folder={tmp_path / 'cache'}"]
+    for there_before in (0, 2):
+        done = command("prepare", *words)
+        assert done.code == 0, done.err
+        report = report_of()
+        assert (report["cache"]["kind"], report["cache"]["entries"]) == ("features", 2)
+        assert f"{there_before} there before" in done.out
+        assert report["bytes"] == sum(map(len, entries(tmp_path / "cache").values()))
+    error = command("prepare", *words, "model.path=null").error
+    assert "model.path has to name its folder" in error
 
 
 def test_a_mixture(command, collection, tmp_path, tiny_world):

@@ -1,0 +1,131 @@
+"""Every video of a dataset looked at, and its cache filled, of whatever kind it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvg.data.cache.features import FeatureCache
+from tvg.data.cache.frames import FrameCache
+from tvg.data.clip import ClipLoader
+from tvg.data.dataset import ClipSource
+from tvg.data.decode import VideoInfo
+from tvg.data.inspection import unusable_clips
+from tvg.data.inspection_report import size_text
+from tvg.data.preparation import (
+    ClipRequest,
+    Prepared,
+    check_disk,
+    estimated_bytes,
+    missing_bytes,
+    prepare_frames,
+    probe_videos,
+    unique_requests,
+)
+from tvg.model.policy import Policy
+from tvg.training.feature_preparation import missing_feature_bytes, prepare_features
+from tvg.types import GroundingExample
+
+log = logging.getLogger(__name__)
+
+Model = tuple[Policy, Any]  # and its processor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Videos:
+    """What the videos turned out to be."""
+
+    infos: dict[Path, VideoInfo | str]  # a text says what is wrong with one
+    failed: dict[ClipRequest, str]
+    kind: str  # of the cache
+    prepared: Prepared | None  # None: no cache was to be filled
+
+    def as_json(self) -> dict[str, Any]:
+        """The parts of the report that are about files.
+
+        Not what was there before and what was written now: a preparation that was killed and gone
+        on with reports the same as an undisturbed one.
+        """
+        done = self.prepared
+        readable = (path for path, info in self.infos.items() if isinstance(info, VideoInfo))
+        return {
+            "cache": {
+                "kind": self.kind,
+                "entries": done.num_entries if done is not None else 0,
+                "rebuilt": done.rebuilt if done is not None else [],
+            },
+            "bytes": done.num_bytes if done is not None else 0,
+            "video_bytes": sum(path.stat().st_size for path in readable),
+        }
+
+
+def look_at_videos(
+    examples: Iterable[GroundingExample],
+    clips: ClipSource,
+    *,
+    num_workers: int,
+    timeout_s: float | None,
+    check_only: bool,
+    load_model: Callable[[], Model],
+) -> Videos:
+    """Probes every video, then loads every clip into the cache, where there is one to fill.
+
+    Args:
+        examples: whose clips are needed; those of one clip need it once.
+        clips: a loader, or a cache before one.
+        num_workers: processes that decode; 0 for none.
+        timeout_s: the most time for one video; None: no limit.
+        check_only: leave the cache alone.
+        load_model: gives the model whose features are kept, on the device that computes.
+
+    Raises:
+        ValueError: the disk cannot hold the cache, or its folder cannot be used.
+    """
+    loader = clips if isinstance(clips, ClipLoader) else getattr(clips, "loader", None)
+    assert isinstance(loader, ClipLoader), type(clips)
+    requests = unique_requests(examples)
+    paths = [request.path for request in requests]
+    workers: dict[str, Any] = {"num_workers": num_workers, "timeout_s": timeout_s}
+    infos = probe_videos(paths, loader.decoder, **workers) if paths else {}
+    failed = unusable_clips(requests, infos, loader)
+    good = [request for request in requests if request not in failed]
+    prepared = None
+    if good and not check_only and isinstance(clips, FrameCache):
+        total, needed = estimated_bytes(good, infos, loader), missing_bytes(good, infos, clips)
+        _announce(clips.folder, len(good), needed, f", {size_text(total)} in all")
+        prepared = prepare_frames(good, clips, **workers)
+    elif good and not check_only and isinstance(clips, FeatureCache):
+        prepared = _prepare_features(good, infos, clips, load_model(), num_workers=num_workers)
+    if prepared is not None:
+        failed |= prepared.failed
+    kinds = {FrameCache: "frames", FeatureCache: "features"}
+    return Videos(
+        infos=infos, failed=failed, kind=kinds.get(type(clips), "none"), prepared=prepared
+    )
+
+
+def _prepare_features(
+    requests: Sequence[ClipRequest],
+    infos: Mapping[Path, VideoInfo | str],
+    cache: FeatureCache,
+    model: Model,
+    *,
+    num_workers: int,
+) -> Prepared:
+    policy, processor = model
+    vision = policy.model.config.vision_config
+    needed = missing_feature_bytes(requests, infos, cache, vision=vision)
+    _announce(cache.folder, len(requests), needed, "")
+    return prepare_features(
+        requests, cache, policy=policy, processor=processor, num_workers=num_workers
+    )
+
+
+def _announce(folder: Path, num_clips: int, needed_bytes: int, more: str) -> None:
+    log.info(
+        "cache %s: %d clips, %s to be written%s", folder, num_clips, size_text(needed_bytes), more
+    )
+    check_disk(folder, needed_bytes)
