@@ -45,6 +45,7 @@ class Parts:
 
 def build_parts(cfg: DictConfig, *, split: Split) -> Parts:
     """Builds task, sampler, data and model; annotations are read before weights, which are slow."""
+    forward_by = cfg.policy.forward if "policy" in cfg else "shared_prefix"
     task = build(cfg.prompt)
     checkpoint: Checkpoint = build(cfg.model)
     processor = checkpoint.load_processor()
@@ -53,7 +54,7 @@ def build_parts(cfg: DictConfig, *, split: Split) -> Parts:
     data.examples(split)
     return Parts(
         processor=processor,
-        policy=checkpoint.load_policy(processor),
+        policy=checkpoint.load_policy(processor, forward_by=forward_by),
         task=task,
         rollout=build(cfg.rollout),
         data=data,

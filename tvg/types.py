@@ -157,17 +157,19 @@ class RolloutBatch(_Batch):
     texts: list[str] = field(default_factory=list)  # length N, special tokens removed
     is_finished: Tensor  # bool [N]: ended by EOS, not cut at the length limit
 
-    def rows(self, start: int, stop: int) -> RolloutBatch:
-        """The prompts [start, stop) with their whole groups."""
-        first, last = start * self.group_size, stop * self.group_size
+    def part(self, prompts: range, completions: range) -> RolloutBatch:
+        """Some prompts, with some completions of each group."""
+        numbers = torch.arange(len(self.prompts) * self.group_size).view(-1, self.group_size)
+        rows = numbers[prompts.start : prompts.stop, completions.start : completions.stop].flatten()
+        places = rows.to(self.completion_ids.device)
         return RolloutBatch(
-            prompts=self.prompts.rows(start, stop),
-            group_size=self.group_size,
-            completion_ids=self.completion_ids[first:last],
-            completion_mask=self.completion_mask[first:last],
-            old_logprobs=self.old_logprobs[first:last],
-            texts=self.texts[first:last],
-            is_finished=self.is_finished[first:last],
+            prompts=self.prompts.rows(prompts.start, prompts.stop),
+            group_size=len(completions),
+            completion_ids=self.completion_ids[places],
+            completion_mask=self.completion_mask[places],
+            old_logprobs=self.old_logprobs[places],
+            texts=[self.texts[row] for row in rows.tolist()] if self.texts else [],
+            is_finished=self.is_finished[places],
         )
 
 

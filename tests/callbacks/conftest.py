@@ -148,7 +148,7 @@ def finished_run(store: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
         RunRecord(run_dir=run_dir, config_yaml=CONFIG_YAML, summary={"task": "g" * 400, "lr": 0.1}),
         RolloutTable(run_dir=run_dir, every_n_steps=5, max_rows=3),
         Timelines(run_dir=run_dir, num_queries=12),
-        Throughput(),
+        Throughput(peak_tflops=None),
         Progress(metrics=METRICS, every_n_steps=4, style="lines"),
     ]
     with contextlib.redirect_stdout(io.StringIO()) as printed:

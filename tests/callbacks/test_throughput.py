@@ -32,7 +32,7 @@ class Walk:
     """Walks the callback through batches: seconds of waiting, seconds of work, step at the end."""
 
     def __init__(self, clock):
-        self.clock, self.module, self.callback = clock, Recorder(), Throughput()
+        self.clock, self.module, self.callback = clock, Recorder(), Throughput(peak_tflops=None)
         self.trainer = SimpleNamespace(global_step=4)
         self.callback.on_train_start(self.trainer, self.module)
 
@@ -99,6 +99,6 @@ def test_metrics_stand_at_the_same_step_as_the_others(finished_run):
 
 
 def test_steps_that_return_nothing_have_their_seconds(fit, tiny_grpo):
-    trainer = fit(tiny_grpo(extras={}), callbacks=[Throughput()])
+    trainer = fit(tiny_grpo(extras={}), callbacks=[Throughput(peak_tflops=None)])
     logged = [name for name in trainer.callback_metrics if name.startswith("perf/")]
     assert sorted(logged) == ["perf/data_wait_s", "perf/step_s"]

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from parts import make_parts, make_rollout
 
+from tvg.model.completion_states import repeated
 from tvg.training.schedule import warmup_schedule
 from tvg.training.sft import SFTModule, target_tokens
 from tvg.types import Segment
@@ -103,8 +104,8 @@ def test_the_loss_is_that_of_the_answer_tokens_written_out(parts, batch):
         policy = parts.policy
         with torch.no_grad():
             one = torch.ones(1, len(answer), dtype=torch.int64)
-            states = policy._completion_states(row, answer[None], one, 1)
-            logits = policy.model.lm_head(states)[0].double()
+            states = repeated(policy, row, answer[None], one, 1)
+            logits = policy.model.lm_head(states).double()
             logits[:, policy.suppressed_ids] = -math.inf
             chosen = logits.log_softmax(-1).gather(1, answer[:, None])
         total -= float(chosen.sum())

@@ -14,6 +14,14 @@ from lightning.pytorch.callbacks import Callback
 # What a training step may count -> the rate logged for it.
 _RATES = {"num_prompts": "perf/prompts_per_s", "num_tokens": "perf/tokens_per_s"}
 
+_FLOPS = "num_flops"
+
+
+def stage_seconds(outputs: Any) -> dict[str, float]:
+    """The seconds of each stage that the training step timed, if it did."""
+    found = outputs.get("stage_s") if isinstance(outputs, Mapping) else None
+    return dict(found) if isinstance(found, Mapping) else {}
+
 
 def counts(outputs: Any, keys: Iterable[str]) -> dict[str, float]:
     """The counts that the training step returned, of those keys that it returned at all."""
@@ -30,11 +38,24 @@ class Throughput(Callback):
       it (step_s is then without it);
     - `perf/prompts_per_s`, `perf/tokens_per_s` (completion tokens) from `outputs["num_prompts"]`
       and `outputs["num_tokens"]`, summed over ranks; left out where the step returns none;
+    - `perf/STAGE_s` for each stage that the step timed, in `outputs["stage_s"]`: vision, sampling,
+      reward, reference, policy (forward), backward, optimizer;
+    - `perf/mfu` where `peak_tflops` is given and the step counts its `outputs["num_flops"]`: the
+      share of the card's peak that the step's necessary operations come to;
     - `perf/gpu_memory_gib`: the most that torch held since the start, on a GPU.
+
+    Args:
+        peak_tflops: what one device can do, in 1e12 floating-point operations a second, at the
+            precision that is trained in (989 for an H100 or H200 in bfloat16); None: no MFU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, peak_tflops: float | None) -> None:
         super().__init__()
+        if peak_tflops is not None and not peak_tflops > 0:
+            raise ValueError(
+                f"callbacks.throughput.peak_tflops: expected more than 0, or null, got {peak_tflops}"
+            )
+        self.peak_tflops = peak_tflops
         self._start_step()
         self._last_step = 0
         self._batch_start_s = 0.0
@@ -43,6 +64,7 @@ class Throughput(Callback):
     def _start_step(self) -> None:
         self._busy_s, self._wait_s = 0.0, 0.0
         self._is_wait_known = True
+        self._stages_s: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = defaultdict(float)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -78,8 +100,10 @@ class Throughput(Callback):
     ) -> None:
         self._batch_end_s = time.perf_counter()
         self._busy_s += self._batch_end_s - self._batch_start_s
-        for key, number in counts(outputs, _RATES).items():
+        for key, number in counts(outputs, (*_RATES, _FLOPS)).items():
             self._counts[key] += number
+        for stage, seconds in stage_seconds(outputs).items():
+            self._stages_s[stage] += seconds
         num_steps = trainer.global_step - self._last_step
         if num_steps < 1:  # gradients are still being accumulated
             return
@@ -92,6 +116,10 @@ class Throughput(Callback):
         means = {"perf/step_s": total_s / num_steps}
         if self._is_wait_known:
             means["perf/data_wait_s"] = self._wait_s / num_steps
+        means |= {f"perf/{stage}_s": s / num_steps for stage, s in self._stages_s.items()}
+        num_flops = self._counts.pop(_FLOPS, None)
+        if num_flops is not None and self.peak_tflops is not None:
+            means["perf/mfu"] = num_flops / total_s / (self.peak_tflops * 1e12)
         sums = {_RATES[key]: number / total_s for key, number in self._counts.items()}
         # Through the module, so that they stand at the same step as train/* in every logger.
         pl_module.log_dict(means, on_step=True, on_epoch=False)

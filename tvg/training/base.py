@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,11 +22,13 @@ from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction
 from tvg.training.evaluation import known_ious, predict_batch
+from tvg.training.stages import StageClock
 from tvg.types import LossOutput, PromptBatch
 
 FINGERPRINT_VALUES = 4096  # of each tensor
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LambdaLR]
+Part = TypeVar("Part")
 
 
 class PolicyModule(LightningModule):
@@ -78,6 +80,7 @@ class PolicyModule(LightningModule):
         self.seed = seed
         self.val_predictions: list[Prediction] = []
         self.initial_fingerprint = fingerprint(policy)
+        self.stages = StageClock()
 
     # -- optimisation ---------------------------------------------------------------------------
 
@@ -100,22 +103,36 @@ class PolicyModule(LightningModule):
         schedule = self.make_schedule(optimizer, int(num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def micro_batches(self, num_prompts: int) -> list[range]:
+        """The prompts of a step, cut into those that go through together."""
+        size = self.micro_batch_size
+        return [range(i, min(i + size, num_prompts)) for i in range(0, num_prompts, size)]
+
     def backward_micro_batches(
-        self, num_prompts: int, loss_of: Callable[[int, int], LossOutput]
+        self, parts: Sequence[Part], loss_of: Callable[[Part], LossOutput]
     ) -> dict[str, Tensor]:
-        """Back-propagates a step in micro-batches; returns their metrics (and loss) added up."""
+        """Back-propagates a step part by part; returns their metrics (and loss) added up."""
         totals: dict[str, Tensor] = {}
-        for start in range(0, num_prompts, self.micro_batch_size):
-            stop = min(start + self.micro_batch_size, num_prompts)
-            with self._gradient_sync(enabled=stop == num_prompts):
-                output = loss_of(start, stop)
-                self.manual_backward(output.loss)
+        for number, part in enumerate(parts, start=1):
+            with self._gradient_sync(enabled=number == len(parts)):
+                with self.stage("policy"):
+                    output = loss_of(part)
+                with self.stage("backward"):
+                    self.manual_backward(output.loss)
             for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
         return totals
 
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Times a part of the step."""
+        return self.stages(name, self.device)
+
     def step_optimizer(self) -> dict[str, Tensor]:
         """Clips, steps and moves the schedule; returns gradient norm and learning rate."""
+        with self.stage("optimizer"):
+            return self._step_optimizer()
+
+    def _step_optimizer(self) -> dict[str, Tensor]:
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         rate = optimizer.param_groups[0]["lr"]

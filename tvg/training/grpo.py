@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,24 @@ from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.training.base import OptimizerFactory, PolicyModule, ScheduleFactory
 from tvg.training.preflight import Preflight
+from tvg.training.reference import frozen_copy, in_use
 from tvg.types import LossOutput, PromptBatch, RewardOutput, RolloutBatch
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some prompts of a rollout and some completions of each."""
+
+    prompts: range
+    completions: range
+
+    def rows(self, group_size: int) -> Tensor:
+        """Rows of the rollout, int64 [N of this part]."""
+        first = torch.tensor(self.prompts)[:, None] * group_size
+        return (first + torch.tensor(self.completions)).flatten()
+
+    def of(self, rollout: RolloutBatch) -> RolloutBatch:
+        return rollout.part(self.prompts, self.completions)
 
 
 class GRPOModule(PolicyModule):
@@ -36,7 +53,11 @@ class GRPOModule(PolicyModule):
         group_size: completions a prompt.
         advantage_scale: "group_std" or "none".
         reference: "initial" keeps a frozen copy of the policy as it starts where the objective has
-            a KL weight (and only there); None never does.
+            a KL weight (and only there); None never does. What is frozen in the policy is shared.
+        reference_offload: keep the reference's own weights on the CPU between uses.
+        micro_batch_completions: completions of a group that go through forward and backward
+            together; None: all. Fewer need less memory, and the prompt is computed again for each
+            part; the gradient is the same.
         preflight: compares sampler and trainer before the first step; None to skip it.
         policy, tokenizer, task, eval_rollout, micro_batch_size, optimizer, schedule,
             max_grad_norm, seed: as for `PolicyModule`.
@@ -54,6 +75,8 @@ class GRPOModule(PolicyModule):
         group_size: int,
         advantage_scale: Literal["group_std", "none"],
         reference: Literal["initial"] | None,
+        reference_offload: bool,
+        micro_batch_completions: int | None,
         preflight: Preflight | None,
         policy: Policy,
         tokenizer: Any,
@@ -83,6 +106,13 @@ class GRPOModule(PolicyModule):
         self.loss = loss
         self.group_size = group_size
         self.advantage_scale: Literal["group_std", "none"] = advantage_scale
+        if micro_batch_completions is not None and micro_batch_completions < 1:
+            raise ValueError(
+                "objective.micro_batch_completions: expected at least 1, or null, "
+                f"got {micro_batch_completions}"
+            )
+        self.micro_batch_completions = micro_batch_completions
+        self.reference_offload = reference_offload
         self.preflight = preflight
         self.reference: Policy | None = None
         if loss.needs_reference and reference is None:
@@ -91,19 +121,23 @@ class GRPOModule(PolicyModule):
                 "objective.reference is null"
             )
         if loss.needs_reference:
-            self.reference = copy.deepcopy(self.policy).requires_grad_(False).eval()
+            self.reference = frozen_copy(self.policy)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        with self.stage("vision"):
+            batch = self.policy.encode_clips(batch)  # once, for all that follows
         self._check_sampler(batch)
-        rollout = self.rollout.generate(
-            policy=self.policy,
-            tokenizer=self.tokenizer,
-            prompts=batch,
-            group_size=self.group_size,
-            seed=self.step_seed(),
-        )
-        answers = [self.task.parse(text) for text in rollout.texts]
-        rewards = self._score(rollout, answers)
+        with self.stage("sampling"):
+            rollout = self.rollout.generate(
+                policy=self.policy,
+                tokenizer=self.tokenizer,
+                prompts=batch,
+                group_size=self.group_size,
+                seed=self.step_seed(),
+            )
+        with self.stage("reward"):
+            answers = [self.task.parse(text) for text in rollout.texts]
+            rewards = self._score(rollout, answers)
         advantages = group_advantages(
             rewards.total.to(self.device), group_size=self.group_size, scale=self.advantage_scale
         )
@@ -113,6 +147,7 @@ class GRPOModule(PolicyModule):
             "num_prompts": len(batch),
             "num_tokens": int(rollout.completion_mask.sum()),
             "rollout_rows": rollout_rows(rollout, answers, rewards),
+            "stage_s": self.stages.take(),
         }
 
     def _check_sampler(self, batch: PromptBatch) -> None:
@@ -143,37 +178,58 @@ class GRPOModule(PolicyModule):
     def _learn(self, rollout: RolloutBatch, advantages: Tensor) -> dict[str, Tensor]:
         denominator = self.mean_over_ranks(self.loss.denominator(rollout.completion_mask))
         num_tokens = self.mean_over_ranks(rollout.completion_mask.sum())
+        parts = self._parts(rollout)
+        with self.stage("reference"):
+            references = self._reference_logprobs(rollout, parts)
 
-        def loss_of(start: int, stop: int) -> LossOutput:
-            part = rollout.rows(start, stop)
-            logprobs, entropy = self._logprobs(self.policy, part)
-            ref_logprobs = None
-            if self.reference is not None:
-                with torch.no_grad():
-                    ref_logprobs, _ = self._logprobs(self.reference, part)
+        def loss_of(part: _Part) -> LossOutput:
+            mine = part.of(rollout)
+            logprobs, entropy = self._logprobs(self.policy, mine)
             output = self.loss(
                 logprobs=logprobs,
                 old_logprobs=logprobs.detach(),
-                ref_logprobs=ref_logprobs,
+                ref_logprobs=references.get(part),
                 entropy=entropy,
-                advantages=advantages[start * self.group_size : stop * self.group_size],
-                completion_mask=part.completion_mask,
+                advantages=advantages[part.rows(self.group_size).to(advantages.device)],
+                completion_mask=mine.completion_mask,
                 denominator=denominator,
                 num_tokens=num_tokens,
             )
-            gap = ((logprobs.detach() - part.old_logprobs).abs() * part.completion_mask).sum()
+            gap = ((logprobs.detach() - mine.old_logprobs).abs() * mine.completion_mask).sum()
             return LossOutput(
                 loss=output.loss, metrics={**output.metrics, "sampler_gap": gap / num_tokens}
             )
 
-        return self.backward_micro_batches(len(rollout.prompts), loss_of)
+        return self.backward_micro_batches(parts, loss_of)
+
+    def _parts(self, rollout: RolloutBatch) -> list[_Part]:
+        """What goes through the model together: some prompts, all or some of their completions."""
+        size = self.micro_batch_completions or self.group_size
+        groups = [range(i, min(i + size, self.group_size)) for i in range(0, self.group_size, size)]
+        return [
+            _Part(prompts, completions)
+            for prompts in self.micro_batches(len(rollout.prompts))
+            for completions in groups
+        ]
+
+    def _reference_logprobs(
+        self, rollout: RolloutBatch, parts: Sequence[_Part]
+    ) -> dict[_Part, Tensor]:
+        """[N, C] of each part; nothing where there is no reference."""
+        if self.reference is None:
+            return {}
+        used = in_use(
+            self.reference, self.policy, device=self.device, offload=self.reference_offload
+        )
+        with torch.no_grad(), used as reference:
+            return {part: self._logprobs(reference, part.of(rollout))[0] for part in parts}
 
     def _logprobs(self, policy: Policy, part: RolloutBatch) -> tuple[Tensor, Tensor]:
         out: tuple[Tensor, Tensor] = policy(
             part.prompts,
             part.completion_ids,
             part.completion_mask,
-            group_size=self.group_size,
+            group_size=part.group_size,
             temperature=self.rollout.logprob_temperature,
         )
         return out

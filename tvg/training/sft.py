@@ -21,16 +21,22 @@ class SFTModule(PolicyModule):
         ids, mask = ids.to(self.device), mask.to(self.device)
         num_tokens = self.mean_over_ranks(mask.sum())
 
-        def loss_of(start: int, stop: int) -> LossOutput:
-            part = slice(start, stop)
+        def loss_of(part: range) -> LossOutput:
+            rows = slice(part.start, part.stop)
+            prompts = batch.rows(part.start, part.stop)
             logprobs, entropy = self.policy(
-                batch.rows(start, stop), ids[part], mask[part], group_size=1, temperature=1.0
+                prompts, ids[rows], mask[rows], group_size=1, temperature=1.0
             )
-            return supervised_loss(logprobs, entropy, mask[part], num_tokens=num_tokens)
+            return supervised_loss(logprobs, entropy, mask[rows], num_tokens=num_tokens)
 
-        totals = self.backward_micro_batches(len(batch), loss_of)
+        totals = self.backward_micro_batches(self.micro_batches(len(batch)), loss_of)
         self.log_step({**totals, **self.step_optimizer()}, show=("loss",))
-        return {"num_prompts": len(batch), "num_tokens": int(mask.sum()), "rollout_rows": None}
+        return {
+            "num_prompts": len(batch),
+            "num_tokens": int(mask.sum()),
+            "rollout_rows": None,
+            "stage_s": self.stages.take(),
+        }
 
 
 def target_tokens(

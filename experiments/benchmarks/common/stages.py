@@ -1,0 +1,170 @@
+"""The stages of a GRPO step, each in both ways, on the same weights, prompts and completions."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from common.shapes import FIRST_WORD, make_policy, make_prompts
+from torch import Tensor
+
+from tvg.core.advantage import group_advantages
+from tvg.model.policy import Policy
+from tvg.objective.grpo import GRPOObjective
+from tvg.rollout.base import Rollout
+from tvg.rollout.hf import HFRollout
+from tvg.rollout.shared_prefix import SharedPrefixRollout
+from tvg.types import PromptBatch
+
+METHODS = ("repeated", "shared_prefix")
+ROLLOUTS: dict[str, type[Rollout]] = {"repeated": HFRollout, "shared_prefix": SharedPrefixRollout}
+
+
+class NoTokenizer:
+    """The benchmark's tokens mean nothing."""
+
+    def batch_decode(self, rows: Any, **options: Any) -> list[str]:
+        return [""] * len(rows)
+
+
+@dataclass
+class Bench:
+    """One prompt of P tokens, G completions of C tokens, a policy and its frozen reference."""
+
+    policy: Policy
+    reference: Policy
+    prompts: PromptBatch
+    completion_ids: Tensor
+    group_size: int
+    optimizer: torch.optim.Optimizer
+    autocast: torch.dtype | None
+
+    def use(self, method: str) -> None:
+        self.policy.forward_by = self.reference.forward_by = method
+        self.policy.zero_grad(set_to_none=True)
+        gc.collect()
+
+    def learning(self, method: str) -> float:
+        """Reference, policy, backward; the loss."""
+        with self._precision():
+            return self._learn(self._encoded(method))
+
+    def sampling(self, method: str) -> None:
+        """Prefill and C tokens for G completions."""
+        with self._precision():
+            self._sample(method, self._encoded(method))
+
+    def step(self, method: str) -> None:
+        """Sampling, learning and the optimizer's step; clips are encoded once where they can be."""
+        with self._precision():
+            prompts = self._encoded(method)
+            self._sample(method, prompts)
+            self._learn(prompts)
+        self.optimizer.step()
+
+    def _encoded(self, method: str) -> PromptBatch:
+        return self.policy.encode_clips(self.prompts) if method == "shared_prefix" else self.prompts
+
+    def _precision(self) -> Any:
+        return torch.autocast(
+            self.policy.device.type,
+            self.autocast or torch.bfloat16,
+            enabled=self.autocast is not None,
+        )
+
+    def _sample(self, method: str, prompts: PromptBatch) -> None:
+        rollout = ROLLOUTS[method](
+            max_new_tokens=self.completion_ids.shape[1],
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            prompts_per_call=None,
+        )
+        rollout.generate(
+            policy=self.policy,
+            tokenizer=NoTokenizer(),
+            prompts=prompts,
+            group_size=self.group_size,
+            seed=0,
+        )
+
+    def _learn(self, prompts: PromptBatch) -> float:
+        mask = torch.ones_like(self.completion_ids)
+        scored = {"group_size": self.group_size, "temperature": 1.0}
+        with torch.no_grad():
+            ref_logprobs, _ = self.reference(prompts, self.completion_ids, mask, **scored)
+        logprobs, entropy = self.policy(prompts, self.completion_ids, mask, **scored)
+        rewards = torch.arange(len(mask), device=mask.device, dtype=torch.float32) % 3
+        objective = GRPOObjective(clip_low=0.2, clip_high=0.2, kl_coef=0.04, reduction="token_mean")
+        output = objective(
+            logprobs=logprobs,
+            old_logprobs=logprobs.detach(),
+            ref_logprobs=ref_logprobs,
+            entropy=entropy,
+            advantages=group_advantages(rewards, group_size=self.group_size),
+            completion_mask=mask,
+            denominator=mask.sum().float(),
+            num_tokens=mask.sum().float(),
+        )
+        output.loss.backward()
+        return float(output.loss.detach())
+
+
+def make_bench(
+    shape: str,
+    *,
+    num_prompt_tokens: int,
+    group_size: int,
+    num_completion_tokens: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
+    checkpointing: bool = False,
+) -> Bench:
+    """Random weights and tokens; the reference is the policy, a little moved, trunk shared."""
+    policy = make_policy(shape, forward_by="shared_prefix", device=device, dtype=dtype)
+    frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}
+    reference = copy.deepcopy(policy, memo=frozen)
+    for parameter in reference.parameters():
+        if parameter.requires_grad:
+            parameter.data.mul_(1.01)
+    reference.requires_grad_(False)
+    if checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.train()
+    prompts = make_prompts(policy, num=1, num_tokens=num_prompt_tokens, device=device, dtype=dtype)
+    words = policy.model.config.text_config.vocab_size
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(
+        FIRST_WORD, words, (group_size, num_completion_tokens), generator=generator
+    ).to(device)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    return Bench(
+        policy=policy,
+        reference=reference,
+        prompts=prompts,
+        completion_ids=ids,
+        group_size=group_size,
+        optimizer=torch.optim.AdamW(trained, lr=1e-6, fused=device != "cpu"),
+        autocast=autocast,
+    )
+
+
+def gradient_error(bench: Bench) -> float:
+    """Largest relative difference of any parameter's gradient between the two ways."""
+    grads = []
+    for method in METHODS:
+        bench.use(method)
+        bench.learning(method)
+        grads.append(
+            {n: p.grad.clone() for n, p in bench.policy.named_parameters() if p.grad is not None}
+        )
+    expected, got = grads
+    assert expected.keys() == got.keys()
+    bench.use(METHODS[0])
+    return max(
+        float((got[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-20)) for n in expected
+    )

@@ -1,0 +1,154 @@
+"""One GRPO step, prompt and video repeated for each completion against computed once.
+
+Stages: learning (reference, policy, backward), sampling (prefill and C tokens), step (both and the
+optimizer). Times are medians of CPU seconds on one thread, both ways interleaved; peak memory is
+what a stage adds to a process of its own. Random weights of a 5.3M-parameter Qwen2.5-VL, one
+prompt, frozen vision trunk, merger and language model trained, float32.
+
+    python experiments/benchmarks/grpo_step.py [--rounds 3] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from common.stages import METHODS, Bench, gradient_error, make_bench
+
+RESULTS = Path(__file__).parent / "results"
+STAGES = ("learning", "sampling", "step")
+PROMPT_TOKENS, GROUP_SIZES, COMPLETION_TOKENS = (256, 1024, 2048), (2, 4, 8, 16), (64, 128)
+Case = tuple[int, int, int]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="P=1024, G=8 and 16, C=64 alone")
+    parser.add_argument("--peak", nargs=5, metavar=("STAGE", "METHOD", "P", "G", "C"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.peak:
+        stage, method, *case = args.peak
+        print(peak_mib(stage, method, tuple(map(int, case))))
+        return
+    cases = [(p, g, c) for p in PROMPT_TOKENS for g in GROUP_SIZES for c in COMPLETION_TOKENS]
+    if args.quick:
+        cases = [(1024, 8, 64), (1024, 16, 64)]
+    rows: list[dict[str, Any]] = []
+    for case in cases:
+        rows += measure(case, rounds=args.rounds)
+        if not args.quick:
+            write(rows, args.rounds)
+    print(table(rows))
+
+
+def measure(case: Case, *, rounds: int) -> list[dict[str, Any]]:
+    p, g, c = case
+    bench = bench_of(case)
+    error = gradient_error(bench)
+    rows = []
+    for stage in STAGES:
+        seconds = {method: [] for method in METHODS}
+        for _ in range(rounds):
+            for method in METHODS:
+                seconds[method].append(timed(bench, stage, method))
+        median = {method: statistics.median(seconds[method]) for method in METHODS}
+        peak = {method: peak_in_a_process(stage, method, case) for method in METHODS}
+        for method in METHODS:
+            rows.append(
+                {
+                    "P": p,
+                    "G": g,
+                    "C": c,
+                    "stage": stage,
+                    "method": method,
+                    "seconds": round(median[method], 4),
+                    "peak_mib": round(peak[method], 1),
+                    "ratio_time": round(median["repeated"] / median["shared_prefix"], 2),
+                    "ratio_mem": round(peak["repeated"] / peak["shared_prefix"], 2),
+                    "max_rel_grad_err": error,
+                }
+            )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def bench_of(case: Case) -> Bench:
+    p, g, c = case
+    return make_bench("5m", num_prompt_tokens=p, group_size=g, num_completion_tokens=c)
+
+
+def timed(bench: Bench, stage: str, method: str) -> float:
+    bench.use(method)
+    begin = time.process_time()
+    getattr(bench, stage)(method)
+    return time.process_time() - begin
+
+
+def peak_mib(stage: str, method: str, case: Case) -> float:
+    """What a stage adds to the memory of this process, at its peak."""
+    bench = bench_of(case)
+    small = make_bench("5m", num_prompt_tokens=128, group_size=2, num_completion_tokens=2)
+    getattr(small, stage)(method)  # libraries allocate on their first use
+    del small
+    bench.use(method)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = memory_mib("VmRSS")
+    getattr(bench, stage)(method)
+    return memory_mib("VmHWM") - before
+
+
+def memory_mib(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) / 1024
+    raise AssertionError(name)
+
+
+def peak_in_a_process(stage: str, method: str, case: Case) -> float:
+    command = [sys.executable, __file__, "--peak", stage, method, *map(str, case)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
+
+
+def write(rows: list[dict[str, Any]], rounds: int) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "grpo_step_cpu.json").write_text(json.dumps(rows, indent=1) + "\n")
+    head = (
+        f"# A GRPO step on one CPU thread, {date.today()}\n\n"
+        f"`python experiments/benchmarks/grpo_step.py --rounds {rounds}`, {platform.processor() or platform.machine()}, "
+        f"torch {torch.__version__}. CPU seconds, medians of {rounds}, both ways interleaved;\n"
+        "MiB added at the peak, each in a process of its own; ratios are repeated / shared prefix.\n\n"
+    )
+    (RESULTS / "grpo_step_cpu.md").write_text(head + table(rows) + "\n")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| P | G | C | stage | repeated s | shared s | time | repeated MiB | shared MiB | memory | gradient error |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for slow, fast in zip(rows[::2], rows[1::2], strict=True):
+        lines.append(
+            f"| {fast['P']} | {fast['G']} | {fast['C']} | {fast['stage']} | {slow['seconds']:.3f} | "
+            f"{fast['seconds']:.3f} | {fast['ratio_time']:.1f}x | {slow['peak_mib']:.0f} | "
+            f"{fast['peak_mib']:.0f} | {fast['ratio_mem']:.1f}x | {fast['max_rel_grad_err']:.1e} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

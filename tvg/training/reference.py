@@ -1,0 +1,36 @@
+"""The frozen model that a KL penalty measures the policy's distance from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from tvg.model.policy import Policy
+
+
+def frozen_copy(policy: Policy) -> Policy:
+    """The policy as it is now, for ever; what the policy never trains is shared, not copied."""
+    shared = {id(p): p for p in policy.parameters() if not p.requires_grad}
+    return copy.deepcopy(policy, memo=dict(shared)).requires_grad_(False).eval()
+
+
+@contextmanager
+def in_use(
+    reference: Policy, policy: Policy, *, device: torch.device, offload: bool
+) -> Iterator[Policy]:
+    """Has the reference on the device; with `offload`, its own weights rest on the CPU else."""
+    if not offload:
+        yield reference
+        return
+    shared = {id(p) for p in policy.parameters()}
+    own = [p for p in reference.parameters() if id(p) not in shared]
+    for parameter in own:
+        parameter.data = parameter.data.to(device, non_blocking=True)
+    try:
+        yield reference
+    finally:
+        for parameter in own:
+            parameter.data = parameter.data.to("cpu")
