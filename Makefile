@@ -13,7 +13,7 @@ ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST     = $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -rs --cov=tvg --cov-report=term:skip-covered
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench dashboard lock clean
+.PHONY: help setup demo test test-all lint format bench bench-gpu dashboard lock clean
 
 help: ## print this list
 	@echo "usage: make TARGET"
@@ -48,6 +48,9 @@ bench: $(INSTALLED) ## run the benchmarks under experiments/benchmarks
 	else \
 	  echo "no benchmarks yet: experiments/benchmarks/ holds no *.py"; \
 	fi
+
+bench-gpu: $(INSTALLED) ## time a GRPO step at the 3B and 7B shapes on one GPU
+	$(BIN)/python experiments/benchmarks/common/gpu.py $(ARGS)
 
 dashboard: $(INSTALLED) ## serve the MLflow pages on 127.0.0.1 (PORT=5000); Ctrl-C stops it
 	@echo "MLflow on http://127.0.0.1:$(PORT) in about half a minute; Ctrl-C stops it"

@@ -11,6 +11,7 @@ prompt, frozen vision trunk, merger and language model trained, float32.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -105,6 +106,7 @@ def peak_mib(stage: str, method: str, case: Case) -> float:
     getattr(small, stage)(method)  # libraries allocate on their first use
     del small
     bench.use(method)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed counts as memory to be added again
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory_mib("VmRSS")
     getattr(bench, stage)(method)
@@ -129,24 +131,31 @@ def write(rows: list[dict[str, Any]], rounds: int) -> None:
     (RESULTS / "grpo_step_cpu.json").write_text(json.dumps(rows, indent=1) + "\n")
     head = (
         f"# A GRPO step on one CPU thread, {date.today()}\n\n"
-        f"`python experiments/benchmarks/grpo_step.py --rounds {rounds}`, {platform.processor() or platform.machine()}, "
-        f"torch {torch.__version__}. CPU seconds, medians of {rounds}, both ways interleaved;\n"
-        "MiB added at the peak, each in a process of its own; ratios are repeated / shared prefix.\n\n"
+        f"`python experiments/benchmarks/grpo_step.py --rounds {rounds}` on {machine()}, "
+        f"torch {torch.__version__}.\nCPU seconds, medians of {rounds}, both ways interleaved; "
+        "MiB that a stage adds at its peak, each\nin a process of its own; ratios are repeated / "
+        "shared prefix; gradient error is the largest of any\nparameter, relative, in float32.\n\n"
     )
     (RESULTS / "grpo_step_cpu.md").write_text(head + table(rows) + "\n")
 
 
+def machine() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| P | G | C | stage | repeated s | shared s | time | repeated MiB | shared MiB | memory | gradient error |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    names = ("P", "G", "C", "stage", "repeated s", "shared s", "time")
+    names += ("repeated MiB", "shared MiB", "memory", "gradient error")
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for slow, fast in zip(rows[::2], rows[1::2], strict=True):
-        lines.append(
-            f"| {fast['P']} | {fast['G']} | {fast['C']} | {fast['stage']} | {slow['seconds']:.3f} | "
-            f"{fast['seconds']:.3f} | {fast['ratio_time']:.1f}x | {slow['peak_mib']:.0f} | "
-            f"{fast['peak_mib']:.0f} | {fast['ratio_mem']:.1f}x | {fast['max_rel_grad_err']:.1e} |"
-        )
+        cells = [str(fast[name]) for name in ("P", "G", "C", "stage")]
+        cells += [f"{slow['seconds']:.3f}", f"{fast['seconds']:.3f}", f"{fast['ratio_time']:.1f}x"]
+        cells += [f"{slow['peak_mib']:.0f}", f"{fast['peak_mib']:.0f}"]
+        cells += [f"{fast['ratio_mem']:.1f}x", f"{fast['max_rel_grad_err']:.1e}"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
