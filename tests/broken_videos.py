@@ -19,6 +19,13 @@ def write_broken(path: Path, kind: str, write_good: Callable[[Path], Path]) -> P
     elif kind == "truncated":
         write_good(path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "garbled":  # found out when it is decoded only
+        write_good(path)
+        raw = bytearray(path.read_bytes())
+        begin, end = raw.find(b"mdat") + 8, raw.find(b"moov")
+        assert 8 < begin < end
+        raw[(begin + end) // 2 : end] = bytes(end - (begin + end) // 2)
+        path.write_bytes(raw)
     elif kind == "text":
         path.write_text("<html>404 Not Found</html>\n" * 50)
     elif kind == "directory":

@@ -24,6 +24,7 @@ REAL = [
     ("timerft", "timer1/train_2k5.json", 2475, 2500, (48, 34, 31, 29), 0, 0),
     ("tvgbench", "timer1/tvgbench.json", None, 800, (27, 27, 21, 10), 11, 0),
 ]
+SCRIPT = str(Path(sys.executable).with_name("tvg-prepare"))
 CHECK = ["data.video_dir=null", "prepare.check_only=true", "prepare.report=r.json"]
 
 
@@ -141,7 +142,7 @@ HERE = ["prepare.num_workers=0", "prepare.timeout_s=null"]
 
 
 def test_broken_videos_are_left_out_and_named(command, collection, tmp_path):
-    kinds = [kind for kind in KINDS if kind != "denied" or os.geteuid() != 0]
+    kinds = [kind for kind in KINDS if kind != "denied" or os.geteuid() != 0] + ["garbled"]
     words = [*collection(3, kinds), *HERE]
     done = command("prepare", *words, "data.on_missing=skip")
     assert done.code == 0, done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,4 +108,6 @@ def _is_safe(reader: Any, index: FileIndex) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+    first_line = str(error).strip().split("\n")[0]
+    # The time of day and the place in decord's code would make every report another one.
+    return re.sub(r"\[\d+:\d+:\d+\] \S+:\d+: ", "", first_line)[:200] or type(error).__name__
