@@ -57,6 +57,19 @@ CASES = {
         "objective.micro_batch_size: 3 prompts a pass, but data.batch_size gives only 2",
         {"objective": {"micro_batch_size": 2}, "data": {"batch_size": 2}},
     ),
+    "features of a trained trunk": (
+        {
+            "data": {"cache": {"_target_": "tvg.data.cache.features.FeatureCache"}},
+            "model": {"freeze_vision": False},
+            **GRPO,
+        },
+        "data.cache: features are of a frozen vision trunk",
+        {
+            "data": {"cache": {"_target_": "tvg.data.cache.features.FeatureCache"}},
+            "model": {"freeze_vision": True},
+            **GRPO,
+        },
+    ),
     "KL without reference": (
         {"objective": {"loss": {"kl_coef": 0.04}, "reference": None}},
         "objective.loss.kl_coef: 0.04 needs a reference",

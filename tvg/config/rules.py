@@ -128,6 +128,17 @@ def nothing_to_train(cfg: Config) -> list[str]:
     return []
 
 
+def features_of_a_trained_trunk(cfg: Config) -> list[str]:
+    """Features that are kept are those of a trunk that never changes."""
+    is_kept = str(value(cfg, "data.cache._target_", "")).endswith("FeatureCache")
+    if not is_kept or value(cfg, "objective") is None or value(cfg, "model.freeze_vision") is True:
+        return []
+    return [
+        "data.cache: features are of a frozen vision trunk, but model.freeze_vision is "
+        f"{value(cfg, 'model.freeze_vision')}: take data/cache=frames, or freeze it"
+    ]
+
+
 def flash_attention_not_possible(cfg: Config) -> list[str]:
     """flash-attn is an extra, and computes in half precision on GPUs alone."""
     if value(cfg, "model.attn_implementation") != "flash_attention_2":
@@ -165,6 +176,19 @@ def offload_without_its_optimizer(cfg: Config) -> list[str]:
             "it needs a DeepSpeed strategy with strategy.offload_optimizer=true"
         ]
     return []
+
+
+def eight_bit_optimizer_not_possible(cfg: Config) -> list[str]:
+    """Optimizer states in 8 bits are bitsandbytes', an extra."""
+    target = str(value(cfg, "objective.optimizer._target_", ""))
+    if not target.endswith("adamw_8bit"):
+        return []
+    if find_spec("bitsandbytes") is not None:
+        return []
+    return [
+        "objective.optimizer: 8-bit AdamW needs bitsandbytes: pip install 'tvg[bnb]', or "
+        "objective/optimizer=adamw"
+    ]
 
 
 def parameters_offloaded_below_stage_3(cfg: Config) -> list[str]:
@@ -255,8 +279,10 @@ RULES: tuple[Rule, ...] = (
     no_reward,
     format_reward_out_of_reach,
     nothing_to_train,
+    features_of_a_trained_trunk,
     flash_attention_not_possible,
     offload_without_its_optimizer,
+    eight_bit_optimizer_not_possible,
     parameters_offloaded_below_stage_3,
     strategy_without_gpu,
     cpu_devices,
