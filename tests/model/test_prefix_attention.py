@@ -1,0 +1,40 @@
+"""How a model's attention is made to share prefixes, and what it does without a packed row."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from completions import LENGTHS, completions, learn, worst_errors
+from parts import make_parts
+
+from tvg.model.loading import load_model, make_policy
+from tvg.model.prefix_attention import share_prefix
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint, tiny_world):
+    return make_parts(tiny_checkpoint, tiny_world)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_without_a_row_the_models_own_attention_is_at_work(tiny_checkpoint, parts, implementation):
+    # In float32: the library's eager attention makes nan of padding in float64.
+    model = load_model(tiny_checkpoint, torch.float32, implementation)
+    policy = make_policy(model, parts.tokenizer, forward_by="shared_prefix")
+    share_prefix(model)  # a second time changes nothing
+    assert {x.self_attn.tvg_fallback for x in model.model.language_model.layers} == {implementation}
+    learnt = [
+        learn(policy, parts.batch(3), completions(LENGTHS), forward_by=way)
+        for way in ("shared_prefix", "repeated")
+    ]
+    errors = worst_errors(*learnt)
+    assert max(errors.values()) < 1e-5, errors
+
+
+def test_what_cannot_be_shared_is_refused(parts):
+    policy = deepcopy(parts.policy)
+    with pytest.raises(ValueError, match=r"policy\.forward: .*'repeated', 'shared_prefix'.*'two'"):
+        type(policy)(model=policy.model, suppressed_ids=[], eos_ids=[1], pad_id=0, forward_by="two")
+    policy.model.model.language_model.layers[1].self_attn.sliding_window = 16
+    with pytest.raises(ValueError, match="sliding-window"):
+        share_prefix(policy.model)

@@ -1,0 +1,177 @@
+"""What would be caught: faults put into the shared-prefix way move its numbers off `repeated`'s.
+
+The tests of equality (`test_shared_prefix.py`) allow 1e-12; each fault here is told by at least
+1e-3, in the forward pass or, where it is one of the backward pass alone, in some gradient.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from completions import LENGTHS, completions, learn, without_float32_inside, worst_errors
+from parts import make_parts
+
+from tvg.model import completion_states, prefix_attention
+from tvg.model.packing import Group, pack
+
+LARGE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint, tiny_world):
+    made = make_parts(tiny_checkpoint, tiny_world)
+    made.policy.double()
+    return made
+
+
+def errors_with(fault, parts, monkeypatch):
+    """Of the shared prefix with a fault against `repeated` without it."""
+    without_float32_inside(monkeypatch)
+    prompts, answers = parts.batch(4).rows(1, 4), completions(LENGTHS)
+    repeated = learn(parts.policy, prompts, answers, forward_by="repeated")
+    fault(monkeypatch)
+    shared = learn(parts.policy, prompts, answers, forward_by="shared_prefix")
+    return worst_errors(shared, repeated)
+
+
+def a_completion_sees_those_before_it(monkeypatch):
+    """All completions of a group attend as if they were one."""
+
+    def wrong(prompt_mask, completion_mask, *, group_size):
+        row = pack(prompt_mask, completion_mask, group_size=group_size)
+        lengths = completion_mask.sum(1).view(-1, group_size).sum(1)
+        joined = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        return replace(row, groups=pack(prompt_mask, joined, group_size=1).groups)
+
+    monkeypatch.setattr(completion_states, "pack", wrong)
+
+
+def a_completion_follows_the_wrong_prompt(monkeypatch):
+    def wrong(prompt_mask, completion_mask, *, group_size):
+        row = pack(prompt_mask, completion_mask, group_size=group_size)
+        lengths = [group.prompts.shape[1] for group in row.groups]
+        shortest = min(lengths)
+        first = row.groups[lengths.index(shortest)].prompts
+        groups = [
+            Group(
+                prompts=torch.cat([first, group.prompts[:, shortest:]], dim=1),
+                completions=group.completions,
+                is_real=group.is_real,
+            )
+            for group in row.groups
+        ]
+        return replace(row, groups=groups)
+
+    monkeypatch.setattr(completion_states, "pack", wrong)
+
+
+def positions_are_one_too_large(monkeypatch):
+    real = completion_states.extend_positions
+    monkeypatch.setattr(completion_states, "extend_positions", lambda *args: real(*args) + 1)
+
+
+def positions_run_on_through_the_row(monkeypatch):
+    """Each completion behind the one before it, as if the row were one text."""
+    real = completion_states.extend_positions
+
+    def wrong(last, num):
+        behind = real(last, num)
+        return behind + num * (torch.arange(behind.shape[1]) % 4)[None, :, None]
+
+    monkeypatch.setattr(completion_states, "extend_positions", wrong)
+
+
+def the_prompts_mask_is_dropped(monkeypatch):
+    """Tokens of a prompt see what comes after them; completions stay as they are."""
+    real, real_backward = prefix_attention.attend, prefix_attention.attend_backward
+
+    def is_prompt(query):
+        return query.shape[2] > max(LENGTHS)
+
+    def wrong(query, *states, is_causal, scale):
+        return real(query, *states, is_causal=is_causal and not is_prompt(query), scale=scale)
+
+    def wrong_backward(grad, attended, query, *states, is_causal, scale):
+        causal = is_causal and not is_prompt(query)
+        return real_backward(grad, attended, query, *states, is_causal=causal, scale=scale)
+
+    monkeypatch.setattr(prefix_attention, "attend", wrong)
+    monkeypatch.setattr(prefix_attention, "attend_backward", wrong_backward)
+
+
+def the_mask_within_completions_is_dropped(monkeypatch):
+    real = prefix_attention.attend
+
+    def wrong(query, *states, is_causal, scale):
+        is_own = query.shape[2] <= max(LENGTHS)
+        return real(query, *states, is_causal=is_causal and not is_own, scale=scale)
+
+    monkeypatch.setattr(prefix_attention, "attend", wrong)
+
+
+def the_two_parts_are_added_up_unweighted(monkeypatch):
+    monkeypatch.setattr(torch, "logaddexp", lambda one, other: (one + other) / 2)
+
+
+def a_token_is_predicted_from_its_own_state(monkeypatch):
+    def wrong(*args, **kwargs):
+        row = pack(*args, **kwargs)
+        return replace(row, sources=(row.sources + 1).clamp(max=len(row.needed) - 1))
+
+    monkeypatch.setattr(completion_states, "pack", wrong)
+
+
+def completions_teach_the_prompt_nothing(monkeypatch):
+    """Backward only: the share of the gradient that comes back to the prompt's keys is lost."""
+    real = prefix_attention.attend_backward
+
+    def wrong(*args, is_causal, scale):
+        query, key, value = real(*args, is_causal=is_causal, scale=scale)
+        of_prompt = not is_causal and args[2].shape[2] > 1
+        return (query, key * 0, value * 0) if of_prompt else (query, key, value)
+
+    monkeypatch.setattr(prefix_attention, "attend_backward", wrong)
+
+
+def each_part_is_differentiated_by_itself(monkeypatch):
+    """Backward only: the log-sum-exp of a part stands in the place of the joined one."""
+    real = prefix_attention.Attended
+
+    def wrong(out, lse, state):
+        return real(out, lse - 0.1, state)
+
+    monkeypatch.setattr(prefix_attention, "Attended", wrong)
+
+
+FORWARD = [
+    a_completion_sees_those_before_it,
+    a_completion_follows_the_wrong_prompt,
+    positions_are_one_too_large,
+    positions_run_on_through_the_row,
+    the_prompts_mask_is_dropped,
+    the_mask_within_completions_is_dropped,
+    the_two_parts_are_added_up_unweighted,
+    a_token_is_predicted_from_its_own_state,
+]
+BACKWARD = [
+    completions_teach_the_prompt_nothing,
+    each_part_is_differentiated_by_itself,
+]
+
+
+@pytest.mark.parametrize("fault", FORWARD, ids=lambda fault: fault.__name__)
+def test_faults_of_the_forward_pass_show_in_every_number(parts, fault, monkeypatch):
+    errors = errors_with(fault, parts, monkeypatch)
+    assert min(errors.values()) > LARGE, errors
+
+
+@pytest.mark.parametrize("fault", BACKWARD, ids=lambda fault: fault.__name__)
+def test_faults_of_the_backward_pass_show_in_the_gradients(parts, fault, monkeypatch):
+    errors = errors_with(fault, parts, monkeypatch)
+    assert errors["logprobs"] <= 1e-12, errors
+    assert errors["gradient"] > LARGE, errors
+
+
+def test_without_a_fault_nothing_shows(parts, monkeypatch):
+    errors = errors_with(lambda _: None, parts, monkeypatch)
+    assert max(errors.values()) <= 1e-12, errors
