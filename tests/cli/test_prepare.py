@@ -314,9 +314,7 @@ def start(words: list[str], folder: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *prefix,
-            sys.executable,
-            "-m",
-            "tvg.prepare",
+            SCRIPT,
             *words,
             f"hydra.run.dir={folder}/run",
             *more,
@@ -346,11 +344,12 @@ def kill_with_entries(process: subprocess.Popen[str], cache: Path, num: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("num_clips", "num_kills"),
-    [(12, 1), pytest.param(60, 10, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    ("num_clips", "num_kills", "workers"),
+    [(12, 1, 0), pytest.param(60, 10, 2, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
 )
-def test_killed_and_resumed_is_as_undisturbed(collection, tmp_path, num_clips, num_kills):
-    words = [*collection(num_clips, ["text"]), "data.on_missing=skip", "prepare.num_workers=2"]
+def test_killed_and_resumed_is_as_undisturbed(collection, tmp_path, num_clips, num_kills, workers):
+    words = [*collection(num_clips, ["text"]), "data.on_missing=skip"]
+    words += [f"prepare.num_workers={workers}", "prepare.timeout_s=60"]
     finish(start(words, tmp_path))
     whole = entries(tmp_path / "cache")
     report = report_of(tmp_path / "r.json")

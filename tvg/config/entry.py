@@ -91,7 +91,12 @@ def user_message(error: Exception) -> str | None:
 
 def _raised_by_us(error: BaseException) -> bool:
     frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).startswith("tvg.")
+    if not frames:
+        return False
+    names = frames[-1][0].f_globals
+    # Under `python -m tvg.prepare` that module is called __main__; its specification knows.
+    name = getattr(names.get("__spec__"), "name", None) or names.get("__name__", "")
+    return str(name).startswith("tvg.")
 
 
 def _passed_through_us(error: BaseException) -> bool:
