@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from tvg.config import CONF_DIR, build, check, entry_point
 from tvg.config.recorded import RECORD_FILE, record_text
 from tvg.data.annotations import Split
+from tvg.estimate import show_estimate
 from tvg.model.loading import Checkpoint, export_checkpoint
 from tvg.model.policy import Policy
 from tvg.reward.weighted import WeightedReward
@@ -149,6 +150,8 @@ def build_trainer(cfg: DictConfig) -> Trainer:
 def main(cfg: DictConfig) -> Any:
     """The console script."""
     check(cfg)
+    if cfg.train.estimate:
+        return show_estimate(cfg)
     return build(cfg.job)(cfg)
 
 

@@ -195,3 +195,16 @@ def test_flash_attention(monkeypatch, installed, num_problems):
 def test_rules_bear_with_what_is_not_there():
     assert problems({}) == []
     assert problems({"objective": None, "trainer": None, "data": "x", "reward": []}) == []
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_optimizer_states_in_8_bits_need_an_extra(monkeypatch, is_installed):
+    monkeypatch.setattr(
+        "tvg.config.rules.find_spec", lambda name: object() if is_installed else None
+    )
+    found = problems(
+        {"objective": {"optimizer": {"_target_": "tvg.training.optimizers.adamw_8bit"}}}
+    )
+    wanted = ["objective.optimizer: 8-bit AdamW needs bitsandbytes: pip install 'tvg[bnb]', or "]
+    assert [problem[: len(wanted[0])] for problem in found] == wanted * (not is_installed)
+    assert problems({"objective": {"optimizer": {"_target_": ADAM}}}) == []

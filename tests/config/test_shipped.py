@@ -21,6 +21,12 @@ OPTIONS = sorted(
     and not path.stem.startswith("_")  # what others are made of
 )
 HERE = {"data/set": "data"}  # group -> where its options put their keys
+OFFLOADED = ("strategy=deepspeed_zero2_offload", "objective/optimizer=adamw_cpu")
+TOGETHER = {  # options that make sense beside others alone
+    "strategy/deepspeed_zero2_offload": OFFLOADED,
+    "objective/optimizer/adamw_cpu": OFFLOADED,
+    "data/cache/features": ("data/cache=features", "model.freeze_vision=true"),
+}
 EXPERIMENTS = sorted(
     str(path.relative_to(CONF_DIR / "experiment").with_suffix(""))
     for path in (CONF_DIR / "experiment").rglob("*.yaml")
@@ -68,7 +74,9 @@ def test_command(command):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_option(option):
+def test_option(option, monkeypatch):
+    # As where every extra is installed.
+    monkeypatch.setattr("tvg.config.rules.find_spec", lambda name: object())
     group, _, name = option.rpartition("/")
     commands = sorted((c for c in COMMANDS if group in groups(c)), key=lambda c: (c != "train", c))
     assert commands, f"no command takes conf/{group}"
@@ -76,7 +84,8 @@ def test_option(option):
         return  # a command's own choice, tried by test_command
     at = f"{group}@{HERE[group]}" if group in HERE else group
     choice = f"{at}=[{name}]" if group in COLLECTIONS else f"{at}={name}"
-    new = set(problems(commands[0], choice)) - set(problems_once(commands[0]))
+    words = TOGETHER.get(option, (choice,))
+    new = set(problems(commands[0], *words)) - set(problems_once(commands[0]))
     assert not new
 
 
@@ -109,3 +118,29 @@ def test_a_file_given_by_hand_is_the_split_that_the_command_uses(command, split)
 
 def test_an_evaluated_split_is_that_of_the_file():
     assert compose("evaluate", ["split=val"]).cfg.data.annotation_split == "val"
+
+
+@pytest.mark.parametrize("objective", ["grpo", "sft"])
+def test_optimizers_keep_what_was_chosen_beside_them(objective):
+    def optimizer(*words):
+        reward = ["reward=[]"] if objective == "sft" else []
+        return compose("train", [f"objective={objective}", *reward, *words]).cfg.objective.optimizer
+
+    lr = {"grpo": 1e-6, "sft": 1e-5}[objective]
+    plain = {"_partial_": True, "lr": lr, "betas": [0.9, 0.999], "weight_decay": 0.0}
+    assert optimizer() == {"_target_": "torch.optim.AdamW", **plain}
+    assert optimizer("objective/optimizer=adamw_fused") == {**optimizer(), "fused": True}
+    eight = optimizer("objective/optimizer=adamw_8bit", "objective.optimizer.lr=3e-6")
+    assert eight == {**plain, "_target_": "tvg.training.optimizers.adamw_8bit", "lr": 3e-6}
+    on_cpu = optimizer(*OFFLOADED, "objective.optimizer.weight_decay=0.1")
+    target = "deepspeed.ops.adam.DeepSpeedCPUAdam"
+    assert on_cpu == {**plain, "_target_": target, "weight_decay": 0.1}
+    sgd = optimizer("objective.optimizer._target_=torch.optim.SGD", "~objective.optimizer.betas")
+    assert sgd == {"_target_": "torch.optim.SGD", "_partial_": True, "lr": lr, "weight_decay": 0.0}
+
+
+def test_an_experiment_sets_what_it_wants_of_the_optimizer():
+    cfg = compose("train", ["experiment=demo_grpo", "objective/optimizer=adamw_fused"]).cfg
+    assert cfg.objective.optimizer.betas == [0.9, 0.99]
+    assert cfg.objective.optimizer.lr == 2e-4
+    assert cfg.objective.optimizer.fused is True

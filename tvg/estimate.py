@@ -1,0 +1,216 @@
+"""`tvg-train train.estimate=true`: what memory a run needs, without weights and without videos."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from tvg.config import build
+from tvg.config.nodes import at, is_section, plain
+from tvg.config.rules import is_deepspeed, number, value
+from tvg.data.sampling import FrameSampling, max_pixels_per_frame, num_sampled_frames
+from tvg.model.activations import Precision
+from tvg.model.estimate import Line, estimate, total, worst_phase
+from tvg.model.job import Job, Sharding, optimizer_cost
+from tvg.model.loading import DTYPES, Checkpoint
+from tvg.model.meta import meta_model
+from tvg.model.remedies import remedies
+from tvg.model.shape import ModelShape, count_parameters, shape_of
+from tvg.training.noise import quiet_libraries
+
+GIB = 2**30
+USABLE = 0.95  # of a GPU's memory: the CUDA context and the allocator's gaps take the rest
+FILE_FPS = 30.0  # of a video whose rate nobody has looked up
+CHARS_PER_TOKEN = 3  # Qwen2.5's tokenizer makes fewer tokens of English than that
+CHAT_TOKENS = 64  # what the chat template adds
+LONG_QUERY = "x" * 200
+MAX_REMEDIES = 6
+
+
+def show_estimate(cfg: DictConfig, *, console: Console | None = None) -> None:
+    """Prints the estimate of a composed config of `tvg-train`."""
+    quiet_libraries()
+    console = console or Console(width=None if Console().is_terminal else 120)
+    clip_s, source = longest_clip_s(cfg)
+    job = make_job(cfg, clip_s=clip_s)
+    lines = estimate(job)
+    console.print(make_table(lines, job))
+    console.print(f"Largest prompt: {job.prompt_tokens:,} tokens; {source}.", highlight=False)
+    memory_gib = cfg.train.device_memory_gib or visible_memory_gib()
+    for text in verdict(job, lines, memory_gib=memory_gib):
+        console.print(text, highlight=False)
+
+
+def make_job(cfg: DictConfig, *, clip_s: float | None) -> Job:
+    """Reads a config of `tvg-train`; `clip_s`: the longest clip, None where nobody knows."""
+    settings = plain(cfg)
+    shape, model, checkpoint = _model(cfg)
+    params = count_parameters(model)
+    precision, is_autocast, has_masters = _precision(settings)
+    prompt_tokens, patches = _prompt(cfg, shape, clip_s)
+    group_size = int(number(settings, "objective.group_size") or 1)
+    sharding = _sharding(settings)
+    optimizer = value(settings, "objective.optimizer")
+    is_view = value(settings, "strategy.gradient_as_bucket_view") is True
+    return Job(
+        shape=shape,
+        params=params,
+        precision=precision,
+        is_autocast=is_autocast,
+        has_masters=has_masters,
+        optimizer=optimizer_cost(
+            str(optimizer["_target_"]),
+            optimizer,
+            number=4 if has_masters else precision.weight,
+        ),
+        sharding=sharding,
+        gradient_copies=2 if sharding.devices > 1 and not sharding.stage and not is_view else 1,
+        has_reference=bool(number(settings, "objective.loss.kl_coef")),
+        offload_reference=value(settings, "objective.reference_offload") is True,
+        gradient_checkpointing=checkpoint.gradient_checkpointing,
+        forward=cfg.policy.forward,
+        samples_shared=not str(value(settings, "rollout._target_")).endswith(".HFRollout"),
+        is_encoded="FeatureCache" in str(value(settings, "data.cache._target_")),
+        prompts=cfg.data.batch_size,
+        prompts_per_call=value(settings, "rollout.prompts_per_call"),
+        group_size=group_size,
+        micro_prompts=cfg.objective.micro_batch_size,
+        micro_completions=int(number(settings, "objective.micro_batch_completions") or group_size),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=cfg.rollout.max_new_tokens,
+        patches=patches,
+    )
+
+
+def _model(cfg: DictConfig) -> tuple[ModelShape, Any, Checkpoint]:
+    """A model that is created for the run is created for the count, too, and thrown away."""
+    node = cfg.model.copy()
+    with tempfile.TemporaryDirectory() as folder:
+        if is_section(at(node, "create")) and "folder" in node.create:
+            node._set_parent(cfg)  # what it refers to is there
+            node.create.folder = folder
+        checkpoint: Checkpoint = build(node)
+        model = meta_model(checkpoint)
+    return shape_of(model.config), model, checkpoint
+
+
+def _precision(settings: Any) -> tuple[Precision, bool, bool]:
+    """(bytes, whether autocast copies weights, whether DeepSpeed keeps float32 masters)."""
+    weight = DTYPES[value(settings, "model.dtype")].itemsize
+    wanted = str(value(settings, "trainer.precision"))
+    is_half = wanted.startswith(("bf16", "16"))
+    if is_half and (is_deepspeed(settings) or wanted.endswith("-true")):
+        return Precision(weight=2, compute=2, stream=2), False, is_deepspeed(settings)
+    if is_half:
+        return Precision(weight=weight, compute=2, stream=weight), weight > 2, False
+    return Precision(weight=weight, compute=weight, stream=weight), False, False
+
+
+def _sharding(settings: Any) -> Sharding:
+    devices = value(settings, "trainer.devices", 1)
+    if isinstance(devices, list):
+        num_devices = len(devices)
+    elif str(devices).isdigit():
+        num_devices = int(devices)
+    else:  # auto, -1: all that there are
+        num_devices = torch.cuda.device_count()
+    return Sharding(
+        devices=max(num_devices, 1) * int(number(settings, "trainer.num_nodes") or 1),
+        stage=int(number(settings, "strategy.stage") or 0) if is_deepspeed(settings) else 0,
+        offload_optimizer=value(settings, "strategy.offload_optimizer") is True,
+        offload_parameters=value(settings, "strategy.offload_parameters") is True,
+    )
+
+
+def longest_clip_s(cfg: DictConfig) -> tuple[float | None, str]:
+    """The longest training clip that the annotations state, and a sentence about it."""
+    node = cfg.data.copy()
+    node._set_parent(cfg)
+    for key in ("video_dir", "world"):
+        if key in node:
+            node[key] = None  # the annotations alone
+    unknown = "its clip is the largest that data.loader.sampling allows"
+    try:
+        examples = build(node)(task=None, processor=None, seed=cfg.seed).read("train").examples
+    except (ValueError, OSError):  # no such file, or it has to be drawn first
+        return None, f"{unknown} (the training annotations cannot be read)"
+    lengths = [e.window.length_s if e.window else e.duration_s for e in examples]
+    known = [length for length in lengths if length is not None]
+    if len(known) < len(lengths):
+        return None, f"{unknown} (the training annotations do not state every length)"
+    return max(known), f"the training annotations' longest clip has {max(known):.0f} s"
+
+
+def _prompt(cfg: DictConfig, shape: ModelShape, clip_s: float | None) -> tuple[int, int]:
+    """Tokens of the largest prompt, and its patches; frames are as large as sampling allows."""
+    sampling: FrameSampling = build(cfg.data.loader).keywords["sampling"]
+    num_frames = sampling.max_frames
+    if clip_s is not None:
+        num_frames = num_sampled_frames(max(round(clip_s * FILE_FPS), 1), FILE_FPS, sampling)
+    a_frame = max_pixels_per_frame(num_frames, sampling) // sampling.resize_factor**2
+    video_tokens = num_frames // sampling.frame_factor * max(int(a_frame), 1)
+    template = str(cfg.prompt.get("template") or "") + str(cfg.prompt.get("system") or "")
+    text_tokens = CHAT_TOKENS + len(template + LONG_QUERY) // CHARS_PER_TOKEN
+    limit = cfg.data.get("max_prompt_tokens")
+    prompt_tokens = video_tokens + text_tokens
+    if limit is not None and prompt_tokens > limit:  # longer ones are refused
+        video_tokens, prompt_tokens = max(limit - text_tokens, 0), limit
+    return prompt_tokens, video_tokens * shape.merge
+
+
+def visible_memory_gib() -> float | None:
+    """The memory of the GPU at hand."""
+    if not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.get_device_properties(0).total_memory) / GIB
+
+
+def make_table(lines: list[Line], job: Job) -> Table:
+    """One row for each thing that takes memory."""
+    table = Table(title=f"Memory of each of {job.sharding.devices} device(s)")
+    for column in ("what", "when"):
+        table.add_column(column, no_wrap=True)
+    for column in ("GPU", "CPU"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("of which")
+    for line in lines:
+        table.add_row(line.name, line.phase, size(line.gpu), size(line.host), line.detail)
+    table.add_section()
+    host = sum(line.host for line in lines)
+    phase = worst_phase(lines)
+    table.add_row("most at once", phase, size(total(lines)), size(host), f"always + {phase}")
+    return table
+
+
+def verdict(job: Job, lines: list[Line], *, memory_gib: float | None) -> list[str]:
+    """Whether it fits, and what would help where it does not."""
+    needed = total(lines)
+    if memory_gib is None:
+        return ["No GPU to compare with: train.device_memory_gib=80 does."]
+    usable = USABLE * memory_gib * GIB
+    if needed <= usable:
+        return [f"It fits: {size(needed)} of {memory_gib:.4g} GiB."]
+    texts = [
+        f"It does not fit: {size(needed)} of {memory_gib:.4g} GiB, of which {USABLE:.0%} are "
+        "counted on. What would help, each alone:"
+    ]
+    texts += [
+        f"  {remedy.words}: {size(remedy.saved)} less"
+        f"{', and it fits' if needed - remedy.saved <= usable else ''} (costs: {remedy.cost})"
+        for remedy in remedies(job)[:MAX_REMEDIES]
+    ]
+    return texts if len(texts) > 1 else [*texts, "  a smaller model, or shorter clips"]
+
+
+def size(number_of_bytes: float) -> str:
+    """Bytes for people; nothing for nothing."""
+    if number_of_bytes <= 0:
+        return "-"
+    if number_of_bytes < 0.1 * GIB:
+        return f"{number_of_bytes / 2**20:.1f} MiB"
+    return f"{number_of_bytes / GIB:.2f} GiB"

@@ -1,0 +1,206 @@
+"""How much memory a GRPO run needs on one GPU, by arithmetic alone.
+
+Model states follow ZeRO (arXiv 1910.02054, section 3): 2 + 2 + 12 bytes a parameter in half
+precision with float32 masters under AdamW, 4 + 4 + 8 in float32; stage 1 shares the optimizer's
+part out among GPUs, stage 2 gradients too, stage 3 parameters too. Activations are those of
+`tvg.model.activations`. Left out: the CUDA context (about 0.5 GiB), communication buffers, layers
+that stage 3 gathers, and what the allocator loses between blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tvg.model.activations import FLOAT, activations, forward_bytes, trunk_forward_bytes
+from tvg.model.job import Job
+
+Phase = Literal["always", "vision", "sampling", "reference", "learning", "optimizer"]
+PHASES: tuple[Phase, ...] = ("vision", "sampling", "reference", "learning", "optimizer")
+DRAW_BYTES = 24  # a word in the draw: two float32 and two float64; see tvg.rollout.drawing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One row of the table."""
+
+    name: str
+    phase: Phase
+    gpu: float  # bytes
+    host: float = 0  # bytes in CPU memory, of this GPU's process
+    detail: str = ""
+
+
+def estimate(job: Job) -> list[Line]:
+    """What takes memory, and when."""
+    return [
+        *_states(job),
+        *_vision(job),
+        *_sampling(job),
+        *_scoring(job),
+        *_learning(job),
+        *_step(job),
+    ]
+
+
+def total(lines: list[Line]) -> float:
+    """Bytes of a GPU at the step's worst moment: what is always there, and the largest phase."""
+    return _sum(lines, "always") + max(_sum(lines, phase) for phase in PHASES)
+
+
+def worst_phase(lines: list[Line]) -> Phase:
+    """The phase of that moment."""
+    return max(PHASES, key=lambda phase: _sum(lines, phase))
+
+
+def _sum(lines: list[Line], phase: Phase) -> float:
+    return sum(line.gpu for line in lines if line.phase == phase)
+
+
+def _states(job: Job) -> list[Line]:
+    params, sharding, bytes_each = job.params, job.sharding, job.precision.weight
+    is_away = sharding.offload_parameters
+    share = sharding.share(3)
+    policy = [
+        Line(
+            name=f"parameters, {name}",
+            phase="always",
+            gpu=0 if is_away else count * bytes_each / share,
+            host=count * bytes_each / share if is_away else 0,
+            detail=f"{count / 1e9:.3f} billion of {bytes_each} bytes",
+        )
+        for name, count in (("trained", params.trained), ("frozen", params.frozen))
+    ]
+    copies = Line(
+        name="half-precision copies",
+        phase="always",
+        gpu=params.trained * job.precision.compute if job.is_autocast else 0,
+        detail="autocast's, of all that is trained",
+    )
+    each = job.optimizer.states + (FLOAT if job.has_masters else 0)
+    states = params.trained * each / sharding.share(1)
+    is_away = sharding.offload_optimizer or job.optimizer.is_on_cpu
+    optimizer = Line(
+        name="optimizer states",
+        phase="always",
+        gpu=0 if is_away else states,
+        host=states if is_away else 0,
+        detail=f"{each:.3g} bytes a trained parameter",
+    )
+    return [*policy, copies, optimizer, _reference(job)]
+
+
+def _reference(job: Job) -> Line:
+    own = job.params.trained * job.precision.weight / job.sharding.share(3)
+    own = own if job.has_reference else 0
+    is_away = job.offload_reference or job.sharding.offload_parameters
+    detail = "its own weights; what is frozen is the policy's"
+    return Line(
+        name="reference",
+        phase="always",
+        gpu=0 if is_away else own,
+        host=own if is_away else 0,
+        detail=detail if job.has_reference else "none without objective.loss.kl_coef",
+    )
+
+
+def _scoring(job: Job) -> list[Line]:
+    """The reference's forward, for which an offloaded one comes to the GPU."""
+    if not job.has_reference:
+        return []
+    own = job.params.trained * job.precision.weight if job.offload_reference else 0
+    work = forward_bytes(job.shape, job.row.tokens, job.precision)
+    return [
+        Line(name="reference's forward", phase="reference", gpu=own + work, detail="no gradients")
+    ]
+
+
+def _vision(job: Job) -> list[Line]:
+    """Pixels (or features) of the whole step, and the pass of a frozen trunk over them."""
+    patches = job.prompts * job.patches
+    pixels = 0 if job.is_encoded else patches * job.shape.patch_values * FLOAT
+    is_kept = not job.params.is_trunk_trained
+    features = patches * job.shape.vision_hidden * job.precision.compute if is_kept else 0
+    runs = is_kept and not job.is_encoded
+    return [
+        Line(name="clips", phase="always", gpu=pixels + features, detail=f"{patches:,} patches"),
+        Line(
+            name="vision trunk",
+            phase="vision",
+            gpu=trunk_forward_bytes(job.shape, patches, job.precision) if runs else 0,
+            detail="all clips of a step" if runs else "not run ahead of time",
+        ),
+    ]
+
+
+def _sampling(job: Job) -> list[Line]:
+    if job.group_size < 2:
+        return []
+    prompts = min(job.prompts, job.prompts_per_call or job.prompts)
+    rows, shape = prompts * job.group_size, job.shape
+    prefixes = prompts if job.samples_shared else rows
+    cached = prefixes * job.prompt_tokens + rows * job.completion_tokens
+    cache = cached * shape.layers * 2 * shape.keys * job.precision.compute
+    prefill = forward_bytes(shape, prefixes * job.prompt_tokens, job.precision)
+    drawing = rows * shape.words * DRAW_BYTES
+    return [
+        Line(
+            name="keys and values",
+            phase="sampling",
+            gpu=cache,
+            detail=f"{cached:,} tokens: {prefixes} x {job.prompt_tokens:,} of prompts, "
+            f"{rows} x {job.completion_tokens:,} drawn",
+        ),
+        Line(
+            name="prefill or draw",
+            phase="sampling",
+            gpu=max(prefill, drawing),
+            detail=f"the larger of one layer's insides and {rows} x {shape.words:,} words",
+        ),
+    ]
+
+
+def _learning(job: Job) -> list[Line]:
+    row, params, sharding = job.row, job.params, job.sharding
+    gradients = params.trained * job.precision.weight * job.gradient_copies / sharding.share(2)
+    is_away = sharding.offload_optimizer and sharding.stage >= 2
+    found = activations(
+        job.shape,
+        params,
+        row,
+        job.precision,
+        gradient_checkpointing=job.gradient_checkpointing,
+    )
+    how = "recomputed in backward" if job.gradient_checkpointing else "all kept"
+    return [
+        Line(
+            name="gradients",
+            phase="learning",
+            gpu=0 if is_away else gradients,
+            host=gradients if is_away else 0,
+        ),
+        Line(
+            name="activations",
+            phase="learning",
+            gpu=found.kept + found.recomputed + max(found.working - found.head, 0),
+            detail=f"{row.tokens:,} tokens ({row.prompts} prompts x {row.completions} completions, "
+            f"{row.forward}), {how}",
+        ),
+        Line(
+            name="logits",
+            phase="learning",
+            gpu=found.head,
+            detail="of a chunk of completion tokens, and the head's gradient",
+        ),
+    ]
+
+
+def _step(job: Job) -> list[Line]:
+    """The optimizer's step: gradients are still there, activations no longer."""
+    (gradients,) = (line for line in _learning(job) if line.name == "gradients")
+    scratch = job.params.trained * job.optimizer.scratch / job.sharding.share(1)
+    is_away = job.sharding.offload_optimizer or job.optimizer.is_on_cpu
+    return [
+        replace(gradients, name="gradients, still", phase="optimizer", host=0),
+        Line(name="step", phase="optimizer", gpu=0 if is_away else scratch, detail="temporaries"),
+    ]

@@ -1,0 +1,83 @@
+"""Which settings would make a job smaller, and by how much, without changing what it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from tvg.model.activations import FLOAT
+from tvg.model.estimate import estimate, total
+from tvg.model.job import BYTES_8BIT, Job, OptimizerCost
+
+LEAST_SHARE = 0.01  # of the total; what saves less is not worth a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """A change of the command line."""
+
+    words: str
+    saved: float  # bytes of a GPU, taken alone
+    cost: str
+
+
+def remedies(job: Job) -> list[Remedy]:
+    """Those that help alone, the largest saving first."""
+    before = total(estimate(job))
+    found = [
+        Remedy(words=words, saved=before - total(estimate(changed)), cost=cost)
+        for words, changed, cost in _changes(job)
+    ]
+    helping = [remedy for remedy in found if remedy.saved > LEAST_SHARE * before]
+    return sorted(helping, key=lambda remedy: -remedy.saved)
+
+
+def _changes(job: Job) -> Iterator[tuple[str, Job, str]]:
+    yield from _of_activations(job)
+    yield from _of_states(job)
+
+
+def _of_activations(job: Job) -> Iterator[tuple[str, Job, str]]:
+    if not job.gradient_checkpointing:
+        changed = replace(job, gradient_checkpointing=True)
+        yield "model.gradient_checkpointing=true", changed, "a third more time in learning"
+    if job.forward == "repeated":
+        yield "policy.forward=shared_prefix", replace(job, forward="shared_prefix"), "none"
+    if not job.samples_shared:
+        yield "rollout=shared_prefix", replace(job, samples_shared=True), "none"
+    if job.row.prompts > 1:
+        yield "objective.micro_batch_size=1", replace(job, micro_prompts=1), "smaller products"
+    if job.row.completions > 1:
+        half = job.row.completions // 2
+        words = f"objective.micro_batch_completions={half}"
+        yield words, replace(job, micro_completions=half), "prompts are computed twice"
+    if job.group_size > 1 and min(job.prompts, job.prompts_per_call or job.prompts) > 1:
+        yield "rollout.prompts_per_call=1", replace(job, prompts_per_call=1), "slower sampling"
+    if job.prompts > job.row.prompts:
+        words = f"data.batch_size={job.row.prompts}"
+        yield words, replace(job, prompts=job.row.prompts), "fewer prompts a step and GPU"
+
+
+def _of_states(job: Job) -> Iterator[tuple[str, Job, str]]:
+    if job.has_reference and not job.offload_reference:
+        yield "objective.reference_offload=true", replace(job, offload_reference=True), "copying"
+    if job.optimizer.scratch:
+        changed = replace(job, optimizer=replace(job.optimizer, scratch=0))
+        yield "objective/optimizer=adamw_fused", changed, "none"
+    if job.optimizer.states >= 2 * FLOAT and not job.sharding.stage:
+        changed = replace(job, optimizer=OptimizerCost(states=BYTES_8BIT, scratch=0))
+        yield "objective/optimizer=adamw_8bit", changed, "states rounded to 8 bits"
+    if job.sharding.devices > 1 and job.sharding.stage < 2:
+        changed = replace(job, sharding=replace(job.sharding, stage=2), gradient_copies=1)
+        yield "strategy=deepspeed_zero2", changed, "communication"
+    if not job.sharding.offload_optimizer:
+        changed = replace(
+            job,
+            optimizer=OptimizerCost(states=2 * FLOAT, scratch=0, is_on_cpu=True),
+            sharding=replace(
+                job.sharding, stage=max(job.sharding.stage, 2), offload_optimizer=True
+            ),
+            gradient_copies=1,
+        )
+        words = "strategy=deepspeed_zero2_offload objective/optimizer=adamw_cpu"
+        yield words, changed, "copying, and steps on the CPU"

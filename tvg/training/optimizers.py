@@ -1,0 +1,30 @@
+"""Optimizers that torch does not have."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from torch.optim import Optimizer
+
+
+def adamw_8bit(
+    params: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], weight_decay: float
+) -> Optimizer:
+    """AdamW whose states are rounded to 8 bits in blocks of 256 (arXiv 2110.02861).
+
+    Tensors of fewer than 4,096 numbers keep float32 states, as the paper's authors advise.
+
+    Raises:
+        ValueError: bitsandbytes, an extra, is not installed.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "objective.optimizer: 8-bit AdamW needs bitsandbytes: pip install 'tvg[bnb]', or "
+            "objective/optimizer=adamw"
+        )
+    made: Optimizer = import_module("bitsandbytes.optim").AdamW8bit(
+        params, lr=lr, betas=tuple(betas), weight_decay=weight_decay, min_8bit_size=4096
+    )
+    return made
