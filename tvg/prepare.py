@@ -52,7 +52,8 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
     _check_outputs(cfg)
     # What is missing is not fatal before everything has been looked at.
     data = build(cfg.data)(task=None, processor=None, seed=cfg.seed, on_missing="skip")
-    data.prepare_data()
+    if not cfg.prepare.check_only:
+        data.prepare_data()
     results = _read(data, cfg.prepare.split)
     videos = _look(cfg, data, [example for r in results.values() for example in r.examples])
     inspections = [

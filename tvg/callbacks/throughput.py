@@ -53,7 +53,8 @@ class Throughput(Callback):
         super().__init__()
         if peak_tflops is not None and not peak_tflops > 0:
             raise ValueError(
-                f"callbacks.throughput.peak_tflops: expected more than 0, or null, got {peak_tflops}"
+                "callbacks.throughput.peak_tflops: expected more than 0, or null, "
+                f"got {peak_tflops}"
             )
         self.peak_tflops = peak_tflops
         self._start_step()
