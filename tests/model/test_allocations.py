@@ -1,0 +1,193 @@
+"""What a GRPO step holds: never the logits of a prompt, and no more after many steps than before.
+
+A watch sees every tensor that an operation returns, in the backward pass too.
+"""
+
+import functools
+import gc
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from parts import make_parts, make_rollout
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tvg.core.logprobs import token_logprobs
+from tvg.objective.grpo import GRPOObjective
+from tvg.reward.weighted import WeightedReward
+from tvg.rollout.shared_prefix import SharedPrefixRollout
+from tvg.training.grpo import GRPOModule
+from tvg.training.schedule import warmup_schedule
+
+GROUP_SIZE, MAX_NEW_TOKENS, NUM_PROMPTS = 4, 6, 3
+
+
+class Odd:
+    """A reward that differs within every group."""
+
+    def __call__(self, *, texts, **rest):
+        return [float(len(text) % 7) for text in texts]
+
+
+class VocabularyWatch(TorchDispatchMode):
+    """The most rows of a tensor whose last axis is the vocabulary; a view of weights is none."""
+
+    def __init__(self, policy):
+        super().__init__()
+        head = policy.model.lm_head.weight
+        self.size, self.width, self.rows = *head.shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, Tensor) and value.ndim and value.shape[-1] == self.size:
+                is_head = value.shape == (self.width, self.size) and not value.is_contiguous()
+                self.rows = max(self.rows, 0 if is_head else value.numel() // self.size)
+        return out
+
+
+def make_module(parts, *, lr=0.0):
+    settings = {
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "temperature": 0.9,
+        "top_p": 0.95,
+        "top_k": 0,
+        "prompts_per_call": None,
+    }
+    return GRPOModule(
+        rollout=SharedPrefixRollout(**settings),
+        reward=WeightedReward(rewards={"odd": Odd()}, weights={"odd": 1.0}),
+        loss=GRPOObjective(clip_low=0.2, clip_high=0.2, kl_coef=0.1, reduction="token_mean"),
+        group_size=GROUP_SIZE,
+        advantage_scale="group_std",
+        reference="initial",
+        reference_offload=False,
+        micro_batch_completions=None,
+        preflight=None,
+        policy=parts.policy,
+        tokenizer=parts.tokenizer,
+        task=parts.task,
+        eval_rollout=make_rollout().greedy(),
+        micro_batch_size=NUM_PROMPTS,
+        optimizer=functools.partial(torch.optim.AdamW, lr=lr),
+        schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
+        max_grad_norm=1.0,
+        seed=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint, tiny_world):
+    return make_parts(tiny_checkpoint, tiny_world)
+
+
+@pytest.fixture(scope="module")
+def prompts(parts):
+    batch = parts.batch(NUM_PROMPTS)
+    # Else a prompt's logits would be no more than what is allowed.
+    assert int(batch.attention_mask.sum(1).min()) > GROUP_SIZE * MAX_NEW_TOKENS
+    return batch
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_learning_holds_logits_of_completions_alone(parts, prompts, is_checkpointed, monkeypatch):
+    module = make_module(parts)
+    module._trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    module.manual_backward = torch.Tensor.backward
+    if is_checkpointed:
+        parts.policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        parts.policy.train()
+    try:
+        rollout = module.rollout.generate(
+            policy=parts.policy,
+            tokenizer=parts.tokenizer,
+            prompts=prompts,
+            group_size=GROUP_SIZE,
+            seed=0,
+        )
+        num_tokens = int(rollout.completion_mask.sum())
+        with VocabularyWatch(parts.policy) as watch:
+            module._learn(rollout, torch.linspace(-1, 1, NUM_PROMPTS * GROUP_SIZE))
+        assert watch.rows == num_tokens < int(prompts.attention_mask.sum())
+        # By chunks: no more rows at once than a chunk has, whatever the number of completions.
+        monkeypatch.setattr(
+            "tvg.model.policy.token_logprobs",
+            functools.partial(token_logprobs, chunk_tokens=5),
+        )
+        with VocabularyWatch(parts.policy) as watch:
+            module._learn(rollout, torch.linspace(-1, 1, NUM_PROMPTS * GROUP_SIZE))
+        assert watch.rows == 5
+    finally:
+        parts.policy.model.gradient_checkpointing_disable()
+        parts.policy.eval().zero_grad()
+
+
+@pytest.mark.parametrize("engine", ["shared_prefix", "hf"])
+def test_sampling_holds_one_row_of_logits_a_completion(parts, prompts, engine):
+    shared = make_module(parts).rollout
+    rollout = shared if engine == "shared_prefix" else make_rollout(max_new_tokens=MAX_NEW_TOKENS)
+    with VocabularyWatch(parts.policy) as watch:
+        rollout.generate(
+            policy=parts.policy,
+            tokenizer=parts.tokenizer,
+            prompts=prompts,
+            group_size=GROUP_SIZE,
+            seed=0,
+        )
+    assert watch.rows == NUM_PROMPTS * GROUP_SIZE
+
+
+def test_the_watch_sees_the_logits_of_prompts(parts, prompts):
+    """The library's own forward, which projects every place onto the vocabulary."""
+    with VocabularyWatch(parts.policy) as watch, torch.no_grad():
+        parts.policy.model(
+            input_ids=prompts.input_ids,
+            attention_mask=prompts.attention_mask,
+            position_ids=parts.policy.position_ids(prompts),
+            pixel_values_videos=prompts.pixel_values_videos,
+            video_grid_thw=prompts.video_grid_thw,
+        )
+    assert watch.rows == prompts.input_ids.numel()
+
+
+class MemoryWatch(Callback):
+    """Memory of the process where a step needs the most, and tensors that outlive a step."""
+
+    def __init__(self):
+        self.mib, self.tensors = [], []
+
+    def on_before_backward(self, *_):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.mib.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+    def on_train_batch_end(self, *_):
+        if len(self.mib) % 20 == 0:
+            gc.collect()
+            self.tensors.append(sum(isinstance(thing, Tensor) for thing in gc.get_objects()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_does_not_grow_over_200_steps(tiny_checkpoint, tiny_world, tmp_path):
+    parts = make_parts(tiny_checkpoint, tiny_world)
+    module, watch = make_module(parts, lr=1e-4), MemoryWatch()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=200,
+        callbacks=[watch],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+    batches = torch.utils.data.DataLoader([parts.batch(NUM_PROMPTS)] * 200, batch_size=None)
+    trainer.fit(module, batches)
+    assert len(watch.mib) == 200
+    # Behind the first steps the allocator has what it needs. Were as little as 24 KiB of each step
+    # to stay (the logits of one token a completion), that would be 3 MiB in the end.
+    assert max(watch.mib[-50:]) - max(watch.mib[20:70]) < 3, watch.mib[::20]
+    assert max(watch.tensors[2:]) <= watch.tensors[1], watch.tensors
