@@ -88,7 +88,7 @@ def test_the_tokens_are_those_of_generate_on_copies(parts, prompts, settings):
     assert torch.equal(ours.completion_mask, theirs.completion_mask)
     assert torch.equal(ours.is_finished, theirs.is_finished)
     assert ours.texts == theirs.texts
-    torch.testing.assert_close(ours.old_logprobs, theirs.old_logprobs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours.old_logprobs, theirs.old_logprobs, atol=1e-5, rtol=0)
     num_lengths = len(ours.completion_mask.sum(1).unique())
     assert num_lengths > 2 or settings.get("temperature") == 0, "ragged ones wanted"
 
@@ -117,7 +117,7 @@ def test_calls_of_any_size_draw_the_same(parts, prompts, prompts_per_call):
     whole = sample(parts, make_shared(), prompts)
     split = sample(parts, make_shared(prompts_per_call=prompts_per_call), prompts)
     assert torch.equal(whole.completion_ids, split.completion_ids)
-    torch.testing.assert_close(whole.old_logprobs, split.old_logprobs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(whole.old_logprobs, split.old_logprobs, atol=1e-5, rtol=0)
 
 
 def test_a_sample_does_not_depend_on_its_batch(parts, prompts):
