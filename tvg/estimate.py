@@ -6,7 +6,7 @@ import tempfile
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -129,8 +129,9 @@ def _sharding(settings: Any) -> Sharding:
 
 def longest_clip_s(cfg: DictConfig) -> tuple[float | None, str]:
     """The longest training clip that the annotations state, and a sentence about it."""
-    node = cfg.data.copy()
-    node._set_parent(cfg)
+    # Resolved first: files may be named after the world that is taken away.
+    node = OmegaConf.create(OmegaConf.to_container(cfg.data, resolve=True))
+    assert isinstance(node, DictConfig)
     for key in ("video_dir", "world"):
         if key in node:
             node[key] = None  # the annotations alone

@@ -31,8 +31,9 @@ def clock(monkeypatch) -> SimpleNamespace:
 class Walk:
     """Walks the callback through batches: seconds of waiting, seconds of work, step at the end."""
 
-    def __init__(self, clock):
-        self.clock, self.module, self.callback = clock, Recorder(), Throughput(peak_tflops=None)
+    def __init__(self, clock, peak_tflops=None):
+        self.clock, self.module = clock, Recorder()
+        self.callback = Throughput(peak_tflops=peak_tflops)
         self.trainer = SimpleNamespace(global_step=4)
         self.callback.on_train_start(self.trainer, self.module)
 
@@ -71,6 +72,40 @@ def test_micro_batches_and_several_updates_are_one_count(clock):
     }
     assert walk.batch(1, 3, 8, {"num_prompts": 2})["step_s"] == 2  # seconds of each of two
     assert walk.batch(1, 3, 9, {"num_prompts": 2})["prompts_per_s"] == 0.5
+
+
+def test_seconds_of_stages_are_those_of_one_step(clock):
+    walk = Walk(clock)
+    stages = {"vision": 0.5, "sampling": 1.0}
+    found = walk.batch(0, 2, 5, {"stage_s": stages})
+    assert found == {"step_s": 2, "vision_s": 0.5, "sampling_s": 1.0}
+    walk.batch(1, 2, 5, {"stage_s": stages})
+    found = walk.batch(1, 2, 7, {"stage_s": {"sampling": 3.0, "reward": 0.5}})  # two steps
+    assert found == {
+        "step_s": 3,
+        "data_wait_s": 1,
+        "vision_s": 0.25,
+        "sampling_s": 2.0,
+        "reward_s": 0.25,
+    }
+    assert walk.batch(1, 2, 8) == {"step_s": 3, "data_wait_s": 1}
+
+
+def test_share_of_the_peak(clock):
+    walk = Walk(clock, peak_tflops=2.0)
+    assert walk.batch(0, 2, 5, {"num_flops": 3e12}) == {"step_s": 2, "mfu": 0.75}
+    walk.batch(1, 1, 5, {"num_flops": 1e12})
+    # Waiting for data is time in which the card could have worked.
+    found = walk.batch(1, 1, 6, {"num_flops": 3e12})
+    assert found == {"step_s": 4, "data_wait_s": 2, "mfu": 0.5}
+    assert "mfu" not in walk.batch(1, 1, 7)
+    assert "mfu" not in Walk(clock).batch(0, 2, 5, {"num_flops": 3e12})
+
+
+@pytest.mark.parametrize("peak_tflops", [0, -1.0, float("nan")])
+def test_a_peak_of_nothing_is_refused(peak_tflops):
+    with pytest.raises(ValueError, match=r"callbacks\.throughput\.peak_tflops.*more than 0"):
+        Throughput(peak_tflops=peak_tflops)
 
 
 @pytest.mark.parametrize("event", ["on_validation_start", "on_save_checkpoint"])

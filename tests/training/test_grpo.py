@@ -4,9 +4,13 @@ import functools
 
 import pytest
 import torch
+from completions import without_float32_inside
 from lightning.pytorch import Trainer
 from parts import make_parts, make_rollout
 
+from tvg.model.flops import rollout_flops, trunk_flops
+from tvg.model.freezing import freeze_parts
+from tvg.model.shape import shape_of
 from tvg.objective.grpo import GRPOObjective
 from tvg.reward.iou import IoUReward
 from tvg.reward.weighted import WeightedReward
@@ -29,7 +33,7 @@ class Stepwise:
         return [float(len(text) % 7) for text in texts]
 
 
-def make_module(parts, *, kl_coef=0.0, reduction="token_mean", micro_batch_size=1):
+def make_module(parts, *, kl_coef=0.0, reduction="token_mean", micro_batch_size=1, **changes):
     module = GRPOModule(
         rollout=make_rollout(),
         reward=WeightedReward(rewards={"odd": Stepwise()}, weights={"odd": 1.0}),
@@ -43,8 +47,8 @@ def make_module(parts, *, kl_coef=0.0, reduction="token_mean", micro_batch_size=
         task=parts.task,
         eval_rollout=make_rollout().greedy(),
         micro_batch_size=micro_batch_size,
-        micro_batch_completions=None,
-        reference_offload=False,
+        micro_batch_completions=changes.get("micro_batch_completions"),
+        reference_offload=changes.get("reference_offload", False),
         optimizer=functools.partial(torch.optim.SGD, lr=0.0),
         schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
         max_grad_norm=None,
@@ -95,6 +99,108 @@ def test_micro_batches_add_up_to_the_whole_step(parts, rollout, kl_coef, reducti
         for name, gradient in whole.items():
             scale = gradient.abs().max().clamp_min(1e-12)
             assert float((parts_of_it[name] - gradient).abs().max() / scale) < 1e-6, name
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+def test_groups_in_parts_give_the_gradient_of_whole_groups(parts, rollout, reduction, monkeypatch):
+    without_float32_inside(monkeypatch)
+    advantages = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    seen = []
+    for micro_batch_size, size in ((2, None), (2, 1), (2, 2), (1, 3), (3, 3), (2, 4), (3, 9)):
+        module = make_module(
+            parts,
+            kl_coef=0.3,
+            reduction=reduction,
+            micro_batch_size=micro_batch_size,
+            micro_batch_completions=size,
+        )
+        assert module.reference is not None
+        with torch.no_grad():
+            module.reference.model.lm_head.weight.mul_(1.05)
+        module.policy.zero_grad()
+        totals = module._learn(rollout, advantages)
+        seen.append((totals, gradients(module), size))
+    whole_totals, whole, _ = seen[0]
+    assert float(whole_totals["kl"]) > 0
+    for totals, parts_of_it, size in seen[1:]:
+        for name in whole_totals:
+            torch.testing.assert_close(totals[name], whole_totals[name], rtol=1e-6, atol=1e-9)
+        assert parts_of_it.keys() == whole.keys()
+        for name, gradient in whole.items():
+            scale = gradient.abs().max().clamp_min(1e-12)
+            assert float((parts_of_it[name] - gradient).abs().max() / scale) < 1e-10, (name, size)
+
+
+def test_parts_of_fewer_than_one_completion_are_refused(parts):
+    with pytest.raises(ValueError, match=r"objective\.micro_batch_completions.*0"):
+        make_module(parts, micro_batch_completions=0)
+
+
+@pytest.fixture
+def fixed_vision(parts):
+    """The policy with its vision trunk frozen, and thawed again."""
+    freeze_parts(parts.policy.model, vision=True, merger=False, language=False)
+    yield parts
+    parts.policy.requires_grad_(True)
+
+
+def test_a_reference_that_rests_on_the_cpu_gives_the_same_loss(fixed_vision, rollout):
+    advantages = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    seen = []
+    for offload in (False, True):
+        module = make_module(fixed_vision, kl_coef=0.3, reference_offload=offload)
+        with torch.no_grad():
+            module.reference.model.model.language_model.norm.weight.mul_(1.05)
+        module.policy.zero_grad()
+        seen.append((module._learn(rollout, advantages), gradients(module)))
+        assert all(p.device.type == "cpu" for p in module.reference.parameters())
+    (there, of_it), (away, of_that) = seen
+    assert float(there["kl"]) > 0
+    assert {n: float(v) for n, v in there.items()} == {n: float(v) for n, v in away.items()}
+    assert all(torch.equal(of_it[name], of_that[name]) for name in of_it)
+
+
+def test_what_is_frozen_is_held_once(fixed_vision):
+    module = make_module(fixed_vision, kl_coef=0.1)
+    policy, reference = module.policy, module.reference
+    other = dict(reference.named_parameters())
+    shared = {
+        name
+        for name, p in policy.named_parameters()
+        if p.untyped_storage().data_ptr() == other[name].untyped_storage().data_ptr()
+    }
+    assert shared == {name for name, p in policy.named_parameters() if not p.requires_grad}
+    assert any(name.startswith("model.model.visual.blocks") for name in shared)
+    assert all(torch.equal(p, other[name]) for name, p in policy.named_parameters())
+    assert not any(p.requires_grad for p in reference.parameters())
+    lm_head = reference.model.lm_head.weight
+    assert lm_head is reference.model.get_input_embeddings().weight  # tied as the policy's are
+
+
+def test_a_step_counts_its_operations(fixed_vision, monkeypatch):
+    module = make_module(fixed_vision, kl_coef=0.1)
+    sampled = []
+    generate = module.rollout.generate
+    monkeypatch.setattr(
+        module.rollout, "generate", lambda **given: sampled.append(generate(**given)) or sampled[0]
+    )
+    monkeypatch.setattr(module, "step_optimizer", dict)
+    monkeypatch.setattr(module, "log_step", lambda *_, **__: None)
+    batch = fixed_vision.batch(2)
+    outputs = module.training_step(batch, 0)
+    expected = rollout_flops(module.policy, sampled[0], has_reference=True, is_encoded=False)
+    assert outputs["num_flops"] == expected > 0
+    stages = {"vision", "sampling", "reward", "reference", "policy", "backward"}
+    assert outputs["stage_s"].keys() == stages
+    assert all(seconds >= 0 for seconds in outputs["stage_s"].values())
+    sampled.clear()
+    encoded = module.training_step(module.policy.encode_clips(batch), 0)
+    trunk = sum(
+        trunk_flops(shape_of(module.policy.model.config), grid)
+        for grid in batch.video_grid_thw.tolist()
+    )
+    again = rollout_flops(module.policy, sampled[0], has_reference=True, is_encoded=False)
+    assert again - encoded["num_flops"] == pytest.approx(trunk)
 
 
 def test_the_loss_is_the_formula_written_out(parts, rollout):

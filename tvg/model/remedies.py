@@ -1,11 +1,15 @@
-"""Which settings would make a job smaller, and by how much, without changing what it learns."""
+"""Which settings would make a job smaller, and by how much.
+
+None of them touches the loss but `data.batch_size`, which is how many prompts a step averages over;
+what would change the task (shorter clips, frozen parts) is left to the user.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tvg.model.activations import FLOAT
+from tvg.model.activations import FLOAT, Precision
 from tvg.model.estimate import estimate, total
 from tvg.model.job import BYTES_8BIT, Job, OptimizerCost
 
@@ -68,16 +72,26 @@ def _of_states(job: Job) -> Iterator[tuple[str, Job, str]]:
         changed = replace(job, optimizer=OptimizerCost(states=BYTES_8BIT, scratch=0))
         yield "objective/optimizer=adamw_8bit", changed, "states rounded to 8 bits"
     if job.sharding.devices > 1 and job.sharding.stage < 2:
-        changed = replace(job, sharding=replace(job.sharding, stage=2), gradient_copies=1)
-        yield "strategy=deepspeed_zero2", changed, "communication"
+        yield "strategy=deepspeed_zero2", _sharded(job), "communication"
     if not job.sharding.offload_optimizer:
+        sharded = _sharded(job)
         changed = replace(
-            job,
+            sharded,
             optimizer=OptimizerCost(states=2 * FLOAT, scratch=0, is_on_cpu=True),
-            sharding=replace(
-                job.sharding, stage=max(job.sharding.stage, 2), offload_optimizer=True
-            ),
-            gradient_copies=1,
+            sharding=replace(sharded.sharding, offload_optimizer=True),
         )
         words = "strategy=deepspeed_zero2_offload objective/optimizer=adamw_cpu"
         yield words, changed, "copying, and steps on the CPU"
+
+
+def _sharded(job: Job) -> Job:
+    """Under ZeRO-2; where autocast halves what is computed with, DeepSpeed halves the weights."""
+    half = Precision(weight=2, compute=2, stream=2)
+    return replace(
+        job,
+        precision=half if job.is_autocast else job.precision,
+        is_autocast=False,
+        has_masters=job.has_masters or job.is_autocast,
+        sharding=replace(job.sharding, stage=max(job.sharding.stage, 2)),
+        gradient_copies=1,
+    )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tvg.core.advantage import group_advantages
 from tvg.core.parsing import ParsedAnswer
+from tvg.model.flops import rollout_flops
 from tvg.model.policy import Policy
 from tvg.objective.grpo import GRPOObjective
 from tvg.reward.weighted import WeightedReward
@@ -124,6 +125,7 @@ class GRPOModule(PolicyModule):
             self.reference = frozen_copy(self.policy)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        is_encoded = batch.video_features is not None
         with self.stage("vision"):
             batch = self.policy.encode_clips(batch)  # once, for all that follows
         self._check_sampler(batch)
@@ -146,6 +148,12 @@ class GRPOModule(PolicyModule):
         return {
             "num_prompts": len(batch),
             "num_tokens": int(rollout.completion_mask.sum()),
+            "num_flops": rollout_flops(
+                self.policy,
+                rollout,
+                has_reference=self.reference is not None,
+                is_encoded=is_encoded,
+            ),
             "rollout_rows": rollout_rows(rollout, answers, rewards),
             "stage_s": self.stages.take(),
         }

@@ -1,0 +1,220 @@
+"""`tvg-train train.estimate=true`: a table and a verdict, from config files alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+import tvg.estimate
+from tvg.config import compose
+from tvg.data.clip import ClipLoader
+from tvg.estimate import longest_clip_s, make_job, size
+from tvg.model.activations import Precision
+from tvg.model.loading import Checkpoint
+
+ESTIMATE = "train.estimate=true"
+
+
+@pytest.fixture
+def config_3b(tmp_path) -> Path:
+    """A folder with nothing but the released 3B checkpoint's sizes."""
+    folder = tmp_path / "3b"
+    folder.mkdir()
+    text = {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    }
+    vision = {
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "depth": 32,
+        "num_heads": 16,
+        "out_hidden_size": 2048,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    }
+    config = {
+        "model_type": "qwen2_5_vl",
+        "text_config": text,
+        "vision_config": vision,
+        "tie_word_embeddings": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch):
+    """Weights and videos are out of reach."""
+
+    def refuse(*_, **__):
+        raise AssertionError("an estimate loads nothing")
+
+    monkeypatch.setattr(Checkpoint, "load_policy", refuse)
+    monkeypatch.setattr(ClipLoader, "load", refuse)
+
+
+def test_a_run_that_fits(command, tmp_path, nothing_loads):
+    begin = time.perf_counter()
+    done = command("train", ESTIMATE, "train.device_memory_gib=80", f"run_dir={tmp_path / 'run'}")
+    assert time.perf_counter() - begin < 30
+    assert done.code == 0, done.err
+    assert "Memory of each of 1 device" in done.out
+    for what in ("parameters, trained", "optimizer states", "keys and values", "activations"):
+        assert what in done.out
+    assert re.search(r"It fits: 0\.\d\d GiB of 80 GiB\.", done.out)
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / ".data").exists()  # the world was not drawn
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == [".hydra", "train.log"]
+
+
+def test_a_run_that_does_not_fit_is_told_what_helps(command, config_3b, nothing_loads):
+    words = [
+        ESTIMATE,
+        "model=qwen2_5_vl_3b",
+        f"model.path={config_3b}",
+        "data=charades",
+        "trainer=gpu",
+        "trainer.devices=1",
+        "objective.loss.kl_coef=0.04",
+        "model.gradient_checkpointing=false",
+    ]
+    done = command("train", *words, "train.device_memory_gib=80")
+    assert done.code == 0, done.err
+    assert "It does not fit:" in done.out
+    helping = re.findall(r"^  (\S+).*?: (\d+\.\d\d) GiB less", done.out, re.MULTILINE)
+    assert helping[0][0] == "strategy=deepspeed_zero2_offload"
+    assert helping[1][0] == "model.gradient_checkpointing=true"
+    savings = [float(saved) for _, saved in helping]
+    assert savings == sorted(savings, reverse=True)
+    assert "objective.reference_offload=true" in dict(helping)
+    assert "3.123 billion of 4 bytes" in " ".join(done.out.split())
+    done = command("train", *words, "train.device_memory_gib=192")
+    assert "It fits:" in done.out
+    done = command("train", *words)
+    assert "train.device_memory_gib=80 does" in done.out  # no GPU here
+
+
+def test_no_such_key(command):
+    assert "train.estimat: no such config key" in command("train", "train.estimat=true").error
+
+
+def test_no_checkpoint(command, tmp_path):
+    error = command("train", ESTIMATE, "model=qwen2_5_vl_3b", f"model.path={tmp_path}").error
+    assert "holds no config.json" in error
+
+
+def job(*words: str, clip_s: float | None = None):
+    return make_job(compose("train", list(words)).cfg, clip_s=clip_s)
+
+
+@pytest.fixture
+def tiny(tiny_checkpoint) -> str:
+    return f"model.path={tiny_checkpoint}"
+
+
+def test_the_keys_arrive_where_they_belong(tiny):
+    found = job(
+        tiny,
+        "data.batch_size=6",
+        "objective.micro_batch_size=2",
+        "objective.micro_batch_completions=3",
+        "objective.reference_offload=true",
+        "objective.loss.kl_coef=0.1",
+        "rollout=hf",
+        "rollout.prompts_per_call=4",
+        "rollout.max_new_tokens=50",
+        "policy.forward=repeated",
+        "model.gradient_checkpointing=true",
+        "objective/optimizer=adamw_fused",
+    )
+    assert (found.row.prompts, found.row.completions) == (2, 3)
+    assert (found.prompts, found.prompts_per_call, found.group_size) == (6, 4, 8)
+    assert found.completion_tokens == 50
+    assert found.forward == "repeated"
+    assert found.has_reference
+    assert found.offload_reference
+    assert found.gradient_checkpointing
+    assert not found.samples_shared
+    assert found.optimizer.scratch == 0
+    assert not job(tiny).has_reference
+
+
+def test_supervised_runs_have_one_completion_a_prompt(tiny):
+    found = job(tiny, "objective=sft", "reward=[]")
+    assert (found.group_size, found.row.completions, found.has_reference) == (1, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "precision", "is_autocast", "has_masters"),
+    [
+        ([], (4, 4, 4), False, False),
+        (["trainer.precision=bf16-mixed"], (4, 2, 4), True, False),
+        (["trainer.precision=bf16-true"], (2, 2, 2), False, False),
+        (["trainer.precision=bf16-mixed", "strategy=deepspeed_zero2"], (2, 2, 2), False, True),
+        (["strategy=deepspeed_zero2"], (4, 4, 4), False, False),
+    ],
+)
+def test_precision(tiny, words, precision, is_autocast, has_masters):
+    found = job(tiny, *words)
+    weight, compute, stream = precision
+    assert found.precision == Precision(weight=weight, compute=compute, stream=stream)
+    assert (found.is_autocast, found.has_masters) == (is_autocast, has_masters)
+    assert found.optimizer.states == (8 if has_masters or weight == 4 else 4)
+
+
+def test_sharding(tiny):
+    words = ["trainer.devices=4", "trainer.num_nodes=2", "strategy=deepspeed_zero2_offload"]
+    found = job(tiny, *words, "objective/optimizer=adamw_cpu").sharding
+    assert (found.devices, found.stage, found.offload_optimizer) == (8, 2, True)
+    assert job(tiny, "trainer.devices=[0,1]").gradient_copies == 2
+    assert job(tiny, "trainer.devices=2", "strategy=ddp").gradient_copies == 1
+    assert job(tiny).sharding.devices == 1
+
+
+def test_the_largest_prompt(tiny):
+    # 12 frames of 28 x 28 pixels: 6 tokens of 4 patches each.
+    short = job(tiny, clip_s=6.0)
+    assert short.patches == 6 * 4
+    longest = job(tiny)
+    assert longest.patches == 384 * 4  # 768 frames
+    assert longest.prompt_tokens - short.prompt_tokens == 384 - 6
+    # Qwen's budget of 3,584 tokens, whatever the length; but 768 frames take at least
+    # 1.05 * 16 tokens a pair.
+    words = ["data/loader=qwen", "data.max_prompt_tokens=8192"]
+    assert job(tiny, *words, clip_s=60.0).patches == 3540 * 4  # 60 pairs of 59 tokens
+    assert job(tiny, *words).patches == 384 * 16 * 4
+    limited = job(tiny, "data/loader=qwen", "data.max_prompt_tokens=1000")
+    assert limited.prompt_tokens == 1000
+
+
+def test_the_longest_clip_is_the_annotations(world, tiny_world):
+    found, sentence = longest_clip_s(compose("train", world).cfg)
+    videos = json.loads((tiny_world / "train.json").read_text()).values()
+    assert found == max(video["duration"] for video in videos)
+    assert f"longest clip has {found:.0f} s" in sentence
+    found, sentence = longest_clip_s(compose("train", ["data.train_file=none.json"]).cfg)
+    assert found is None
+    assert "cannot be read" in sentence
+
+
+def test_the_tiny_model_is_counted_without_being_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tvg.estimate.tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    found = job("run_dir=here")
+    assert 8e5 < found.params.total < 1e6
+    assert [path.name for path in tmp_path.rglob("*")] == ["tmp"]
+
+
+def test_bytes_for_people():
+    assert [size(n) for n in (0, 3 * 2**20, 2**30)] == ["-", "3.0 MiB", "1.00 GiB"]

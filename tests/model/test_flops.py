@@ -1,0 +1,154 @@
+"""Operations of a step, counted by hand for a model small enough to do so."""
+
+import pytest
+import torch
+from parts import make_parts, make_rollout
+from torch.utils.flop_counter import FlopCounterMode
+
+from tvg.model.flops import (
+    StepWork,
+    rollout_flops,
+    sampling_flops,
+    step_flops,
+    trunk_flops,
+)
+from tvg.model.shape import ModelShape, shape_of
+
+# Attention products: 2 * (4 + 4 + 2 + 2) = 24 weights; MLP: 3 * 2 * 5 = 30; keys and values: 8.
+SHAPE = ModelShape(
+    hidden=2,
+    mlp=5,
+    layers=3,
+    heads=2,
+    key_heads=1,
+    head_size=2,
+    words=7,
+    vision_hidden=3,
+    vision_mlp=4,
+    vision_layers=2,
+    vision_full_layers=1,
+    window=4,
+    merge=4,
+    patch_values=6,
+)
+
+
+def work(**changes):
+    settings = {
+        "prompts": [10],
+        "completions": [3, 1],
+        "grids": [(2, 4, 6)],
+        "is_encoded": False,
+        "has_reference": True,
+        "trains_language": True,
+        "trains_merger": True,
+        "trains_trunk": False,
+    }
+    return StepWork(**{**settings, **changes})
+
+
+def test_weights_of_the_products():
+    assert SHAPE.attention_params == 2 * (4 + 2 + 2) + 4 * 2 == 24
+    assert SHAPE.mlp_params == 30
+    assert SHAPE.block_params == 4 * 9 + 3 * 3 * 4 == 72
+    assert SHAPE.merger_params == 12 * 12 + 12 * 2 == 168
+
+
+def test_one_run_of_the_trunk():
+    # 48 patches; two blocks and the embedding of 6 numbers to 3.
+    products = 2 * 48 * (18 + 2 * 72)
+    # Frames of 24 patches whole; or windows of 4 x 4 and 4 x 2 patches.
+    pairs = 2 * 24**2 + 2 * (16**2 + 8**2)
+    assert trunk_flops(SHAPE, (2, 4, 6)) == products + 4 * 3 * pairs
+
+
+def test_sampling_one_prompt_and_two_completions():
+    # Prefill: two whole layers over 10 tokens; of the last one keys and values, and its end.
+    prefill = 2 * (2 * 54 * 10 + 8 * 10 + (54 - 8))
+    prefill_pairs = 2 * 55 + 10
+    # Two tokens of the first completion are fed back, at 11 and 12 keys; the second is one EOS.
+    decode, decode_pairs = 2 * 3 * 54 * 2, 3 * (11 + 12)
+    head = 2 * 7 * 2 * 4
+    expected = prefill + decode + 4 * 4 * (prefill_pairs + decode_pairs) + head
+    assert sampling_flops(SHAPE, [10], [3, 1]) == expected
+
+
+def test_stages_of_a_step():
+    found = step_flops(SHAPE, work())
+    products = 2 * (2 * 54 * 12 + 8 * 12 + 46 * 3)  # the last layer: the end and two tokens
+    pairs = 4 * 4 * (2 * (55 + 11 + 12) + 10 + 11 + 12)
+    merger, head = 2 * 168 * 12, 2 * 2 * 7 * 4
+    assert found["vision"] == trunk_flops(SHAPE, (2, 4, 6))
+    assert found["sampling"] == merger + sampling_flops(SHAPE, [10], [3, 1])
+    assert found["policy"] == found["reference"] == merger + products + pairs + head
+    assert found["backward"] == merger + 2 * (products + pairs + head)
+
+
+def test_two_prompts_are_twice_one():
+    one = step_flops(SHAPE, work())
+    two = step_flops(SHAPE, work(prompts=[10, 10], completions=[3, 1, 3, 1], grids=[(2, 4, 6)] * 2))
+    assert two == {stage: 2 * flops for stage, flops in one.items()}
+
+
+def test_what_is_not_done_is_not_counted():
+    whole = step_flops(SHAPE, work())
+    encoded = step_flops(SHAPE, work(is_encoded=True, has_reference=False))
+    assert encoded == {**whole, "vision": 0, "reference": 0}
+    merger_alone = step_flops(SHAPE, work(trains_language=False))
+    products = 2 * (2 * 54 * 12 + 8 * 12 + 46 * 3) + 2 * 2 * 7 * 4
+    assert whole["backward"] - merger_alone["backward"] == products
+
+
+def test_a_trained_trunk_runs_for_every_use():
+    trunk = trunk_flops(SHAPE, (2, 4, 6))
+    frozen = step_flops(SHAPE, work())
+    trained = step_flops(SHAPE, work(trains_trunk=True))
+    assert trained["vision"] == 0
+    for stage in ("sampling", "policy", "reference"):
+        assert trained[stage] - frozen[stage] == trunk
+    assert trained["backward"] - frozen["backward"] == 2 * trunk + 2 * 168 * 12
+
+
+def test_forward_and_backward_are_what_torch_counts(tiny_checkpoint, tiny_world):
+    """Products alone: torch's counter does not know the CPU's flash kernels."""
+    parts = make_parts(tiny_checkpoint, tiny_world)
+    policy = parts.policy
+    policy.model.model.visual.requires_grad_(False)
+    policy.model.model.visual.merger.requires_grad_(True)
+    prompts = policy.encode_clips(parts.batch(2))
+    rollout = make_rollout().generate(
+        policy=policy, tokenizer=parts.tokenizer, prompts=prompts, group_size=3, seed=0
+    )
+    with FlopCounterMode(display=False) as forward:
+        logprobs, _ = policy(
+            prompts,
+            rollout.completion_ids,
+            rollout.completion_mask,
+            group_size=3,
+            temperature=1.0,
+        )
+    with FlopCounterMode(display=False) as backward:
+        logprobs.sum().backward()
+    counted = policy_work(policy, rollout)
+    found = step_flops(*counted)
+    # Each completion's last token, which nothing follows, goes through the model all the same, and
+    # so do the prompts' other tokens through the last layer's queries; backward computes the
+    # logits again.
+    assert found["policy"] < forward.get_total_flops() < 1.15 * found["policy"]
+    assert 0.9 * found["backward"] < backward.get_total_flops() < 1.25 * found["backward"]
+    with torch.no_grad():
+        total = rollout_flops(policy, rollout, has_reference=True, is_encoded=True)
+    assert total == pytest.approx(sum(found.values()))
+
+
+def policy_work(policy, rollout):
+    return shape_of(policy.model.config), StepWork(
+        prompts=rollout.prompts.attention_mask.sum(1).tolist(),
+        completions=rollout.completion_mask.sum(1).tolist(),
+        grids=rollout.prompts.video_grid_thw.tolist(),
+        is_encoded=True,
+        has_reference=True,
+        trains_language=True,
+        trains_merger=True,
+        trains_trunk=False,
+    )
