@@ -111,6 +111,13 @@ def test_a_large_vocabulary_keeps_its_edges():
     assert torch.isfinite(logprobs).all()
 
 
+def test_every_word_of_a_large_vocabulary_has_its_place():
+    """Equal words: the middle of each share belongs to its word, which float32 sums would miss."""
+    num, words = 152_064, torch.tensor([0, 1, 75_000, 120_001, 152_063])
+    ids, _ = draw(torch.zeros(5, num), (words.double() + 0.5) / num, top_p=1.0, top_k=0)
+    assert ids.tolist() == words.tolist()
+
+
 def test_greedy_is_the_likeliest_whatever_is_kept():
     logits = logits_of(PROBS)
     for top_p, top_k in ((1.0, 0), (0.1, 1)):
