@@ -31,6 +31,7 @@ from common.stages import METHODS, Bench, gradient_error, make_bench
 RESULTS = Path(__file__).parent / "results"
 STAGES = ("learning", "sampling", "step")
 PROMPT_TOKENS, GROUP_SIZES, COMPLETION_TOKENS = (256, 1024, 2048), (2, 4, 8, 16), (64, 128)
+LONG_S = 20.0  # a stage that took so long is not timed again
 Case = tuple[int, int, int]
 
 
@@ -38,12 +39,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="P=1024, G=8 and 16, C=64 alone")
-    parser.add_argument("--peak", nargs=5, metavar=("STAGE", "METHOD", "P", "G", "C"))
+    parser.add_argument("--peaks", nargs=4, metavar=("METHOD", "P", "G", "C"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.peak:
-        stage, method, *case = args.peak
-        print(peak_mib(stage, method, tuple(map(int, case))))
+    if args.peaks:
+        method, *case = args.peaks
+        print(json.dumps(peaks_mib(method, tuple(map(int, case)))))
         return
     cases = [(p, g, c) for p in PROMPT_TOKENS for g in GROUP_SIZES for c in COMPLETION_TOKENS]
     if args.quick:
@@ -60,14 +61,16 @@ def measure(case: Case, *, rounds: int) -> list[dict[str, Any]]:
     p, g, c = case
     bench = bench_of(case)
     error = gradient_error(bench)
+    peaks = {method: peaks_in_a_process(method, case) for method in METHODS}
     rows = []
     for stage in STAGES:
-        seconds = {method: [] for method in METHODS}
-        for _ in range(rounds):
+        seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+        while len(seconds[METHODS[0]]) < rounds:
             for method in METHODS:
                 seconds[method].append(timed(bench, stage, method))
+            if sum(seconds[METHODS[0]]) > LONG_S:
+                break
         median = {method: statistics.median(seconds[method]) for method in METHODS}
-        peak = {method: peak_in_a_process(stage, method, case) for method in METHODS}
         for method in METHODS:
             rows.append(
                 {
@@ -77,9 +80,10 @@ def measure(case: Case, *, rounds: int) -> list[dict[str, Any]]:
                     "stage": stage,
                     "method": method,
                     "seconds": round(median[method], 4),
-                    "peak_mib": round(peak[method], 1),
+                    "rounds": len(seconds[method]),
+                    "peak_mib": round(peaks[method][stage], 1),
                     "ratio_time": round(median["repeated"] / median["shared_prefix"], 2),
-                    "ratio_mem": round(peak["repeated"] / peak["shared_prefix"], 2),
+                    "ratio_mem": round(peaks["repeated"][stage] / peaks["shared_prefix"][stage], 2),
                     "max_rel_grad_err": error,
                 }
             )
@@ -99,18 +103,21 @@ def timed(bench: Bench, stage: str, method: str) -> float:
     return time.process_time() - begin
 
 
-def peak_mib(stage: str, method: str, case: Case) -> float:
-    """What a stage adds to the memory of this process, at its peak."""
+def peaks_mib(method: str, case: Case) -> dict[str, float]:
+    """What each stage adds to the memory of this process, at its peak."""
     bench = bench_of(case)
     small = make_bench("5m", num_prompt_tokens=128, group_size=2, num_completion_tokens=2)
-    getattr(small, stage)(method)  # libraries allocate on their first use
+    small.step(method)  # libraries allocate on their first use
     del small
-    bench.use(method)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed counts as memory to be added again
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = memory_mib("VmRSS")
-    getattr(bench, stage)(method)
-    return memory_mib("VmHWM") - before
+    peaks = {}
+    for stage in STAGES:
+        bench.use(method)
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed is to be added again
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        before = memory_mib("VmRSS")
+        getattr(bench, stage)(method)
+        peaks[stage] = memory_mib("VmHWM") - before
+    return peaks
 
 
 def memory_mib(name: str) -> float:
@@ -120,10 +127,11 @@ def memory_mib(name: str) -> float:
     raise AssertionError(name)
 
 
-def peak_in_a_process(stage: str, method: str, case: Case) -> float:
-    command = [sys.executable, __file__, "--peak", stage, method, *map(str, case)]
+def peaks_in_a_process(method: str, case: Case) -> dict[str, float]:
+    command = [sys.executable, __file__, "--peaks", method, *map(str, case)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(result.stdout.split()[-1])
+    found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return found
 
 
 def write(rows: list[dict[str, Any]], rounds: int) -> None:
@@ -132,9 +140,10 @@ def write(rows: list[dict[str, Any]], rounds: int) -> None:
     head = (
         f"# A GRPO step on one CPU thread, {date.today()}\n\n"
         f"`python experiments/benchmarks/grpo_step.py --rounds {rounds}` on {machine()}, "
-        f"torch {torch.__version__}.\nCPU seconds, medians of {rounds}, both ways interleaved; "
-        "MiB that a stage adds at its peak, each\nin a process of its own; ratios are repeated / "
-        "shared prefix; gradient error is the largest of any\nparameter, relative, in float32.\n\n"
+        f"torch {torch.__version__}.\nCPU seconds, medians of up to {rounds} rounds (fewer once a "
+        f"stage took {LONG_S:.0f} s), both ways interleaved;\nMiB that a stage adds at its peak, "
+        "each way in a process of its own; ratios are repeated / shared\nprefix; gradient error is "
+        "the largest of any parameter, relative, in float32.\n\n"
     )
     (RESULTS / "grpo_step_cpu.md").write_text(head + table(rows) + "\n")
 
