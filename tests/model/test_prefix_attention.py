@@ -31,6 +31,20 @@ def test_without_a_row_the_models_own_attention_is_at_work(tiny_checkpoint, part
     assert max(errors.values()) < 1e-5, errors
 
 
+@pytest.mark.parametrize("forward_by", ["shared_prefix", "repeated"])
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_checkpointing_recomputes_every_layer_the_last_too(parts, forward_by, is_checkpointed):
+    policy = deepcopy(parts.policy)
+    if is_checkpointed:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.train()
+    calls = []
+    for number, layer in enumerate(policy.model.model.language_model.layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+    learn(policy, parts.batch(3), completions(LENGTHS), forward_by=forward_by)
+    assert calls == ([0, 1, 1, 0] if is_checkpointed else [0, 1])
+
+
 def test_what_cannot_be_shared_is_refused(parts):
     policy = deepcopy(parts.policy)
     with pytest.raises(ValueError, match=r"policy\.forward: .*'repeated', 'shared_prefix'.*'two'"):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from copy import copy
-from types import MethodType
 from typing import Any
 
 import torch
@@ -36,8 +35,9 @@ def share_prefix(model: Any) -> None:
     """
     AttentionInterface.register(NAME, _attend)
     layers = model.model.language_model.layers
-    layers[-1].forward = MethodType(_last_layer, layers[-1])
-    layers[-1].self_attn.tvg_is_last = True
+    if not hasattr(layers[-1].self_attn, "tvg_is_last"):
+        layers[-1].__class__ = _last_of(type(layers[-1]))
+        layers[-1].self_attn.tvg_is_last = True
     for layer in layers:
         attention = layer.self_attn
         if getattr(attention, "sliding_window", None) is not None:
@@ -88,30 +88,34 @@ def attend_row(
     return out
 
 
-def _last_layer(
-    layer: Any,
-    hidden_states: Tensor,
-    *args: Any,
-    packed_row: PackedRow | Any = None,
-    **kwargs: Any,
-) -> Tensor:
-    """The forward of the last decoder layer: [1, T, D] to [1, K, D], the states that are read.
+def _last_of(kind: Any) -> Any:
+    """The last decoder layer's class: its forward takes [1, T, D] to [1, K, D], what is read.
 
     Of a prompt, the last layer owes keys and values to the completions, and its end to the head;
-    what its MLP would make of all the other tokens is read by nobody.
+    what its MLP would make of all the other tokens is read by nobody. A class, since newer
+    transformers checkpoint in a class's forward, which one set on the layer itself would hide.
     """
-    needed = getattr(packed_row, "needed", None)
-    if needed is None:
-        out: Tensor = type(layer).forward(
-            layer, hidden_states, *args, packed_row=packed_row, **kwargs
+
+    def forward(
+        layer: Any,
+        hidden_states: Tensor,
+        *args: Any,
+        packed_row: PackedRow | Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        needed = getattr(packed_row, "needed", None)
+        if needed is None:
+            out: Tensor = kind.forward(layer, hidden_states, *args, packed_row=packed_row, **kwargs)
+            return out
+        attended, _ = layer.self_attn(
+            layer.input_layernorm(hidden_states), *args, packed_row=packed_row, **kwargs
         )
-        return out
-    attended, _ = layer.self_attn(
-        layer.input_layernorm(hidden_states), *args, packed_row=packed_row, **kwargs
-    )
-    states: Tensor = hidden_states[:, needed] + attended[:, needed]
-    states = states + layer.mlp(layer.post_attention_layernorm(states))
-    return states
+        states: Tensor = hidden_states[:, needed] + attended[:, needed]
+        states = states + layer.mlp(layer.post_attention_layernorm(states))
+        return states
+
+    # The same name: it is by name that layers are found to wrap or to keep whole.
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def _at_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
