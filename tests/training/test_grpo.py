@@ -14,7 +14,8 @@ from tvg.model.shape import shape_of
 from tvg.objective.grpo import GRPOObjective
 from tvg.reward.iou import IoUReward
 from tvg.reward.weighted import WeightedReward
-from tvg.training.grpo import GRPOModule, reward_metrics, rollout_rows
+from tvg.training.grpo import GRPOModule
+from tvg.training.rollout_log import reward_metrics, rollout_rows
 from tvg.training.schedule import warmup_schedule
 from tvg.types import RewardOutput, Segment
 

@@ -53,7 +53,7 @@ class Decoding:
     def __init__(self, prefill: Prefill, *, group_size: int, max_steps: int) -> None:
         self.group_size = group_size
         self.step = 0
-        self.prompt_keys = [keys.mT.contiguous() for keys in prefill.keys]  # [B, K, d, P]
+        self.prompt_keys = [keys.mT for keys in prefill.keys]  # [B, K, d, P]
         self.prompt_values = prefill.values
         num_prompts, num_heads, _, head_size = prefill.keys[0].shape
         shape = (num_prompts * group_size, num_heads, max_steps, head_size)

@@ -21,6 +21,7 @@ from tvg.task.grounding import GroundingTask
 from tvg.training.base import OptimizerFactory, PolicyModule, ScheduleFactory
 from tvg.training.preflight import Preflight
 from tvg.training.reference import frozen_copy, in_use
+from tvg.training.rollout_log import reward_metrics, rollout_rows
 from tvg.types import LossOutput, PromptBatch, RewardOutput, RolloutBatch
 
 
@@ -260,36 +261,3 @@ class GRPOModule(PolicyModule):
         metrics["completion/parse_rate"] = statistics.fmean(a.segment is not None for a in answers)
         self.log_step(metrics, show=("loss", "reward/total"))
         self.log_step({"completion/max_length": lengths.max()}, reduce="max")
-
-
-def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor | float]:
-    """Mean and spread of the total and of each part, and the share of groups that teach nothing."""
-    metrics: dict[str, Tensor | float] = {}
-    for name, values in {"total": rewards.total, **rewards.parts}.items():
-        groups = values.view(-1, group_size)
-        metrics[f"reward/{name}"] = values.mean()
-        metrics[f"reward/{name}_std"] = groups.std(dim=1).mean()
-        metrics[f"reward/{name}_flat_groups"] = (groups.std(dim=1) == 0).float().mean()
-    return metrics
-
-
-def rollout_rows(
-    rollout: RolloutBatch, answers: list[ParsedAnswer], rewards: RewardOutput
-) -> list[dict[str, Any]]:
-    """One plain row a completion, for tables."""
-    rows = []
-    for n, (text, answer) in enumerate(zip(rollout.texts, answers, strict=True)):
-        example = rollout.prompts.examples[n // rollout.group_size]
-        rows.append(
-            {
-                "qid": example.qid,
-                "query": example.query,
-                "truth": list(example.segment) if example.segment else None,
-                "segment": list(answer.segment) if answer.segment else None,
-                "reward": float(rewards.total[n]),
-                **{f"reward_{name}": float(values[n]) for name, values in rewards.parts.items()},
-                "num_tokens": int(rollout.completion_mask[n].sum()),
-                "text": text,
-            }
-        )
-    return rows
