@@ -57,8 +57,8 @@ def draw(
 def _likeliest(probs: Tensor, *, top_p: float, top_k: int) -> Tensor:
     """The same probabilities with 0 for tokens outside top_p and top_k."""
     if top_k > 0:
-        least = probs.topk(min(top_k, probs.shape[1])).values[:, -1:]
-        probs = probs.where(probs >= least, 0.0)
+        kept = probs.topk(min(top_k, probs.shape[1]))
+        probs = torch.zeros_like(probs).scatter(1, kept.indices, kept.values)
     if top_p < 1:
         ordered, places = probs.sort(-1, descending=True)
         mass_before = ordered.cumsum(-1) - ordered
