@@ -8,7 +8,7 @@ Both return states in the order of the completion mask's ones, row by row: [M, D
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -74,9 +74,10 @@ def shared_prefix(
     return states[0, row.sources]
 
 
-def no_mask(model: object) -> dict[str, None]:
+def no_mask(model: Any) -> dict[str, None] | None:
     """Tells a language model that its attention function knows by itself who sees whom."""
-    return dict.fromkeys(model.config.get_text_config().layer_types)  # type: ignore[attr-defined]
+    layer_types = getattr(model.config.get_text_config(), "layer_types", None)
+    return None if layer_types is None else dict.fromkeys(layer_types)
 
 
 FORWARDS: dict[str, CompletionStates] = {"shared_prefix": shared_prefix, "repeated": repeated}
