@@ -279,7 +279,7 @@ def test_in_training_the_next_example_takes_its_place():
     assert [item.replaces for item in items] == [(), problems[0], (), problems[1]]
     assert [item.example.qid for item in (data[1], data[1])] == ["b", "b"]
     assert sum(path.startswith("bad") for path, _ in data.loader.loaded) == 2  # tried once each
-    with pytest.raises(ValueError, match=r"^none of the 2 clips can be read; the first: bad2: is"):
+    with pytest.raises(ValueError, match=r"^none of the 2 clips can be used; the first: bad2: is"):
         of_files("bad1", "bad2", on_unreadable="replace")[1]
 
 
@@ -302,3 +302,39 @@ def test_a_batch_of_nothing_readable_is_empty(parts):
     batch = parts.collator([LeftOut("x: broken")])
     assert (len(batch), batch.examples, batch.unreadable) == (0, [], ["x: broken"])
     assert len(batch.to("cpu")) == 0
+
+
+@pytest.mark.parametrize("on_unreadable", ["error", "replace"])
+def test_training_fits_segments_to_the_clip_that_was_found(on_unreadable):
+    length_s = Counting().load(Path("a")).duration_s
+    spans = {"in": (0.0, length_s), "late": (0.5, 50.0), "behind": (length_s, 110.0)}
+    examples = [
+        replace(
+            sample(name).example,
+            video_path=Path("a"),
+            segment=Segment(*span),
+            hint=Segment(0.0, 60.0) if name == "late" else Segment(90.0, 95.0),
+        )
+        for name, span in spans.items()
+    ]
+    loader = Counting()
+    data = GroundingDataset(
+        examples=examples,
+        loader=loader,
+        memory_cache=False,
+        on_unreadable=on_unreadable,
+        fit_segments=True,
+    )
+    for _ in range(2):
+        items = [data[index] for index in range(3)]
+        assert [item.example.qid for item in items] == ["in", "late", "in"]
+        assert [item.example.segment for item in items[:2]] == [(0.0, length_s), (0.5, length_s)]
+        assert [item.example.hint for item in items[:2]] == [None, (0.0, length_s)]
+        assert items[0].replaces == items[1].replaces == ()
+        assert items[2].replaces == (
+            f"behind: the segment {length_s:g} to 110 s starts behind the end of a, "
+            f"which is {length_s:.2f} s long",
+        )
+    assert len(loader.loaded) == 4 + 3  # what starts behind the end is not loaded twice
+    plain = GroundingDataset(examples=examples, loader=Counting(), memory_cache=False)
+    assert [plain[index].example for index in range(3)] == examples

@@ -96,10 +96,47 @@ def test_without_a_stated_duration_the_file_tells():
         example("a:1", duration_s=None, segment=(8.0, 11.1)),
         example("b:0", video="b", segment=(8.0, 99.0)),
     ]
-    found = inspected(queries, {"a": info(10), "b": info(10)})
+    found = inspected(queries, {"a": info(10), "b": info(10)}, splits=("test",))
     assert [e.duration_s for e in found.examples] == [10.0, 10.0, 10.0]
     (defect,) = found.report.defects.values()
     assert (defect.count, defect.action, defect.example_ids) == (1, "kept", ["a:1"])
+    assert [e.segment for e in found.examples] == [e.segment for e in queries]
+
+
+@pytest.mark.parametrize("stated_s", [None, 200.0])  # not at all, or falsely
+@pytest.mark.parametrize("is_training", [True, False])
+def test_segments_are_held_against_the_file(stated_s, is_training):
+    spans = {"in": (1.0, 4.0), "late": (1.0, 50.0), "behind": (4.0, 110.0)}
+    queries = [example(qid, duration_s=stated_s, segment=span) for qid, span in spans.items()]
+    queries += queries[1:]  # a mixture repeats, the file does not
+    lead_in = LeadIn(2.04, "blank", 0)
+    queries.append(example("padded", segment=(3.0, 7.0), duration_s=6.0, lead_in=lead_in))
+    splits = ("train",) if is_training else ("test",)
+    found = inspected(queries, {"a": info(4)}, splits=splits)
+    counted = {
+        name: (d.count, d.action, d.example_ids)
+        for name, d in found.report.defects.items()
+        if name != "whose stated duration is not the file's"
+    }
+    if is_training:
+        assert [e.qid for e in found.examples] == ["in", "late", "late", "padded"]
+        assert [e.segment for e in found.examples[:2]] == [(1.0, 4.0), (1.0, 4.0)]
+        assert found.examples[3].segment == (3.0, 6.0)  # 20 whole frames, 40 of the file
+        assert found.report.repaired == {"ending behind the file's end": 2}
+        assert found.report.dropped == {"starting behind the file's end": 1}
+        assert counted == {
+            "ending behind the file's end": (2, "clamped", ["late", "padded"]),
+            "starting behind the file's end": (1, "dropped", ["behind"]),
+        }
+        assert (found.report.num_queries, found.report.num_examples) == (4, 3)
+        return
+    assert [e.segment for e in found.examples] == [e.segment for e in queries]
+    late = {"ending behind the file's end, no duration stated": (1, "kept", ["late"])}
+    assert counted == {
+        **({} if stated_s else late),
+        "starting behind the file's end": (1, "kept", ["behind"]),
+    }
+    assert (found.report.repaired, found.report.dropped) == ({}, {})
 
 
 def test_what_shows_before_anything_is_decoded():

@@ -258,7 +258,7 @@ def test_training_goes_on_with_the_next_example_and_says_so(make_data, broken, c
     assert [len(batch) for batch in batches[:-1]] == [4] * (len(batches) - 1)
     told = [record.getMessage() for record in caplog.records]
     (line,) = [text for text in told if str(broken) in text]  # once, not once an epoch
-    assert line.startswith("passed over (data.on_missing=skip): ")
+    assert line.startswith("passed over: ")
     (num,) = data.unreadable.counts.values()
     assert num == 2 * len(bad)  # every query, both epochs
 
@@ -298,3 +298,26 @@ def test_a_decoder_that_hangs_is_timed_out_named_and_passed_over(
     assert len(seen) == len(examples)
     assert set(seen) == healthy
     assert f"{name}.mp4: was not decoded within the time limit of 3 s" in caplog.text
+
+
+@pytest.mark.parametrize("on_missing", ["error", "skip"])
+def test_no_segment_behind_its_clip_is_trained_on(
+    make_data, tiny_world, tmp_path, on_missing, caplog
+):
+    entries = json.loads((tiny_world / "train.json").read_text())
+    video = next(iter(entries))
+    times = [[0.0, 1.0], [100.0, 110.0], [1.0, 500.0]]
+    entry = {"timestamps": times, "sentences": ["a", "b", "c"]}  # no duration is stated
+    (tmp_path / "a.json").write_text(json.dumps({video: entry}))
+    data = make_data(train_file=str(tmp_path / "a.json"), on_missing=on_missing, shuffle=False)
+    with caplog.at_level(logging.WARNING, logger="tvg"):
+        batches = [data.on_before_batch_transfer(b, 0) for b in data.train_dataloader()]
+    rows = [row for b in batches for row in zip(b.examples, b.duration_s.tolist(), strict=True)]
+    assert [e.qid for e, _ in rows] == [f"{video}:{index}" for index in (0, 2, 2)]
+    assert [e.segment for e, _ in rows[1:]] == [(1.0, duration_s) for _, duration_s in rows[1:]]
+    assert f"passed over: {video}:1: the segment 100 to 110 s starts behind the end of" in (
+        caplog.text
+    )
+    assert list(data.unreadable.counts.values()) == [1]
+    scored = [e for batch in data.eval_loader("train") for e in batch.examples]
+    assert [list(e.segment) for e in scored] == times

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -49,6 +50,26 @@ class LeftOut(NamedTuple):
     problem: str
 
 
+def fitted_to(example: GroundingExample, duration_s: float) -> GroundingExample | None:
+    """The example with segment and hint cut at the end of its clip; None: the segment is behind it.
+
+    A hint behind the end goes, since the segment stands in for it. Both stay the same objects
+    where nothing is to be cut.
+    """
+    segment, hint = example.segment, example.hint
+    if segment is not None and segment.start_s >= duration_s:
+        return None
+    if hint is not None and hint.start_s >= duration_s:
+        hint = None
+    if segment is not None and segment.end_s > duration_s:
+        segment = Segment(segment.start_s, duration_s)
+    if hint is not None and hint.end_s > duration_s:
+        hint = Segment(hint.start_s, duration_s)
+    if segment is example.segment and hint is example.hint:
+        return example
+    return replace(example, segment=segment, hint=hint)
+
+
 # One for the whole process: the stages of a job (cold start, GRPO, evaluation) read the same clips.
 _CLIPS: dict[Hashable, VideoClip | EncodedClip] = {}
 
@@ -65,6 +86,9 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         on_unreadable: a clip that cannot be read is an error; or the next example whose clip can
             be read takes its place (training: every step keeps its size); or it is left out
             (evaluation: nothing is scored twice).
+        fit_segments: for training: cut segments (and hints) at the end of the clip as it was found,
+            whatever was stated; a segment that starts behind it cannot be learnt, the next example
+            takes its place.
     """
 
     def __init__(
@@ -74,31 +98,54 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         loader: ClipSource,
         memory_cache: bool,
         on_unreadable: OnUnreadable = "error",
+        fit_segments: bool = False,
     ) -> None:
+        assert not (fit_segments and on_unreadable == "leave_out"), "one trains, the other scores"
         self.examples = list(examples)
         self.loader = loader
         self.memory_cache = memory_cache
         self.on_unreadable = on_unreadable
+        self.fit_segments = fit_segments
         self._problems: dict[Hashable, str] = {}  # a decoder that hung once is not waited for again
+        self._behind: dict[int, str] = {}  # index -> problem: clips not worth loading again
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Sample | LeftOut:
-        if self.on_unreadable == "error":
-            return Sample(self.examples[index], self._clip(self.examples[index]))
         problems: list[str] = []
         for step in range(len(self)):
-            example = self.examples[(index + step) % len(self)]
-            clip = self._clip_or_problem(example)
-            if not isinstance(clip, str):
-                return Sample(example, clip, tuple(problems))
+            sample = self._sample_or_problem((index + step) % len(self))
+            if not isinstance(sample, str):
+                return sample._replace(replaces=tuple(problems))
             if self.on_unreadable == "leave_out":
-                return LeftOut(clip)
-            problems.append(clip)
-        raise ValueError(f"none of the {len(self)} clips can be read; the first: {problems[0]}")
+                return LeftOut(sample)
+            problems.append(sample)
+        raise ValueError(f"none of the {len(self)} clips can be used; the first: {problems[0]}")
+
+    def _sample_or_problem(self, index: int) -> Sample | str:
+        if index in self._behind:
+            return self._behind[index]
+        example = self.examples[index]
+        clip = self._clip_or_problem(example)
+        if isinstance(clip, str):
+            return clip
+        if self.fit_segments:
+            fitted = fitted_to(example, clip.duration_s)
+            if fitted is None:
+                assert example.segment is not None
+                self._behind[index] = (
+                    f"{example.qid}: the segment {example.segment.start_s:g} to "
+                    f"{example.segment.end_s:g} s starts behind the end of {example.video_path}, "
+                    f"which is {clip.duration_s:.2f} s long"
+                )
+                return self._behind[index]
+            example = fitted
+        return Sample(example, clip)
 
     def _clip_or_problem(self, example: GroundingExample) -> VideoClip | EncodedClip | str:
+        if self.on_unreadable == "error":
+            return self._clip(example)
         key = (example.video_path, example.window, example.lead_in)
         if key not in self._problems:
             try:

@@ -7,20 +7,24 @@ fails on the way takes its queries with it, counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tvg.data.annotations import Split
 from tvg.data.clip import ClipLoader
+from tvg.data.dataset import fitted_to
 from tvg.data.decode import VideoInfo
 from tvg.data.preparation import ClipRequest
 from tvg.data.readers.record import ReadReport, ReadResult, merge_reports
-from tvg.data.sampling import resolve_window, window_bounds
+from tvg.data.sampling import num_lead_in_frames, resolve_window, window_bounds
 from tvg.types import GroundingExample
 
 VIDEO_UNREADABLE = "video unreadable"  # a report's reason to leave a query out
 OTHER_DURATION = "whose stated duration is not the file's"  # among a report's defects
-LATE_IN_FILE = "ending behind the file's end, no duration stated"
+LATE_IN_FILE = "ending behind the file's end"  # a defect, for training also a repair
+LATE_UNSTATED = "ending behind the file's end, no duration stated"  # of a benchmark
+BEHIND_FILE = "starting behind the file's end"  # a defect, for training also a reason to leave out
 # A stated duration and the file's own differ by the last frame, by rounding, by a re-encoding.
 DURATION_SLACK_S = 1.0
 DURATION_SLACK_SHARE = 0.05
@@ -66,7 +70,9 @@ def unusable_clips(
 def inspect(
     result: ReadResult, splits: tuple[Split, ...], failed: Mapping[ClipRequest, str], infos: Infos
 ) -> Inspection:
-    """Leaves out the queries of clips that failed, and compares stated durations with the files'.
+    """Leaves out the queries of clips that failed, and holds what is stated against the files.
+
+    For training, segments end where their file does; those that start behind it are left out.
 
     Args:
         result: of a reader.
@@ -89,13 +95,11 @@ def inspect(
         if example.video_path is not None:
             clips.setdefault(request_of(example), example)
     others = [e.qid for r, e in clips.items() if _is_of_other_duration(e, infos[r.path])]
-    found_s = {r: _shown_s(r, infos[r.path]) for r, e in clips.items() if e.duration_s is None}
-    examples = [_with_duration(example, found_s) for example in examples]
-    late = [e.qid for e in examples if _ends_late(e, found_s)]
-    report = replace(report, defects=dict(report.defects))
-    for name, ids in ((OTHER_DURATION, others), (LATE_IN_FILE, late)):
-        for qid in ids:
-            report.add(name, qid, "kept")
+    shown_s = {request: _shown_s(request, infos[request.path]) for request in clips}
+    report = replace(report, defects=deepcopy(report.defects))
+    for qid in others:
+        report.add(OTHER_DURATION, qid, "kept")
+    examples, report = _held_against(shown_s, examples, report, is_training="train" in splits)
     return Inspection(
         splits=splits,
         examples=examples,
@@ -133,23 +137,59 @@ def _shown_s(request: ClipRequest, info: VideoInfo | str) -> float:
     assert isinstance(info, VideoInfo), info  # the others have been left out
     window = resolve_window(request.window, info.duration_s)
     start_s, end_s = window_bounds(info.num_frames, info.fps, window)
-    return end_s - start_s + (0.0 if request.lead_in is None else request.lead_in.length_s)
+    # as long as the clip that `ClipLoader` gives
+    return end_s - start_s + num_lead_in_frames(request.lead_in, info.fps) / info.fps
 
 
-def _with_duration(
-    example: GroundingExample, found_s: Mapping[ClipRequest, float]
-) -> GroundingExample:
-    """The example with its file's duration, where none is stated."""
-    if example.video_path is None or example.duration_s is not None:
-        return example
-    return replace(example, duration_s=found_s[request_of(example)])
+def _held_against(
+    shown_s: Mapping[ClipRequest, float],
+    examples: Sequence[GroundingExample],
+    report: ReadReport,
+    *,
+    is_training: bool,
+) -> tuple[list[GroundingExample], ReadReport]:
+    """Examples with their files' durations, where none is stated, and with segments that fit them.
+
+    Training fits segments to the clips that it finds (`GroundingDataset`); a benchmark stays as
+    published, and a stated duration has been compared by its reader.
+    """
+    kept: list[GroundingExample] = []
+    met: dict[str, dict[str, None]] = {LATE_IN_FILE: {}, LATE_UNSTATED: {}, BEHIND_FILE: {}}
+    for example in examples:
+        if example.video_path is None:
+            kept.append(example)
+            continue
+        end_s = shown_s[request_of(example)]
+        is_unstated = example.duration_s is None
+        if is_unstated:
+            example = replace(example, duration_s=end_s)
+        fitted = fitted_to(example, end_s)
+        if fitted is None:
+            met[BEHIND_FILE][example.qid] = None  # a mixture may hold an example several times
+        elif is_training and fitted.segment != example.segment:
+            met[LATE_IN_FILE][example.qid] = None
+        elif not is_training and is_unstated and _end_s(example) > end_s + DURATION_SLACK_S:
+            met[LATE_UNSTATED][example.qid] = None
+        if not is_training:
+            kept.append(example)
+        elif fitted is not None:
+            kept.append(fitted)
+    actions = {LATE_IN_FILE: "clamped", BEHIND_FILE: "dropped"} if is_training else {}
+    for name, ids in met.items():
+        for qid in ids:
+            report.add(name, qid, actions.get(name, "kept"))
+    if not is_training:
+        return kept, report
+    repaired, dropped = dict(report.repaired), dict(report.dropped)
+    for reasons, name in ((repaired, LATE_IN_FILE), (dropped, BEHIND_FILE)):
+        if met[name]:
+            reasons[name] = len(met[name])
+    num_kept = report.num_examples - len(met[BEHIND_FILE])
+    return kept, replace(report, repaired=repaired, dropped=dropped, num_examples=num_kept)
 
 
-def _ends_late(example: GroundingExample, found_s: Mapping[ClipRequest, float]) -> bool:
-    if example.video_path is None or example.segment is None:
-        return False
-    end_s = found_s.get(request_of(example))  # with a stated duration, the reader has compared
-    return end_s is not None and example.segment.end_s > end_s + DURATION_SLACK_S
+def _end_s(example: GroundingExample) -> float:
+    return 0.0 if example.segment is None else example.segment.end_s
 
 
 def total_of(inspections: Sequence[Inspection]) -> Inspection:

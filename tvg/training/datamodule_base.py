@@ -204,17 +204,22 @@ class PromptDataModule(LightningDataModule):
         return EvalLoader(dataset, note=self.unreadable.note, batch_sampler=batches, **options)
 
     def _dataset(self, split: Split, *, scored: bool = False) -> GroundingDataset:
-        """`scored`: what cannot be read is left out, where training replaces it."""
+        """`scored`: what cannot be read is left out, where training replaces it.
+
+        Training fits segments to the clips that are found; what is scored stays as published.
+        """
         on_unreadable: OnUnreadable = "error"
         if self.on_missing == "skip":
             on_unreadable = "leave_out" if scored else "replace"
-        key = f"{split}/{on_unreadable}"
+        fits = split == "train" and not scored
+        key = f"{split}/{on_unreadable}/{fits}"
         if key not in self._datasets:
             self._datasets[key] = GroundingDataset(
                 examples=self.examples(split),
                 loader=self.clips,
                 memory_cache=self.memory_cache,
                 on_unreadable=on_unreadable,
+                fit_segments=fits,
             )
         return self._datasets[key]
 

@@ -38,7 +38,10 @@ class EnvelopeCollator:
 
 
 class UnreadableClips:
-    """Counts the clips that workers could not read; each is named in the log once."""
+    """Counts what workers could not use; each is named in the log once.
+
+    Clips that cannot be read (`data.on_missing=skip`) and, in training, segments behind the end.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()  # problem -> how often an example was passed over
@@ -47,7 +50,7 @@ class UnreadableClips:
         """To be called in the main process, once a batch."""
         for problem in batch.unreadable:
             if problem not in self.counts:
-                log.warning("passed over (data.on_missing=skip): %s", problem)
+                log.warning("passed over: %s", problem)
             self.counts[problem] += 1
 
 
