@@ -80,7 +80,7 @@ def attempt(command, files, tiny_checkpoint):
 def test_an_id_without_its_video(attempt, files, name):
     annotate(files, "clip", "gone")
     error = attempt(name)
-    looked_for = f"looked for {files / 'videos' / 'gone'}.{{mp4,mkv,webm,avi}}"
+    looked_for = f"looked for {files / 'videos' / 'gone'}.{{mp4,mkv,webm,avi,mov,m4v}}"
     if name == "prepare":  # which goes through all of them first
         assert error == f"gone: no video file; {looked_for}"
         return

@@ -177,7 +177,7 @@ def test_missing_videos_are_named_or_fatal(command, collection, tmp_path):
     words = [*collection(2, []), *HERE]
     (tmp_path / "videos" / "good1.mp4").unlink()
     done = command("prepare", *words)
-    looked_for = f"{tmp_path / 'videos' / 'good1'}.{{mp4,mkv,webm,avi}}"
+    looked_for = f"{tmp_path / 'videos' / 'good1'}.{{mp4,mkv,webm,avi,mov,m4v}}"
     assert done.error == f"good1: no video file; looked for {looked_for}"
     report = report_of()
     assert report["missing"] == ["good1"]

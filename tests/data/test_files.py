@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -15,7 +17,9 @@ EXTENSIONS = ("mp4", "mkv", "webm", "avi")
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "videos"
     (folder / "part").mkdir(parents=True)
-    for name in ("aB.mp4", "Ab.mp4", "c.MKV", "d.e.webm", "f.avi", "f.mkv", "part/g.mp4"):
+    (folder / "h").mkdir()  # called like a video
+    names = ("aB.mp4", "Ab.mp4", "c.MKV", "d.e.webm", "f.avi", "f.mkv", "part/g.mp4", "h.mp4")
+    for name in (*names, "i.flv", "i.flv.mp4", "k"):
         (folder / name).touch()
     return folder
 
@@ -37,6 +41,12 @@ def folder(tmp_path: Path) -> Path:
         ("/elsewhere/c.mkv", "c.MKV"),
         ("g.mp4", None),  # sub-folders are looked into only where the path says so
         ("d", None),
+        ("i.flv", "i.flv"),  # a file of just this name, whatever its extension
+        ("far/I.FLV", "i.flv"),
+        ("i", None),
+        ("k", "k"),
+        ("h", "h.mp4"),
+        ("part", None),
         ("none", None),
         ("elsewhere/none.mp4", None),
     ],
@@ -56,6 +66,39 @@ def test_a_path_counts_before_its_name(folder: Path) -> None:
 def test_what_was_looked_for_is_told(folder: Path) -> None:
     finder = VideoFinder(folder, EXTENSIONS)
     assert finder.looked_for("./far/x.mp4") == f"{folder}/x.{{mp4,mkv,webm,avi}}"
+
+
+def test_an_unusual_extension_is_told_as_it_is(folder: Path) -> None:
+    finder = VideoFinder(folder, ("mp4", "mkv"))
+    assert finder.looked_for("x.rm") == f"{folder}/x.rm and {folder}/x.rm.{{mp4,mkv}}"
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("stated", ["NFC", "NFD"])
+def test_accents_may_be_written_in_two_ways(
+    tmp_path: Path, on_disk: Literal["NFC", "NFD"], stated: Literal["NFC", "NFD"]
+) -> None:
+    name = unicodedata.normalize(on_disk, "Café/Über.mp4")
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).touch()
+    (tmp_path / Path(name).name).touch()
+    finder = VideoFinder(tmp_path, EXTENSIONS)
+    for video in ("Café/Über.mp4", "Café/Über", "Café/über"):
+        assert finder.find(unicodedata.normalize(stated, video)) == tmp_path / name
+    for video in ("Über.mp4", "Über"):
+        found = finder.find(unicodedata.normalize(stated, video))
+        assert found == tmp_path / Path(name).name
+
+
+def test_a_name_in_another_case_is_left_to_the_video_of_that_name(folder: Path) -> None:
+    finder = VideoFinder(folder, EXTENSIONS)
+    found = finder.find_all(["C", "c", "part/G", "F"])
+    assert found == {
+        "C": None,
+        "c": folder / "c.MKV",
+        "part/G": folder / "part" / "g.mp4",
+        "F": folder / "f.mkv",
+    }
 
 
 def test_each_folder_is_listed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_missing_videos(write: Write, tmp_path: Path) -> None:
     path = write({"A": entry(), "B": entry(), "C": entry()})
     with pytest.raises(ValueError, match="2 of 3 ids have no video file") as caught:
         read_charades(path, folder, **TRAINING)
-    for part in (str(path), "'A'", str(folder / "A"), "mp4,mkv,webm,avi", "on_missing"):
+    for part in (str(path), "'A'", str(folder / "A"), "mp4,mkv,webm,avi,mov,m4v", "on_missing"):
         assert part in str(caught.value)
     result = read_charades(path, folder, on_missing="skip", **TRAINING)
     assert [example.qid for example in result.examples] == ["B:0", "B:1"]
@@ -170,13 +170,13 @@ def test_missing_videos(write: Write, tmp_path: Path) -> None:
         ({"A": entry(sentences=["one"])}, "id 'A': .*2 timestamps, 1 sentences"),
         ({"A": entry(hints=[[1, 2]])}, "id 'A': .*2 timestamps, 2 sentences, 1 hints"),
         ({"A": entry(duration="10 s")}, "id 'A': expected a positive number.*'10 s'"),
-        ({"A": entry(duration=0)}, "id 'A': expected a positive number.*int 0"),
+        ({"A": entry(duration=-2)}, "id 'A': expected a positive number.*int -2"),
         ({"A": entry(duration=True)}, "id 'A': expected a positive number.*bool True"),
         (
             {"A": entry(timestamps=[[1, 2], [3]])},
             r"id 'A': timestamps\[1\]: expected \[start, end\]",
         ),
-        ({"A": entry(timestamps=[["1", 2], [3, 4]])}, r"id 'A': timestamps\[0\]: .*'1'"),
+        ({"A": entry(timestamps=[["1 s", 2], [3, 4]])}, r"id 'A': timestamps\[0\]: .*'1 s'"),
         ({"A": entry(timestamps=[[1, 2], [3, None]])}, r"id 'A': timestamps\[1\]"),
         ({"A": entry(timestamps=[[1, float("nan")], [3, 4]])}, r"id 'A': timestamps\[0\]: .*nan"),
         ({"A": entry(timestamps=[1, 2])}, r"id 'A': timestamps\[0\]"),

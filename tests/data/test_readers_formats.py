@@ -113,6 +113,22 @@ def test_bad_charades_texts_are_named(
         read_charades_txt(write(text), None, lengths_file=lengths, **TRAINING)
 
 
+@pytest.mark.parametrize("end", ["1e1", "+10", "10.", "1.0E+1"])
+def test_charades_as_text_with_numbers_in_other_forms(
+    write: Write, lengths: Path, end: str
+) -> None:
+    result = read_charades_txt(write(f"AB .5 {end}##s"), None, lengths_file=lengths, **TRAINING)
+    assert [example.segment for example in result.examples] == [(0.5, 10)]
+
+
+def test_a_length_is_missed_only_where_it_is_asked_for(write: Write, lengths: Path) -> None:
+    lengths.write_text("length,id\n30.5,AB\n,EF\n0,GH\n12\n")
+    result = read_charades_txt(write("AB 1 2##s"), None, lengths_file=lengths, **TRAINING)
+    assert [example.duration_s for example in result.examples] == [30.5]
+    with pytest.raises(ValueError, match=r"lengths\.csv: line 3: expected a positive number.*''"):
+        read_charades_txt(write("EF 1 2##s"), None, lengths_file=lengths, **TRAINING)
+
+
 TIME_R1 = {
     "video": "./data/videos/clip_00:10.mp4",
     "duration": 20.0,
@@ -253,10 +269,16 @@ CHARADES = {"a": {"timestamps": [[1, 2]], "sentences": ["someone knocks"]}}
         "\n" + lines(OWN),
         "\ufeff" + lines(OWN),
         json.dumps(OWN),
+        json.dumps(OWN, indent=1),
+        json.dumps([OWN]),
+        json.dumps([OWN], indent=1),
         json.dumps(CHARADES),
         json.dumps(CHARADES, indent=1),
     ],
-    ids=["lines", "blank line first", "byte order mark", "one line", "charades", "indented"],
+    ids=[
+        *("lines", "blank line first", "byte order mark", "one line", "one over several lines"),
+        *("list", "indented list", "charades", "indented"),
+    ],
 )
 def test_own_files_are_told_by_their_content(write: Write, content: str) -> None:
     (example,) = read_custom(write(content), None, **TRAINING).examples
@@ -270,6 +292,10 @@ def read_text_without_lengths(path: Path, video_dir: None, **rules: bool) -> Rea
 def changed(record: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**record, **changes}
 
+
+SHAPES = r'expected \{"video", .* or \{video_id: \{"timestamps", "sentences"\}\}, got '
+HUGE = 10**400  # no float
+DEEP = "[" * 100_000
 
 BAD = [
     (read_time_r1, {"a": 1}, "expected a JSON list of queries, got dict"),
@@ -310,9 +336,29 @@ BAD = [
     (read_custom, {"video": "a", "segment": [1, 2]}, "line 1: query: expected a text"),
     (read_custom, lines(OWN) + "{\n", "line 2: not JSON"),
     (read_custom, "", "is empty"),
-    (read_custom, {}, "holds no video id"),
-    (read_custom, [OWN], "expected a JSON object of video ids, got list"),
+    (read_custom, {}, SHAPES + "dict {}"),
+    (read_custom, [], SHAPES + r"list \[\]"),
+    (read_custom, {"videos": [OWN]}, "line 1: " + SHAPES + "dict"),
+    (read_custom, json.dumps({"videos": [OWN]}, indent=1), "annotations: " + SHAPES + "dict"),
+    (read_custom, [OWN, 3], "entry 1: " + SHAPES + "int 3"),
+    (read_custom, [OWN, changed(OWN, query=None)], "entry 1: query: expected a text"),
+    (read_custom, lines(OWN, {"vid": "a"}), "line 2: " + SHAPES + "dict"),
+    (read_custom, {"a": CHARADES["a"], "b": 3}, "line 1: " + SHAPES),
+    (read_custom, json.dumps({"a": CHARADES["a"], "b": 3}, indent=1), "id 'b': expected an object"),
     (read_text_without_lengths, TEXT, "line 1: no length of AB"),
+    (read_text_without_lengths, "AB 0 1e999##a", "line 1: expected 'VIDEO start end##sentence'"),
+    (
+        read_charades,
+        {"v": {"timestamps": [[0, HUGE]], "sentences": ["s"]}},
+        r"timestamps\[0\]: exp",
+    ),
+    (read_charades, {"v": {"duration": HUGE}}, "id 'v': expected a positive number"),
+    (read_time_r1, [changed(TIME_R1, difficulty=HUGE)], "entry 0: difficulty: expected a number"),
+    (read_tvgbench, [changed(TVGBENCH, answer="0-" + "9" * 400)], "answer: expected 'start-end'"),
+    (read_jsonl, lines(OWN) + '{"video": ' + "9" * 5000 + "}", "line 2: JSON that cannot be read"),
+    (read_jsonl, lines(OWN) + DEEP, "line 2: expected annotations, got JSON nested too deeply"),
+    (read_custom, DEEP, "annotations: expected annotations, got JSON nested too deeply"),
+    (read_charades, '{"v": ' + DEEP, "annotations: expected annotations, got JSON nested too"),
 ]
 
 
@@ -357,3 +403,80 @@ def test_every_reader_hands_the_rules_on(
         reader(path, tmp_path, extensions=("mp4",), on_missing="skip", **TRAINING)
     result = reader(path, tmp_path, extensions=("ogv",), on_missing="error", **TRAINING)
     assert [(e.qid, e.video_path) for e in result.examples] == [("v:0", tmp_path / "v.ogv")]
+
+
+def durations(result: ReadResult) -> list[float | None]:
+    return [example.duration_s for example in result.examples]
+
+
+def test_null_leaves_the_other_name_of_the_duration(write: Write) -> None:
+    stated = {"duration": None, "video_duration": 10}
+    assert durations(read_jsonl(write(lines(changed(OWN, **stated))), None, **TRAINING)) == [10]
+    entry = {**CHARADES["a"], **stated}
+    assert durations(read_charades(write({"a": entry}), None, **TRAINING)) == [10]
+
+
+def test_numbers_may_be_texts(write: Write) -> None:
+    own = changed(OWN, duration=" 30.96", segment=["1", "2.5e0"], difficulty="40", window=["0", 40])
+    (example,) = read_jsonl(write(lines(own)), None, **TRAINING).examples
+    assert (example.duration_s, example.segment) == (30.96, (1, 2.5))
+    assert (example.difficulty, example.window) == (40, (0, 40))
+    for text in ("nan", "inf", "1e999", "1_0", "", "\u0663"):
+        with pytest.raises(ValueError, match="line 1: expected a positive number"):
+            read_jsonl(write(lines(changed(OWN, duration=text))), None, **TRAINING)
+
+
+@pytest.mark.parametrize("rules", [TRAINING, BENCHMARK], ids=["training", "benchmark"])
+def test_a_duration_of_0_is_none(write: Write, rules: dict[str, bool]) -> None:
+    entry = {"duration": 0, "timestamps": [[1, 2]], "sentences": ["s"], "hints": [[0, 5]]}
+    result = read_charades(write({"a": entry}), None, **rules)
+    assert told(result) == [("a:0", "a", "s", (1, 2), None)]
+    defect = result.report.defects["with a duration of 0"]
+    assert (defect.count, defect.action, defect.example_ids) == (1, "taken as not stated", ["a:0"])
+    cut = changed(OWN, duration=0, window=[5, 9])
+    assert durations(read_jsonl(write(lines(cut)), None, **rules)) == [4]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "window"),
+    [(0, None, None), (None, 12, (0, 12)), ("0", None, None), ("4", "12", (4, 12))],
+)
+def test_one_end_of_a_window_may_be_missing(
+    write: Write, start: Any, end: Any, window: tuple[float, float] | None
+) -> None:
+    record = {"video": "a", "timestamp": [1, 2], "sentence": "s"}
+    record = {**record, "video_start": start, "video_end": end}
+    bench = {"path": "a", "question": "q", "answer": "1-2", "start": start, "end": end}
+    for result in (
+        read_time_r1(write([record]), None, **TRAINING),
+        read_tvgbench(write([bench]), None, **BENCHMARK),
+        read_jsonl(write(lines(changed(OWN, window=[start, end]))), None, **TRAINING),
+    ):
+        assert [example.window for example in result.examples] == [window]
+        assert durations(result) == [None if window is None else window[1] - window[0]]
+
+
+def test_hints_of_another_kind_are_passed_over(write: Write) -> None:
+    for hints in ("look left", {"a": 1}, 3, True):
+        result = read_charades(write({"a": {**CHARADES["a"], "hints": hints}}), None, **TRAINING)
+        assert [example.hint for example in result.examples] == [None]
+
+
+def test_spans_within_a_list_of_their_own(write: Write) -> None:
+    entry = {"spans": [[[1, 2]], [3, 4], [[5, 6], [7, 8]]], "queries": ["one", "two", "three"]}
+    result = read_charades(write({"a": entry}), None, **TRAINING)
+    assert [example.segment for example in result.examples] == [(1, 2), (3, 4)]
+    assert result.report.dropped == {"with several spans": 1}
+    kept = read_charades(write({"a": entry}), None, **BENCHMARK).examples
+    assert [example.segment for example in kept] == [(1, 2), (3, 4), (5, 6)]
+
+
+def test_a_film_of_a_phone_is_found_by_every_reader(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "a.mov").touch()
+    (tmp_path / "b.M4V").touch()
+    own = [changed(OWN, video="a.mov"), changed(OWN, video="b")]
+    result = read_custom(write(lines(*own)), tmp_path, **TRAINING)
+    assert [(e.qid, e.video_path) for e in result.examples] == [
+        ("a:0", tmp_path / "a.mov"),
+        ("b:0", tmp_path / "b.M4V"),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,67 @@ def test_ids_that_stood_before_are_renamed() -> None:
     result = read(queries, training=False)
     assert [example.qid for example in result.examples] == ["a", "a#2", "a#2#2", "b", "a#3"]
     assert counts(result.report) == {"with an id that stood before": (3, "renamed")}
+
+
+def test_thousands_of_equal_ids_take_no_time() -> None:
+    queries = [query("a", index, index + 1, duration_s=None) for index in range(20_000)]
+    begin = time.process_time()
+    result = read(queries, training=False)
+    assert time.process_time() - begin < 5  # the square of their number took a minute
+    assert [example.qid for example in result.examples[-2:]] == ["a#19999", "a#20000"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_duration_of_the_whole_file_beside_a_window(training: bool) -> None:
+    window = Segment(30, 60)
+    queries = [
+        query("late", 0, 50, window=window, duration_s=120.0),
+        query("behind", 35, 50, window=window, duration_s=120.0),
+        query("rounded", 0, 30, window=window, duration_s=30.01),
+        query("short", 0, 20, window=window, duration_s=25.0),  # the file ends within the window
+        query("unstated", 0, 20, window=window, duration_s=None),
+    ]
+    result = read(queries, training=training)
+    found = {e.qid: (tuple(e.segment or ()), e.duration_s) for e in result.examples}
+    assert found == {
+        "late": ((0, 30 if training else 50), 30),
+        "rounded": ((0, 30), 30.01),
+        "short": ((0, 20), 25),
+        "unstated": ((0, 20), 30),
+    } | ({} if training else {"behind": ((35, 50), 30)})
+    assert counts(result.report) == {
+        "with a duration longer than the window": (2, "cut to the window's length"),
+        "starting behind the video's end": (1, "dropped" if training else "kept"),
+        LATE: (2, "clamped" if training else "kept"),
+    }
+    assert result.report.late_ends["1"] == 2
+
+
+def test_one_video_spelled_two_ways_is_one(tmp_path: Path) -> None:
+    (tmp_path / "ABC.mp4").touch()
+    queries = [
+        query("a", 1, 3, video="ABC", sentence="x"),
+        query("b", 1, 3, video="ABC.mp4", sentence="x"),
+        query("c", 1, 3, video="far/ABC.mp4", sentence="x"),
+        query("d", 1, 4, video="abc", sentence="x"),
+    ]
+    report = read(queries[:3], training=True, video_dir=tmp_path).report
+    assert report.dropped == {"repeated word for word": 2}
+    assert (report.num_videos, report.num_examples) == (1, 1)
+    report = read(queries, training=True, video_dir=tmp_path, on_missing="skip").report
+    assert (report.num_videos, report.missing) == (2, ["abc"])
+
+
+def test_no_video_is_shown_for_another_that_differs_in_case(tmp_path: Path) -> None:
+    (tmp_path / "ABC.mp4").touch()
+    queries = [query("a", 1, 3, video="abc"), query("b", 1, 3, video="ABC")]
+    for order in (queries, queries[::-1]):
+        result = read(order, training=True, video_dir=tmp_path, on_missing="skip")
+        assert [example.qid for example in result.examples] == ["b"]
+        assert result.report.missing == ["abc"]
+        assert result.report.dropped == {"video missing": 1}
+    (alone,) = read(queries[:1], training=True, video_dir=tmp_path).examples
+    assert alone.video_path == tmp_path / "ABC.mp4"
 
 
 def test_everything_a_query_states_reaches_its_example() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
+
+EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov", "m4v")  # of videos, tried in this order
 
 
 class VideoFinder:
@@ -33,29 +36,53 @@ class VideoFinder:
         Args:
             video: an id, or a path that is tried as it stands (relative to the folder of videos),
                 then by its file name alone: published lists hold paths of other people's disks.
-                Its extension, where it has one, is tried before the others.
+                A file of exactly this name comes first, whatever its extension.
         """
-        stated = PurePosixPath(video)
-        folders = [self.folder / stated.parent] if len(stated.parts) > 1 else []
-        for folder in dict.fromkeys([*folders, self.folder]):
-            listing = self._listing(folder)
-            found = listing.find(list(self._names(stated.name))) if listing is not None else None
-            if found is not None:
-                return found
-        return None
+        return self.find_all([video])[video]
+
+    def find_all(self, videos: Iterable[str]) -> dict[str, Path | None]:
+        """Returns the file of each video of one annotation file, or None.
+
+        A file whose name differs in case is taken only where no other of the videos is called
+        exactly so: "abc" must not be shown ABC.mp4, the file of "ABC".
+        """
+        found = {video: self._find(video) for video in videos}
+        claimed = {path for path, is_exact in found.values() if is_exact}
+        return {
+            video: path if is_exact or path not in claimed else None
+            for video, (path, is_exact) in found.items()
+        }
 
     def looked_for(self, video: str) -> str:
         """Names the files that `find` tries, for an error message."""
-        stem = self._stem(PurePosixPath(video).name)
-        return f"{self.folder / stem}.{{{','.join(self.extensions)}}}"
+        name = PurePosixPath(video).name
+        stem = self._stem(name)
+        others = f"{self.folder / stem}.{{{','.join(self.extensions)}}}"
+        has_other_extension = stem == name and PurePosixPath(name).suffix
+        return f"{self.folder / name} and {others}" if has_other_extension else others
+
+    def _find(self, video: str) -> tuple[Path | None, bool]:
+        """Returns a video's file, and whether its name is exactly the stated one."""
+        stated = PurePosixPath(_composed(video))
+        names = list(self._names(stated.name))
+        # A folder has to be named as it is on the disk; as the list has it, it may be composed.
+        parents = [PurePosixPath(video).parent, stated.parent, _decomposed(stated.parent)]
+        folders = [self.folder / parent for parent in parents] if len(stated.parts) > 1 else []
+        for folder in dict.fromkeys([*folders, self.folder]):
+            listing = self._listing(folder)
+            if listing is None:
+                continue
+            for path, is_exact in ((listing.exact(names), True), (listing.any_case(names), False)):
+                if path is not None:
+                    return path, is_exact
+        return None, False
 
     def _stem(self, name: str) -> str:
         stem, _, extension = name.rpartition(".")
         return stem if stem and extension.lower() in self.extensions else name
 
     def _names(self, name: str) -> Iterator[str]:
-        if self._stem(name) != name:
-            yield name
+        yield name
         for stem in dict.fromkeys([name, self._stem(name)]):
             for extension in self.extensions:
                 yield f"{stem}.{extension}"
@@ -76,17 +103,39 @@ class _Listing:
         self.folder = folder
         names = sorted(os.listdir(folder))
         # Ids may differ in nothing but case (those of YouTube do): the exact stem goes first.
-        self._exact = {_lower_extension(name): name for name in names}
-        self._any_case = {name.lower(): name for name in names}
+        self._exact = {_lower_extension(_composed(name)): name for name in names}
+        self._any_case = {name.lower(): self._exact[name] for name in self._exact}
 
-    def find(self, names: Sequence[str]) -> Path | None:
-        for name in names:
-            if _lower_extension(name) in self._exact:
-                return self.folder / self._exact[_lower_extension(name)]
-        for name in names:
-            if name.lower() in self._any_case:
-                return self.folder / self._any_case[name.lower()]
+    def exact(self, names: Sequence[str]) -> Path | None:
+        """Returns the file of the first name that is there; the first is the stated one."""
+        return self._first(names, {name: _lower_extension(name) for name in names}, self._exact)
+
+    def any_case(self, names: Sequence[str]) -> Path | None:
+        """Returns the file of the first name that is there in any case."""
+        return self._first(names, {name: name.lower() for name in names}, self._any_case)
+
+    def _first(
+        self, names: Sequence[str], keys: dict[str, str], listed: dict[str, str]
+    ) -> Path | None:
+        for place, name in enumerate(names):
+            if keys[name] in listed:
+                path = self.folder / listed[keys[name]]
+                # The stated name may be an id, and a folder may be called like a video's id.
+                if place > 0 or name in names[1:] or path.is_file():
+                    return path
         return None
+
+
+def _composed(name: str) -> str:
+    """Returns the form in which an e with its accent is one character.
+
+    Files written on a Mac hold two in their names; lists of them mostly one.
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _decomposed(path: PurePosixPath) -> PurePosixPath:
+    return PurePosixPath(unicodedata.normalize("NFD", str(path)))
 
 
 def _lower_extension(name: str) -> str:
@@ -115,7 +164,7 @@ def load_json_object(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: anything else; the message names the file.
     """
-    data = _load_json(path)
+    data = load_json(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a JSON object of video ids, got {shown(data)}")
     if not data:
@@ -129,7 +178,7 @@ def load_json_list(path: Path) -> list[Any]:
     Raises:
         ValueError: anything else; the message names the file.
     """
-    data = _load_json(path)
+    data = load_json(path)
     if not isinstance(data, list):
         raise ValueError(f"{path}: expected a JSON list of queries, got {shown(data)}")
     if not data:
@@ -153,7 +202,12 @@ def load_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         raise ValueError(f"{path}: the annotation file is empty; expected one JSON object a line")
 
 
-def _load_json(path: Path) -> Any:
+def load_json(path: Path) -> Any:
+    """Returns what is in a JSON file.
+
+    Raises:
+        ValueError: the file cannot be read, is empty or no JSON; the message names it.
+    """
     with open_text(path) as file:
         text = file.read()
     if not text.strip():
@@ -169,6 +223,10 @@ def _parse(where: str, text: str, *, is_line: bool = False) -> Any:
         raise ValueError(f"{where}: not JSON: {error.msg} at {line}column {error.colno}") from None
     except _KeyStandsTwiceError as error:
         raise ValueError(f"{where}: the key {error} stands twice in one JSON object") from None
+    except RecursionError:
+        raise ValueError(f"{where}: expected annotations, got JSON nested too deeply") from None
+    except ValueError as error:  # Python reads no whole number of thousands of digits
+        raise ValueError(f"{where}: JSON that cannot be read: {error}") from None
 
 
 class _KeyStandsTwiceError(Exception):
@@ -189,5 +247,8 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)  # one for all lines: it 
 
 def shown(value: Any) -> str:
     """Returns a value's type and its beginning, for an error message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "nested deeply"
     return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"

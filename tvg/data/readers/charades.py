@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tvg.data.files import load_json_object, shown
-from tvg.data.readers.fields import get_duration, get_hint, get_object, get_segment, get_text
+from tvg.data.files import EXTENSIONS, load_json_object, shown
+from tvg.data.readers.fields import get_duration, get_hint, get_object, get_spans, get_text
 from tvg.data.readers.record import Query, ReadResult
 from tvg.data.readers.rules import read_queries
 
@@ -24,7 +24,7 @@ def read_charades(
     annotation_file: str | os.PathLike[str],
     video_dir: str | os.PathLike[str] | None,
     *,
-    extensions: Sequence[str] = ("mp4", "mkv", "webm", "avi"),
+    extensions: Sequence[str] = EXTENSIONS,
     on_missing: Literal["error", "skip"] = "error",
     clamp_ends: bool,
     drop_invalid: bool,
@@ -33,8 +33,9 @@ def read_charades(
 
     "video_duration" may stand for "duration", or neither; "spans" for "timestamps", "queries" for
     "sentences" (TimeLens-Bench); an optional "hints" holds a coarse [s, e], or null, beside each of
-    "timestamps". Other keys are passed over. A query's id is "video_id:index", the index counting
-    the file's own list. For the rest see `tvg.data.readers.rules.read_queries`.
+    "timestamps"; an entry of "timestamps" may be a list of segments, as of TimeLens-100K. Other
+    keys, and "hints" that are no list, are passed over. A query's id is "video_id:index", the index
+    counting the file's own list. For the rest see `tvg.data.readers.rules.read_queries`.
 
     Raises:
         ValueError: the file is missing, no JSON, of another shape, or leaves no example.
@@ -42,7 +43,7 @@ def read_charades(
     path = Path(annotation_file)
     return read_queries(
         path,
-        _queries(path),
+        charades_queries(path, load_json_object(path)),
         video_dir,
         extensions=extensions,
         on_missing=on_missing,
@@ -51,8 +52,9 @@ def read_charades(
     )
 
 
-def _queries(path: Path) -> Iterator[Query]:
-    for video, entry in load_json_object(path).items():
+def charades_queries(path: Path, data: dict[str, Any]) -> Iterator[Query]:
+    """Yields the queries of a file's content; see `read_charades`."""
+    for video, entry in data.items():
         where = f"{path}: id {video!r}"
         entry = get_object(where, entry, "duration, timestamps and sentences")
         duration_s = get_duration(where, entry)
@@ -61,13 +63,15 @@ def _queries(path: Path) -> Iterator[Query]:
         spans, sentences = lists["timestamps"][1], lists["sentences"][1]
         hints = lists["hints"][1] if "hints" in lists else [None] * len(spans)
         for index, (span, sentence, hint) in enumerate(zip(spans, sentences, hints, strict=True)):
+            segments = get_spans(f"{where}: {names['timestamps']}[{index}]", span)
             yield Query(
                 qid=f"{video}:{index}",
                 video=video,
                 sentence=get_text(f"{where}: {names['sentences']}[{index}]", sentence),
-                segment=get_segment(f"{where}: {names['timestamps']}[{index}]", span),
+                segment=segments[0],
                 duration_s=duration_s,
-                hint=get_hint(f"{where}: hints[{index}]", hint, duration_s),
+                hint=get_hint(f"{where}: hints[{index}]", hint, duration_s or None),
+                num_spans=len(segments),
             )
 
 
@@ -77,8 +81,8 @@ def _lists(where: str, entry: dict[str, Any]) -> dict[str, tuple[str, list[Any]]
     for key, names in _NAMES.items():
         name = next((name for name in names if name in entry), names[0])
         value = entry.get(name)
-        if key == "hints" and value is None:
-            continue
+        if key == "hints" and not isinstance(value, list):
+            continue  # a key of this name that means something else
         if not isinstance(value, list):
             raise ValueError(f"{where}: expected a list as {name}, got {shown(value)}")
         lists[key] = (name, value)

@@ -9,15 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tvg.data.files import open_text, shown
-from tvg.data.readers.fields import QueryIds
+from tvg.data.files import EXTENSIONS, open_text, shown
+from tvg.data.readers.fields import NUMBER, QueryIds, as_number
 from tvg.data.readers.record import Query, ReadResult
 from tvg.data.readers.rules import read_queries
 from tvg.types import Segment
 
-_NUMBER = r"-?\d+(?:\.\d*)?"
 _LINE = re.compile(
-    rf"\s*(?P<video>\S+)\s+(?P<start>{_NUMBER})\s+(?P<end>{_NUMBER})\s*##(?P<text>.*)"
+    rf"\s*(?P<video>\S+)\s+(?P<start>{NUMBER})\s+(?P<end>{NUMBER})\s*##(?P<text>.*)", re.ASCII
 )
 
 
@@ -26,7 +25,7 @@ def read_charades_txt(
     video_dir: str | os.PathLike[str] | None,
     *,
     lengths_file: str | os.PathLike[str] | Sequence[str],
-    extensions: Sequence[str] = ("mp4", "mkv", "webm", "avi"),
+    extensions: Sequence[str] = EXTENSIONS,
     on_missing: Literal["error", "skip"] = "error",
     clamp_ends: bool,
     drop_invalid: bool,
@@ -43,10 +42,10 @@ def read_charades_txt(
     """
     path = Path(annotation_file)
     files = [lengths_file] if isinstance(lengths_file, str | os.PathLike) else lengths_file
-    lengths_s = {video: length_s for file in files for video, length_s in _lengths(Path(file))}
+    lengths = {video: length for file in files for video, length in _lengths(Path(file))}
     return read_queries(
         path,
-        _queries(path, lengths_s, " or ".join(str(file) for file in files)),
+        _queries(path, lengths, " or ".join(str(file) for file in files)),
         video_dir,
         extensions=extensions,
         on_missing=on_missing,
@@ -55,31 +54,39 @@ def read_charades_txt(
     )
 
 
-def _queries(path: Path, lengths_s: Mapping[str, float], lengths_name: str) -> Iterator[Query]:
+def _queries(
+    path: Path, lengths: Mapping[str, tuple[str, str]], lengths_name: str
+) -> Iterator[Query]:
     ids = QueryIds()
     with open_text(path, "lines of text") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             match = _LINE.fullmatch(line.rstrip("\r\n"))
-            if match is None:
+            start_s = as_number(match["start"]) if match is not None else None
+            end_s = as_number(match["end"]) if match is not None else None
+            if match is None or start_s is None or end_s is None:
                 raise ValueError(
                     f"{path}: line {number}: expected 'VIDEO start end##sentence', "
                     f"got {shown(line.strip())}"
                 )
             video = match["video"]
-            if video not in lengths_s:
+            if video not in lengths:
                 raise ValueError(f"{path}: line {number}: no length of {video} in {lengths_name}")
             yield Query(
                 qid=ids.next(video),
                 video=video,
                 sentence=match["text"].strip(),
-                segment=Segment(float(match["start"]), float(match["end"])),
-                duration_s=lengths_s[video],
+                segment=Segment(start_s, end_s),
+                duration_s=_length_s(*lengths[video]),
             )
 
 
-def _lengths(path: Path) -> Iterator[tuple[str, float]]:
+def _lengths(path: Path) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yields a video, the place of its row and its length as it stands there.
+
+    Lengths are read where a query asks for them: a row that nobody needs may lack its own.
+    """
     with open_text(path, "a csv with columns id and length") as file:
         rows = csv.DictReader(file)
         if not {"id", "length"} <= set(rows.fieldnames or ()):
@@ -87,10 +94,14 @@ def _lengths(path: Path) -> Iterator[tuple[str, float]]:
                 f"{path}: expected a csv with columns id and length, got {shown(rows.fieldnames)}"
             )
         for row in rows:
-            stated = (row["length"] or "").strip()
-            if re.fullmatch(_NUMBER, stated) is None or not float(stated) > 0:
-                raise ValueError(
-                    f"{path}: line {rows.line_num}: expected a positive number of seconds as "
-                    f"length, got {shown(row['length'])}"
-                )
-            yield row["id"].strip(), float(stated)
+            place = f"{path}: line {rows.line_num}"
+            yield (row["id"] or "").strip(), (place, (row["length"] or "").strip())
+
+
+def _length_s(where: str, stated: str) -> float:
+    length_s = as_number(stated)
+    if length_s is None or length_s <= 0:
+        raise ValueError(
+            f"{where}: expected a positive number of seconds as length, got {shown(stated)}"
+        )
+    return length_s

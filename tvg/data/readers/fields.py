@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -10,10 +11,24 @@ from typing import Any
 from tvg.data.files import shown
 from tvg.types import Segment
 
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"  # as texts write it; no nan, no 1_000
+# By so much may a stated duration exceed its window's length: lists round to hundredths.
+WINDOW_ROUNDING_S = 0.01
+
 
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return not isinstance(value, bool) and math.isfinite(value)
+    except (TypeError, OverflowError):  # no number at all; a whole number of 400 digits
+        return False
+
+
+def as_number(value: Any) -> float | None:
+    """Returns a finite number, also one that is written as a text; anything else: None."""
+    if isinstance(value, str):
+        value = float(value) if re.fullmatch(NUMBER, value.strip(), re.ASCII) else None
+    return float(value) if is_number(value) else None
 
 
 def get_object(where: str, value: Any, expected: str) -> dict[str, Any]:
@@ -40,9 +55,18 @@ def get_name(where: str, value: Any) -> str:
 
 def get_segment(where: str, value: Any) -> Segment:
     """Returns [start, end] as a segment, whatever their order."""
-    if not (isinstance(value, list) and len(value) == 2 and all(map(is_number, value))):
-        raise ValueError(f"{where}: expected [start, end] in seconds, got {shown(value)}")
-    return Segment(float(value[0]), float(value[1]))
+    if isinstance(value, list) and len(value) == 2:
+        start_s, end_s = map(as_number, value)
+        if start_s is not None and end_s is not None:
+            return Segment(start_s, end_s)
+    raise ValueError(f"{where}: expected [start, end] in seconds, got {shown(value)}")
+
+
+def get_spans(where: str, value: Any) -> list[Segment]:
+    """Returns [s, e] as the one segment, or [[s, e], ...] as one or several."""
+    if isinstance(value, list) and value and all(isinstance(span, list) for span in value):
+        return [get_segment(where, span) for span in value]
+    return [get_segment(where, value)]
 
 
 def get_optional_segment(where: str, value: Any) -> Segment | None:
@@ -52,19 +76,38 @@ def get_optional_segment(where: str, value: Any) -> Segment | None:
 
 def get_optional_number(where: str, value: Any) -> float | None:
     """Returns a finite number, or None for null."""
-    if value is not None and not is_number(value):
+    number = as_number(value)
+    if value is not None and number is None:
         raise ValueError(f"{where}: expected a number, got {shown(value)}")
-    return None if value is None else float(value)
+    return number
 
 
 def get_duration(where: str, entry: Mapping[str, Any]) -> float | None:
-    """Returns "duration" or "video_duration" in seconds, or None where neither is stated."""
-    duration = entry.get("duration", entry.get("video_duration"))
-    if duration is not None and not (is_number(duration) and duration > 0):
+    """Returns "duration" or "video_duration" in seconds, or None where neither is stated.
+
+    0 is returned as it stands: it is met in published files, and the rules count it.
+    """
+    stated = entry.get("duration")
+    if stated is None:
+        stated = entry.get("video_duration")
+    duration_s = as_number(stated)
+    if stated is not None and (duration_s is None or duration_s < 0):
         raise ValueError(
-            f"{where}: expected a positive number of seconds as duration, got {shown(duration)}"
+            f"{where}: expected a positive number of seconds as duration, got {shown(stated)}"
         )
-    return None if duration is None else float(duration)
+    return duration_s
+
+
+def clip_duration(stated_s: float | None, window: Segment | None) -> float | None:
+    """Returns how long the clip is, at most as long as its window; None where nothing tells.
+
+    A longer duration beside a window is the whole file's.
+    """
+    if not stated_s:
+        return None if window is None else window.length_s
+    if window is not None and stated_s > window.length_s + WINDOW_ROUNDING_S:
+        return window.length_s
+    return stated_s
 
 
 def get_hint(where: str, value: Any, duration_s: float | None) -> Segment | None:
@@ -79,15 +122,22 @@ def get_hint(where: str, value: Any, duration_s: float | None) -> Segment | None
 
 
 def get_window(where: str, start: Any, end: Any) -> Segment | None:
-    """Returns the part of a file to show, or None where neither end is stated."""
-    if start is None and end is None:
+    """Returns the part of a file to show, or None for the whole file.
+
+    A missing start is the file's start, and 0 without an end is the whole file. A later start
+    without an end is refused: how long the clip is could only be guessed, since the stated duration
+    may be the file's or the clip's.
+    """
+    start_s = 0.0 if start is None else as_number(start)
+    if end is None and start_s == 0:
         return None
-    if not (is_number(start) and is_number(end) and 0 <= start < end):
+    end_s = as_number(end)
+    if start_s is None or end_s is None or not 0 <= start_s < end_s:
         raise ValueError(
             f"{where}: expected 0 <= start < end in seconds, or neither, got "
             f"{shown(start)} and {shown(end)}"
         )
-    return Segment(float(start), float(end))
+    return Segment(start_s, end_s)
 
 
 def get_extra(entry: Mapping[str, Any], known: Collection[str]) -> dict[str, str | float]:

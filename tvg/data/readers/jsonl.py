@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from tvg.data.files import load_json_lines, open_text
-from tvg.data.readers.charades import read_charades
+from tvg.data.files import EXTENSIONS, load_json, load_json_lines, open_text, shown
+from tvg.data.readers.charades import charades_queries
 from tvg.data.readers.fields import (
     QueryIds,
+    clip_duration,
     get_duration,
     get_extra,
     get_hint,
@@ -27,10 +28,16 @@ from tvg.data.readers.fields import (
 )
 from tvg.data.readers.record import Query, ReadResult
 from tvg.data.readers.rules import read_queries
+from tvg.types import Segment
 
 _KNOWN = (
     *("video", "query", "segment", "duration", "video_duration", "qid"),
     *("window", "difficulty", "prediction", "hint"),
+)
+
+_SHAPES = (
+    '{"video", "query", "segment"} (a line each, or in a JSON list) or '
+    '{video_id: {"timestamps", "sentences"}}'
 )
 
 
@@ -38,7 +45,7 @@ def read_jsonl(
     annotation_file: str | os.PathLike[str],
     video_dir: str | os.PathLike[str] | None,
     *,
-    extensions: Sequence[str] = ("mp4", "mkv", "webm", "avi"),
+    extensions: Sequence[str] = EXTENSIONS,
     on_missing: Literal["error", "skip"] = "error",
     clamp_ends: bool,
     drop_invalid: bool,
@@ -57,7 +64,7 @@ def read_jsonl(
     path = Path(annotation_file)
     return read_queries(
         path,
-        _queries(path, extensions),
+        _queries(_own_lines(path), extensions),
         video_dir,
         extensions=extensions,
         on_missing=on_missing,
@@ -70,19 +77,22 @@ def read_custom(
     annotation_file: str | os.PathLike[str],
     video_dir: str | os.PathLike[str] | None,
     *,
-    extensions: Sequence[str] = ("mp4", "mkv", "webm", "avi"),
+    extensions: Sequence[str] = EXTENSIONS,
     on_missing: Literal["error", "skip"] = "error",
     clamp_ends: bool,
     drop_invalid: bool,
 ) -> ReadResult:
     """Reads what `read_jsonl` or what `read_charades` reads, told by the content.
 
+    The records of `read_jsonl` may also stand in a JSON list, or one of them over several lines.
+
     Raises:
-        ValueError: as of the reader that the file's first line calls for.
+        ValueError: as of these readers, or the content is of another shape.
     """
-    reader = read_jsonl if _is_jsonl(Path(annotation_file)) else read_charades
-    return reader(
-        annotation_file,
+    path = Path(annotation_file)
+    return read_queries(
+        path,
+        _custom_queries(path, extensions),
         video_dir,
         extensions=extensions,
         on_missing=on_missing,
@@ -97,24 +107,42 @@ def _is_jsonl(path: Path) -> bool:
         first = next((line for line in file if line.strip()), "")
     try:
         record = json.loads(first)
-    except json.JSONDecodeError:  # JSON over several lines, or a mistake that a reader will name
+    except (ValueError, RecursionError):  # JSON over several lines, or a mistake to be named later
         return False
     return isinstance(record, dict) and not all(isinstance(v, dict) for v in record.values())
 
 
-def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
+def _own_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    return ((f"{path}: line {number}", entry) for number, entry in load_json_lines(path))
+
+
+def _custom_queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
+    if _is_jsonl(path):
+        return _queries(_records(_own_lines(path)), extensions)
+    data = load_json(path)
+    if isinstance(data, dict) and any(isinstance(value, dict) for value in data.values()):
+        return charades_queries(path, data)
+    places = [(str(path), data)]
+    if isinstance(data, list) and data:
+        places = [(f"{path}: entry {index}", entry) for index, entry in enumerate(data)]
+    return _queries(_records(places), extensions)
+
+
+def _records(places: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for where, entry in places:
+        if not (isinstance(entry, dict) and "video" in entry):
+            raise ValueError(f"{where}: expected {_SHAPES}, got {shown(entry)}")
+        yield where, entry
+
+
+def _queries(places: Iterable[tuple[str, Any]], extensions: Sequence[str]) -> Iterator[Query]:
     ids = QueryIds()
-    for number, entry in load_json_lines(path):
-        where = f"{path}: line {number}"
+    for where, entry in places:
         entry = get_object(where, entry, "video, query and segment")
         video = get_name(f"{where}: video", entry.get("video"))
         own_qid = ids.next(without_extension(video, extensions))
-        window = get_optional_segment(f"{where}: window", entry.get("window"))
-        if window is not None:
-            window = get_window(f"{where}: window", *window)
+        window = _window(f"{where}: window", entry.get("window"))
         duration_s = get_duration(where, entry)
-        if duration_s is None and window is not None:
-            duration_s = window.length_s
         yield Query(
             qid=get_qid(f"{where}: qid", entry.get("qid"), own_qid),
             video=video,
@@ -124,6 +152,14 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
             window=window,
             difficulty=get_optional_number(f"{where}: difficulty", entry.get("difficulty")),
             prediction=get_optional_segment(f"{where}: prediction", entry.get("prediction")),
-            hint=get_hint(f"{where}: hint", entry.get("hint"), duration_s),
+            hint=get_hint(f"{where}: hint", entry.get("hint"), clip_duration(duration_s, window)),
             extra=get_extra(entry, _KNOWN),
         )
+
+
+def _window(where: str, value: Any) -> Segment | None:
+    if value is None:
+        return None
+    if not (isinstance(value, list) and len(value) == 2):
+        raise ValueError(f"{where}: expected [start, end] in seconds, got {shown(value)}")
+    return get_window(where, *value)

@@ -20,7 +20,7 @@ class Query:
     video: str
     sentence: str  # stripped
     segment: Segment
-    duration_s: float | None  # of the window, where there is one
+    duration_s: float | None  # as stated: of the window, where there is one; 0 is told apart
     window: Segment | None = None
     difficulty: float | None = None
     prediction: Segment | None = None
@@ -33,7 +33,7 @@ class Query:
 class Defect:
     """One kind of defect: how often it was met, what was done, and the first ids."""
 
-    action: str  # "dropped", "clamped", "skipped", "renamed" or "kept"
+    action: str  # "dropped", "clamped", "skipped", "renamed", "kept", or in words
     count: int = 0
     example_ids: list[str] = field(default_factory=list)
 

@@ -3,7 +3,8 @@
 Dropped from training, kept in a benchmark: start >= end; start behind the video's end; end before
 its start; no sentence; several spans; a query that stood before (same video, window, sentence and
 segment). Clamped for training, kept in a benchmark: end behind the video's end; start before its
-start. Dropped or fatal in both, as `on_missing` says: no video file.
+start. Dropped or fatal in both, as `on_missing` says: no video file. Repaired in both: a duration
+of 0, which is none, and one that is longer than the window, which is the whole file's.
 
 A benchmark's queries all count, since published scores count them. Anything else that does not fit
 a format stops the reading.
@@ -16,10 +17,12 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from tvg.data.files import VideoFinder
+from tvg.data.readers.fields import clip_duration
 from tvg.data.readers.record import LATE_ENDS_S, Query, ReadError, ReadReport, ReadResult
 from tvg.types import GroundingExample, Segment
 
@@ -28,6 +31,8 @@ VIDEO_MISSING = "video missing"  # the reason under which a missing video's quer
 _LATE = "ending behind the video's end"
 _EARLY = "starting before the video's start"
 _REPEATED = "repeated word for word"
+_NO_DURATION = "with a duration of 0"
+_FILE_DURATION = "with a duration longer than the window"
 _LATE_ENDS = [(late_s, f"{late_s:g}") for late_s in LATE_ENDS_S]
 
 
@@ -63,21 +68,23 @@ def read_queries(
     finder = VideoFinder(video_dir, extensions) if video_dir is not None else None
     report = ReadReport(annotation_file=path)
     inspector = _Inspector(report, clamp_ends=clamp_ends, drop_invalid=drop_invalid)
-    files: dict[str, Path | None] = {}
     examples: list[GroundingExample] = []
     with _no_garbage_collection():
-        for query in queries:
-            report.num_queries += 1
-            if query.video not in files:
-                files[query.video] = finder.find(query.video) if finder is not None else None
-                if finder is not None and files[query.video] is None:
-                    report.add("without a video file", query.video, "skipped")
-                    report.missing.append(query.video)
-            is_missing = finder is not None and files[query.video] is None
-            example = inspector.example(query, files[query.video], is_missing=is_missing)
+        stated = list(queries)  # all: which file is whose depends on the ids of the others
+        videos = dict.fromkeys(query.video for query in stated)
+        files = finder.find_all(videos) if finder is not None else dict.fromkeys(videos)
+        if finder is not None:
+            report.missing = [video for video, file in files.items() if file is None]
+        for video in report.missing:
+            report.add("without a video file", video, "skipped")
+        for query in stated:
+            file = files[query.video]
+            is_missing = finder is not None and file is None
+            example = inspector.example(query, file, is_missing=is_missing)
             if example is not None:
                 examples.append(example)
-    report.num_videos = len(files)
+    report.num_queries = len(stated)
+    report.num_videos = len({file or video for video, file in files.items()})  # two may share one
     report.num_examples = len(examples)
     assert report.num_queries == report.num_examples + sum(report.dropped.values())
     if report.missing and on_missing == "error":
@@ -114,15 +121,17 @@ class _Inspector:
         self.clamp_ends = clamp_ends
         self.drop_invalid = drop_invalid
         self._qids: set[str] = set()
-        self._seen: set[tuple[str, Segment | None, str, Segment]] = set()
+        self._copies: dict[str, int] = {}  # stated id -> the last number that was appended to it
+        self._seen: set[tuple[str | Path, Segment | None, str, Segment]] = set()
 
     def example(
         self, query: Query, video_path: Path | None, *, is_missing: bool
     ) -> GroundingExample | None:
         """Counts the defects of a query; returns its example, or None where it is dropped."""
         qid = self._unique(query.qid)
+        query = self._with_clip_duration(query, qid)
         reasons = [VIDEO_MISSING] if is_missing else []
-        reasons += self._drop_reasons(query, qid)
+        reasons += self._drop_reasons(query, qid, video_path or query.video)
         repairs = self._repairs(query, qid)
         if reasons:
             self.report.dropped[reasons[0]] = self.report.dropped.get(reasons[0], 0) + 1
@@ -132,18 +141,29 @@ class _Inspector:
         return self._build(query, qid, video_path)
 
     def _unique(self, stated: str) -> str:
-        qid, copy = stated, 1
+        qid = stated
         while qid in self._qids:
-            copy += 1
-            qid = f"{stated}#{copy}"
+            self._copies[stated] = self._copies.get(stated, 1) + 1
+            qid = f"{stated}#{self._copies[stated]}"
         self._qids.add(qid)
         if qid != stated:
             self.report.add("with an id that stood before", qid, "renamed")
         return qid
 
-    def _drop_reasons(self, query: Query, qid: str) -> list[str]:
+    def _with_clip_duration(self, query: Query, qid: str) -> Query:
+        """Returns the query with the duration of what is shown, as far as it is stated."""
+        duration_s = clip_duration(query.duration_s, query.window)
+        if duration_s == query.duration_s:
+            return query
+        if query.duration_s == 0:
+            self.report.add(_NO_DURATION, qid, "taken as not stated")
+        elif query.duration_s is not None:
+            self.report.add(_FILE_DURATION, qid, "cut to the window's length")
+        return replace(query, duration_s=duration_s)
+
+    def _drop_reasons(self, query: Query, qid: str, file: str | Path) -> list[str]:
         start_s, end_s = query.segment
-        key = (query.video, query.window, query.sentence, query.segment)
+        key = (file, query.window, query.sentence, query.segment)
         unusable = {
             "with start >= end": start_s >= end_s,
             "starting behind the video's end": start_s >= _length_s(query),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tvg.data.files import load_json_list
+from tvg.data.files import EXTENSIONS, load_json_list
 from tvg.data.readers.fields import (
     QueryIds,
     get_duration,
@@ -35,7 +35,7 @@ def read_time_r1(
     annotation_file: str | os.PathLike[str],
     video_dir: str | os.PathLike[str] | None,
     *,
-    extensions: Sequence[str] = ("mp4", "mkv", "webm", "avi"),
+    extensions: Sequence[str] = EXTENSIONS,
     on_missing: Literal["error", "skip"] = "error",
     clamp_ends: bool,
     drop_invalid: bool,
@@ -72,14 +72,13 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
         window = get_window(
             f"{where}: video_start and video_end", entry.get("video_start"), entry.get("video_end")
         )
-        duration_s = get_duration(where, entry)
         own_qid = ids.next(without_extension(Path(video).name, extensions))
         yield Query(
             qid=get_qid(f"{where}: qid", entry.get("qid"), own_qid),
             video=video,
             sentence=get_text(f"{where}: sentence", entry.get("sentence")),
             segment=get_segment(f"{where}: timestamp", entry.get("timestamp")),
-            duration_s=window.length_s if duration_s is None and window else duration_s,
+            duration_s=get_duration(where, entry),
             window=window,
             difficulty=get_optional_number(f"{where}: difficulty", entry.get("difficulty")),
             prediction=get_optional_segment(f"{where}: pred", entry.get("pred")),

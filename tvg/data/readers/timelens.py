@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from tvg.data.files import load_json_lines, shown
+from tvg.data.files import EXTENSIONS, load_json_lines, shown
 from tvg.data.readers.fields import (
     QueryIds,
     get_duration,
     get_extra,
     get_name,
     get_object,
-    get_segment,
+    get_spans,
     get_text,
     without_extension,
 )
 from tvg.data.readers.record import Query, ReadResult
 from tvg.data.readers.rules import read_queries
-from tvg.types import Segment
 
 _KNOWN_OF_VIDEO = ("video_path", "duration", "video_duration", "events")
 _KNOWN_OF_EVENT = ("query", "span")
@@ -30,7 +29,7 @@ def read_timelens_100k(
     annotation_file: str | os.PathLike[str],
     video_dir: str | os.PathLike[str] | None,
     *,
-    extensions: Sequence[str] = ("mp4", "mkv", "webm", "avi"),
+    extensions: Sequence[str] = EXTENSIONS,
     on_missing: Literal["error", "skip"] = "error",
     clamp_ends: bool,
     drop_invalid: bool,
@@ -72,7 +71,7 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
         for index, event in enumerate(events):
             place = f"{where}: events[{index}]"
             event = get_object(place, event, "query and span")
-            spans = _spans(f"{place}: span", event.get("span"))
+            spans = get_spans(f"{place}: span", event.get("span"))
             yield Query(
                 qid=ids.next(without_extension(video, extensions)),
                 video=video,
@@ -82,9 +81,3 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
                 extra={**extra, **get_extra(event, _KNOWN_OF_EVENT)},
                 num_spans=len(spans),
             )
-
-
-def _spans(where: str, value: Any) -> list[Segment]:
-    if isinstance(value, list) and value and all(isinstance(span, list) for span in value):
-        return [get_segment(where, span) for span in value]
-    return [get_segment(where, value)]

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tvg.data.files import load_json_list, shown
+from tvg.data.files import EXTENSIONS, load_json_list, shown
 from tvg.data.readers.fields import (
+    NUMBER,
     QueryIds,
+    as_number,
     get_duration,
     get_extra,
     get_name,
@@ -28,15 +30,14 @@ _KNOWN = (
     # The type is "video temporal grounding" throughout; the name repeats the source, not always.
     *("qsemtype", "source", "question_type", "dataset_name"),
 )
-_NUMBER = r"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?"
-_ANSWER = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*")
+_ANSWER = re.compile(rf"\s*({NUMBER})\s*-\s*({NUMBER})\s*", re.ASCII)
 
 
 def read_tvgbench(
     annotation_file: str | os.PathLike[str],
     video_dir: str | os.PathLike[str] | None,
     *,
-    extensions: Sequence[str] = ("mp4", "mkv", "webm", "avi"),
+    extensions: Sequence[str] = EXTENSIONS,
     on_missing: Literal["error", "skip"] = "error",
     clamp_ends: bool,
     drop_invalid: bool,
@@ -71,13 +72,12 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
         entry = get_object(where, entry, "path, question and answer")
         video = get_name(f"{where}: path", entry.get("path"))
         window = get_window(f"{where}: start and end", entry.get("start"), entry.get("end"))
-        duration_s = get_duration(where, entry)
         yield Query(
             qid=ids.next(without_extension(Path(video).name, extensions)),
             video=video,
             sentence=get_text(f"{where}: question", entry.get("question")),
             segment=_answer(f"{where}: answer", entry.get("answer")),
-            duration_s=window.length_s if duration_s is None and window else duration_s,
+            duration_s=get_duration(where, entry),
             window=window,
             extra={**get_extra(entry, _KNOWN), **_type_and_source(where, entry)},
         )
@@ -85,9 +85,10 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
 
 def _answer(where: str, value: Any) -> Segment:
     match = _ANSWER.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
+    ends = [as_number(text) for text in match.groups()] if match is not None else [None, None]
+    if ends[0] is None or ends[1] is None:
         raise ValueError(f"{where}: expected 'start-end' in seconds, got {shown(value)}")
-    return Segment(float(match[1]), float(match[2]))
+    return Segment(ends[0], ends[1])
 
 
 def _type_and_source(where: str, entry: dict[str, Any]) -> dict[str, str]:
