@@ -80,6 +80,7 @@ def bad_files(
     )
     matroska = write_video(folder / "whole.mkv", num_frames=100)
     index_last = write_video(folder / "index_last.mp4", num_frames=100)
+    avi = write_video(folder / "whole.avi", num_frames=100)
     text = folder / "text.mp4"
     text.write_text("not a video at all\n" * 40)
     empty = folder / "empty.mp4"
@@ -92,6 +93,8 @@ def bad_files(
         "truncated": (_cut(start_first, folder / "cut.mp4", 0.6), "truncated"),
         "truncated_at_packet": (_cut_at_packet(start_first, folder / "cut2.mp4"), "truncated"),
         "truncated_matroska": (_cut(matroska, folder / "cut.mkv", 0.6), "truncated"),
+        "truncated_avi": (_cut(avi, folder / "cut.avi", 0.6), "truncated"),
+        "truncated_avi_at_packet": (_cut_at_packet(avi, folder / "cut2.avi"), "truncated"),
         "without_index": (_cut(index_last, folder / "cut3.mp4", 0.6), "not a readable video"),
         "audio_only": (_audio(folder / "audio.mp4"), "no video stream"),
         "no_frames": (_frameless(folder / "none.mp4"), "without a single frame"),

@@ -46,6 +46,8 @@ BAD_NAMES = [
     "truncated",
     "truncated_at_packet",
     "truncated_matroska",
+    "truncated_avi",
+    "truncated_avi_at_packet",
     "without_index",
     "audio_only",
     "no_frames",
@@ -96,6 +98,13 @@ def test_frames_equal_plain_decord(name: str, videos: dict[str, Path]) -> None:
         assert info.fps == reader.get_avg_fps()
         frames = DECODERS[backend].read(videos[name], range(0, len(reader), 3))
         assert np.array_equal(frames, expected)
+
+
+def test_an_avi_that_lost_its_index_alone_is_whole(tmp_path: Path, videos: dict[str, Path]) -> None:
+    data = videos["avi"].read_bytes()
+    path = tmp_path / "no_index.avi"
+    path.write_bytes(data[: data.rindex(b"idx1")])
+    assert DECODERS["pyav"].probe(path).num_frames == 60
 
 
 def test_hidden_frames_do_not_count(videos: dict[str, Path]) -> None:

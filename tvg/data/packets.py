@@ -119,13 +119,13 @@ def _read_packets(path: Path, container: InputContainer, stream: VideoStream) ->
     packets = _Packets(shown=[])
     try:
         for packet in container.demux():
-            if packet.size == 0:
-                continue  # the flush packet at the end of each stream
-            packets.is_cut |= packet.is_corrupt  # the last one of a file cut within it
             time = packet.pts if packet.pts is not None else packet.dts
             if time is not None:
                 end = (time + (packet.duration or 0)) * packet.time_base
                 packets.end_s = max(packets.end_s, float(end))
+            if packet.size == 0:
+                continue  # the flush packet at the end of each stream; in AVI a frame left out
+            packets.is_cut |= packet.is_corrupt  # the last one of a file cut within it
             if packet.stream_index == stream.index:
                 packets.num_packets += 1
                 if not packet.is_discard:
@@ -143,11 +143,15 @@ def _check_complete(
     """Raises VideoError for a truncated file: decoders read its first part without a word."""
     import av
 
-    if not _is_indexed(container):
+    is_avi = container.format.name == "avi"
+    if not (is_avi or _is_indexed(container)):
         return
     stated_s = (container.duration or 0) / av.time_base
     found_s = max(0.0, packets.end_s - (container.start_time or 0) / av.time_base)
-    if stream.frames > 0:  # MP4 lists every sample, so less slack is needed
+    if is_avi and stream.frames > 0 and stream.average_rate:
+        # FFmpeg scales a cut AVI's duration down to what is there; the header's frame count stays.
+        stated_s = float(stream.frames / stream.average_rate)
+    if stream.frames > 0:  # MP4 lists every sample, so less slack is needed; AVI counts frames
         is_short = packets.num_packets < stream.frames and stated_s - found_s > 0.25
     else:
         is_short = stated_s - found_s > max(1.0, 0.02 * stated_s)
