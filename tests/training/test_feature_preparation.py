@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from tvg.data.cache.features import FeatureCache
 from tvg.data.clip import ClipLoader
 from tvg.data.dataset import GroundingDataset
+from tvg.data.decode import VideoDecoder, VideoError
 from tvg.data.decode_decord import DecordDecoder
 from tvg.data.preparation import ClipRequest, unique_requests
 from tvg.model.freezing import freeze_parts
 from tvg.training.feature_preparation import missing_feature_bytes, prepare_features
+from tvg.types import Segment
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +42,96 @@ def make_cache(tiny_checkpoint, tmp_path):
     return make
 
 
-def prepare(parts, cache, requests=None, num_workers=0):
+def prepare(parts, cache, requests=None, num_workers=0, timeout_s=None):
     if requests is None:
         requests = unique_requests(parts.dataset.examples)
     return prepare_features(
-        requests, cache, policy=parts.policy, processor=parts.processor, num_workers=num_workers
+        requests,
+        cache,
+        policy=parts.policy,
+        processor=parts.processor,
+        num_workers=num_workers,
+        timeout_s=timeout_s,
     )
+
+
+class Odd(VideoDecoder):
+    """Does to clips what their names say: hangs, raises anything, or fails while decoding."""
+
+    @contextmanager
+    def open(self, path):
+        name = Path(path).stem
+        if name == "hang":
+            time.sleep(3600)
+        if name == "odd":
+            raise RuntimeError("an odd thing\nmore")
+        with DecordDecoder(num_threads=1).open(path) as video:
+            yield Garbled(video, path) if name == "garbled" else video
+
+
+class Garbled:
+    def __init__(self, video, path) -> None:
+        self.info, self.path = video.info, path
+
+    def frames(self, indices):
+        raise VideoError(self.path, "is garbled inside")
+        yield
+
+
+def odd_loader(timeout_s=None) -> ClipLoader:
+    return ClipLoader(sampling=SMALL_FRAMES, decoder=Odd(), timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_odd_decoder_ends_the_others_or_waits_for_ever(parts, make_cache, tmp_path, num_workers):
+    good = unique_requests(parts.dataset.examples)[:2]
+    bad = [tmp_path / f"{name}.mp4" for name in ("hang", "odd")]
+    for path in bad:
+        shutil.copy(good[0].path, path)
+    requests = [good[0], *map(ClipRequest, bad), good[1]]
+    cache = make_cache(loader=odd_loader())
+    prepared = prepare(parts, cache, requests, num_workers=num_workers, timeout_s=2.0)
+    assert prepared.written == 2
+    hang, odd = (prepared.failures[str(path)] for path in bad)
+    assert "was not decoded within the time limit of 2 s" in hang
+    assert "made the decoder fail (RuntimeError: " in odd
+    alone = prepare(parts, cache, [ClipRequest(bad[1])], num_workers=num_workers)
+    assert alone.failures[str(bad[1])] == "made the decoder fail (RuntimeError: an odd thing)"
+
+
+def test_what_can_have_no_features_is_an_unreadable_clip(parts, make_cache, tmp_path):
+    good = unique_requests(parts.dataset.examples)[0].path
+    garbled = Path(shutil.copy(good, tmp_path / "garbled.mp4"))
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    cache = make_cache(loader=odd_loader())
+    with pytest.raises(ValueError, match="run tvg-prepare") as caught:
+        cache.load(garbled)  # nobody has tried yet
+    assert not isinstance(caught.value, VideoError)
+    with pytest.raises(VideoError, match="window"):
+        cache.load(garbled, Segment(900.0, 990.0))
+    prepare(parts, cache, [ClipRequest(good), ClipRequest(garbled), ClipRequest(text)])
+    for path, problem in ((garbled, "is garbled inside"), (text, "not a readable video")):
+        with pytest.raises(VideoError, match=f"^{path}: .*{problem}"):
+            make_cache(loader=odd_loader()).load(path)
+
+    first = parts.dataset.examples[0]
+    examples = [replace(first, video_path=path) for path in (text, garbled, good)]
+    data = GroundingDataset(
+        examples=examples, loader=cache, memory_cache=False, on_unreadable="replace"
+    )
+    assert data[0].example is examples[2]
+    assert len(data[0].replaces) == 2
+
+    (note,) = cache.store.folder.glob("??/*.failed.json")
+    note.write_text("{")  # half a note is none
+    with pytest.raises(ValueError, match="run tvg-prepare"):
+        cache.load(garbled)
+    cache.note_failure(garbled, None, None, "is garbled inside")
+    mended = prepare(parts, make_cache(), [ClipRequest(garbled)])  # by a decoder that can
+    assert mended.written == 1
+    assert not list(cache.store.folder.glob("??/*.json"))
+    cache.load(garbled)
 
 
 def test_training_from_features_sees_what_the_trunk_sees(parts, make_cache):

@@ -72,7 +72,7 @@ def probe_videos(
         timeout_s: the most time for one file; None: no limit.
     """
     unique = list(dict.fromkeys(paths))
-    work = _Probe(_limited(decoder, timeout_s if num_workers == 0 else None))
+    work = _Probe(limited(decoder, timeout_s if num_workers == 0 else None))
     results = run_all(
         work, unique, num_workers=num_workers, timeout_s=timeout_s, label="probing videos"
     )
@@ -143,7 +143,7 @@ def prepare_frames(
             UnusableStore).
     """
     limit_s = timeout_s if num_workers == 0 else None  # workers are timed from outside
-    work = _Ensure(_with_limit(cache, limit_s))
+    work = _Ensure(FrameCache(folder=cache.folder, loader=loader_with_limit(cache.loader, limit_s)))
     with locked(cache.folder):
         cache.store.remove_leftovers()
         try:
@@ -216,17 +216,17 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _limited(decoder: VideoDecoder, timeout_s: float | None) -> VideoDecoder:
+def limited(decoder: VideoDecoder, timeout_s: float | None) -> VideoDecoder:
     """Returns a decoder with this time limit in place of its own; None: without any."""
     bare = decoder.decoder if isinstance(decoder, TimeLimitedDecoder) else decoder
     return bare if timeout_s is None else TimeLimitedDecoder(decoder=bare, timeout_s=timeout_s)
 
 
-def _with_limit(cache: FrameCache, timeout_s: float | None) -> FrameCache:
-    loader = ClipLoader(
-        sampling=cache.sampling, decoder=_limited(cache.decoder, None), timeout_s=timeout_s
+def loader_with_limit(loader: ClipLoader, timeout_s: float | None) -> ClipLoader:
+    """Returns a loader with this time limit in place of its own; None: without any."""
+    return ClipLoader(
+        sampling=loader.sampling, decoder=limited(loader.decoder, None), timeout_s=timeout_s
     )
-    return FrameCache(folder=cache.folder, loader=loader)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -75,12 +75,13 @@ def run_all(
         UnusableStore: the disk failed, as it would for every other item.
         RuntimeError: no worker process starts.
     """
+    assert num_workers >= 0, num_workers
     show_s = 0.5 if sys.stderr.isatty() else 30.0  # a log file needs no line a second
     with tqdm(total=len(items), desc=label, unit="video", mininterval=show_s) as progress:
         if num_workers == 0:
             results = []
             for item in items:
-                results.append(_attempt(work, item))
+                results.append(attempt(work, item))
                 progress.update()
             return results
         with _sigterm_as_exit():
@@ -144,7 +145,7 @@ class _PoolRun(Generic[I, R]):
             limit_s = None if self.timeout_s is None else self.timeout_s + ALARM_GRACE_S
             try:
                 future = pool.schedule(
-                    _attempt, (self.work, self.items[index], limit_s), timeout=self.timeout_s
+                    attempt, (self.work, self.items[index], limit_s), timeout=self.timeout_s
                 )
             except RuntimeError:
                 return False
@@ -189,7 +190,7 @@ class _PoolRun(Generic[I, R]):
         return Failure(f"made the decoder process die ({how})")
 
 
-def _attempt(work: Work[I, R], item: I, limit_s: float | None = None) -> R | Failure:
+def attempt(work: Callable[[I], R], item: I, limit_s: float | None = None) -> R | Failure:
     """Works on one item; what is wrong with it is returned, not raised."""
     try:
         with contextlib.nullcontext() if limit_s is None else alarm(limit_s):

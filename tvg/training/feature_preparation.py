@@ -15,7 +15,8 @@ from tvg.data.cache.store import CorruptEntry
 from tvg.data.clip import ClipLoader
 from tvg.data.collate import clip_patches
 from tvg.data.decode import VideoError, VideoInfo
-from tvg.data.preparation import ClipRequest, Prepared, locked
+from tvg.data.preparation import ClipRequest, Prepared, loader_with_limit, locked
+from tvg.data.preparation_pool import Failure, attempt
 from tvg.model.policy import Policy
 from tvg.model.vision import encode_trunk
 from tvg.types import EncodedClip, VideoClip
@@ -28,6 +29,7 @@ def prepare_features(
     policy: Policy,
     processor: Any,
     num_workers: int,
+    timeout_s: float | None,
 ) -> Prepared:
     """Computes the features that are missing; may be stopped and started again at any moment.
 
@@ -37,6 +39,7 @@ def prepare_features(
         policy: the model of the cache's checkpoint, on the device that computes.
         processor: cuts frames into patches.
         num_workers: processes that decode; 0 decodes in this one.
+        timeout_s: the most time to wait for the decoder, per clip; None: no limit.
 
     Raises:
         ValueError: another process prepares this folder.
@@ -46,9 +49,11 @@ def prepare_features(
         present, rebuilt, to_do = _missing(requests, cache)
         failed: dict[ClipRequest, str] = {}
         with tqdm(total=len(requests), initial=len(present), unit="video", desc="encoding") as bar:
-            for request, clip in _clips(to_do, cache.loader, num_workers):
-                if isinstance(clip, str):
-                    failed[request] = clip
+            loader = loader_with_limit(cache.loader, timeout_s)
+            for request, clip in _clips(to_do, loader, num_workers):
+                if isinstance(clip, Failure):
+                    failed[request] = clip.problem
+                    cache.note_failure(*request, clip.problem)
                 else:
                     cache.keep(*request, _encode(policy, processor, clip))
                 bar.update()
@@ -123,15 +128,16 @@ class _Clips(Dataset["_Loaded"]):
         return len(self.requests)
 
     def __getitem__(self, index: int) -> _Loaded:
-        try:
-            return _Loaded(self.requests[index], self.loader.load(*self.requests[index]))
-        except VideoError as error:
-            return _Loaded(self.requests[index], error.problem)
+        request = self.requests[index]
+        return _Loaded(request, attempt(self._load, request))
+
+    def _load(self, request: ClipRequest) -> VideoClip:
+        return self.loader.load(*request)
 
 
 class _Loaded(NamedTuple):
     request: ClipRequest
-    clip: VideoClip | str  # what is wrong with it
+    clip: VideoClip | Failure
 
 
 def _clips(

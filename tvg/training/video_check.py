@@ -98,7 +98,7 @@ def look_at_videos(
         _announce(clips.folder, len(good), needed, f", {size_text(total)} in all")
         prepared = prepare_frames(good, clips, **workers)
     elif good and not check_only and isinstance(clips, FeatureCache):
-        prepared = _prepare_features(good, infos, clips, load_model(), num_workers=num_workers)
+        prepared = _prepare_features(good, infos, clips, load_model(), **workers)
     if prepared is not None:
         failed |= prepared.failed
     kinds = {FrameCache: "frames", FeatureCache: "features"}
@@ -114,13 +114,19 @@ def _prepare_features(
     model: Model,
     *,
     num_workers: int,
+    timeout_s: float | None,
 ) -> Prepared:
     policy, processor = model
     vision = policy.model.config.vision_config
     needed = missing_feature_bytes(requests, infos, cache, vision=vision)
     _announce(cache.folder, len(requests), needed, "")
     return prepare_features(
-        requests, cache, policy=policy, processor=processor, num_workers=num_workers
+        requests,
+        cache,
+        policy=policy,
+        processor=processor,
+        num_workers=num_workers,
+        timeout_s=timeout_s,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from tvg.data.cache.key import entry_key, file_identity
 from tvg.data.cache.store import CorruptEntry, Entry, EntryStore
 from tvg.data.clip import ClipLoader
-from tvg.data.decode import VideoDecoder
+from tvg.data.decode import VideoDecoder, VideoError
 from tvg.data.sampling import FrameSampling
 from tvg.model.vision import trunk_fingerprint
 from tvg.types import EncodedClip, LeadIn, Segment
@@ -92,13 +92,15 @@ class FeatureCache:
 
         Raises:
             ValueError: there are none, or their file was damaged; both are mended by `tvg-prepare`.
-            VideoError: there is no readable file.
+            VideoError: there can be none: no readable file, or `tvg-prepare` failed to decode it.
         """
+        key = self.key(path, window, lead_in)
         try:
-            entry = self.store.read(self.key(path, window, lead_in))
+            entry = self.store.read(key)
         except CorruptEntry as error:
             raise ValueError(f"{error}; tvg-prepare with the same settings rebuilds it") from error
         if entry is None:
+            self._check_possible(key, path, window, lead_in)
             raise ValueError(
                 f"{path}: no features of this clip are kept in {self.store.folder} for the vision "
                 f"trunk of {self.checkpoint} in {self.dtype} and this sampling: run tvg-prepare "
@@ -115,7 +117,36 @@ class FeatureCache:
             OSError: the folder cannot be written to, or the disk is full.
         """
         key = self.key(path, window, lead_in)
-        return self.store.write(key, *_entry(clip))
+        entry = self.store.write(key, *_entry(clip))
+        self.store.forget_failure(key)
+        return entry
+
+    def note_failure(
+        self, path: Path, window: Segment | None, lead_in: LeadIn | None, problem: str
+    ) -> None:
+        """Keeps what is wrong with a clip: whoever loads it is told so, as by a decoder.
+
+        Raises:
+            OSError: the folder cannot be written to, or the disk is full.
+        """
+        try:
+            key = self.key(path, window, lead_in)
+        except VideoError:  # no readable file, which shows again whenever it is loaded
+            return
+        self.store.note_failure(key, problem)
+
+    def _check_possible(
+        self, key: str, path: Path, window: Segment | None, lead_in: LeadIn | None
+    ) -> None:
+        """Raises VideoError where a clip can have no features, however often it is prepared."""
+        problem = self.store.failure(key)
+        if problem is not None:
+            raise VideoError(path, problem)
+        info = self.decoder.probe(path)
+        try:
+            self.loader.frame_count_and_size(info, window, lead_in)
+        except ValueError as error:
+            raise VideoError(path, str(error)) from error
 
 
 def _entry(clip: EncodedClip) -> Entry:

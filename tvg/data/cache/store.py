@@ -16,6 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 SUFFIX = ".safetensors"
+FAILURE_SUFFIX = ".failed.json"  # of what stands in the place of an entry that cannot be made
 # One metadata key only, so that its value stands at a fixed place: before it come eight bytes of
 # header length. The checksum is of the whole file with zeros in the checksum's own place.
 _FIELD = "tvg"
@@ -89,16 +90,34 @@ class EntryStore:
         """
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
-        try:
-            # No fsync: what a power cut leaves half written is found by its checksum.
-            temporary.write_bytes(_serialized(key, tensors, meta))
-            os.replace(temporary, path)
-        finally:
-            # Where the disk failed, removing may fail too: the first error is the one to hear of.
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        _write_whole(path, _serialized(key, tensors, meta))
         return path
+
+    def note_failure(self, key: str, problem: str) -> Path:
+        """Writes why there can be no entry, until there is one (`forget_failure`).
+
+        Raises:
+            OSError: the folder cannot be written to, or the disk is full.
+        """
+        path = self._failure_path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, json.dumps({"problem": problem}).encode())
+        return path
+
+    def failure(self, key: str) -> str | None:
+        """Returns what `note_failure` wrote last; None: nothing that can be read."""
+        try:
+            found = json.loads(self._failure_path(key).read_bytes())
+        except (OSError, ValueError):
+            return None
+        problem = found.get("problem") if isinstance(found, dict) else None
+        return problem if isinstance(problem, str) else None
+
+    def forget_failure(self, key: str) -> None:
+        self._failure_path(key).unlink(missing_ok=True)
+
+    def _failure_path(self, key: str) -> Path:
+        return self.path(key).with_suffix(FAILURE_SUFFIX)
 
     def verify(self, key: str) -> bool:
         """Returns whether an entry is there.
@@ -141,6 +160,18 @@ class EntryStore:
         if (kept := _about(data).key) != key:
             raise CorruptEntry(path, f"holds the entry {kept}")
         return data
+
+
+def _write_whole(path: Path, data: bytes | bytearray) -> None:
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    try:
+        # No fsync: what a power cut leaves half written is found by its checksum.
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        # Where the disk failed, removing may fail too: the first error is the one to hear of.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _serialized(key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> bytearray:
