@@ -1,5 +1,7 @@
 """Which examples each rank sees in which order, and how a loader picks up where it stopped."""
 
+import re
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -100,6 +102,40 @@ def test_a_fresh_loader_goes_on_behind_the_last_batch_seen(num_workers, num_seen
     fresh = make_loader(num_workers)
     fresh.load_state_dict(first.state_dict())
     assert take(fresh, 12 - num_seen) == EPOCHS[num_seen:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_examples": 6}, "data (its files, selection, limit_train): the run that is resumed "
+         "had num_examples=7, got 6: "),
+        ({"batch_size": 3}, "data.batch_size: the run that is resumed had batch_size=2, got 3: "),
+        ({"world_size": 2}, "trainer.devices (processes in all): the run that is resumed had "
+         "world_size=1, got 2: "),
+        ({"shuffle": False}, "data.shuffle: the run that is resumed had shuffle=True, got False: "),
+        ({"seed": 6}, "seed: the run that is resumed had seed=5, got 6: "),
+    ],
+)  # fmt: skip
+def test_a_place_in_another_order_is_refused(changes, message):
+    first = make_loader()
+    take(first, 2)
+    order = make_order(**{"num_examples": 7, "batch_size": 2, **changes})
+    other = ResumableLoader(list(range(7)), order=order)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as caught:
+        other.load_state_dict(first.state_dict())
+    assert "start a new run" in str(caught.value)
+    assert (other.epoch, other.batches_done) == (0, 0)
+    # A checkpoint from before says nothing of its order; another rank of the same run is welcome.
+    other.load_state_dict({"epoch": 1, "batches_done": 2})
+    assert (other.epoch, other.batches_done) == (1, 2)
+
+
+def test_every_rank_takes_up_the_place_that_one_has_saved():
+    orders = [make_order(7, 2, rank=rank, world_size=2) for rank in (0, 1)]
+    first, second = (ResumableLoader(list(range(7)), order=order) for order in orders)
+    take(first, 1)
+    second.load_state_dict(first.state_dict())
+    assert take(second, 1) == list(make_order(7, 2, rank=1, world_size=2))[1:2]
 
 
 class Noting(LightningModule):

@@ -68,6 +68,16 @@ class BatchOrder(Sampler[list[int]]):
         return list(repeated)[self.rank :: self.world_size]
 
 
+# What decides the order -> what changes it on the command line.
+ORDER_KEYS = {
+    "num_examples": "data (its files, selection, limit_train)",
+    "batch_size": "data.batch_size",
+    "world_size": "trainer.devices (processes in all)",
+    "shuffle": "data.shuffle",
+    "seed": "seed",
+}
+
+
 class ResumableLoader(DataLoader[Any]):
     """A data loader that knows its place: Lightning saves and restores it with the checkpoint.
 
@@ -90,7 +100,25 @@ class ResumableLoader(DataLoader[Any]):
         self.epoch, self.batches_done = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "batches_done": self.batches_done}
+        """The place, and what decides the order: another order has another place."""
+        return {
+            "epoch": self.epoch,
+            "batches_done": self.batches_done,
+            **{name: getattr(self.order, name) for name in ORDER_KEYS},
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Takes up a place.
+
+        Raises:
+            ValueError: it is of another order, where examples would be lost or come twice; names
+                the key. States that do not say (older checkpoints) are taken as they are.
+        """
+        for name, key in ORDER_KEYS.items():
+            got = getattr(self.order, name)
+            if name in state and state[name] != got:
+                raise ValueError(
+                    f"{key}: the run that is resumed had {name}={state[name]}, got {got}: the rest "
+                    f"of its epoch would be another; resume with {state[name]}, or start a new run"
+                )
         self.epoch, self.batches_done = state["epoch"], state["batches_done"]
