@@ -48,12 +48,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     parts = build_parts(cfg, split=cfg.split)
     run_dir.mkdir(parents=True, exist_ok=True)
     predictions = _predict(cfg, parts, run_dir, device)
-    num_left_out = len(parts.data.examples(cfg.split)) - len(predictions)
     metrics = {
         "dataset": parts.data.name,
         "split": cfg.split,
         "model": cfg.model.path,
-        **({"left_out": num_left_out} if num_left_out else {}),  # their clips cannot be read
+        **parts.data.coverage(cfg.split, num_scored=len(predictions)),
         **summarise(predictions, seed=cfg.seed),
     }
     write_predictions(run_dir / PREDICTIONS_FILE, predictions)

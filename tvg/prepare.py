@@ -55,9 +55,12 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
     if not cfg.prepare.check_only:
         data.prepare_data()
     results = _read(data, cfg.prepare.split)
-    videos = _look(cfg, data, [example for r in results.values() for example in r.examples])
+    others = {splits: _outside_share(data, splits) for splits in results}
+    looked_at = [e for r in results.values() for e in r.examples]
+    videos = _look(cfg, data, [*looked_at, *(e for more in others.values() for e in more)])
     inspections = [
-        inspect(result, splits, videos.failed, videos.infos) for splits, result in results.items()
+        inspect(result, splits, videos.failed, videos.infos, also=others[splits])
+        for splits, result in results.items()
     ]
     total = total_of(inspections)
     report = {
@@ -74,9 +77,13 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
 
 
 def _check_outputs(cfg: DictConfig) -> None:
-    for path in (cfg.prepare.report, cfg.prepare.overview):
-        if path is not None:
-            output_folder_check(Path(path).parent)
+    for key in ("report", "overview"):
+        path = cfg.prepare[key]
+        if path is None:
+            continue
+        output_folder_check(Path(path).parent)
+        if Path(path).is_dir():
+            raise ValueError(f"prepare.{key}: expected a file to write, got the folder {path}")
     if cfg.prepare.overview is not None:
         picture_format(cfg.prepare.overview)
 
@@ -103,6 +110,16 @@ def _read(data: PromptDataModule, split: Split | None) -> dict[tuple[Split, ...]
         except ReadError as error:  # nothing is left: told at the end, with what was met
             results[tuple(splits)] = ReadResult(examples=[], report=error.report)
     return results
+
+
+def _outside_share(data: PromptDataModule, splits: tuple[Split, ...]) -> Sequence[Any]:
+    """All training examples of a mixture: other weights ask for others, the cache has them."""
+    if not isinstance(data.source, MixedSets) or "train" not in splits:
+        return ()
+    try:
+        return data.read_whole("train")
+    except ReadError:  # `_read` has met it
+        return ()
 
 
 def _look(cfg: DictConfig, data: PromptDataModule, examples: Sequence[Any]) -> Videos:

@@ -275,12 +275,74 @@ def test_a_mixture(command, collection, tmp_path, tiny_world):
     )
     assert done.code == 0, done.err
     report = report_of()
+    assert report["kept"] == report["queries"]
     num_drawn = sum(
         len(entry["sentences"])
         for entry in json.loads((tiny_world / "train.json").read_text()).values()
     )
     assert report["queries"] == report["kept"] == 4 + num_drawn  # weights repeat no query here
     assert report["videos"] == report["cache"]["entries"] == 2 + 6
+
+
+def test_a_share_of_a_mixture_is_counted_and_all_of_it_looked_at(command, collection, tmp_path):
+    collection(4, ["text"])
+    words = [
+        "data=mix",
+        "~data/set@data.sets.activitynet",
+        "~data.weights.activitynet",
+        "data.weights.charades=0.1",
+        f"data.sets.charades.train_file={tmp_path}/a.json",
+        f"data.sets.charades.video_dir={tmp_path}/videos",
+        "data/loader=one_token",
+        f"data.cache.folder={tmp_path}/cache",
+        f"prepare.report={tmp_path}/r.json",
+        "prepare.split=train",
+        "data.on_missing=skip",
+        *HERE,
+    ]
+    reports = []
+    for seed in (0, 1):
+        assert command("prepare", *words, f"seed={seed}").code == 0
+        reports.append(without_seconds(report_of()))
+    report = reports[0]
+    assert reports[1] == report  # the run's seed moves nothing
+    assert report["queries"] == 10
+    assert report["dropped"]["outside this epoch's share"] == 9
+    assert report["kept"] + report["dropped"].get("video unreadable", 0) == 1
+    assert report["cache"]["entries"] == 4
+    assert list(report["unreadable"]) == [str(tmp_path / "videos" / "text_0.mp4")]
+
+
+@pytest.mark.parametrize("key", ["report", "overview"])
+def test_a_folder_is_no_file_to_write(command, collection, tmp_path, key):
+    folder = tmp_path / "results.png"
+    folder.mkdir()
+    words = [*collection(1, []), *HERE, f"prepare.{key}={folder}"]
+    error = command("prepare", *words).error
+    assert error == f"prepare.{key}: expected a file to write, got the folder {folder}"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_workers_and_time_are_checked_before_anything_is_done(command, collection, tmp_path):
+    words = collection(1, [])
+    error = command("prepare", *words, "prepare.num_workers=-1", "prepare.timeout_s=0").error
+    assert "prepare.num_workers: expected a number of processes" in error
+    assert "prepare.timeout_s: expected seconds above 0 (null: no limit), got 0" in error
+    assert not (tmp_path / "cache").exists()
+
+
+def test_segments_that_do_not_fit_their_file_are_counted(command, collection, tmp_path):
+    words = [*collection(1, []), *HERE]
+    entry = {"timestamps": [[0, 1], [100, 110], [1, 50]], "sentences": ["a", "b", "c"]}
+    (tmp_path / "a.json").write_text(json.dumps({"good0": entry}))
+    for split, kept in (("train", 2), ("test", 3)):
+        assert command("prepare", *words, f"data.annotation_split={split}").code == 0
+        report = report_of()
+        assert (report["queries"], report["kept"]) == (3, kept)
+        assert count(report, "starting behind the file's end") == 1
+        if split == "train":
+            assert report["dropped"] == {"starting behind the file's end": 1}
+            assert report["repaired"] == {"ending behind the file's end": 1}
 
 
 def test_report_and_overview_reach_mlflow(command, collection, tmp_path):

@@ -165,6 +165,27 @@ CASES = {
         "data.on_missing: expected error or skip, got 'ignore'",
         {"data": {"on_missing": "skip"}},
     ),
+    "negative workers": (
+        {"prepare": {"num_workers": -1, "timeout_s": None}},
+        "prepare.num_workers: expected a number of processes (0: none, null: one a processor), "
+        "got -1",
+        {"prepare": {"num_workers": 0, "timeout_s": None}},
+    ),
+    "half a worker": (
+        {"prepare": {"num_workers": 1.5}},
+        "prepare.num_workers: expected a number of processes",
+        {"prepare": {"num_workers": None}},
+    ),
+    "no time at all": (
+        {"prepare": {"timeout_s": 0}},
+        "prepare.timeout_s: expected seconds above 0 (null: no limit), got 0",
+        {"prepare": {"timeout_s": 0.5}},
+    ),
+    "time as a word": (
+        {"prepare": {"timeout_s": "soon"}},
+        "prepare.timeout_s: expected seconds above 0 (null: no limit), got 'soon'",
+        {"prepare": {"timeout_s": 1}},
+    ),
     "pixels": (
         sampling(min_pixels=16),
         "data.loader.sampling.min_pixels: 16 is more than max_pixels=8",

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from tvg.data.annotations import SPLITS, AnnotationSet, MixedSets, Split, repeat_by_weight
+from tvg.data.annotations import (
+    SPLITS,
+    AnnotationSet,
+    MixedSets,
+    Split,
+    repeat_by_weight,
+    share_limit,
+)
 from tvg.data.readers import ReadResult, read_charades
 from tvg.data.readers.record import ReadReport
 
@@ -134,6 +141,25 @@ def test_repeat_by_weight() -> None:
     assert [abs(taken.count(index) - 500) < 80 for index in range(4)] == [True] * 4  # 5 sigma
 
 
+def test_share_limit() -> None:
+    names = ["a"] * 6 + ["b"] * 3 + ["c"]
+    assert share_limit(names, None) == share_limit(names, 10) == list(range(10))
+    assert share_limit(names, 5) == [0, 1, 2, 6, 7]  # 3, 1.5 and 0.5: the first of equals
+    assert share_limit(names, 7) == [0, 1, 2, 3, 6, 7, 9]  # 4.2, 2.1, 0.7
+    assert share_limit(names, 1) == [0]
+    assert share_limit(["b", "a", "b", "a"], 2) == [0, 1]
+    for limit in range(1, 11):
+        assert len(share_limit(names, limit)) == limit
+
+
+def test_a_limit_is_shared_by_the_sets(sets: dict[str, AnnotationSet]) -> None:
+    mixture = MixedSets(sets=sets, weights={"one": 1, "two": 1}, seed=0)
+    tests = mixture.read("test").examples
+    assert [e.qid for e in mixture.limited(tests, 2)] == ["one/v:0", "two/v:0"]
+    assert mixture.limited(tests, None) == tests
+    assert sets["one"].limited(tests, 2) == tests[:2]
+
+
 @pytest.fixture
 def sets(tmp_path: Path) -> dict[str, AnnotationSet]:
     late = {"timestamps": [[1, 12], [3, 2]], "sentences": ["x", "y"]}
@@ -164,8 +190,11 @@ def test_a_mixture_in_training(
     assert result.examples[2].segment == (1, 10)
     assert "one: 4 examples, weight 0.5: 2 in an epoch" in caplog.text
     report = result.report
-    assert (report.num_videos, report.num_queries, report.num_examples) == (2, 6, 5)
-    assert report.dropped == {"with start >= end": 1}
+    assert (report.num_videos, report.num_queries, report.num_examples) == (2, 6, 3)
+    assert report.dropped == {"with start >= end": 1, "outside this epoch's share": 2}
+    whole = mixture.read_whole("train")
+    assert [e.qid for e in whole.examples] == [f"one/v:{i}" for i in range(4)] + ["two/v:0"]
+    assert whole.report.num_examples == 5
     assert report.defects["with start >= end"].example_ids == ["two/v:1"]
     assert MixedSets(sets=sets, weights={"one": 0.5, "two": 3}, seed=0).read("train") == result
 

@@ -53,6 +53,14 @@ def test_queries_of_a_clip_that_failed_are_dropped_and_its_file_named():
     assert found.unreadable == {"b.mp4": "is broken"}
     assert found.report.dropped == {"video unreadable": 1}  # a mixture repeats, the file does not
     assert (found.report.num_queries, found.report.num_examples) == (4, 3)
+    files = {Path("a.mp4"): info(10), Path("c.mp4"): "is empty"}
+    only = ReadResult(
+        examples=examples[:1], report=ReadReport(annotation_file="f", num_queries=3, num_examples=1)
+    )
+    empty = {ClipRequest(Path("c.mp4")): "is empty"}
+    more = inspect(only, ("train",), empty, files, also=[example("c:0", video="c"), examples[0]])
+    assert more.unreadable == {"c.mp4": "is empty"}
+    assert (more.report.dropped, more.report.num_examples) == ({}, 1)
     part = inspected(
         [*examples[:1], window],
         {"a": info(10)},

@@ -176,6 +176,7 @@ def test_a_mixture_is_weighted_in_training_only(settings, make_data, tiny_world)
         **settings,
         sets={"a": part(), "b": part(test_file=None)},
         weights={"a": 2.0, "b": 0.5},
+        mix_seed=0,
     )
     plain = [e.qid for e in make_data().examples("train")]
     got = [e.qid for e in data.examples("train")]
@@ -185,6 +186,49 @@ def test_a_mixture_is_weighted_in_training_only(settings, make_data, tiny_world)
     tests = [e.qid for e in data.examples("test")]
     assert tests == [f"a/{e.qid}" for e in make_data().examples("test")]
     assert sorted(flat(qids(data.train_dataloader()))) == sorted(got)
+
+
+@pytest.fixture
+def make_mixture(settings, tiny_world):
+    def make(**changes):
+        words = {**files_of(tiny_world), "name": "part"}
+        sets = {name: functools.partial(AnnotationSet, **words) for name in ("a", "b")}
+        more = {"sets": sets, "weights": {"a": 1.0, "b": 0.5}, "mix_seed": 0}
+        return MixedDataModule(**{**settings, **more, **changes})
+
+    return make
+
+
+def test_the_share_of_a_set_is_not_the_runs_seed(make_mixture):
+    shares = [[e.qid for e in make_mixture(seed=s).examples("train")] for s in range(4)]
+    assert shares == [shares[0]] * 4
+    others = [[e.qid for e in make_mixture(mix_seed=s).examples("train")] for s in range(4)]
+    assert any(other != shares[0] for other in others)
+
+
+def test_a_mixture_with_a_selection_counts_what_is_left(make_mixture, make_data):
+    num = len(make_data().examples("train"))
+    num_half = -(-num // 2)
+    pick = functools.partial(select_random, k=4, seed=0)
+    data = make_mixture(weights={"a": 2.0, "b": 0.5}, selection=pick)
+    result = data.read("train")
+    left = {e.qid for e in result.examples}
+    assert result.report.num_examples == len(left)
+    assert result.report.dropped == {
+        "outside this epoch's share": num - num_half,
+        "not selected": num + num_half - len(left),
+    }
+    assert result.report.num_queries == 2 * num
+    everything = make_mixture().read_whole("train")
+    assert len({e.qid for e in everything}) == len(everything) == 2 * num
+
+
+def test_a_limit_validates_every_set(make_mixture, make_data):
+    num = len(make_data().examples("val"))
+    assert num >= 3
+    got = [e.qid for e in make_mixture(limit_val=4).examples("val")]
+    plain = [e.qid for e in make_data().examples("val")][:2]
+    assert got == [f"a/{qid}" for qid in plain] + [f"b/{qid}" for qid in plain]
 
 
 def test_prediction_serves_the_test_split_or_the_last_there_is(make_data):
@@ -270,6 +314,35 @@ def test_evaluation_leaves_it_out(make_data, broken):
     assert [e.qid for batch in batches for e in batch.examples] == expected
     (problem,) = data.unreadable.counts
     assert problem.startswith(f"{broken}: ")
+
+
+def test_what_is_not_scored_is_counted(make_data, broken, tiny_world):
+    entries = json.loads((tiny_world / "train.json").read_text())
+    num = {video: len(entry["sentences"]) for video, entry in entries.items()}
+    missing = list(num)[1]
+    (broken.parent / f"{missing}.mp4").unlink()
+    num_missing, num_bad = num[missing], num[broken.stem]
+    everything = sum(num.values())
+    words = {"video_dir": str(broken.parent), "on_missing": "skip"}
+    words["test_file"] = str(tiny_world / "train.json")
+    data = make_data(**words)
+    num_scored = len(flat(qids(data.eval_loader("test"))))
+    assert num_scored == everything - num_missing - num_bad
+    assert data.coverage("test", num_scored=num_scored) == {
+        "queries": everything,
+        "missing": num_missing,
+        "unreadable": num_bad,
+        "left_out": num_missing + num_bad,
+        "beyond_limit": 0,
+    }
+    limited = make_data(**words, limit_test=1)
+    assert limited.coverage("test", num_scored=1) == {
+        "queries": everything,
+        "missing": num_missing,
+        "unreadable": 0,
+        "left_out": num_missing,
+        "beyond_limit": everything - num_missing - 1,
+    }
 
 
 def test_an_error_where_nothing_may_be_left_out(make_data, broken):

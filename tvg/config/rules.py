@@ -270,6 +270,23 @@ def on_missing_unknown(cfg: Config) -> list[str]:
     return [f"data.on_missing: expected error or skip, got {found!r}"]
 
 
+def preparation_without_end(cfg: Config) -> list[str]:
+    """Workers and their time are counted; null leaves either open."""
+    problems = []
+    num_workers = value(cfg, "prepare.num_workers")
+    if num_workers is not None and not (type(num_workers) is int and num_workers >= 0):
+        problems.append(
+            "prepare.num_workers: expected a number of processes (0: none, null: one a processor), "
+            f"got {num_workers!r}"
+        )
+    timeout_s, limit_s = value(cfg, "prepare.timeout_s"), number(cfg, "prepare.timeout_s")
+    if timeout_s is not None and not (limit_s is not None and limit_s > 0):
+        problems.append(
+            f"prepare.timeout_s: expected seconds above 0 (null: no limit), got {timeout_s!r}"
+        )
+    return problems
+
+
 RULES: tuple[Rule, ...] = (
     group_of_one,
     micro_batch_over_batch,
@@ -291,4 +308,5 @@ RULES: tuple[Rule, ...] = (
     run_without_end,
     frame_budget,
     on_missing_unknown,
+    preparation_without_end,
 )

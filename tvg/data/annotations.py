@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
 OnMissing = Literal["error", "skip"]
+OUTSIDE_SHARE = "outside this epoch's share"  # a mixture's reason to leave a query out
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -101,6 +103,16 @@ class AnnotationSet:
             drop_invalid=split == "train",
         )
 
+    def read_whole(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
+        """What `read` gives: an epoch holds each example once."""
+        return self.read(split, on_missing=on_missing)
+
+    def limited(
+        self, examples: Sequence[GroundingExample], limit: int | None
+    ) -> list[GroundingExample]:
+        """Returns the first examples."""
+        return list(examples[:limit])
+
 
 def split_of_file(annotation_file: str, files: Mapping[Split, str | None]) -> Split:
     """Returns the split that a file given by hand stands for; see `AnnotationSet`."""
@@ -155,36 +167,57 @@ class MixedSets:
     def read(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
         """Reads a split of every set that has it; in training, as often as its weight says.
 
-        `on_missing` stands in place of what each set does.
-        The report is of what the files hold: `num_examples` counts each example once.
+        `on_missing` stands in place of what each set does. The report counts each example once,
+        however often it stands in an epoch; what is outside a fraction's share counts as dropped.
 
         Raises:
             ValueError: no set has the split, or what a set's reader raises.
+        """
+        whole = self.read_whole(split, on_missing=on_missing)
+        if split != "train":
+            return whole
+        by_set: dict[str, list[GroundingExample]] = {name: [] for name in self._having(split)}
+        for example in whole.examples:
+            by_set[str(example.extra["set"])].append(example)
+        examples: list[GroundingExample] = []
+        num_outside = 0
+        for name, named in by_set.items():
+            weight = self.weights[name]
+            chosen = repeat_by_weight(len(named), weight, self.seed)
+            num_outside += len(named) - len(set(chosen))
+            log.info(
+                "%s: %d examples, weight %g: %d in an epoch", name, len(named), weight, len(chosen)
+            )
+            examples += [named[index] for index in chosen]
+        if not examples:
+            raise ValueError(f"data.weights: they leave no example of {self.name} in an epoch")
+        report = whole.report
+        if num_outside:
+            report.dropped[OUTSIDE_SHARE] = num_outside
+            report.num_examples -= num_outside
+        return ReadResult(examples=examples, report=report)
+
+    def read_whole(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
+        """Reads a split of every set that has it, each example once (none of a set of weight 0).
+
+        Raises:
+            ValueError: as `read`.
         """
         _check_split("split", split)
         having = self._having(split)
         if not having:
             raise ValueError(f"data.sets: none of {', '.join(self.sets)} has a {split} split")
         results = {name: s.read(split, on_missing=on_missing) for name, s in having.items()}
-        examples: list[GroundingExample] = []
-        for name, result in results.items():
-            named = [_named(example, name) for example in result.examples]
-            if split == "train":
-                weight = self.weights[name]
-                chosen = repeat_by_weight(len(named), weight, self.seed)
-                log.info(
-                    "%s: %d examples, weight %g: %d in an epoch",
-                    name,
-                    len(named),
-                    weight,
-                    len(chosen),
-                )
-                named = [named[index] for index in chosen]
-            examples += named
-        if not examples:
-            raise ValueError(f"data.weights: they leave no example of {self.name} in an epoch")
+        examples = [_named(e, name) for name, result in results.items() for e in result.examples]
         reports = {name: result.report for name, result in results.items()}
         return ReadResult(examples=examples, report=merge_reports(reports))
+
+    def limited(
+        self, examples: Sequence[GroundingExample], limit: int | None
+    ) -> list[GroundingExample]:
+        """Returns the first examples of every set, so that each has its share of the limit."""
+        chosen = share_limit([str(example.extra["set"]) for example in examples], limit)
+        return [examples[index] for index in chosen]
 
     def _having(self, split: Split) -> dict[str, AnnotationSet]:
         """The sets that have a split; in training only those whose weight is above 0."""
@@ -205,6 +238,28 @@ def repeat_by_weight(num: int, weight: float, seed: int) -> list[int]:
     whole = math.floor(weight)
     rest = math.floor((weight - whole) * num + 0.5)
     return [*range(num)] * whole + sorted(random.Random(seed).sample(range(num), rest))
+
+
+def share_limit(names: Sequence[str], limit: int | None) -> list[int]:
+    """Returns at most `limit` indices, ascending, so that every name has the share it has in all.
+
+    Of a name the first are taken; the shares differ from exact ones by less than one.
+    """
+    if limit is None or limit >= len(names):
+        return list(range(len(names)))
+    totals = Counter(names)
+    exact = {name: limit * total / len(names) for name, total in totals.items()}
+    shares = {name: math.floor(share) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: shares[name] - exact[name])  # stable
+    for name in by_remainder[: limit - sum(shares.values())]:
+        shares[name] += 1
+    taken: Counter[str] = Counter()
+    chosen = []
+    for index, name in enumerate(names):
+        if taken[name] < shares[name]:
+            taken[name] += 1
+            chosen.append(index)
+    return chosen
 
 
 def _named(example: GroundingExample, name: str) -> GroundingExample:

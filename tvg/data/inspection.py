@@ -68,7 +68,12 @@ def unusable_clips(
 
 
 def inspect(
-    result: ReadResult, splits: tuple[Split, ...], failed: Mapping[ClipRequest, str], infos: Infos
+    result: ReadResult,
+    splits: tuple[Split, ...],
+    failed: Mapping[ClipRequest, str],
+    infos: Infos,
+    *,
+    also: Sequence[GroundingExample] = (),
 ) -> Inspection:
     """Leaves out the queries of clips that failed, and holds what is stated against the files.
 
@@ -79,9 +84,11 @@ def inspect(
         splits: that it stands for.
         failed: clip -> what is wrong with it.
         infos: of the files probed; none where only annotations are looked at.
+        also: looked at as well, though no query is counted for them: their files are named.
     """
     with_file = [e for e in result.examples if e.video_path is not None]
     bad = {e.qid: request_of(e) for e in with_file if request_of(e) in failed}
+    unused = [request_of(e) for e in also if e.video_path and request_of(e) in failed]
     examples = [e for e in result.examples if e.qid not in bad]
     report = result.report
     if bad:  # a mixture may hold an example several times: ids count it once
@@ -104,7 +111,7 @@ def inspect(
         splits=splits,
         examples=examples,
         report=report,
-        unreadable=_by_file({request: failed[request] for request in bad.values()}),
+        unreadable=_by_file({request: failed[request] for request in [*bad.values(), *unused]}),
         num_precut=sum(_is_precut(request, infos[request.path]) for request in clips),
         num_other_duration=len(others),
     )

@@ -52,6 +52,7 @@ class MixedDataModule(PromptDataModule):
     Attributes:
         sets: by name; each, given `on_missing`, makes a set.
         weights: how many times a set's examples stand in a training epoch, by its name.
+        mix_seed: of the part that a fraction takes: the same for every `seed` of a run.
 
     Raises:
         ValueError: as `PromptDataModule` and `MixedSets`.
@@ -59,7 +60,8 @@ class MixedDataModule(PromptDataModule):
 
     sets: Mapping[str, Callable[..., AnnotationSet]]
     weights: Mapping[str, float]
+    mix_seed: int
 
     def _make_source(self) -> MixedSets:
         sets = {name: make(on_missing=self.on_missing) for name, make in self.sets.items()}
-        return MixedSets(sets=sets, weights=self.weights, seed=self.seed)
+        return MixedSets(sets=sets, weights=self.weights, seed=self.mix_seed)

@@ -19,6 +19,7 @@ from tvg.data.order import BatchOrder, ResumableLoader
 from tvg.data.readers.record import ReadReport, ReadResult
 from tvg.task.grounding import GroundingTask
 from tvg.training.datamodule_loaders import Envelope, EnvelopeCollator, EvalLoader, UnreadableClips
+from tvg.training.evaluation import coverage
 from tvg.types import GroundingExample
 
 log = logging.getLogger(__name__)
@@ -50,10 +51,11 @@ class PromptDataModule(LightningDataModule):
         shuffle: a new order each epoch; False keeps the order of the examples (a curriculum).
         memory_cache: keep decoded clips in memory (small data sets).
         max_prompt_tokens: longest prompt accepted; None for no limit.
-        limit_train, limit_val, limit_test: use only the first so many examples; None for all.
+        limit_train, limit_val, limit_test: use only the first so many examples (of a mixture, from
+            every set its share); None for all.
         task: what is asked; None where only annotations and files are looked at.
         processor: tokenizer, video processor and chat template; None likewise.
-        seed: of the shuffle, and of the part of a set that a mixture takes.
+        seed: of the shuffle.
 
     Raises:
         ValueError: a count is too small, or `on_missing` something else; names its key.
@@ -103,7 +105,8 @@ class PromptDataModule(LightningDataModule):
                 processor=self.processor,
                 max_prompt_tokens=self.max_prompt_tokens,
             )
-        self._examples: dict[str, list[GroundingExample]] = {}
+        self._examples: dict[Split, list[GroundingExample]] = {}
+        self._read: dict[Split, tuple[ReadReport, int]] = {}  # and how many examples it left
         self._datasets: dict[str, GroundingDataset] = {}
 
     def _make_source(self) -> AnnotationSet | MixedSets:
@@ -133,6 +136,14 @@ class PromptDataModule(LightningDataModule):
             report = _without_unselected(report, result.examples, examples)
         return ReadResult(examples=self.padding(examples), report=report)
 
+    def read_whole(self, split: Split) -> list[GroundingExample]:
+        """The examples of a split, each once, whatever share of it a mixture takes.
+
+        What any weights may ask for is to be looked at; a selection chooses from all of it here.
+        """
+        examples = self.source.read_whole(split).examples
+        return self.padding(self.selection(examples) if split == "train" else examples)
+
     def examples(self, split: Split) -> list[GroundingExample]:
         """The examples of a split that are used, read once; what `read` raises."""
         if split not in self._examples:
@@ -141,8 +152,16 @@ class PromptDataModule(LightningDataModule):
             if NOT_SELECTED in result.report.dropped:
                 num_left_out = result.report.dropped[NOT_SELECTED]
                 log.info("selected %d, left out %d", len(result.examples), num_left_out)
-            self._examples[split] = result.examples[: self._limits[split]]
+            self._read[split] = result.report, len(result.examples)
+            limit = self._limits[split]
+            self._examples[split] = self.source.limited(result.examples, limit)
         return self._examples[split]
+
+    def coverage(self, split: Split, *, num_scored: int) -> dict[str, int]:
+        """How many queries a split holds, and why not all of them are scored."""
+        num_asked = len(self.examples(split))
+        report, num_usable = self._read[split]
+        return coverage(report, num_usable=num_usable, num_asked=num_asked, num_scored=num_scored)
 
     # -- loaders --------------------------------------------------------------------------------
 

@@ -12,11 +12,15 @@ from typing import Any
 import torch
 
 from tvg.core.interval import segment_iou
+from tvg.data.readers.record import ReadReport
+from tvg.data.readers.rules import VIDEO_MISSING
 from tvg.model.policy import Policy
 from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction
 from tvg.types import PromptBatch, Segment
+
+Counts = dict[str, int]
 
 
 def predict_batch(
@@ -86,6 +90,27 @@ def known_ious(predictions: Iterable[Prediction]) -> list[float]:
             raise ValueError(f"{prediction.qid}: no true segment is known, it cannot be scored")
         ious.append(prediction.iou)
     return ious
+
+
+def coverage(report: ReadReport, *, num_usable: int, num_asked: int, num_scored: int) -> Counts:
+    """How many queries a file holds, and why not all of them are scored.
+
+    Where no example stands several times, queries == scored + left_out + beyond_limit.
+
+    Args:
+        report: of reading the file.
+        num_usable: examples that it left.
+        num_asked: of these, as many as `data.limit_*` allows.
+        num_scored: of these, those whose clip could be read.
+    """
+    unreadable = num_asked - num_scored
+    return {
+        "queries": report.num_queries,
+        "missing": report.dropped.get(VIDEO_MISSING, 0),  # their videos have no file
+        "unreadable": unreadable,
+        "left_out": sum(report.dropped.values()) + unreadable,  # for these and all other reasons
+        "beyond_limit": num_usable - num_asked,
+    }
 
 
 class PartialPredictions:
