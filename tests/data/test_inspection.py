@@ -175,3 +175,19 @@ def test_totals_name_both_actions():
     defect = total.report.defects["with start >= end"]
     assert (defect.count, defect.action) == (2, "dropped, kept")
     assert total_of([train]) is train
+
+
+def test_what_is_left_out_later_counts_as_repaired_no_more():
+    report = ReadReport(annotation_file="f", num_queries=4, num_examples=4)
+    report.repaired = {"ending behind": 3, "starting before": 1}
+    report.repaired_ids = {"ending behind": {"a:0", "a:1", "b:0"}, "starting before": {"b:0"}}
+    queries = [example("a:0"), example("a:1", segment=(10.0, 99.0)), example("a:2")]
+    queries.append(example("b:0", video="b"))
+    files = {Path("a.mp4"): info(10), Path("b.mp4"): "is broken"}
+    failed = {ClipRequest(Path("b.mp4")): "is broken"}
+    result = ReadResult(examples=queries, report=report)
+    found = inspect(result, ("train",), failed, files).report
+    assert found.repaired == {"ending behind": 1}
+    assert found.dropped == {"video unreadable": 1, "starting behind the file's end": 1}
+    assert found.num_examples == 2
+    assert report.repaired == {"ending behind": 3, "starting before": 1}  # as it was read

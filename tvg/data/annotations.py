@@ -180,22 +180,19 @@ class MixedSets:
         for example in whole.examples:
             by_set[str(example.extra["set"])].append(example)
         examples: list[GroundingExample] = []
-        num_outside = 0
+        outside: list[str] = []
         for name, named in by_set.items():
             weight = self.weights[name]
             chosen = repeat_by_weight(len(named), weight, self.seed)
-            num_outside += len(named) - len(set(chosen))
+            outside += [named[index].qid for index in sorted({*range(len(named))} - {*chosen})]
             log.info(
                 "%s: %d examples, weight %g: %d in an epoch", name, len(named), weight, len(chosen)
             )
             examples += [named[index] for index in chosen]
         if not examples:
             raise ValueError(f"data.weights: they leave no example of {self.name} in an epoch")
-        report = whole.report
-        if num_outside:
-            report.dropped[OUTSIDE_SHARE] = num_outside
-            report.num_examples -= num_outside
-        return ReadResult(examples=examples, report=report)
+        whole.report.leave_out(OUTSIDE_SHARE, outside)
+        return ReadResult(examples=examples, report=whole.report)
 
     def read_whole(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
         """Reads a split of every set that has it, each example once (none of a set of weight 0).

@@ -90,23 +90,17 @@ def inspect(
     bad = {e.qid: request_of(e) for e in with_file if request_of(e) in failed}
     unused = [request_of(e) for e in also if e.video_path and request_of(e) in failed]
     examples = [e for e in result.examples if e.qid not in bad]
-    report = result.report
-    if bad:  # a mixture may hold an example several times: ids count it once
-        report = replace(
-            report,
-            num_examples=report.num_examples - len(bad),
-            dropped={**report.dropped, VIDEO_UNREADABLE: len(bad)},
-        )
+    report = deepcopy(result.report)
+    report.leave_out(VIDEO_UNREADABLE, bad)  # by id: a mixture may hold an example several times
     clips: dict[ClipRequest, GroundingExample] = {}  # with its first query
     for example in examples:
         if example.video_path is not None:
             clips.setdefault(request_of(example), example)
     others = [e.qid for r, e in clips.items() if _is_of_other_duration(e, infos[r.path])]
     shown_s = {request: _shown_s(request, infos[request.path]) for request in clips}
-    report = replace(report, defects=deepcopy(report.defects))
     for qid in others:
         report.add(OTHER_DURATION, qid, "kept")
-    examples, report = _held_against(shown_s, examples, report, is_training="train" in splits)
+    examples = _held_against(shown_s, examples, report, is_training="train" in splits)
     return Inspection(
         splits=splits,
         examples=examples,
@@ -154,7 +148,7 @@ def _held_against(
     report: ReadReport,
     *,
     is_training: bool,
-) -> tuple[list[GroundingExample], ReadReport]:
+) -> list[GroundingExample]:
     """Examples with their files' durations, where none is stated, and with segments that fit them.
 
     Training fits segments to the clips that it finds (`GroundingDataset`); a benchmark stays as
@@ -185,14 +179,12 @@ def _held_against(
     for name, ids in met.items():
         for qid in ids:
             report.add(name, qid, actions.get(name, "kept"))
-    if not is_training:
-        return kept, report
-    repaired, dropped = dict(report.repaired), dict(report.dropped)
-    for reasons, name in ((repaired, LATE_IN_FILE), (dropped, BEHIND_FILE)):
-        if met[name]:
-            reasons[name] = len(met[name])
-    num_kept = report.num_examples - len(met[BEHIND_FILE])
-    return kept, replace(report, repaired=repaired, dropped=dropped, num_examples=num_kept)
+    if is_training:
+        report.leave_out(BEHIND_FILE, met[BEHIND_FILE])
+        if met[LATE_IN_FILE]:
+            report.repaired[LATE_IN_FILE] = len(met[LATE_IN_FILE])
+            report.repaired_ids[LATE_IN_FILE] = set(met[LATE_IN_FILE])
+    return kept
 
 
 def _end_s(example: GroundingExample) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -259,11 +260,9 @@ class PromptDataModule(LightningDataModule):
 
 def _without_unselected(report: ReadReport, before: Examples, after: Examples) -> ReadReport:
     """The report with what the selection left out; a mixture may hold an example several times."""
-    num_left_out = len({e.qid for e in before}) - len({e.qid for e in after})
-    if num_left_out == 0:
-        return report
-    dropped = {**report.dropped, NOT_SELECTED: num_left_out}
-    return replace(report, dropped=dropped, num_examples=report.num_examples - num_left_out)
+    report = deepcopy(report)
+    report.leave_out(NOT_SELECTED, {e.qid for e in before} - {e.qid for e in after})
+    return report
 
 
 def _check_counts(*, least: int, **counts: int | None) -> None:

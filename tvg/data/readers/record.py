@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +56,8 @@ class ReadReport:
         default_factory=lambda: {f"{late_s:g}": 0 for late_s in LATE_ENDS_S}
     )
     repaired: dict[str, int] = field(default_factory=dict)  # reason -> queries kept, but changed
+    # the ids of these, for what comes later and leaves out some of them
+    repaired_ids: dict[str, set[str]] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> queries; each under one only
     missing: list[str] = field(default_factory=list)  # videos without a file, each once
 
@@ -65,6 +67,23 @@ class ReadReport:
         defect.count += 1
         if len(defect.example_ids) < NUM_EXAMPLE_IDS:
             defect.example_ids.append(qid)
+
+    def leave_out(self, reason: str, qids: Collection[str]) -> None:
+        """Counts kept queries as dropped; those that had been repaired are so no more.
+
+        Args:
+            reason: not yet among those of `dropped`.
+            qids: of the queries, each once.
+        """
+        if not qids:
+            return
+        self.dropped[reason] = len(qids)
+        self.num_examples -= len(qids)
+        for repair, ids in list(self.repaired_ids.items()):
+            ids -= set(qids)
+            self.repaired[repair] = len(ids)
+            if not ids:
+                del self.repaired[repair], self.repaired_ids[repair]
 
     def __str__(self) -> str:
         lines = [
@@ -110,6 +129,9 @@ def merge_reports(reports: Mapping[str, ReadReport]) -> ReadReport:
         ):
             for reason, count in more.items():
                 counts[reason] = counts.get(reason, 0) + count
+        for reason, ids in report.repaired_ids.items():
+            named = total.repaired_ids.setdefault(reason, set())
+            named |= {f"{name}/{qid}" for qid in ids}
         for what, defect in report.defects.items():
             merged = total.defects.setdefault(what, Defect(action=defect.action))
             merged.count += defect.count

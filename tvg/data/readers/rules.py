@@ -138,6 +138,7 @@ class _Inspector:
             return None
         for name in repairs:
             self.report.repaired[name] = self.report.repaired.get(name, 0) + 1
+            self.report.repaired_ids.setdefault(name, set()).add(qid)
         return self._build(query, qid, video_path)
 
     def _unique(self, stated: str) -> str:
