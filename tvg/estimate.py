@@ -12,7 +12,8 @@ from rich.table import Table
 
 from tvg.config import build
 from tvg.config.nodes import at, is_section, plain
-from tvg.config.rules import is_deepspeed, number, value
+from tvg.config.rules_machine import is_deepspeed
+from tvg.config.values import number, value
 from tvg.data.sampling import FrameSampling, max_pixels_per_frame, num_sampled_frames
 from tvg.model.activations import Precision
 from tvg.model.estimate import Line, estimate, total, worst_phase

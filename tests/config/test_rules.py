@@ -205,7 +205,9 @@ def test_rule(case):
 
 @pytest.mark.parametrize(("installed", "num_problems"), [(False, 3), (True, 2)])
 def test_flash_attention(monkeypatch, installed, num_problems):
-    monkeypatch.setattr("tvg.config.rules.find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(
+        "tvg.config.rules_machine.find_spec", lambda name: object() if installed else None
+    )
     found = problems({"model": FLASH, "trainer": CPU})
     assert len(found) == num_problems
     assert any("pip install 'tvg[flash-attn]'" in problem for problem in found) != installed
@@ -221,7 +223,7 @@ def test_rules_bear_with_what_is_not_there():
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_optimizer_states_in_8_bits_need_an_extra(monkeypatch, is_installed):
     monkeypatch.setattr(
-        "tvg.config.rules.find_spec", lambda name: object() if is_installed else None
+        "tvg.config.rules_machine.find_spec", lambda name: object() if is_installed else None
     )
     found = problems(
         {"objective": {"optimizer": {"_target_": "tvg.training.optimizers.adamw_8bit"}}}

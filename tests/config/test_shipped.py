@@ -76,7 +76,7 @@ def test_command(command):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option(option, monkeypatch):
     # As where every extra is installed.
-    monkeypatch.setattr("tvg.config.rules.find_spec", lambda name: object())
+    monkeypatch.setattr("tvg.config.rules_machine.find_spec", lambda name: object())
     group, _, name = option.rpartition("/")
     commands = sorted((c for c in COMMANDS if group in groups(c)), key=lambda c: (c != "train", c))
     assert commands, f"no command takes conf/{group}"

@@ -6,28 +6,10 @@ of its own. What one component can tell from its own arguments belongs into its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib.util import find_spec
-from typing import Any
+from collections.abc import Mapping
 
-Config = Mapping[str, Any]
-Rule = Callable[[Config], list[str]]
-
-
-def value(cfg: Config, path: str, default: Any = None) -> Any:
-    """The value at a dotted path, or the default where a key on the way is absent."""
-    node: Any = cfg
-    for key in path.split("."):
-        if not isinstance(node, Mapping) or key not in node:
-            return default
-        node = node[key]
-    return node
-
-
-def number(cfg: Config, path: str) -> float | None:
-    """The number at a dotted path; None where there is none, or something else."""
-    found = value(cfg, path)
-    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+from tvg.config import rules_machine as machine
+from tvg.config.values import Config, Rule, number, value
 
 
 def samples_groups(cfg: Config) -> bool:
@@ -41,23 +23,6 @@ def group_of_one(cfg: Config) -> list[str]:
     if size is None or size >= 2:
         return []
     return [f"objective.group_size: a group needs at least 2 completions, got {size}"]
-
-
-def updates_lost_in_half_precision(cfg: Config) -> list[str]:
-    """A step of 1e-6 on a weight of 1e-2 is below what bfloat16 can tell apart.
-
-    DeepSpeed keeps float32 master weights of its own.
-    """
-    dtype = value(cfg, "model.dtype")
-    strategy = str(value(cfg, "strategy._target_", ""))
-    if value(cfg, "objective.optimizer") is None or dtype in (None, "float32"):
-        return []
-    if strategy.endswith("DeepSpeedStrategy"):
-        return []
-    return [
-        f"model.dtype: training {dtype} weights loses small updates: take model.dtype=float32 with "
-        "trainer.precision=bf16-mixed, or a deepspeed strategy, which keeps float32 masters"
-    ]
 
 
 def micro_batch_over_batch(cfg: Config) -> list[str]:
@@ -139,91 +104,6 @@ def features_of_a_trained_trunk(cfg: Config) -> list[str]:
     ]
 
 
-def flash_attention_not_possible(cfg: Config) -> list[str]:
-    """flash-attn is an extra, and computes in half precision on GPUs alone."""
-    if value(cfg, "model.attn_implementation") != "flash_attention_2":
-        return []
-    where, problems = "model.attn_implementation: flash_attention_2", []
-    if find_spec("flash_attn") is None:
-        problems.append(
-            f"{where} is not installed: pip install 'tvg[flash-attn]' (needs nvcc), "
-            "or model.attn_implementation=sdpa"
-        )
-    if value(cfg, "model.dtype") == "float32":
-        problems.append(f"{where} cannot compute in model.dtype=float32: use bfloat16")
-    if value(cfg, "trainer.accelerator") == "cpu":
-        problems.append(f"{where} cannot run on trainer.accelerator=cpu: use sdpa")
-    return problems
-
-
-def is_deepspeed(cfg: Config) -> bool:
-    """Whether the strategy is one of DeepSpeed's."""
-    return "deepspeed" in str(value(cfg, "strategy._target_", "")).lower()
-
-
-def offload_without_its_optimizer(cfg: Config) -> list[str]:
-    """Optimizer states in CPU memory are stepped by DeepSpeed's own CPU optimizer."""
-    target = str(value(cfg, "objective.optimizer._target_", ""))
-    has_own, wanted = target.endswith("DeepSpeedCPUAdam"), "deepspeed.ops.adam.DeepSpeedCPUAdam"
-    offloads = is_deepspeed(cfg) and bool(value(cfg, "strategy.offload_optimizer"))
-    if offloads and target and not has_own:
-        return [
-            f"objective.optimizer._target_: strategy.offload_optimizer needs {wanted}, got {target}"
-        ]
-    if has_own and value(cfg, "strategy") is not None and not offloads:
-        return [
-            f"objective.optimizer._target_: {wanted} steps states in CPU memory: "
-            "it needs a DeepSpeed strategy with strategy.offload_optimizer=true"
-        ]
-    return []
-
-
-def eight_bit_optimizer_not_possible(cfg: Config) -> list[str]:
-    """Optimizer states in 8 bits are bitsandbytes', an extra."""
-    target = str(value(cfg, "objective.optimizer._target_", ""))
-    if not target.endswith("adamw_8bit"):
-        return []
-    if find_spec("bitsandbytes") is not None:
-        return []
-    return [
-        "objective.optimizer: 8-bit AdamW needs bitsandbytes: pip install 'tvg[bnb]', or "
-        "objective/optimizer=adamw"
-    ]
-
-
-def parameters_offloaded_below_stage_3(cfg: Config) -> list[str]:
-    """Only ZeRO-3 takes the parameters apart."""
-    stage = number(cfg, "strategy.stage")
-    if not is_deepspeed(cfg) or not value(cfg, "strategy.offload_parameters") or stage == 3:
-        return []
-    return [f"strategy.offload_parameters: needs strategy.stage=3, got {stage}"]
-
-
-def strategy_without_gpu(cfg: Config) -> list[str]:
-    """DeepSpeed's Lightning strategy refuses CPUs."""
-    if not is_deepspeed(cfg) or value(cfg, "trainer.accelerator") != "cpu":
-        return []
-    return ["strategy: DeepSpeed runs on GPUs, but trainer.accelerator is cpu: use strategy=ddp"]
-
-
-def cpu_devices(cfg: Config) -> list[str]:
-    """On CPUs a device is a process, and has to be counted."""
-    devices = value(cfg, "trainer.devices")
-    if value(cfg, "trainer.accelerator") != "cpu" or devices == "auto" or devices is None:
-        return []
-    if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
-        return []
-    return [f"trainer.devices: on CPU expected a number of processes, got {devices!r}"]
-
-
-def half_precision_on_cpu(cfg: Config) -> list[str]:
-    """CPU kernels compute in bfloat16, not in float16."""
-    precision = str(value(cfg, "trainer.precision", ""))
-    if value(cfg, "trainer.accelerator") != "cpu" or not precision.startswith("16"):
-        return []
-    return [f"trainer.precision: {precision} needs a GPU: use bf16-mixed or 32-true on CPU"]
-
-
 def trainer_steps_in_our_place(cfg: Config) -> list[str]:
     """The modules clip and accumulate themselves; Lightning refuses to do it beside them."""
     problems = []
@@ -290,20 +170,20 @@ def preparation_without_end(cfg: Config) -> list[str]:
 RULES: tuple[Rule, ...] = (
     group_of_one,
     micro_batch_over_batch,
-    updates_lost_in_half_precision,
+    machine.updates_lost_in_half_precision,
     kl_without_reference,
     sampler_is_not_policy,
     no_reward,
     format_reward_out_of_reach,
     nothing_to_train,
     features_of_a_trained_trunk,
-    flash_attention_not_possible,
-    offload_without_its_optimizer,
-    eight_bit_optimizer_not_possible,
-    parameters_offloaded_below_stage_3,
-    strategy_without_gpu,
-    cpu_devices,
-    half_precision_on_cpu,
+    machine.flash_attention_not_possible,
+    machine.offload_without_its_optimizer,
+    machine.eight_bit_optimizer_not_possible,
+    machine.parameters_offloaded_below_stage_3,
+    machine.strategy_without_gpu,
+    machine.cpu_devices,
+    machine.half_precision_on_cpu,
     trainer_steps_in_our_place,
     run_without_end,
     frame_budget,
