@@ -15,6 +15,7 @@ HEADS = [(4, 4), (4, 2), (6, 1)]  # query heads, key heads
 @pytest.fixture(params=["cpu", "plain"])
 def kernel(request, monkeypatch):
     monkeypatch.setattr(attention_kernels, "_kernel", lambda query: request.param)
+    monkeypatch.setattr(attention_kernels, "CHUNK_QUERIES", 3)  # a few of each test's queries
     return request.param
 
 
@@ -133,20 +134,26 @@ def test_large_scores_do_not_overflow(kernel):
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "expected"),
+    ("device", "dtype", "head_size", "capability", "expected"),
     [
-        ("cpu", torch.bfloat16, "cpu"),
-        ("cpu", torch.float64, "cpu"),
-        ("cuda", torch.bfloat16, "cuda"),
-        ("cuda", torch.float16, "cuda"),
-        ("cuda", torch.float32, "plain"),
-        ("cuda", torch.float64, "plain"),
+        ("cpu", torch.bfloat16, 128, None, "cpu"),
+        ("cpu", torch.float64, 128, None, "cpu"),
+        ("cuda", torch.bfloat16, 128, (9, 0), "cuda"),
+        ("cuda", torch.float16, 128, (8, 0), "cuda"),
+        ("cuda", torch.float16, 128, (7, 5), "plain"),
+        ("cuda", torch.bfloat16, 12, (9, 0), "plain"),
+        ("cuda", torch.bfloat16, 264, (9, 0), "plain"),
+        ("cuda", torch.float32, 128, (9, 0), "plain"),
+        ("cuda", torch.float64, 128, (9, 0), "plain"),
     ],
 )
-def test_the_kernel_is_chosen_by_device_and_type(device, dtype, expected):
+def test_the_kernel_is_chosen_by_device_and_type(
+    device, dtype, head_size, capability, expected, monkeypatch
+):
     class Query:
         pass
 
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     query = Query()
-    query.device, query.dtype = torch.device(device), dtype
+    query.device, query.dtype, query.shape = torch.device(device), dtype, (1, 2, 3, head_size)
     assert attention_kernels._kernel(query) == expected

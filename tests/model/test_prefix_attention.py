@@ -6,9 +6,10 @@ import pytest
 import torch
 from completions import LENGTHS, completions, learn, worst_errors
 from parts import make_parts
+from transformers import AttentionInterface
 
 from tvg.model.loading import load_model, make_policy
-from tvg.model.prefix_attention import share_prefix
+from tvg.model.prefix_attention import NAME, share_prefix
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,8 @@ def test_without_a_row_the_models_own_attention_is_at_work(tiny_checkpoint, part
     model = load_model(tiny_checkpoint, torch.float32, implementation)
     policy = make_policy(model, parts.tokenizer, forward_by="shared_prefix")
     share_prefix(model)  # a second time changes nothing
-    assert {x.self_attn.tvg_fallback for x in model.model.language_model.layers} == {implementation}
+    configs = [x.self_attn.tvg_config for x in model.model.language_model.layers]
+    assert {config._attn_implementation for config in configs} == {implementation}
     learnt = [
         learn(policy, parts.batch(3), completions(LENGTHS), forward_by=way)
         for way in ("shared_prefix", "repeated")
@@ -52,3 +54,29 @@ def test_what_cannot_be_shared_is_refused(parts):
     policy.model.model.language_model.layers[1].self_attn.sliding_window = 16
     with pytest.raises(ValueError, match="sliding-window"):
         share_prefix(policy.model)
+
+
+def test_the_models_own_attention_sees_its_own_name(tiny_checkpoint, parts, monkeypatch):
+    """flash-attention, for one, is looked up by the name in the module's config."""
+    model = load_model(tiny_checkpoint, torch.float32, "sdpa")
+    policy = make_policy(model, parts.tokenizer, forward_by="repeated")
+    seen = []
+    own = AttentionInterface()["sdpa"]
+
+    def spy(module, *states, **options):
+        seen.append(module.config._attn_implementation)
+        return own(module, *states, **options)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", spy)
+    learn(policy, parts.batch(3), completions(LENGTHS), forward_by="repeated")
+    assert set(seen) == {"sdpa"}
+    names = {x.self_attn.config._attn_implementation for x in model.model.language_model.layers}
+    assert names == {NAME}
+
+
+def test_attention_dropout_is_refused(parts):
+    model = deepcopy(parts.policy.model)
+    attention = model.model.language_model.layers[0].self_attn
+    attention.config, attention.attention_dropout = attention.tvg_config, 0.1
+    with pytest.raises(ValueError, match=r"attention_dropout.*0\.1"):
+        share_prefix(model)

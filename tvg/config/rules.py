@@ -183,7 +183,7 @@ RULES: tuple[Rule, ...] = (
     machine.parameters_offloaded_below_stage_3,
     machine.strategy_without_gpu,
     machine.cpu_devices,
-    machine.half_precision_on_cpu,
+    machine.float16_training,
     trainer_steps_in_our_place,
     run_without_end,
     frame_budget,

@@ -101,9 +101,12 @@ def cpu_devices(cfg: Config) -> list[str]:
     return [f"trainer.devices: on CPU expected a number of processes, got {devices!r}"]
 
 
-def half_precision_on_cpu(cfg: Config) -> list[str]:
-    """CPU kernels compute in bfloat16, not in float16."""
+def float16_training(cfg: Config) -> list[str]:
+    """Float16 needs scaled gradients, which our clipping would see before they are unscaled.
+
+    DeepSpeed scales and clips by itself.
+    """
     precision = str(value(cfg, "trainer.precision", ""))
-    if value(cfg, "trainer.accelerator") != "cpu" or not precision.startswith("16"):
+    if not precision.startswith("16") or is_deepspeed(cfg):
         return []
-    return [f"trainer.precision: {precision} needs a GPU: use bf16-mixed or 32-true on CPU"]
+    return [f"trainer.precision: {precision} is not supported: use bf16-mixed or 32-true"]

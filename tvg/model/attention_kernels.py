@@ -7,12 +7,14 @@ it do not. Three of them, chosen by device and type: the CPU's flash kernel (any
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _aten = torch.ops.aten
+CHUNK_QUERIES = 512  # scored together by the plain products
 
 
 class Attended(NamedTuple):
@@ -39,11 +41,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale:
             query, key, value, 0.0, is_causal, False, scale=scale
         )
         return Attended(out, lse, tuple(state[:6]))
-    scores = _scores(query, key, is_causal=is_causal, scale=scale)
-    lse = scores.logsumexp(-1)
-    probs = (scores - lse[..., None]).exp().to(value.dtype)
-    out = (probs @ _per_query_head(value, query)).to(query.dtype)
-    return Attended(out, lse, ())
+    outs, lses = [], []
+    for rows in _chunks(query):
+        scores = _scores(query, key, rows, is_causal=is_causal, scale=scale)
+        lses.append(scores.logsumexp(-1))
+        probs = (scores - lses[-1][..., None]).exp().to(value.dtype)
+        outs.append((probs @ _per_query_head(value, query)).to(query.dtype))
+    return Attended(torch.cat(outs, dim=2), torch.cat(lses, dim=2), ())
 
 
 def attend_backward(
@@ -83,20 +87,33 @@ def _kernel(query: Tensor) -> str:
     if query.device.type == "cpu":
         return "cpu"
     is_half = query.dtype in (torch.bfloat16, torch.float16)
-    return "cuda" if query.device.type == "cuda" and is_half else "plain"
+    if query.device.type != "cuda" or not is_half or not _fits_flash(query.shape[-1]):
+        return "plain"
+    return "cuda" if torch.cuda.get_device_capability(query.device) >= (8, 0) else "plain"
+
+
+def _fits_flash(head_size: int) -> bool:
+    return head_size <= 256 and head_size % 8 == 0
+
+
+def _chunks(query: Tensor) -> Iterator[slice]:
+    """Query rows that are scored together: no scores of a whole long prompt are ever held."""
+    for start in range(0, query.shape[2], CHUNK_QUERIES):
+        yield slice(start, min(start + CHUNK_QUERIES, query.shape[2]))
 
 
 def _per_query_head(states: Tensor, query: Tensor) -> Tensor:
     return states.repeat_interleave(query.shape[1] // states.shape[1], dim=1)
 
 
-def _scores(query: Tensor, key: Tensor, *, is_causal: bool, scale: float) -> Tensor:
-    scores = (query @ _per_query_head(key, query).mT).to(
+def _scores(query: Tensor, key: Tensor, rows: slice, *, is_causal: bool, scale: float) -> Tensor:
+    """Scores of some queries against all keys, [b, H, rows, S]."""
+    scores = (query[:, :, rows] @ _per_query_head(key, query).mT).to(
         torch.promote_types(query.dtype, torch.float32)
     ) * scale
     if is_causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
+        places = torch.arange(key.shape[2], device=key.device)
+        scores = scores.masked_fill(places > places[rows, None], -torch.inf)
     return scores
 
 
@@ -113,11 +130,17 @@ def _plain_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, heads = lse.dtype, key.shape[1]
     keys, values = _per_query_head(key, query).to(dtype), _per_query_head(value, query).to(dtype)
-    grad = grad_out.to(dtype)
-    probs = (_scores(query, key, is_causal=is_causal, scale=scale) - lse[..., None]).exp()
-    through = (grad * out.to(dtype)).sum(-1, keepdim=True)
-    grad_scores = probs * (grad @ values.mT - through) * scale
-    grad_query = grad_scores @ keys
-    grad_key = (grad_scores.mT @ query.to(dtype)).unflatten(1, (heads, -1)).sum(2)
-    grad_value = (probs.mT @ grad).unflatten(1, (heads, -1)).sum(2)
+    grad_query = torch.empty_like(query, dtype=dtype)
+    grad_key, grad_value = torch.zeros_like(keys), torch.zeros_like(values)
+    for rows in _chunks(query):
+        grad = grad_out[:, :, rows].to(dtype)
+        scores = _scores(query, key, rows, is_causal=is_causal, scale=scale)
+        probs = (scores - lse[:, :, rows, None]).exp()
+        through = (grad * out[:, :, rows].to(dtype)).sum(-1, keepdim=True)
+        grad_scores = probs * (grad @ values.mT - through) * scale
+        grad_query[:, :, rows] = grad_scores @ keys
+        grad_key += grad_scores.mT @ query[:, :, rows].to(dtype)
+        grad_value += probs.mT @ grad
+    shared = (grad.unflatten(1, (heads, -1)).sum(2) for grad in (grad_key, grad_value))
+    grad_key, grad_value = shared
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)

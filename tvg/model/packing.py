@@ -8,6 +8,7 @@ that a completion follows its prompt and not the completion before it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,6 +21,16 @@ class Group:
     prompts: Tensor  # int64 [b, P], places in the row
     completions: Tensor  # int64 [b, G, C], places in the row; padding repeats some real place
     is_real: Tensor  # bool [b, G, C]
+
+    @cached_property
+    def real_rows(self) -> Tensor:
+        """Numbers of the real tokens among all b * G * C: found once, it makes a GPU wait."""
+        return self.is_real.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def real_places(self) -> Tensor:
+        """Their places in the row."""
+        return self.completions.flatten()[self.real_rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +58,7 @@ def pack(prompt_mask: Tensor, completion_mask: Tensor, *, group_size: int) -> Pa
     device = prompt_mask.device
     num_prompts = prompt_mask.shape[0]
     assert completion_mask.shape[0] == num_prompts * group_size, completion_mask.shape
+    assert (completion_mask.diff(dim=1) <= 0).all(), "completions have to be padded on the right"
     prompt_lengths = prompt_mask.sum(1).cpu()
     lengths = completion_mask.sum(1).cpu().view(num_prompts, group_size)
     whole = prompt_lengths + lengths.sum(1)

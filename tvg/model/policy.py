@@ -84,7 +84,8 @@ class Policy(nn.Module):
         Sampling, policy and reference then share one run of the trunk. Where the trunk is trained,
         its output belongs to one set of weights, and the prompts come back as they are.
         """
-        if prompts.video_features is not None or not is_trunk_frozen(self.model):
+        is_encoded = prompts.video_features is not None
+        if is_encoded or len(prompts) == 0 or not is_trunk_frozen(self.model):
             return prompts
         assert prompts.pixel_values_videos is not None
         with torch.no_grad():

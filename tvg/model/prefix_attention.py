@@ -46,7 +46,12 @@ def share_prefix(model: Any) -> None:
                 "policy.forward=repeated"
             )
         if attention.config._attn_implementation != NAME:
-            attention.tvg_fallback = attention.config._attn_implementation
+            if getattr(attention, "attention_dropout", 0.0):
+                raise ValueError(
+                    "model.path: attention_dropout has to be 0, or sampler and trainer would "
+                    f"differ: its config says {attention.attention_dropout}"
+                )
+            attention.tvg_config = attention.config
             attention.config = copy(attention.config)
             attention.config._attn_implementation_internal = NAME
 
@@ -64,10 +69,7 @@ def _attend(
 ) -> tuple[Tensor, Any]:
     """Transformers' attention function: queries [1, H, T, d] to outputs [1, T, H, d]."""
     if packed_row is None:
-        out: tuple[Tensor, Any] = _fallback(module)(
-            module, query, key, value, attention_mask, scaling=scaling, **rest
-        )
-        return out
+        return _as_before(module, query, key, value, attention_mask, scaling=scaling, **rest)
     assert not rest.get("dropout"), "attention dropout would set sampler and trainer apart"
     query, key, value = _at_one_precision(query, key, value)
     is_last = getattr(module, "tvg_is_last", False)
@@ -126,9 +128,17 @@ def _at_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
-def _fallback(module: Any) -> Any:
+def _as_before(module: Any, *states: Any, **options: Any) -> tuple[Tensor, Any]:
+    """The attention function that the model had, under the config that names it."""
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    return AttentionInterface().get_interface(module.tvg_fallback, eager)
+    ours, module.config = module.config, module.tvg_config
+    try:
+        name = module.config._attn_implementation
+        function = AttentionInterface().get_interface(name, eager)
+        out: tuple[Tensor, Any] = function(module, *states, **options)
+        return out
+    finally:
+        module.config = ours
 
 
 class _PrefixAttention(torch.autograd.Function):
@@ -264,8 +274,8 @@ def _put(states: Tensor, places: Tensor, values: Tensor) -> None:
 
 def _put_real(states: Tensor, group: Group, values: Tensor) -> None:
     """Writes [b * G, heads, C, d] at the completions' places, padding left out."""
-    real = group.is_real.flatten(0, 1)
-    states[group.completions.flatten(0, 1)[real]] = values.transpose(1, 2)[real].to(states.dtype)
+    rows = values.transpose(1, 2).flatten(0, 1)[group.real_rows]
+    states[group.real_places] = rows.to(states.dtype)
 
 
 def _per_completion(values: Tensor, num: int) -> Tensor:

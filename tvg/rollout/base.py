@@ -91,7 +91,7 @@ class Rollout(ABC):
             ).to(policy.device)
         size = self.prompts_per_call or len(prompts)
         parts = []
-        with torch.no_grad(), sampling_mode(policy):
+        with torch.no_grad(), sampling_mode(policy), _weights_cast_once(policy.device):
             for start in range(0, len(prompts), size):
                 rows = slice(start * group_size, (start + size) * group_size)
                 part = prompts.rows(start, start + size)
@@ -130,6 +130,23 @@ class Rollout(ABC):
         Returns:
             (ids int64 [N, C], log-probabilities [N, C]); anything behind a row's first EOS.
         """
+
+
+@contextmanager
+def _weights_cast_once(device: torch.device) -> Iterator[None]:
+    """Keeps autocast's copies of the weights from token to token, where autocast is on.
+
+    Lightning's autocast keeps none, so that every token would cast the whole model again.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    dtype = torch.get_autocast_dtype(device.type)
+    try:
+        with torch.autocast(device.type, dtype=dtype, cache_enabled=True):
+            yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 @contextmanager

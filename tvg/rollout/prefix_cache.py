@@ -21,6 +21,7 @@ class Prefill:
         self.row = row
         self.needed = row.needed  # of the last layer: the prompts' ends
         self.is_real = prompt_mask.bool()
+        self._rows = self.is_real.flatten().nonzero()[:, 0]
         self.keys: list[Tensor] = []  # a layer: [B, K, P, d], 0 at padding
         self.values: list[Tensor] = []
 
@@ -33,16 +34,18 @@ class Prefill:
     def _per_prompt(self, states: Tensor) -> Tensor:
         """[1, K, T, d] of the row to [B, K, P, d]."""
         flat = states[0].transpose(0, 1)
-        padded = flat.new_zeros((*self.is_real.shape, *flat.shape[1:]))
-        padded[self.is_real] = flat[self.row.prompt_places]
-        return padded.transpose(1, 2).contiguous()
+        padded = flat.new_zeros((self.is_real.numel(), *flat.shape[1:]))
+        padded[self._rows] = flat[self.row.prompt_places]
+        return padded.unflatten(0, self.is_real.shape).transpose(1, 2).contiguous()
 
 
 class Decoding:
     """Attends with one new token of each of N = B * G completions, step after step.
 
     Scores against a prompt are one product for its whole group: its keys are read once, not G
-    times. The row of a step is [1, N], completion after completion.
+    times. The row of a step is [1, N], completion after completion. Scores are float32 whatever
+    the model's type, as in the kernels of training: rounded to half precision, large ones would
+    set sampler and trainer apart.
 
     Args:
         prefill: of the B prompts.
@@ -53,30 +56,37 @@ class Decoding:
     def __init__(self, prefill: Prefill, *, group_size: int, max_steps: int) -> None:
         self.group_size = group_size
         self.step = 0
-        self.prompt_keys = [keys.mT for keys in prefill.keys]  # [B, K, d, P]
+        self.dtype = torch.promote_types(prefill.keys[0].dtype, torch.float32)  # of scores
+        self.prompt_keys = [keys.to(self.dtype).mT for keys in prefill.keys]  # [B, K, d, P]
         self.prompt_values = prefill.values
         num_prompts, num_heads, _, head_size = prefill.keys[0].shape
         shape = (num_prompts * group_size, num_heads, max_steps, head_size)
-        self.keys = [keys.new_empty(shape) for keys in prefill.keys]
+        self.keys = [keys.new_empty(shape, dtype=self.dtype) for keys in prefill.keys]
         self.values = [keys.new_empty(shape) for keys in prefill.keys]
         hidden = ~prefill.is_real[:, None, None, :]
         self.padding = hidden if bool(hidden.any()) else None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """[1, H, N, d] queries to [1, N, H, d]."""
+        with torch.autocast(query.device.type, enabled=False):  # it would round the scores
+            return self._attend(layer, query, key, value, scale)
+
+    def _attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
+    ) -> Tensor:
         keys, values = self.keys[layer], self.values[layer]
         keys[:, :, self.step] = key[0].transpose(0, 1)
         values[:, :, self.step] = value[0].transpose(0, 1)
         keys, values = keys[:, :, : self.step + 1], values[:, :, : self.step + 1]
         num_heads, group = keys.shape[1], self.group_size
         # [H, N, d] -> [N, K, heads a key head, d]
-        q = query[0].unflatten(0, (num_heads, -1)).permute(2, 0, 1, 3) * scale
+        q = query[0].to(self.dtype).unflatten(0, (num_heads, -1)).permute(2, 0, 1, 3) * scale
         own = q @ keys.mT
         shared = _together(q, group) @ self.prompt_keys[layer]
         if self.padding is not None:
             shared = shared.masked_fill(self.padding, -torch.inf)
         scores = torch.cat([shared, _together(own, group)], dim=-1)
-        probs = scores.float().softmax(-1).to(value.dtype)
+        probs = scores.softmax(-1).to(value.dtype)
         num_prompt = shared.shape[-1]
         out = _apart(probs[..., :num_prompt] @ self.prompt_values[layer], group)
         out = out + _apart(probs[..., num_prompt:], group) @ values

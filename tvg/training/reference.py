@@ -27,10 +27,11 @@ def in_use(
         return
     shared = {id(p) for p in policy.parameters()}
     own = [p for p in reference.parameters() if id(p) not in shared]
-    for parameter in own:
-        parameter.data = parameter.data.to(device, non_blocking=True)
+    at_rest = [parameter.data.to("cpu") for parameter in own]
+    for parameter, kept in zip(own, at_rest, strict=True):
+        parameter.data = kept.to(device, non_blocking=True)
     try:
         yield reference
     finally:
-        for parameter in own:
-            parameter.data = parameter.data.to("cpu")
+        for parameter, kept in zip(own, at_rest, strict=True):
+            parameter.data = kept  # nothing has changed it: no way back is needed

@@ -26,6 +26,7 @@ def rollout_rows(
 ) -> list[dict[str, Any]]:
     """One plain row a completion, for tables."""
     rows = []
+    lengths = rollout.completion_mask.sum(1).tolist()
     for n, (text, answer) in enumerate(zip(rollout.texts, answers, strict=True)):
         example = rollout.prompts.examples[n // rollout.group_size]
         rows.append(
@@ -36,7 +37,7 @@ def rollout_rows(
                 "segment": list(answer.segment) if answer.segment else None,
                 "reward": float(rewards.total[n]),
                 **{f"reward_{name}": float(values[n]) for name, values in rewards.parts.items()},
-                "num_tokens": int(rollout.completion_mask[n].sum()),
+                "num_tokens": lengths[n],
                 "text": text,
             }
         )
