@@ -29,7 +29,7 @@ def start(run_dir, checkpoint, world, *more):
         "objective.loss.kl_coef=0.1",
         "objective.optimizer.lr=1e-3",
         "objective.schedule.warmup_steps=2",
-        "rollout.max_new_tokens=8",
+        "rollout.max_new_tokens=64",  # long steps: the kill falls into the middle of one
         f"trainer.max_steps={STEPS}",
         "trainer.val_check_interval=4",
         "callbacks.checkpoint.every_n_train_steps=1",
