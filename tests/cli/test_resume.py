@@ -11,9 +11,24 @@ import pytest
 import torch
 
 STEPS = 6
+# A reward without weight that, where it is asked to, stops in the middle of a step.
+BLOCKING = """
+import os, time
+from pathlib import Path
+
+class Blocking:
+    calls = 0
+
+    def __call__(self, *, texts, **rest):
+        self.calls += 1
+        if os.environ.get("BLOCK_AT") == str(self.calls):
+            Path(os.environ["BLOCK_FILE"]).touch()
+            time.sleep(600)
+        return [0.0] * len(texts)
+"""
 
 
-def start(run_dir, checkpoint, world, *more):
+def start(run_dir, checkpoint, world, *more, **environment):
     overrides = [
         f"hydra.run.dir={run_dir}",
         f"model.path={checkpoint}",
@@ -29,7 +44,9 @@ def start(run_dir, checkpoint, world, *more):
         "objective.loss.kl_coef=0.1",
         "objective.optimizer.lr=1e-3",
         "objective.schedule.warmup_steps=2",
-        "rollout.max_new_tokens=64",  # long steps: the kill falls into the middle of one
+        "+reward.blocking.weight=0.0",
+        "+reward.blocking.reward._target_=blocking.Blocking",
+        "rollout.max_new_tokens=8",
         f"trainer.max_steps={STEPS}",
         "trainer.val_check_interval=4",
         "callbacks.checkpoint.every_n_train_steps=1",
@@ -40,7 +57,12 @@ def start(run_dir, checkpoint, world, *more):
     ]
     return subprocess.Popen(
         [sys.executable, "-m", "tvg.train", *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(run_dir.parent),
+            **environment,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -52,16 +74,13 @@ def finish(process):
     assert process.returncode == 0, output[-3000:]
 
 
-def kill_after(process, line_start):
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if line.startswith(line_start):
-            time.sleep(0.05)  # into the next step
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait(timeout=30)
-    assert process.returncode == -signal.SIGKILL, "".join(seen)[-3000:]
+def kill_when_there(process, marker):
+    while not marker.exists():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
 
 
 def logged(run_dir):
@@ -78,10 +97,11 @@ def logged(run_dir):
 
 @pytest.mark.timeout(600)
 def test_sigkill_and_resume_change_nothing(tiny_checkpoint, tiny_world, tmp_path):
-    whole = start(tmp_path / "whole", tiny_checkpoint, tiny_world)
-    killed = start(tmp_path / "killed", tiny_checkpoint, tiny_world)
-    kill_after(killed, f"step 3/{STEPS}")
-    finish(whole)
+    (tmp_path / "blocking.py").write_text(BLOCKING)
+    marker = tmp_path / "in_the_fourth_step"
+    finish(start(tmp_path / "whole", tiny_checkpoint, tiny_world))
+    block = {"BLOCK_AT": "4", "BLOCK_FILE": str(marker)}
+    kill_when_there(start(tmp_path / "killed", tiny_checkpoint, tiny_world, **block), marker)
     finish(start(tmp_path / "killed", tiny_checkpoint, tiny_world, "resume=true"))
     one, other = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
