@@ -124,9 +124,14 @@ def _squares(length: int, window: int) -> int:
 
 
 def rollout_flops(
-    policy: Policy, rollout: RolloutBatch, *, has_reference: bool, is_encoded: bool
+    policy: Policy,
+    rollout: RolloutBatch,
+    *,
+    has_reference: bool,
+    is_encoded: bool,
+    num_updates: int = 1,
 ) -> float:
-    """Operations of the step that samples a rollout and learns from it."""
+    """Operations of sampling a rollout and of learning from it `num_updates` times (0: not yet)."""
     counted = count_parameters(policy.model)
     work = StepWork(
         prompts=rollout.prompts.attention_mask.sum(1).tolist(),
@@ -138,4 +143,6 @@ def rollout_flops(
         trains_merger=counted.is_merger_trained,
         trains_trunk=counted.is_trunk_trained,
     )
-    return sum(step_flops(shape_of(policy.model.config), work).values())
+    flops = step_flops(shape_of(policy.model.config), work)
+    once = flops["vision"] + flops["sampling"] + (flops["reference"] if num_updates else 0.0)
+    return once + num_updates * (flops["policy"] + flops["backward"])

@@ -94,7 +94,7 @@ class PolicyModule(LightningModule):
             # Its engine holds the gradients, so that it alone can clip them.
             self.trainer.strategy.config["gradient_clipping"] = self.max_grad_norm or 0.0
         optimizer = self.make_optimizer(decay_groups(self.policy))
-        num_steps = self.trainer.estimated_stepping_batches
+        num_steps = self.num_optimizer_steps()
         if math.isinf(num_steps):
             raise ValueError(
                 "trainer.max_steps: the learning-rate schedule has to know the number of steps: "
@@ -102,6 +102,10 @@ class PolicyModule(LightningModule):
             )
         schedule = self.make_schedule(optimizer, int(num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def num_optimizer_steps(self) -> int | float:
+        """How many steps the run will take, as far as can be told; infinite where it cannot."""
+        return self.trainer.estimated_stepping_batches
 
     def micro_batches(self, num_prompts: int) -> list[range]:
         """The prompts of a step, cut into those that go through together."""
