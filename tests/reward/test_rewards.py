@@ -1,20 +1,21 @@
 """The shipped rewards against numbers worked out by hand."""
 
 import pytest
+from reward_parts import make_completions
 
-from tvg.core.parsing import parse_answer
 from tvg.reward.base import Reward
 from tvg.reward.format import FormatReward
 from tvg.reward.iou import IoUReward
 from tvg.reward.iou_v2 import IoUV2Reward
+from tvg.reward.weighted import WeightedReward
 from tvg.types import Segment
 
 
 def score(reward: Reward, text: str, *, truth: Segment, duration_s: float = 20.0) -> float:
-    (value,) = reward(
-        texts=[text], answers=[parse_answer(text)], truths=[truth], durations_s=[duration_s]
+    output = WeightedReward(rewards={"it": reward}, weights={"it": 1.0})(
+        make_completions([text], truth=truth, duration_s=duration_s)
     )
-    return value
+    return output.parts["it"].item()
 
 
 def completion(answer: str) -> str:

@@ -1,12 +1,15 @@
-"""The weighted sum, and what it says when a reward misbehaves."""
+"""The weighted sum, what rewards may ask for, and what is said when one misbehaves."""
 
+import functools
 import math
 from typing import Any
 
 import pytest
 import torch
+from reward_parts import make_completions
 
-from tvg.core.parsing import ParsedAnswer, parse_answer
+from tvg.core.parsing import ParsedAnswer
+from tvg.reward.base import FIELDS
 from tvg.reward.format import FormatReward
 from tvg.reward.iou import IoUReward
 from tvg.reward.weighted import WeightedReward
@@ -19,13 +22,12 @@ TEXTS = [
 ]
 
 
-def score(reward: WeightedReward, texts: list[str] = TEXTS) -> RewardOutput:
-    return reward(
-        texts=texts,
-        answers=[parse_answer(text) for text in texts],
-        truths=[Segment(0.0, 10.0)] * len(texts),
-        durations_s=[20.0] * len(texts),
-    )
+def score(reward: WeightedReward, texts: list[str] = TEXTS, **changes: Any) -> RewardOutput:
+    return reward(make_completions(texts, **changes))
+
+
+def only(reward: Any, name: str = "mine") -> WeightedReward:
+    return WeightedReward(rewards={name: reward}, weights={name: 1.0})
 
 
 def lengths(*, texts: list[str], **_: Any) -> list[float]:
@@ -48,82 +50,72 @@ def test_total_and_raw_parts() -> None:
 
 
 def test_no_completions_no_rewards() -> None:
-    output = score(WeightedReward(rewards={"iou": IoUReward()}, weights={"iou": 1.0}), [])
+    output = score(only(IoUReward(), "iou"), [])
     assert output.total.shape == output.parts["iou"].shape == (0,)
 
 
-def test_the_reward_and_the_completion_are_named_when_one_raises() -> None:
-    def picky(*, texts: list[str], **_: Any) -> list[float]:
-        return [1 / (0 if text == "0 to 10" else 1) for text in texts]
-
-    reward = WeightedReward(
-        rewards={"iou": IoUReward(), "picky": picky}, weights={"iou": 1.0, "picky": 1.0}
-    )
-    with pytest.raises(ValueError, match=r"'picky'.*completion 1: '0 to 10'.*division") as caught:
-        score(reward)
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+# -- what a reward may ask for --------------------------------------------------------------------
 
 
-def test_a_reward_that_fails_on_the_batch_alone_is_named() -> None:
-    def lonely(*, texts: list[str], **_: Any) -> list[float]:
-        if len(texts) > 1:
-            raise RuntimeError("too many")
-        return [0.0]
+def test_a_reward_is_called_with_what_it_names() -> None:
+    seen: dict[str, Any] = {}
 
-    with pytest.raises(ValueError, match=r"'lonely'.*3 completions together.*too many"):
-        score(WeightedReward(rewards={"lonely": lonely}, weights={"lonely": 1.0}))
+    def names_some(*, num_tokens, group_size, seen_by=1.0):
+        seen["some"] = {"num_tokens": num_tokens, "group_size": group_size, "seen_by": seen_by}
+        return [0.0] * len(num_tokens)
 
+    def by_position_too(texts, is_finished):
+        seen["positional"] = (texts, is_finished)
+        return [0.0] * len(texts)
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("weight", [1.0, 0.0])
-def test_a_reward_that_is_not_finite_is_named(value: float, weight: float) -> None:
-    def broken(*, texts: list[str], **_: Any) -> list[float]:
-        return [0.0] * (len(texts) - 1) + [value]
+    def all_of_it(**given):
+        seen["all"] = given
+        return [0.0] * len(given["texts"])
 
-    with pytest.raises(ValueError, match=r"'broken'.*completion 2: '<answer>5 to 15</answer>'"):
-        score(WeightedReward(rewards={"broken": broken}, weights={"broken": weight}))
+    def one_and_the_rest(*, texts, **rest):
+        seen["rest"] = rest
+        return [0.0] * len(texts)
 
-
-@pytest.mark.parametrize("num_values", [0, 1, 4])
-def test_a_wrong_number_of_values_is_named(num_values: int) -> None:
-    def short(**_: Any) -> list[float]:
-        return [0.0] * num_values
-
-    with pytest.raises(ValueError, match=f"'short'.*{num_values} values for 3 completions"):
-        score(WeightedReward(rewards={"short": short}, weights={"short": 1.0}))
-
-
-def test_a_long_completion_is_shortened_in_the_message() -> None:
-    def broken(**_: Any) -> list[float]:
-        return [math.nan]
-
-    reward = WeightedReward(rewards={"broken": broken}, weights={"broken": 1.0})
-    with pytest.raises(ValueError, match="aaa") as caught:
-        score(reward, ["a" * 5000])
-    assert len(str(caught.value)) < 250
+    rewards = {f.__name__: f for f in (names_some, by_position_too, all_of_it, one_and_the_rest)}
+    completions = make_completions(TEXTS)
+    WeightedReward(rewards=rewards, weights=dict.fromkeys(rewards, 1.0))(completions)
+    assert seen["some"] == {"num_tokens": [3, 3, 3], "group_size": 3, "seen_by": 1.0}
+    assert seen["positional"] == (TEXTS, [True] * 3)
+    assert seen["all"] == {name: getattr(completions, name) for name in FIELDS}
+    assert seen["rest"].keys() == FIELDS - {"texts"}
 
 
-def test_lists_of_unequal_length_are_named() -> None:
-    reward = WeightedReward(rewards={"iou": IoUReward()}, weights={"iou": 1.0})
-    with pytest.raises(ValueError, match=r"\[1, 0, 1, 1\]"):
-        reward(texts=["a"], answers=[], truths=[Segment(0.0, 1.0)], durations_s=[1.0])
+def test_settings_of_a_plain_function_are_bound_beforehand() -> None:
+    def short(*, texts: list[str], max_chars: int) -> list[float]:
+        return [float(len(text) <= max_chars) for text in texts]
+
+    output = score(only(functools.partial(short, max_chars=10)))
+    assert output.total.tolist() == [0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    ("rewards", "weights", "named"),
-    [
-        ({}, {}, "at least one"),
-        ({"iou": IoUReward()}, {}, "iou"),
-        ({"iou": IoUReward()}, {"iuo": 1.0}, "iuo"),
-        ({"iou": IoUReward()}, {"iou": 1.0, "format": 1.0}, "format"),
-        ({"iou": IoUReward()}, {"iou": math.nan}, "weights.iou"),
-    ],
-)
-def test_impossible_settings_are_named(
-    rewards: dict[str, Any], weights: dict[str, float], named: str
-) -> None:
-    with pytest.raises(ValueError, match=named):
-        WeightedReward(rewards=rewards, weights=weights)
+def test_arguments_that_nobody_gives_are_named_at_the_start() -> None:
+    def asks(*, texts: list[str], frames: list[Any]) -> list[float]:
+        raise AssertionError("never called")
+
+    with pytest.raises(ValueError, match=r"'mine' needs the argument 'frames'.*durations_s, exam"):
+        only(asks)
+    with pytest.raises(ValueError, match=r"'mine' needs the argument 'texts' by position"):
+        only(lambda texts, /: [0.0])
+    with pytest.raises(ValueError, match=r"'mine' must be callable: got int"):
+        only(3)
+    with pytest.raises(ValueError, match=r"'num_tokens' is given by every call"):
+        only(functools.partial(lengths, num_tokens=200))
+
+
+def test_a_reward_that_changes_its_lists_does_no_harm() -> None:
+    def greedy(*, texts: list[str], truths: list[Segment]) -> list[float]:
+        texts.clear()
+        truths.reverse()
+        return [0.0] * 3
+
+    rewards = {"greedy": greedy, "length": lengths}
+    output = score(WeightedReward(rewards=rewards, weights=dict.fromkeys(rewards, 1.0)))
+    assert output.parts["length"].tolist() == [24.0, 7.0, 24.0]
 
 
 def test_parsed_answers_arrive_as_they_were_given() -> None:
@@ -133,5 +125,130 @@ def test_parsed_answers_arrive_as_they_were_given() -> None:
         seen.extend(answers)
         return [0.0] * len(answers)
 
-    score(WeightedReward(rewards={"spy": spy}, weights={"spy": 1.0}))
+    score(only(spy))
     assert [answer.segment for answer in seen] == [Segment(0, 10), None, Segment(5, 15)]
+
+
+# -- what it may return ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, 0.5, True],
+        (1.0, 0.5, 1),
+        torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64, requires_grad=True),
+        [torch.tensor(1.0), torch.tensor([0.5]), 1],
+    ],
+)
+def test_numbers_come_in_many_types(values: Any) -> None:
+    assert score(only(lambda texts: values)).total.tolist() == [1.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, 1e300, 10**400, None, "1.0", [1.0], 1j, {}]
+)
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_what_is_no_finite_number_is_named(value: Any, weight: float) -> None:
+    def broken(*, texts: list[str]) -> list[Any]:
+        return [0.0] * (len(texts) - 1) + [value]
+
+    reward = WeightedReward(rewards={"broken": broken}, weights={"broken": weight})
+    with pytest.raises(ValueError, match=r"'broken'.*completion 2 \(a:0\): '<answer>5 to 15</an"):
+        score(reward)
+
+
+@pytest.mark.parametrize(
+    "values", [None, 1.0, "000", {"a": 1, "b": 2, "c": 3}, {1, 2, 3}, torch.tensor(1.0)]
+)
+def test_what_is_no_list_is_named(values: Any) -> None:
+    with pytest.raises(ValueError, match=r"'mine' must return a list or a tensor of numbers"):
+        score(only(lambda texts: values))
+
+
+@pytest.mark.parametrize("num_values", [0, 1, 4])
+def test_a_wrong_number_of_values_is_named(num_values: int) -> None:
+    with pytest.raises(ValueError, match=f"'short'.*{num_values} values for 3 completions"):
+        score(only(lambda **_: [0.0] * num_values, "short"))
+
+
+def test_a_total_that_overflows_is_named() -> None:
+    reward = WeightedReward(rewards={"big": lambda texts: [0, 3e38, 0]}, weights={"big": 2.0})
+    with pytest.raises(ValueError, match=r"weighted total.*6e\+38 for completion 1.*'big': 2"):
+        score(reward)
+
+
+# -- one that raises ------------------------------------------------------------------------------
+
+
+def test_the_reward_and_the_completion_are_named_when_one_raises() -> None:
+    def picky(*, texts: list[str], **_: Any) -> list[float]:
+        return [1 / (0 if text == "0 to 10" else 1) for text in texts]
+
+    def picky_by_name(*, texts: list[str]) -> list[float]:
+        return picky(texts=texts)
+
+    for reward in (picky, picky_by_name, functools.partial(picky_by_name)):
+        rewards = {"iou": IoUReward(), "picky": reward}
+        weighted = WeightedReward(rewards=rewards, weights=dict.fromkeys(rewards, 1.0))
+        message = r"'picky' failed on completion 1 \(a:0\): '0 to 10': ZeroDivisionError: division"
+        with pytest.raises(ValueError, match=message) as caught:
+            score(weighted)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_one_that_compares_within_groups_is_tried_group_by_group() -> None:
+    def compares(*, texts: list[str], group_size: int) -> list[float]:
+        if group_size < 2 or len(texts) % group_size:
+            raise RuntimeError("a whole group, please")  # the probe must not set this off
+        return [1 / (0 if text == "bad" else 1) for text in texts]
+
+    texts = ["a", "b", "c", "bad", "e", "f"]
+    message = r"'mine' failed on the group of completions 2 to 3: 'c', \.\.\.: ZeroDivisionError"
+    with pytest.raises(ValueError, match=message):
+        score(only(compares), texts, group_size=2)
+
+
+def test_a_reward_that_fails_on_the_batch_alone_is_named() -> None:
+    def lonely(*, texts: list[str]) -> list[float]:
+        if len(texts) > 1:
+            raise RuntimeError("too many")
+        return [0.0]
+
+    with pytest.raises(ValueError, match=r"'lonely'.*3 completions together.*too many"):
+        score(only(lonely, "lonely"), group_size=1)
+    with pytest.raises(ValueError, match=r"'lonely'.*group of completions 0 to 2: .*too many"):
+        score(only(lonely, "lonely"))
+
+
+def test_a_long_completion_is_shortened_in_the_message() -> None:
+    with pytest.raises(ValueError, match="aaa") as caught:
+        score(only(lambda texts: [math.nan]), ["a" * 5000])
+    assert len(str(caught.value)) < 250
+
+
+# -- settings -------------------------------------------------------------------------------------
+
+
+def test_lists_of_unequal_length_are_named() -> None:
+    with pytest.raises(ValueError, match=r"'answers': 0"):
+        make_completions(["a"], answers=[])
+    with pytest.raises(ValueError, match=r"3 completions, group_size=2"):
+        make_completions(TEXTS, group_size=2)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "weights", "named"),
+    [
+        ({}, {}, "at least one"),
+        ({"iou": IoUReward()}, {}, "iou"),
+        ({"iou": IoUReward()}, {"iuo": 1.0}, "iuo"),
+        ({"iou": IoUReward()}, {"iou": 1.0, "format": 1.0}, "format"),
+        ({"iou": IoUReward()}, {"iou": math.nan}, r"reward\.iou\.weight"),
+    ],
+)
+def test_impossible_settings_are_named(
+    rewards: dict[str, Any], weights: dict[str, float], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        WeightedReward(rewards=rewards, weights=weights)

@@ -1,25 +1,69 @@
-"""What a reward is."""
+"""What a reward is, and what it may ask for."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 from tvg.core.parsing import ParsedAnswer
-from tvg.types import Segment
+from tvg.types import GroundingExample, Segment
+
+# Any callable that takes some fields of `Completions` by keyword, or all of them (`**rest`), and
+# returns one number a completion: a list, a tuple or a tensor [N]. It asks for what it reads:
+#
+#     def short(*, texts: list[str]) -> list[float]: ...
+#
+# A malformed completion is data and earns a number; raising is for broken input.
+Reward = Callable[..., Any]
 
 
-class Reward(Protocol):
-    """Scores N completions; a function with these keyword arguments will do.
+@dataclass(frozen=True, kw_only=True)
+class Completions:
+    """N completions as rewards see them; all lists have length N.
 
-    All lists have length N, row n belongs to prompt n // group_size. Times are seconds from the
-    start of the clip. A malformed completion is data and earns 0; raising is for broken input.
+    Row n belongs to prompt n // group_size. Times are seconds from the start of the clip.
+
+    Raises:
+        ValueError: lists of unequal length, or groups that are not whole.
     """
 
-    def __call__(
-        self,
-        *,
-        texts: list[str],  # special tokens removed
-        answers: list[ParsedAnswer],
-        truths: list[Segment],
-        durations_s: list[float],
-    ) -> list[float]: ...
+    texts: list[str]  # special tokens removed
+    answers: list[ParsedAnswer]  # what the task read in each
+    truths: list[Segment]
+    durations_s: list[float]  # of the clips as found in the files
+    examples: list[GroundingExample]
+    num_tokens: list[int]  # up to and including the first EOS
+    is_finished: list[bool]  # ended by EOS, not cut at the length limit
+    group_size: int
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in LISTS}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(
+                f"completions: every list must have one entry a completion: got lengths {lengths}"
+            )
+        if self.group_size < 1 or len(self) % self.group_size:
+            raise ValueError(
+                "group_size must divide the completions: "
+                f"got {len(self)} completions, group_size={self.group_size}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def rows(self, start: int, stop: int, *, group_size: int) -> Completions:
+        """The completions [start, stop), in groups of that size."""
+        lists = {name: getattr(self, name)[start:stop] for name in LISTS}
+        return Completions(**lists, group_size=group_size)
+
+    def given(self, names: frozenset[str]) -> dict[str, Any]:
+        """The fields of these names; lists are copies, which a reward may change."""
+        return {
+            name: list(getattr(self, name)) if name in LISTS else getattr(self, name)
+            for name in names
+        }
+
+
+FIELDS = frozenset(f.name for f in fields(Completions))
+LISTS = tuple(f.name for f in fields(Completions) if f.name != "group_size")

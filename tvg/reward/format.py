@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tvg.core.parsing import ParsedAnswer, has_format
-from tvg.types import Segment
+from tvg.core.parsing import has_format
 
 
 class FormatReward:
@@ -16,12 +15,5 @@ class FormatReward:
     def __init__(self, *, think: bool) -> None:
         self.think = think
 
-    def __call__(
-        self,
-        *,
-        texts: list[str],
-        answers: list[ParsedAnswer],
-        truths: list[Segment],
-        durations_s: list[float],
-    ) -> list[float]:
+    def __call__(self, *, texts: list[str]) -> list[float]:
         return [float(has_format(text, think=self.think)) for text in texts]

@@ -10,14 +10,7 @@ from tvg.types import Segment
 class IoUReward:
     """Temporal IoU of prediction and truth; 0 for none, a reversed or an empty prediction."""
 
-    def __call__(
-        self,
-        *,
-        texts: list[str],
-        answers: list[ParsedAnswer],
-        truths: list[Segment],
-        durations_s: list[float],
-    ) -> list[float]:
+    def __call__(self, *, answers: list[ParsedAnswer], truths: list[Segment]) -> list[float]:
         return [
             segment_iou(answer.segment, truth)
             for answer, truth in zip(answers, truths, strict=True)

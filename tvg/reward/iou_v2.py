@@ -17,7 +17,6 @@ class IoUV2Reward:
     def __call__(
         self,
         *,
-        texts: list[str],
         answers: list[ParsedAnswer],
         truths: list[Segment],
         durations_s: list[float],

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
-from tvg.core.parsing import ParsedAnswer
-from tvg.reward.base import Reward
-from tvg.types import RewardOutput, Segment
+from tvg.reward.base import Completions, Reward
+from tvg.reward.signature import wanted_fields
+from tvg.types import RewardOutput
 
 _EXCERPT_CHARS = 80
+_MAX = torch.finfo(torch.float32).max
 
 
 class WeightedReward:
@@ -21,7 +23,8 @@ class WeightedReward:
         weights: name -> weight, for exactly the same names.
 
     Raises:
-        ValueError: if there is no reward, the names differ or a weight is not finite.
+        ValueError: if there is no reward, the names differ, a weight is not finite, or a reward
+            needs an argument that there is not.
     """
 
     def __init__(self, *, rewards: dict[str, Reward], weights: dict[str, float]) -> None:
@@ -34,98 +37,113 @@ class WeightedReward:
             )
         for name, weight in weights.items():
             if not math.isfinite(weight):
-                raise ValueError(f"reward.weights.{name} must be finite: got {weight}")
+                raise ValueError(f"reward.{name}.weight must be finite: got {weight}")
         self.rewards = dict(rewards)
         self.weights = dict(weights)
+        self._wanted = {name: wanted_fields(name, reward) for name, reward in rewards.items()}
 
-    def __call__(
-        self,
-        *,
-        texts: list[str],
-        answers: list[ParsedAnswer],
-        truths: list[Segment],
-        durations_s: list[float],
-    ) -> RewardOutput:
+    def __call__(self, completions: Completions) -> RewardOutput:
         """Score N completions.
-
-        Args:
-            texts: N completions, special tokens removed.
-            answers: what was parsed from each.
-            truths: the true segment of each one's query, in seconds.
-            durations_s: length of each one's clip.
 
         Returns:
             Weighted total [N] and the raw parts [N] by name.
 
         Raises:
             ValueError: naming the reward and the completion, if a reward raises, returns a wrong
-                number of values, or one that is not finite.
+                number of values, or one that is no finite number (in float32).
         """
-        lengths = [len(texts), len(answers), len(truths), len(durations_s)]
-        if len(set(lengths)) != 1:
-            raise ValueError(
-                "texts, answers, truths and durations_s must have one entry per completion: "
-                f"got lengths {lengths}"
-            )
-        total = torch.zeros(len(texts), dtype=torch.float64)
+        total = torch.zeros(len(completions), dtype=torch.float64)
         parts = {}
         for name, reward in self.rewards.items():
-            values = _score(name, reward, texts, answers, truths, durations_s)
+            values = _score(name, reward, self._wanted[name], completions)
             part = torch.tensor(values, dtype=torch.float64)
             total += self.weights[name] * part
             parts[name] = part.float()
+        for index, value in enumerate(total.tolist()):
+            if not abs(value) <= _MAX:
+                raise ValueError(
+                    f"reward: the weighted total must be finite: got {value} for "
+                    f"{_completion(completions, index)}; see the weights {self.weights}"
+                )
         return RewardOutput(total=total.float(), parts=parts)
 
 
 def _score(
-    name: str,
-    reward: Reward,
-    texts: list[str],
-    answers: list[ParsedAnswer],
-    truths: list[Segment],
-    durations_s: list[float],
+    name: str, reward: Reward, wanted: frozenset[str], completions: Completions
 ) -> list[float]:
-    def call(rows: slice) -> list[float]:
-        values = reward(
-            texts=texts[rows],
-            answers=answers[rows],
-            truths=truths[rows],
-            durations_s=durations_s[rows],
-        )
-        return [float(value) for value in values]
-
     try:
-        values = call(slice(None))
+        found = reward(**completions.given(wanted))
     except Exception as error:  # a user's reward may raise anything: say which one, on what
-        for index in range(len(texts)):
-            try:
-                call(slice(index, index + 1))
-            except Exception as alone:
-                raise _failure(name, index, texts, alone) from alone
+        raise _failure(name, reward, wanted, completions, error) from error
+    if hasattr(found, "tolist"):  # a tensor, or an array
+        found = found.tolist()
+    if not isinstance(found, list | tuple):
         raise ValueError(
-            f"reward {name!r} failed on {len(texts)} completions together, on none of them alone: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if len(values) != len(texts):
+            f"reward {name!r} must return a list or a tensor of numbers, one a completion: "
+            f"got {_excerpt(found)} ({type(found).__name__})"
+        )
+    if len(found) != len(completions):
         raise ValueError(
             f"reward {name!r} must return one value per completion: "
-            f"got {len(values)} values for {len(texts)} completions"
+            f"got {len(found)} values for {len(completions)} completions"
         )
-    for index, value in enumerate(values):
-        if not math.isfinite(value):
-            raise ValueError(
-                f"reward {name!r} must be finite: "
-                f"got {value} for completion {index}: {_excerpt(texts[index])}"
-            )
-    return values
+    return [_number(name, value, completions, index) for index, value in enumerate(found)]
 
 
-def _failure(name: str, index: int, texts: list[str], error: Exception) -> ValueError:
-    return ValueError(
-        f"reward {name!r} failed on completion {index}: {_excerpt(texts[index])}: "
-        f"{type(error).__name__}: {error}"
-    )
+def _number(name: str, value: Any, completions: Completions, index: int) -> float:
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # None, lists, several elements
+        number = math.nan
+    if not abs(number) <= _MAX:
+        raise ValueError(
+            f"reward {name!r} must be a finite number: "
+            f"got {_excerpt(value)} for {_completion(completions, index)}"
+        )
+    return number
 
 
-def _excerpt(text: str) -> str:
-    return repr(text if len(text) <= _EXCERPT_CHARS else text[:_EXCERPT_CHARS] + "...")
+def _failure(
+    name: str,
+    reward: Reward,
+    wanted: frozenset[str],
+    completions: Completions,
+    error: Exception,
+) -> ValueError:
+    """Looks for the completion, or else for the group, on which the reward fails alone."""
+
+    def error_on(start: int, stop: int, group_size: int) -> Exception | None:
+        try:
+            reward(**completions.rows(start, stop, group_size=group_size).given(wanted))
+        except Exception as alone:
+            return alone
+        return None
+
+    size = completions.group_size
+    for first in range(0, len(completions), size):
+        in_group = error_on(first, first + size, size)
+        if in_group is None:
+            continue
+        for index in range(first, first + size):
+            alone = error_on(index, index + 1, 1)
+            # One that compares within groups may fail on the lack of them: that is not it.
+            if alone is not None and ("group_size" not in wanted or repr(alone) == repr(in_group)):
+                return _failed(name, f"on {_completion(completions, index)}", alone)
+        where = f"on the group of completions {first} to {first + size - 1}"
+        return _failed(name, f"{where}: {_excerpt(completions.texts[first])}, ...", in_group)
+    where = f"on {len(completions)} completions together, on no group of them alone"
+    return _failed(name, where, error)
+
+
+def _failed(name: str, where: str, error: Exception) -> ValueError:
+    return ValueError(f"reward {name!r} failed {where}: {type(error).__name__}: {error}")
+
+
+def _completion(completions: Completions, index: int) -> str:
+    qid = completions.examples[index].qid
+    return f"completion {index} ({qid}): {_excerpt(completions.texts[index])}"
+
+
+def _excerpt(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _EXCERPT_CHARS else text[:_EXCERPT_CHARS] + "..."

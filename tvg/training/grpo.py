@@ -15,6 +15,7 @@ from tvg.core.parsing import ParsedAnswer
 from tvg.model.flops import rollout_flops
 from tvg.model.policy import Policy
 from tvg.objective.grpo import GRPOObjective
+from tvg.reward.base import Completions
 from tvg.reward.weighted import WeightedReward
 from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
@@ -176,12 +177,17 @@ class GRPOModule(PolicyModule):
         for example in rollout.prompts.examples:
             if example.segment is None:
                 raise ValueError(f"{example.qid}: reinforcement training needs a true segment")
-        durations = rollout.prompts.duration_s.repeat_interleave(self.group_size).tolist()
         return self.reward(
-            texts=rollout.texts,
-            answers=answers,
-            truths=[e.segment for e in examples if e.segment is not None],
-            durations_s=durations,
+            Completions(
+                texts=rollout.texts,
+                answers=answers,
+                truths=[e.segment for e in examples if e.segment is not None],
+                durations_s=rollout.prompts.duration_s.repeat_interleave(self.group_size).tolist(),
+                examples=examples,
+                num_tokens=rollout.completion_mask.sum(1).tolist(),
+                is_finished=rollout.is_finished.tolist(),
+                group_size=self.group_size,
+            )
         )
 
     def _learn(self, rollout: RolloutBatch, advantages: Tensor) -> dict[str, Tensor]:
