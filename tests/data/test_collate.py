@@ -7,7 +7,8 @@ import pytest
 import torch
 from parts import make_parts, make_task
 
-from tvg.data.collate import VIDEO_TOKEN, PromptCollator, pad_rows
+from tvg.data.clip_text import VIDEO_TOKEN
+from tvg.data.collate import PromptCollator, pad_rows
 from tvg.data.dataset import GroundingDataset, LeftOut, Sample
 from tvg.data.decode import VideoError
 from tvg.data.sampling import FrameSampling

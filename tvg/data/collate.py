@@ -8,23 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tvg.data.clip_text import ClipText, clip_text_of
 from tvg.data.dataset import LeftOut, Sample
 from tvg.task.grounding import GroundingTask
 from tvg.types import EncodedClip, PromptBatch, VideoClip
 
-VIDEO_TOKEN = "<|video_pad|>"
 CAP = "cap_pixels_per_frame"
 
 
 class PromptCollator:
     """Builds a `PromptBatch` of left-padded prompts.
 
-    Frames arrive sampled and resized, so the processor only normalises and cuts patches; the video
-    placeholder is expanded here, from the grid that the processor reports.
+    Frames arrive sampled and resized, so the processor only normalises and cuts patches; what
+    stands for a clip is written here, from the grid that the processor reports and the times at
+    which the frames were really taken.
 
     Args:
         task: what is asked.
         processor: a Hugging Face processor with `tokenizer`, `video_processor` and chat template.
+        clip_text: what stands for a clip in a prompt; None: what the processor's family and
+            `prompt.frame_times` ask for.
         max_prompt_tokens: longest prompt accepted; None for no limit.
 
     Raises:
@@ -33,10 +36,16 @@ class PromptCollator:
     """
 
     def __init__(
-        self, *, task: GroundingTask, processor: Any, max_prompt_tokens: int | None = None
+        self,
+        *,
+        task: GroundingTask,
+        processor: Any,
+        clip_text: ClipText | None = None,
+        max_prompt_tokens: int | None = None,
     ) -> None:
         self.task = task
         self.processor = processor
+        self.clip_text = clip_text or clip_text_of(processor, task.frame_times)
         self.max_prompt_tokens = max_prompt_tokens
         self._texts: dict[str, str] = {}  # the chat template is slow, queries come again each epoch
 
@@ -46,9 +55,8 @@ class PromptCollator:
         if not samples:
             return _empty_batch(unreadable)
         pixels, features, grid_thw = self._vision(samples)
-        merge = self.processor.video_processor.merge_size**2
         texts = [
-            self._chat_text(sample).replace(VIDEO_TOKEN, VIDEO_TOKEN * (int(grid.prod()) // merge))
+            self._chat_text(sample).replace(self.clip_text.mark, self._text_of_clip(sample, grid))
             for sample, grid in zip(samples, grid_thw, strict=True)
         ]
         tokens = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -81,14 +89,30 @@ class PromptCollator:
             messages = self.task.messages(sample.example)
             text = self.processor.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
-            )
-            if text.count(VIDEO_TOKEN) != 1:
-                raise ValueError(
-                    f"{sample.example.qid}: expected {VIDEO_TOKEN} once in the prompt, where the "
-                    f"clip stands, got {text.count(VIDEO_TOKEN)} times in {text!r}"
-                )
+            ) + (self.task.prefill or "")
+            self._check_once(text, sample.example.qid)
             self._texts[key] = text
         return self._texts[key]
+
+    def _check_once(self, text: str, qid: str) -> None:
+        for token in (self.clip_text.placeholder, self.clip_text.mark):
+            expected = self.clip_text.mark.count(token)
+            if text.count(token) != expected:
+                times = {0: "nowhere", 1: "once"}[expected]
+                raise ValueError(
+                    f"{qid}: expected {token} {times} in the prompt, where the clip stands, "
+                    f"got {text.count(token)} times in {text!r}"
+                )
+
+    def _text_of_clip(self, sample: Sample, grid_thw: Tensor) -> str:
+        """What stands for one clip, given its grid int64 [3] in patches."""
+        processor = self.processor.video_processor
+        num_steps, height, width = grid_thw.tolist()
+        return self.clip_text(
+            num_steps=num_steps,
+            tokens_per_step=height * width // processor.merge_size**2,
+            step_times_s=step_times(sample.clip.frame_times_s, processor.temporal_patch_size),
+        )
 
     def _vision(self, samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Pixels or, where a cache has them, features of all clips; and their grids."""
@@ -138,6 +162,13 @@ def _empty_batch(unreadable: list[str]) -> PromptBatch:
         unreadable=unreadable,
         duration_s=_float64(()),
     )
+
+
+def step_times(frame_times_s: Tensor, frames_per_step: int) -> list[list[float]]:
+    """The times of each step's frames; the last frame stands in for those that are missing."""
+    times = frame_times_s.tolist()
+    times += times[-1:] * (-len(times) % frames_per_step)
+    return [times[i : i + frames_per_step] for i in range(0, len(times), frames_per_step)]
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, *, side: str) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -23,14 +23,23 @@ class GroundingTask:
             the text of an existing release can be used as it is.
         system: text of a system turn, or None for no such turn.
         video_first: the clip stands before the text in the user turn, else behind it.
-        answer_format: the target of supervised training, with fields `start_s` and `end_s`.
+        answer_format: the target of supervised training, with fields `start_s` and `end_s`; None
+            where the answer is no segment.
         think: completions are expected to reason inside `<think>` first.
         lowercase: lower-case the query (as in the training of the Time-R1 release).
         strip_period: drop the query's final full stop.
+        parser: reads a completion; called with the text and `anywhere`, as `parse` is.
+        prefill: text behind the generation prompt, so that each completion goes on from it: an
+            empty think block answers at once. Part of the prompt: not sampled, not scored, not seen
+            by rewards. None: nothing.
+        frame_times: text of a time, with one field `time_s`, that stands before the frames taken
+            then; None: times are told as the model's family does by itself.
 
     Raises:
-        ValueError: the template has no query field, or has fields other than that one.
+        ValueError: a text lacks one of its fields, or has others.
     """
+
+    # Exports that older versions wrote record no parser, prefill or frame times: hence defaults.
 
     def __init__(
         self,
@@ -39,10 +48,13 @@ class GroundingTask:
         template_file: str | None,
         system: str | None,
         video_first: bool,
-        answer_format: str,
+        answer_format: str | None,
         think: bool,
         lowercase: bool,
         strip_period: bool,
+        parser: Callable[..., ParsedAnswer] = parse_answer,
+        prefill: str | None = None,
+        frame_times: str | None = None,
     ) -> None:
         self.template = _read_template(template, template_file)
         self.system = system
@@ -51,7 +63,13 @@ class GroundingTask:
         self.think = think
         self.lowercase = lowercase
         self.strip_period = strip_period
-        _check_fields("prompt.answer_format", answer_format, {"start_s": 0.0, "end_s": 1.0})
+        self.parser = parser
+        self.prefill = prefill
+        self.frame_times = frame_times
+        if answer_format is not None:
+            _check_fields("prompt.answer_format", answer_format, {"start_s": 0.0, "end_s": 1.0})
+        if frame_times is not None:
+            _check_fields("prompt.frame_times", frame_times, {"time_s": 0.0})
 
     def query_text(self, query: str) -> str:
         """The query as it stands in the prompt."""
@@ -71,7 +89,13 @@ class GroundingTask:
         return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, user]
 
     def target(self, segment: Segment) -> str:
-        """The completion that supervised training asks for."""
+        """The completion that supervised training asks for.
+
+        Raises:
+            ValueError: the prompt's answer is no segment.
+        """
+        if self.answer_format is None:
+            raise ValueError("prompt.answer_format: null: this prompt has no supervised target")
         return self.answer_format.format(start_s=segment.start_s, end_s=segment.end_s)
 
     def parse(self, text: str, *, anywhere: bool = False) -> ParsedAnswer:
@@ -82,7 +106,7 @@ class GroundingTask:
             anywhere: take the last range of the whole text where the answer block holds none: for
                 evaluation, as published. A reward is earned inside the block only.
         """
-        return parse_answer(text, anywhere=anywhere)
+        return self.parser(text, anywhere=anywhere)
 
 
 def _read_template(template: str | None, template_file: str | None) -> str:
