@@ -62,4 +62,3 @@ def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
     found = [tensor for tensor in tensors if tensor is not None]
     assert len(found) in (0, len(tensors)), "pixels and features in one batch"
     return torch.cat(found) if found else None
-

@@ -58,9 +58,7 @@ class Scoring:
         """Log-probability and entropy of every completion token, both [N, C]."""
         prompts = part.prompts
         if self.fps is not None:
-            prompts = replace(
-                prompts, sampled_fps=torch.full_like(prompts.sampled_fps, self.fps)
-            )
+            prompts = replace(prompts, sampled_fps=torch.full_like(prompts.sampled_fps, self.fps))
         out: tuple[Tensor, Tensor] = policy(
             prompts,
             part.completion_ids,
