@@ -28,7 +28,8 @@ class FlatGroupResampling:
     def __init__(self, *, max_batches: int) -> None:
         if max_batches < 1:
             raise ValueError(
-                f"objective.resample_flat_groups.max_batches: expected at least 1, got {max_batches}"
+                "objective.resample_flat_groups.max_batches: expected at least 1, "
+                f"got {max_batches}"
             )
         self.max_batches = max_batches
         self.clear()
