@@ -202,6 +202,53 @@ def walked(row: list[int], grids: list[list[int]], seconds: list[float]) -> list
     return [list(axis) for axis in zip(*ids, strict=True)]
 
 
+def test_one_span_a_step() -> None:
+    # Three steps of 1 x 2 tokens at half a second: alone, each begins anew behind its time's text.
+    row = [TEXT, TEXT, *clip(2), TEXT, TEXT, *clip(2), TEXT, *clip(2), TEXT]
+    time, height, width = positions([row], [[3, 2, 4]], [0.5])[:, 0].tolist()
+    # Start 2, tokens at 3 (3, 4 along the width), end 5; text 6, 7; start 8, tokens 9; end 11 ...
+    assert time == [0, 1, 2, 3, 3, 5, 6, 7, 8, 9, 9, 11, 12, 13, 14, 14, 16, 17]
+    assert height == time
+    assert width == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]
+
+
+def test_spans_of_several_steps_count_their_own_seconds() -> None:
+    # Four steps of one token, 1 s (4 ids) apart, as 3 + 1: the second span begins at 0 s again.
+    row = [*clip(3), TEXT, *clip(1), TEXT]
+    time, height, _ = positions([row], [[4, 2, 2]], [1.0])[:, 0].tolist()
+    assert time == [0, 1, 5, 9, 10, 11, 12, 13, 14, 15]
+    assert height == [0, 1, 1, 1, 10, 11, 12, 13, 14, 15]
+
+
+def test_spans_and_whole_clips_in_one_batch() -> None:
+    split = [TEXT, *clip(2), *clip(4), TEXT]  # 3 steps of 2 tokens, as 1 + 2
+    whole = [TEXT, *clip(6), TEXT, *clip(2), TEXT]
+    grids = [[3, 2, 4], [3, 2, 4], [1, 2, 4]]
+    both = positions([split, whole], grids, [1.0, 1.0, 1.0])
+    alone = positions([split], grids[:1], [1.0])
+    assert torch.equal(both[:, 0, -len(split) :], alone[:, 0])
+    assert torch.equal(both[:, 1], positions([whole], grids[1:], [1.0, 1.0])[:, 0])
+    # Each span as if it were a clip of its own.
+    cut = positions([split], [[1, 2, 4], [2, 2, 4]], [1.0, 1.0])
+    assert torch.equal(alone, cut)
+
+
+@pytest.mark.parametrize(
+    ("rows", "grids"),
+    [
+        ([[*clip(3), *clip(5)]], [[4, 2, 4]]),  # 8 tokens, but steps of 2 are cut in two
+        ([[*clip(2), *clip(4)]], [[2, 2, 2], [4, 2, 2], [1, 2, 2]]),  # more clips than spans
+        ([[*clip(2), *clip(2), *clip(2)]], [[3, 2, 2], [3, 2, 2]]),  # a span across two clips
+        ([[*clip(2), *clip(2)]], [[3, 2, 2]]),  # a step too many
+        ([[*clip(2)], [*clip(2)]], [[4, 2, 2]]),  # one clip in two prompts
+        ([[*clip(2), TEXT, VIDEO, VIDEO]], [[4, 2, 2]]),  # tokens without a start of their own
+    ],
+)
+def test_spans_that_do_not_fit(rows: list[list[int]], grids: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match=r"must match their grids|one row for each clip"):
+        positions(rows, grids, [1.0] * len(grids))
+
+
 def test_a_batch_of_200_prompts_equals_the_walk() -> None:
     generator = torch.Generator().manual_seed(0)
 

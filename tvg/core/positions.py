@@ -6,6 +6,11 @@ gives the token at (t, h, w) of its merged grid the ids
 `p + floor(t * second_per_grid * tokens_per_second)`, `p + h`, `p + w`; the text after it goes on at
 the largest id used so far plus 1. transformers 5 goes on at p + max(height, width) instead,
 ignoring the length in time, so its own ids must not be mixed with these.
+
+A clip may come in several spans with text between them, each of some whole steps of its grid
+(times as text, `prompt.frame_times`). Each span is then placed as a clip of its own would be: its
+ids count from the largest so far plus 1, its steps from 0. Across spans the ids no longer measure
+seconds, only order, for the times stand in the text; one span is the definition above.
 """
 
 from __future__ import annotations
@@ -18,12 +23,13 @@ from torch import Tensor
 _PADDING_POSITION = 1  # never attended to; the released code uses 1 as well
 
 
-class _Clips(NamedTuple):
-    """Where K clips stand in the batch, in reading order, and how long they are."""
+class _Spans(NamedTuple):
+    """Where K spans of video tokens stand in the batch, in reading order; most clips are one."""
 
     rows: Tensor  # int64 [K]
     columns: Tensor  # int64 [K] of the first video token
-    grid: Tensor  # int64 [K, 3]: time, height, width after the spatial merge
+    clips: Tensor  # int64 [K]: number of the clip that a span is of, or a part of
+    grid: Tensor  # int64 [K, 3]: its steps; height and width after the spatial merge
     num_tokens: Tensor  # int64 [K]
 
 
@@ -42,7 +48,8 @@ def mrope_position_ids(
 
     Args:
         input_ids: int64 [B, P], padded on either side, video placeholders expanded. A clip is a
-            vision-start token followed by its video tokens; clips are in reading order.
+            vision-start token followed by its video tokens, or several such spans of whole steps;
+            clips are in reading order.
         attention_mask: [B, P], 0 at padding.
         video_grid_thw: int64 [clips, 3] in patches, before the spatial merge.
         second_per_grid_s: float64 [clips], seconds between neighbours on the time axis of the grid:
@@ -71,35 +78,35 @@ def mrope_position_ids(
     device = input_ids.device
     is_token = attention_mask.bool()
     is_video = (input_ids == video_token_id) & is_token
-    clips = _find_clips(
+    spans = _find_spans(
         (input_ids == vision_start_id) & is_token,
         is_video,
         video_grid_thw.to(device),
         spatial_merge,
     )
-    seconds = second_per_grid_s.to(device)
+    seconds = second_per_grid_s.to(device)[spans.clips]
 
-    num_times, height, width = clips.grid.unbind(dim=1)
+    num_times, height, width = spans.grid.unbind(dim=1)
     last_time = _time_ids(num_times - 1, seconds, tokens_per_second)
-    span = torch.maximum(last_time, torch.maximum(height, width) - 1) + 1
-    # Text position = how many tokens came before, each earlier clip counted by the positions it
-    # spans instead of by its tokens.
+    extent = torch.maximum(last_time, torch.maximum(height, width) - 1) + 1
+    # Text position = how many tokens came before, each earlier span counted by the positions it
+    # takes up instead of by its tokens.
     steps = is_token.long()
     steps.index_put_(
-        (clips.rows, clips.columns + clips.num_tokens - 1),
-        span - clips.num_tokens,
+        (spans.rows, spans.columns + spans.num_tokens - 1),
+        extent - spans.num_tokens,
         accumulate=True,
     )
     counted = steps.cumsum(dim=1)
     text = counted - steps
-    starts = text[clips.rows, clips.columns]
+    starts = text[spans.rows, spans.columns]
 
     positions = text.expand(3, -1, -1).clone()
-    clip_of, token = _tokens_of_clips(clips.num_tokens)
-    time, in_frame = _divmod(token, (height * width)[clip_of])
-    row, column = _divmod(in_frame, width[clip_of])
-    ids = torch.stack([_time_ids(time, seconds[clip_of], tokens_per_second), row, column])
-    positions[:, clips.rows[clip_of], clips.columns[clip_of] + token] = ids + starts[clip_of]
+    span_of, token = _tokens_of_spans(spans.num_tokens)
+    time, in_frame = _divmod(token, (height * width)[span_of])
+    row, column = _divmod(in_frame, width[span_of])
+    ids = torch.stack([_time_ids(time, seconds[span_of], tokens_per_second), row, column])
+    positions[:, spans.rows[span_of], spans.columns[span_of] + token] = ids + starts[span_of]
     return positions.masked_fill(~is_token, _PADDING_POSITION)
 
 
@@ -129,15 +136,16 @@ def _time_ids(grid_index: Tensor, second_per_grid_s: Tensor, tokens_per_second: 
     return torch.floor(exact * (1 + 8 * torch.finfo(exact.dtype).eps)).long()
 
 
-def _find_clips(
+def _find_spans(
     is_start: Tensor, is_video: Tensor, video_grid_thw: Tensor, spatial_merge: int
-) -> _Clips:
-    """Match the clips found in the prompts with their grids, or say what does not fit."""
+) -> _Spans:
+    """Matches the spans found in the prompts with the clips' grids, or says what does not fit."""
     rows, before = torch.nonzero(is_start[:, :-1] & is_video[:, 1:], as_tuple=True)
-    if len(rows) != len(video_grid_thw):
+    num_clips = len(video_grid_thw)
+    if len(rows) < num_clips or (num_clips == 0 and len(rows) > 0):
         raise ValueError(
             "video_grid_thw must have one row for each clip in the prompts: "
-            f"got {len(video_grid_thw)} grids, {len(rows)} clips"
+            f"got {num_clips} grids, {len(rows)} clips"
         )
     if bool((video_grid_thw < 1).any()) or bool((video_grid_thw[:, 1:] % spatial_merge).any()):
         raise ValueError(
@@ -146,27 +154,50 @@ def _find_clips(
         )
     merge = torch.tensor([1, spatial_merge, spatial_merge], device=video_grid_thw.device)
     grid = video_grid_thw // merge
-    clips = _Clips(rows=rows, columns=before + 1, grid=grid, num_tokens=grid.prod(dim=1))
-    # Video tokens among the places that each clip should fill.
-    num_video = torch.nn.functional.pad(is_video.long().cumsum(dim=1), (1, 0))
-    ends = clips.columns + clips.num_tokens
-    ends = ends.clamp(max=is_video.shape[1])
-    found = num_video[clips.rows, ends] - num_video[clips.rows, clips.columns]
-    if not torch.equal(found, clips.num_tokens) or int(is_video.sum()) != int(
-        clips.num_tokens.sum()
-    ):
+    num_tokens = _run_lengths(is_video)[rows, before + 1]
+    wanted = grid.prod(dim=1)
+    clips = _clips_of_spans(num_tokens, wanted)
+    own_grid = grid[clips]
+    own_grid[:, 0] = num_tokens // own_grid[:, 1:].prod(dim=1)
+    found = torch.zeros_like(wanted).index_add(0, clips, num_tokens)
+    fits = (
+        torch.equal(found, wanted)
+        and torch.equal(own_grid.prod(dim=1), num_tokens)  # whole steps
+        and bool(((clips.diff() > 0) | (rows.diff() == 0)).all())  # a clip is in one prompt
+        and int(is_video.sum()) == int(wanted.sum())
+    )
+    if not fits:
         raise ValueError(
-            f"video tokens of the {len(rows)} clips in the prompts must match their grids: "
-            f"got {int(is_video.sum())} tokens, expected {clips.num_tokens.tolist()}"
+            f"video tokens of the {num_clips} clips in the prompts must match their grids: "
+            f"got {int(is_video.sum())} tokens, expected {wanted.tolist()}; in spans of "
+            f"{num_tokens.tolist()}, time steps of {grid[:, 1:].prod(dim=1).tolist()}"
         )
-    return clips
+    return _Spans(rows=rows, columns=before + 1, clips=clips, grid=own_grid, num_tokens=num_tokens)
 
 
-def _tokens_of_clips(num_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """For every video token of the batch: which clip it is of, and its number within it."""
-    clip_of = torch.repeat_interleave(num_tokens)
+def _clips_of_spans(num_tokens: Tensor, wanted: Tensor) -> Tensor:
+    """Deals spans of `num_tokens` [K] out to clips of `wanted` [clips] in order: int64 [K].
+
+    A span goes to the clip in which it ends, the last one where there are more.
+    """
+    ends = torch.searchsorted(wanted.cumsum(dim=0), num_tokens.cumsum(dim=0))
+    return ends.clamp(max=max(len(wanted) - 1, 0))
+
+
+def _run_lengths(is_video: Tensor) -> Tensor:
+    """How many video tokens follow one another from each place of [B, P] on: int64 [B, P]."""
+    width = is_video.shape[1]
+    places = torch.arange(width, device=is_video.device)
+    others = torch.where(is_video, width, places)
+    next_other = others.flip(1).cummin(dim=1).values.flip(1) if width else others
+    return next_other - places
+
+
+def _tokens_of_spans(num_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """For every video token of the batch: which span it is of, and its number within it."""
+    span_of = torch.repeat_interleave(num_tokens)
     first = num_tokens.cumsum(dim=0) - num_tokens
-    return clip_of, torch.arange(len(clip_of), device=num_tokens.device) - first[clip_of]
+    return span_of, torch.arange(len(span_of), device=num_tokens.device) - first[span_of]
 
 
 def _divmod(value: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
