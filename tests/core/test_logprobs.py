@@ -31,7 +31,7 @@ def plain(
     if suppressed_ids is not None:
         logits = logits.index_fill(1, suppressed_ids, -torch.inf)
     logprobs = logits.log_softmax(dim=-1)
-    entropy = torch.distributions.Categorical(logits=logits.detach()).entropy()
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
     return logprobs.gather(1, token_ids[:, None])[:, 0], entropy
 
 
@@ -44,8 +44,8 @@ def with_gradients(
     (logprobs * torch.linspace(-1, 2, len(logprobs), dtype=logprobs.dtype)).sum().backward()
     assert hidden.grad is not None
     assert weight.grad is not None
-    assert not entropy.requires_grad
-    return [logprobs.detach(), entropy, hidden.grad, weight.grad]
+    assert entropy.requires_grad
+    return [logprobs.detach(), entropy.detach(), hidden.grad, weight.grad]
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 22, 23, 1000])

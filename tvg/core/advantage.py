@@ -7,43 +7,74 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-AdvantageScale = Literal["group_std", "none"]
+AdvantageBaseline = Literal["group_mean", "leave_one_out"]
+AdvantageScale = Literal["group_std", "batch_std", "none"]
 
 
 def group_advantages(
-    rewards: Tensor, *, group_size: int, scale: AdvantageScale = "group_std", eps: float = 1e-4
+    rewards: Tensor,
+    *,
+    group_size: int,
+    baseline: AdvantageBaseline = "group_mean",
+    scale: AdvantageScale = "group_std",
+    eps: float = 1e-4,
 ) -> Tensor:
-    """Reward minus the mean of its group, by default over the group's standard deviation.
+    """Reward minus a baseline from its own group, divided by a scale.
 
-    `(r - mean) / (std + eps)` with the unbiased std (denominator group_size - 1) is GRPO as
-    released in Time-R1; `scale="none"` leaves the division out (Dr. GRPO, arXiv 2503.20783).
-    A group of equal rewards gets exactly 0.
+    Baselines: "group_mean" (GRPO, arXiv 2402.03300) or "leave_one_out", the mean of the others
+    (RLOO, arXiv 2402.14740), which is group_size / (group_size - 1) times as far away. Scales:
+    "group_std" divides by the group's standard deviation plus eps (as released in Time-R1),
+    "batch_std" by that of all rewards handed in plus eps (arXiv 2508.08221), "none" by nothing
+    (Dr. GRPO, arXiv 2503.20783). Standard deviations are unbiased (denominator count - 1), of the
+    rewards themselves. A group of equal rewards gets exactly 0.
 
     Args:
-        rewards: [N] totals; row n belongs to prompt n // group_size.
+        rewards: [N] totals, finite; row n belongs to prompt n // group_size. For "batch_std" those
+            of all ranks, else a rank divides by its own spread.
         group_size: completions a prompt, at least 2.
+        baseline: what to subtract.
         scale: what to divide by.
-        eps: added to the std.
+        eps: added to the standard deviation, at least 0.
 
     Returns:
         [N], in the type of `rewards`.
 
     Raises:
-        ValueError: if the group size does not fit, or the scale is unknown.
+        ValueError: if the group size does not fit, or a setting is unknown or out of range.
     """
-    if group_size < 2:
-        raise ValueError(f"group_size must be at least 2 to compare completions: got {group_size}")
-    if rewards.ndim != 1 or len(rewards) % group_size:
-        raise ValueError(
-            "group_size must divide the rollouts: "
-            f"got rewards of shape {tuple(rewards.shape)}, group_size={group_size}"
-        )
-    if scale not in get_args(AdvantageScale):
-        raise ValueError(f"scale must be one of {get_args(AdvantageScale)}: got {scale!r}")
+    _check(rewards, group_size=group_size, baseline=baseline, scale=scale, eps=eps)
     # In float64 the mean of equal float32 rewards is exact; in float32 its rounding error divided
     # by eps would be a (tiny) advantage.
     groups = rewards.to(torch.float64).view(-1, group_size)
     advantages = groups - groups.mean(dim=1, keepdim=True)
+    if baseline == "leave_one_out":  # r - (sum - r) / (G - 1) = (r - mean) * G / (G - 1)
+        advantages = advantages * (group_size / (group_size - 1))
     if scale == "group_std":
         advantages = advantages / (groups.std(dim=1, keepdim=True) + eps)
-    return advantages.view(-1).to(rewards.dtype)
+    elif scale == "batch_std":
+        advantages = advantages / (groups.std() + eps)
+    # Exactly 0 where float64 rewards are equal but their mean is rounded, and for eps = 0 (0 / 0).
+    is_equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)
+    return advantages.masked_fill(is_equal, 0).view(-1).to(rewards.dtype)
+
+
+def _check(rewards: Tensor, *, group_size: int, baseline: str, scale: str, eps: float) -> None:
+    if group_size < 2:
+        raise ValueError(
+            f"objective.group_size: expected at least 2 to compare completions, got {group_size}"
+        )
+    if rewards.ndim != 1 or len(rewards) % group_size:
+        raise ValueError(
+            "objective.group_size must divide the rollouts: "
+            f"got rewards of shape {tuple(rewards.shape)}, group_size={group_size}"
+        )
+    for key, got, known in (
+        ("baseline", baseline, get_args(AdvantageBaseline)),
+        ("scale", scale, get_args(AdvantageScale)),
+    ):
+        if got not in known:
+            raise ValueError(
+                f"objective.advantage.{key}: expected one of {', '.join(known)}, got {got!r}"
+            )
+    if not eps >= 0:
+        raise ValueError(f"objective.advantage.eps: expected at least 0, got {eps}")

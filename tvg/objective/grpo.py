@@ -5,14 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tvg.core.policy_loss import (
-    Reduction,
-    clip_fractions,
-    clipped_surrogate,
-    kl_k3,
-    reduce_tokens,
-    reduction_denominator,
-)
+from tvg.core.kl import k3
+from tvg.core.ratio import token_log_ratio
+from tvg.core.reduction import Reduction, reduce_tokens, reduction_denominator
+from tvg.core.surrogate import clip_fractions, clipped
 from tvg.types import LossOutput
 
 
@@ -81,12 +77,14 @@ class GRPOObjective:
             denominator: of the whole optimizer step, from `denominator`.
             num_tokens: completion tokens of the whole optimizer step; metrics are token means.
         """
-        per_token, ratio = clipped_surrogate(
-            logprobs, old_logprobs, advantages, clip_low=self.clip_low, clip_high=self.clip_high
+        log_ratio = token_log_ratio(logprobs, old_logprobs, completion_mask)
+        ratio = log_ratio.detach().exp()
+        per_token = clipped(
+            log_ratio, logprobs, advantages, clip_low=self.clip_low, clip_high=self.clip_high
         )
         metrics: dict[str, Tensor] = {}
         if ref_logprobs is not None:
-            kl = kl_k3(logprobs, ref_logprobs)
+            kl = k3(logprobs, ref_logprobs)
             per_token = per_token + self.kl_coef * kl
             metrics["kl"] = _token_mean(kl, completion_mask, num_tokens)
         loss = reduce_tokens(
@@ -98,7 +96,7 @@ class GRPOObjective:
             completion_mask,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
-            denominator=num_tokens,
+            num_tokens=num_tokens,
         )
         metrics["entropy"] = _token_mean(entropy, completion_mask, num_tokens)
         metrics["importance_ratio"] = _token_mean(ratio, completion_mask, num_tokens)

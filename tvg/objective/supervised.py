@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tvg.core.policy_loss import reduce_tokens
+from tvg.core.reduction import reduce_tokens
 from tvg.types import LossOutput
 
 

@@ -1,0 +1,98 @@
+"""Reductions against hand-computed numbers; parts of a step against the whole."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tvg.core.kl import k3
+from tvg.core.ratio import token_log_ratio
+from tvg.core.reduction import Reduction, reduce_tokens, reduction_denominator, token_mean
+from tvg.core.surrogate import clipped
+
+REDUCTIONS: list[Reduction] = ["token_mean", "sequence_mean", "max_tokens"]
+VALUES = torch.tensor([[1.0, 2.0, 3.0], [4.0, 6.0, math.nan], [8.0, math.inf, math.nan]])
+MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+
+
+def test_reductions_by_hand() -> None:
+    # Token mean: (6 + 10 + 8) / 6. Sequence mean: (2 + 5 + 8) / 3. Of 4 tokens: 24 / (3 * 4).
+    for reduction, count, expected in (
+        ("token_mean", 6, 4.0),
+        ("sequence_mean", 3, 5.0),
+        ("max_tokens", 12, 2.0),
+    ):
+        denominator = reduction_denominator(MASK, reduction, max_tokens=4)
+        assert denominator == count
+        assert denominator.dtype == torch.int64
+        value = reduce_tokens(VALUES, MASK, reduction=reduction, denominator=denominator)
+        assert value.item() == pytest.approx(expected)
+        assert value.dtype == torch.float32
+    halved = reduce_tokens(VALUES, MASK, reduction="token_mean", denominator=12.0)
+    assert halved.item() == pytest.approx(2.0)
+
+
+def test_a_token_mean_carries_no_gradient() -> None:
+    values = torch.ones(3, 3, requires_grad=True)
+    assert not token_mean(values, MASK, 6).requires_grad
+    assert token_mean(values, MASK, 12) == 0.5
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_completion_without_tokens_adds_nothing(reduction: Reduction) -> None:
+    nothing = torch.zeros_like(MASK)
+    denominator = reduction_denominator(nothing, reduction, max_tokens=4)
+    assert reduce_tokens(VALUES, nothing, reduction=reduction, denominator=denominator) == 0
+    # Its place counts where completions are counted: the rest is not raised by it.
+    with_it = torch.cat([MASK, MASK[:1] * 0])
+    more = reduction_denominator(with_it, reduction, max_tokens=4)
+    assert more == {"token_mean": 6, "sequence_mean": 4, "max_tokens": 16}[reduction]
+
+
+def test_an_unknown_reduction_is_named() -> None:
+    with pytest.raises(ValueError, match="'mean'"):
+        reduction_denominator(MASK, "mean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'mean'"):
+        reduce_tokens(VALUES, MASK, reduction="mean", denominator=1)  # type: ignore[arg-type]
+
+
+def _loss_gradient(
+    theta: Tensor, rows: list[slice], reduction: Reduction, whole: dict[str, Tensor]
+) -> Tensor:
+    """Gradient of surrogate + 0.1 KL, accumulated over the given micro-batches."""
+    theta = theta.clone().requires_grad_()
+    denominator = reduction_denominator(whole["mask"], reduction, max_tokens=9)
+    for part in rows:
+        logprobs = torch.log_softmax(whole["inputs"][part] @ theta, dim=-1)[..., 0]
+        mask = whole["mask"][part]
+        log_ratio = token_log_ratio(logprobs, whole["old"][part], mask)
+        advantages = whole["advantages"][part]
+        surrogate = clipped(log_ratio, logprobs, advantages, clip_low=0.2, clip_high=0.3)
+        per_token = surrogate + 0.1 * k3(logprobs, whole["ref"][part])
+        reduce_tokens(per_token, mask, reduction=reduction, denominator=denominator).backward()
+    assert theta.grad is not None
+    return theta.grad
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_micro_batched_gradients_equal_those_of_the_full_batch(reduction: Reduction) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(8, 6, 4, generator=generator, dtype=torch.float64)
+    theta = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    noise = torch.randn(2, 8, 6, generator=generator, dtype=torch.float64) * 0.3
+    logprobs = torch.log_softmax(inputs @ theta, dim=-1)[..., 0]
+    lengths = torch.tensor([6, 1, 3, 2, 5, 4, 1, 6])
+    whole = {
+        "inputs": inputs,
+        "old": logprobs + noise[0],
+        "ref": logprobs + noise[1],
+        "advantages": torch.randn(8, generator=generator, dtype=torch.float64),
+        "mask": (torch.arange(6) < lengths[:, None]).long(),
+    }
+    full = _loss_gradient(theta, [slice(0, 8)], reduction, whole)
+    uneven = [slice(0, 1), slice(1, 4), slice(4, 8)]
+    assert full.abs().max() > 1e-3
+    for parts in (uneven, [slice(n, n + 1) for n in range(8)]):
+        micro = _loss_gradient(theta, parts, reduction, whole)
+        torch.testing.assert_close(micro, full, rtol=0, atol=1e-12)
