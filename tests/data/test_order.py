@@ -126,8 +126,8 @@ def test_a_place_in_another_order_is_refused(changes, message):
     assert "start a new run" in str(caught.value)
     assert (other.epoch, other.batches_done) == (0, 0)
     # A checkpoint from before says nothing of its order; another rank of the same run is welcome.
-    other.load_state_dict({"epoch": 1, "batches_done": 2})
-    assert (other.epoch, other.batches_done) == (1, 2)
+    other.load_state_dict({"epoch": 1, "batches_done": 1})
+    assert (other.epoch, other.batches_done) == (1, 1)
 
 
 def test_every_rank_takes_up_the_place_that_one_has_saved():
@@ -171,6 +171,33 @@ def fit(folder, max_steps, ckpt_path=None) -> list[list[int]]:
     )
     trainer.fit(module, make_loader(), ckpt_path=ckpt_path, weights_only=True)
     return module.seen
+
+
+def test_no_epoch_of_a_trainer_is_empty(tmp_path):
+    module = Noting()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+    loader = make_loader()
+    trainer.fit(module, loader)
+    assert module.seen == EPOCHS[:12]
+    assert (trainer.current_epoch, loader.epoch, loader.batches_done) == (3, 3, 0)
+
+
+def test_a_place_at_the_end_of_an_epoch_is_the_start_of_the_next():
+    first = make_loader()
+    take(first, 4)
+    assert (first.epoch, first.batches_done) == (1, 0)
+    older = make_loader()  # checkpoints from before said that the epoch's batches are done
+    older.load_state_dict({"epoch": 0, "batches_done": 4})
+    assert (older.epoch, older.batches_done) == (1, 0)
+    assert take(older, 4) == EPOCHS[4:8]
 
 
 def test_a_resumed_trainer_sees_what_was_left(tmp_path):

@@ -81,6 +81,10 @@ ORDER_KEYS = {
 class ResumableLoader(DataLoader[Any]):
     """A data loader that knows its place: Lightning saves and restores it with the checkpoint.
 
+    The place moves before a batch is handed out, since the step on it is what saves the checkpoint;
+    with an epoch's last batch it moves to the start of the next, because nobody who knows how many
+    batches there are asks for one more.
+
     Args:
         order: the batches; the loader sets its epoch and first batch.
         **options: of `torch.utils.data.DataLoader`.
@@ -95,9 +99,12 @@ class ResumableLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.order.epoch, self.order.first_batch = self.epoch, self.batches_done
         for batch in super().__iter__():
-            self.batches_done += 1  # before the step, which is what saves the checkpoint
+            self._move(self.epoch, self.batches_done + 1)
             yield batch
-        self.epoch, self.batches_done = self.epoch + 1, 0
+
+    def _move(self, epoch: int, batches_done: int) -> None:
+        is_over = batches_done >= len(self.order)
+        self.epoch, self.batches_done = (epoch + 1, 0) if is_over else (epoch, batches_done)
 
     def state_dict(self) -> dict[str, int]:
         """The place, and what decides the order: another order has another place."""
@@ -121,4 +128,4 @@ class ResumableLoader(DataLoader[Any]):
                     f"{key}: the run that is resumed had {name}={state[name]}, got {got}: the rest "
                     f"of its epoch would be another; resume with {state[name]}, or start a new run"
                 )
-        self.epoch, self.batches_done = state["epoch"], state["batches_done"]
+        self._move(state["epoch"], state["batches_done"])  # older checkpoints stop at an epoch's end
