@@ -8,8 +8,9 @@ from parts import make_parts
 from safetensors.torch import load_file, save_file
 
 from tvg.data.sampling import FrameSampling
+from tvg.model.families.qwen2_5_vl import window_order
 from tvg.model.freezing import freeze_parts
-from tvg.model.vision import encode_trunk, merge_features, trunk_fingerprint, window_order
+from tvg.model.vision import encode_trunk, merge_features, trunk_fingerprint
 
 # Frames of 5 x 9 merged tokens: windows of 4 x 4 that do not divide them.
 WIDE = FrameSampling(min_pixels=28 * 28, max_pixels=45 * 28 * 28, max_frames=8)
@@ -41,7 +42,9 @@ def test_trunk_and_merger_are_the_whole_tower(parts, grids):
         expected = torch.cat(list(model.model.get_video_features(pixels, grid).pooler_output))
         features = encode_trunk(model, pixels, grid)
         assert features.shape == (num_patches, 64)
-        torch.testing.assert_close(merge_features(model, features), expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            merge_features(model, features).embeds, expected, atol=1e-6, rtol=1e-6
+        )
 
 
 def test_features_stand_in_for_pixels(parts):

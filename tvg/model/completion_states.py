@@ -34,15 +34,17 @@ def repeated(
     copies = prompts.repeat(group_size)
     positions = policy.position_ids(copies)
     behind = extend_positions(positions[..., -1], completion_ids.shape[1])
-    embeds = policy.embed_prompts(copies)
+    embedded = policy.embed(copies)
     completion_embeds = policy.model.get_input_embeddings()(completion_ids)
+    no_video = torch.zeros_like(completion_mask, dtype=torch.bool)
     states: Tensor = policy.model.model.language_model(
-        inputs_embeds=torch.cat([embeds, completion_embeds], dim=1),
+        inputs_embeds=torch.cat([embedded.embeds, completion_embeds], dim=1),
         attention_mask=torch.cat([copies.attention_mask, completion_mask], dim=1),
         position_ids=torch.cat([positions, behind], dim=-1),
         use_cache=False,
+        **embedded.options(torch.cat([embedded.is_video, no_video], dim=1)),
     ).last_hidden_state
-    return states[:, embeds.shape[1] - 1 : -1][completion_mask.bool()]
+    return states[:, copies.input_ids.shape[1] - 1 : -1][completion_mask.bool()]
 
 
 def shared_prefix(
@@ -59,10 +61,12 @@ def shared_prefix(
     behind = extend_positions(
         positions[..., -1].repeat_interleave(group_size, dim=1), completion_ids.shape[1]
     )
-    embeds = policy.embed_prompts(prompts)
+    embedded = policy.embed(prompts)
+    embeds, is_video = embedded.embeds[is_prompt], embedded.is_video[is_prompt]
     completion_embeds = policy.model.get_input_embeddings()(completion_ids[is_real])
     order = torch.cat([row.prompt_places, row.completion_places]).argsort()
-    flat_embeds = torch.cat([embeds[is_prompt], completion_embeds.to(embeds.dtype)])[order]
+    flat_embeds = torch.cat([embeds, completion_embeds.to(embeds.dtype)])[order]
+    flat_video = torch.cat([is_video, is_video.new_zeros(len(completion_embeds))])[order]
     flat_positions = torch.cat([positions[:, is_prompt], behind[:, is_real]], dim=1)[:, order]
     states: Tensor = policy.model.model.language_model(
         inputs_embeds=flat_embeds.unsqueeze(0),
@@ -70,6 +74,7 @@ def shared_prefix(
         position_ids=flat_positions.unsqueeze(1),
         use_cache=False,
         packed_row=row,
+        **embedded.options(flat_video.unsqueeze(0)),
     ).last_hidden_state
     return states[0, row.sources]
 

@@ -1,4 +1,4 @@
-"""The policy: a Qwen2.5-VL model that scores completions at the true times of their clip."""
+"""The policy: a video-language model that scores completions at the true times of their clip."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tvg.core.logprobs import token_logprobs
-from tvg.core.positions import mrope_position_ids
 from tvg.model.completion_states import FORWARDS
+from tvg.model.embedding import EmbeddedPrompts
+from tvg.model.families import family_of
 from tvg.model.prefix_attention import share_prefix
 from tvg.model.vision import encode_trunk, is_trunk_frozen, merge_features
 from tvg.types import PromptBatch
@@ -20,7 +21,7 @@ class Policy(nn.Module):
     """Wraps a Hugging Face model; sampling, policy and reference all read prompts through it.
 
     Args:
-        model: a `Qwen2_5_VLForConditionalGeneration`.
+        model: of one of `tvg.model.families`.
         suppressed_ids: tokens that are never sampled and get no probability (vision tokens).
         eos_ids: tokens that end a completion.
         pad_id: fills rows behind the end.
@@ -59,24 +60,10 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.model.device
 
-    def second_per_grid_s(self, prompts: PromptBatch) -> Tensor:
-        """Seconds between two temporal grid steps of each clip: float64 [clips]."""
-        temporal_patch = self.model.config.vision_config.temporal_patch_size
-        return temporal_patch / prompts.sampled_fps
-
     def position_ids(self, prompts: PromptBatch) -> Tensor:
         """Multimodal rotary positions of the prompts, int64 [3, B, P]."""
         config = self.model.config
-        return mrope_position_ids(
-            prompts.input_ids,
-            prompts.attention_mask,
-            video_grid_thw=prompts.video_grid_thw,
-            second_per_grid_s=self.second_per_grid_s(prompts),
-            vision_start_id=config.vision_start_token_id,
-            video_token_id=config.video_token_id,
-            spatial_merge=config.vision_config.spatial_merge_size,
-            tokens_per_second=config.vision_config.tokens_per_second,
-        )
+        return family_of(config).position_ids(config, prompts)
 
     def encode_clips(self, prompts: PromptBatch) -> PromptBatch:
         """The same prompts with the features of a frozen vision trunk in the place of pixels.
@@ -92,17 +79,27 @@ class Policy(nn.Module):
             features = encode_trunk(self.model, prompts.pixel_values_videos, prompts.video_grid_thw)
         return replace(prompts, pixel_values_videos=None, video_features=features)
 
-    def embed_prompts(self, prompts: PromptBatch) -> Tensor:
-        """Token embeddings with the clips in their places: [B, P, D]; each clip is encoded once."""
+    def embed(self, prompts: PromptBatch) -> EmbeddedPrompts:
+        """Token embeddings with the clips in their places; each clip is encoded once."""
         embeds = self.model.get_input_embeddings()(prompts.input_ids)
         features = prompts.video_features
         if features is None:
             assert prompts.pixel_values_videos is not None
             features = encode_trunk(self.model, prompts.pixel_values_videos, prompts.video_grid_thw)
-        video = merge_features(self.model, features).to(embeds.device, embeds.dtype)
-        is_video = prompts.input_ids == self.model.config.video_token_id
+        tokens = merge_features(self.model, features)
+        video = tokens.embeds.to(embeds.device, embeds.dtype)
+        config = self.model.config
+        is_video = family_of(config).is_video(config, prompts.input_ids)
         assert int(is_video.sum()) == video.shape[0], "video placeholders and features differ"
-        return embeds.masked_scatter(is_video.unsqueeze(-1), video)
+        return EmbeddedPrompts(
+            embeds=embeds.masked_scatter(is_video.unsqueeze(-1), video),
+            is_video=is_video,
+            deepstack=tokens.deepstack,
+        )
+
+    def embed_prompts(self, prompts: PromptBatch) -> Tensor:
+        """The embeddings alone: [B, P, D]."""
+        return self.embed(prompts).embeds
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""The sizes of a Qwen2.5-VL model that its memory and its arithmetic follow from."""
+"""The sizes of a model that its memory and its arithmetic follow from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from tvg.model.families import family_of, mergers
+from tvg.model.vision import is_trunk_frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +26,11 @@ class ModelShape:
     vision_mlp: int
     vision_layers: int
     vision_full_layers: int  # those that attend over whole frames, not windows
-    window: int  # side of a window, in patches
+    window: int  # side of a window, in patches; 1 where no layer has windows
     merge: int  # patches that become one token
     patch_values: int  # numbers of one patch: channels * temporal patch * patch side squared
+    vision_mlp_products: int = 3  # matrices of an MLP there; 2 where it is not gated
+    mergers: int = 1  # more with deepstack, each over features of its own
 
     @property
     def queries(self) -> int:
@@ -50,18 +55,19 @@ class ModelShape:
     @property
     def block_params(self) -> int:
         """Weights of the matrix products of one vision block."""
-        return 4 * self.vision_hidden**2 + 3 * self.vision_hidden * self.vision_mlp
+        mlp = self.vision_mlp_products * self.vision_hidden * self.vision_mlp
+        return 4 * self.vision_hidden**2 + mlp
 
     @property
     def merger_params(self) -> int:
-        """Weights of the merger's two matrix products."""
+        """Weights of the two matrix products of each merger, all together."""
         wide = self.merge * self.vision_hidden
-        return wide * wide + wide * self.hidden
+        return self.mergers * (wide * wide + wide * self.hidden)
 
 
 def shape_of(config: Any) -> ModelShape:
-    """Reads a `Qwen2_5_VLConfig`."""
-    text, vision = config.text_config, config.vision_config
+    """Reads the config of a model of any family."""
+    text, vision = config.get_text_config(), family_of(config).vision_sizes(config)
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelShape(
         hidden=text.hidden_size,
@@ -71,17 +77,15 @@ def shape_of(config: Any) -> ModelShape:
         key_heads=text.num_key_value_heads,
         head_size=head_size,
         words=text.vocab_size,
-        vision_hidden=vision.hidden_size,
-        vision_mlp=vision.intermediate_size,
-        vision_layers=vision.depth,
-        vision_full_layers=len(set(vision.fullatt_block_indexes) & set(range(vision.depth))),
-        # As transformers rounds it: whole merged tokens.
-        window=vision.window_size
-        // vision.spatial_merge_size
-        // vision.patch_size
-        * vision.spatial_merge_size,
-        merge=vision.spatial_merge_size**2,
-        patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        vision_hidden=vision.hidden,
+        vision_mlp=vision.mlp,
+        vision_mlp_products=vision.mlp_products,
+        vision_layers=vision.layers,
+        vision_full_layers=vision.full_layers,
+        window=vision.window,
+        merge=vision.merge,
+        mergers=vision.mergers,
+        patch_values=vision.patch_values,
     )
 
 
@@ -101,17 +105,17 @@ class Parameters:
 
 
 def count_parameters(model: Any) -> Parameters:
-    """Counts the parameters of a Qwen2.5-VL model; a tied head counts once.
+    """Counts the parameters of a model; a tied head counts once.
 
     A model on the meta device, which holds no weights, will do.
     """
-    tower = model.model.visual
+    merging = sum(_count(merger, is_trained=True) for merger in mergers(model))
     return Parameters(
         trained=_count(model, is_trained=True),
         frozen=_count(model, is_trained=False),
         is_head_trained=model.lm_head.weight.requires_grad,
-        is_trunk_trained=_count(tower, is_trained=True) > _count(tower.merger, is_trained=True),
-        is_merger_trained=_count(tower.merger, is_trained=True) > 0,
+        is_trunk_trained=not is_trunk_frozen(model),
+        is_merger_trained=merging > 0,
     )
 
 

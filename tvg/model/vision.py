@@ -1,7 +1,7 @@
-"""The vision tower in two parts: the trunk, which is often frozen, and the merger behind it.
+"""The vision tower in two parts: the trunk, which is often frozen, and the mergers behind it.
 
 What a frozen trunk makes of a clip never changes: it can be computed once for sampling, policy and
-reference together, or read from a cache, while the merger is run (and trained) each time.
+reference together, or read from a cache, while the mergers are run (and trained) each time.
 """
 
 from __future__ import annotations
@@ -15,70 +15,38 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-TRUNK, MERGER = "visual.", "visual.merger."
+from tvg.model.families import VideoTokens, family_of, mergers, tower
+
+TRUNK = "visual."
+MERGERS = ("visual.merger.", "visual.deepstack_merger_list.")
 
 
 def encode_trunk(model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-    """Patches into features before the merger, in reading order: [patches, vision hidden size].
+    """Patches into features before the mergers, in reading order: [patches, F].
 
     Args:
-        model: a `Qwen2_5_VLForConditionalGeneration`.
+        model: of any family.
         pixel_values: [patches of all clips, channels * temporal_patch * patch**2].
         grid_thw: int64 [clips, 3] in patches.
     """
-    visual = model.model.visual
-    features: Tensor = visual(pixel_values.type(visual.dtype), grid_thw=grid_thw).last_hidden_state
-    config = model.config.vision_config
-    unit = config.spatial_merge_size**2
-    order = window_order(
-        grid_thw,
-        spatial_merge=config.spatial_merge_size,
-        window_tokens=config.window_size // config.spatial_merge_size // config.patch_size,
-    )
-    groups = features.view(len(order), unit, -1)
-    return groups[torch.argsort(order)].flatten(0, 1)
+    return family_of(model.config).encode_trunk(model, pixel_values, grid_thw)
 
 
-def merge_features(model: Any, features: Tensor) -> Tensor:
+def merge_features(model: Any, features: Tensor) -> VideoTokens:
     """Trunk features into tokens for the language model: [patches / merge**2, hidden size].
 
-    The merger sees merge**2 patches at a time, each group for itself.
+    The mergers see merge**2 patches at a time, each group for itself.
     """
-    merger = model.model.visual.merger
-    merged: Tensor = merger(features.to(next(merger.parameters()).dtype))
-    return merged
+    return family_of(model.config).merge(model, features)
 
 
 def is_trunk_frozen(model: Any) -> bool:
-    """Whether no parameter of the tower is trained but the merger's."""
+    """Whether no parameter of the tower is trained but the mergers'."""
+    merging = {id(p) for merger in mergers(model) for p in merger.parameters()}
     return not any(
-        parameter.requires_grad
-        for name, parameter in model.model.visual.named_parameters()
-        if not name.startswith("merger.")
+        parameter.requires_grad and id(parameter) not in merging
+        for parameter in tower(model).parameters()
     )
-
-
-def window_order(grid_thw: Tensor, *, spatial_merge: int, window_tokens: int) -> Tensor:
-    """The order in which the tower's blocks see merged tokens: int64 [tokens].
-
-    Qwen2.5-VL attends inside windows of `window_tokens` squared merged tokens of a frame: clip by
-    clip and frame by frame, its windows are read row by row, and so are the tokens of a window.
-    """
-    orders, offset = [], 0
-    for time, height, width in grid_thw.tolist():
-        rows, columns = height // spatial_merge, width // spatial_merge
-        t, y, x = torch.meshgrid(
-            torch.arange(time), torch.arange(rows), torch.arange(columns), indexing="ij"
-        )
-        # Window row, window column, row inside, column inside, as digits of one number.
-        digits = (t, y // window_tokens, x // window_tokens, y % window_tokens, x % window_tokens)
-        bases = (time, rows, columns, window_tokens, window_tokens)
-        place = torch.zeros_like(t)
-        for digit, base in zip(digits, bases, strict=True):
-            place = place * base + digit
-        orders.append(torch.argsort(place.flatten()) + offset)
-        offset += time * rows * columns
-    return torch.cat(orders).to(grid_thw.device)
 
 
 def trunk_fingerprint(folder: Path) -> str:
@@ -94,7 +62,7 @@ def trunk_fingerprint(folder: Path) -> str:
     digest.update(json.dumps(config.get("vision_config"), sort_keys=True).encode())
     found = False
     for name, file in sorted(_tensor_files(folder).items()):
-        if TRUNK in name and MERGER not in name:
+        if TRUNK in name and not any(merger in name for merger in MERGERS):
             found = True
             with safe_open(file, framework="pt") as tensors:
                 value = tensors.get_tensor(name)

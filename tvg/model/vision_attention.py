@@ -18,10 +18,19 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLVisionAttention,
     apply_rotary_pos_emb_vision,
 )
+from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed, VisionAttention
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLVisionAttention,
+    Qwen3VLVisionPatchEmbed,
+)
+
+# Alike in attributes and signatures; the rotation is the same function in all three modules.
+ATTENTION = (Qwen2_5_VLVisionAttention, VisionAttention, Qwen3VLVisionAttention)
+EMBEDDING = (Qwen2_5_VisionPatchEmbed, PatchEmbed, Qwen3VLVisionPatchEmbed)
 
 
 def batch_windows(model: Any) -> None:
-    """Makes a Qwen2.5-VL model's vision tower attend in few large calls.
+    """Makes the vision tower of a Qwen-VL model attend in few large calls.
 
     Only for `attn_implementation="sdpa"`: flash-attention has its own way, and "eager" is there to
     be looked into. Parameters and state dict stay as they are.
@@ -29,9 +38,9 @@ def batch_windows(model: Any) -> None:
     if model.config._attn_implementation != "sdpa":
         return
     for module in model.model.visual.modules():
-        if isinstance(module, Qwen2_5_VLVisionAttention):
+        if isinstance(module, ATTENTION):
             module.forward = MethodType(_attend, module)
-        elif isinstance(module, Qwen2_5_VisionPatchEmbed):
+        elif isinstance(module, EMBEDDING):
             module.forward = MethodType(_embed, module)
 
 
@@ -40,8 +49,8 @@ def _embed(embedding: Any, patches: Tensor) -> Tensor:
 
     The convolution's stride is its kernel size, so every patch is seen once.
     """
-    weight = embedding.proj.weight
-    return linear(patches.to(weight.dtype), weight.view(embedding.embed_dim, -1))
+    weight, bias = embedding.proj.weight, embedding.proj.bias
+    return linear(patches.to(weight.dtype), weight.view(embedding.embed_dim, -1), bias)
 
 
 def _attend(

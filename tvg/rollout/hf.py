@@ -27,13 +27,15 @@ class HFRollout(Rollout):
             do_sample=False,
         )
         copies = prompts.repeat(group_size)
-        ids = policy.model.generate(
-            inputs_embeds=policy.embed_prompts(copies),
-            attention_mask=copies.attention_mask,
-            position_ids=policy.position_ids(copies),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([drawer]),
-        )
+        embedded = policy.embed(copies)
+        with embedded.at_first_call(policy.model.model.language_model):
+            ids = policy.model.generate(
+                inputs_embeds=embedded.embeds,
+                attention_mask=copies.attention_mask,
+                position_ids=policy.position_ids(copies),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([drawer]),
+            )
         return ids, torch.stack(drawer.logprobs, dim=1)
 
 

@@ -59,12 +59,14 @@ def _prefill(policy: Policy, prompts: PromptBatch) -> tuple[Tensor, Prefill]:
     nothing = prompts.attention_mask.new_zeros((len(prompts), 0))
     row = pack(prompts.attention_mask, nothing, group_size=1)
     prefill = Prefill(row, prompts.attention_mask)
+    embedded = policy.embed(prompts)
     states: Tensor = policy.model.model.language_model(
-        inputs_embeds=policy.embed_prompts(prompts)[is_real].unsqueeze(0),
+        inputs_embeds=embedded.embeds[is_real].unsqueeze(0),
         attention_mask=no_mask(policy.model),
         position_ids=policy.position_ids(prompts)[:, is_real].unsqueeze(1),
         use_cache=False,
         packed_row=prefill,
+        **embedded.options(embedded.is_video[is_real].unsqueeze(0)),
     ).last_hidden_state
     return states[0], prefill
 

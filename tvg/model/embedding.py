@@ -1,0 +1,53 @@
+"""Prompts as a language model is given them: embeddings, and what joins them further on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedPrompts:
+    """B prompts with their clips in place."""
+
+    embeds: Tensor  # [B, P, D]
+    is_video: Tensor  # bool [B, P]
+    # [video tokens of the batch, D] each, in reading order: added behind the first layers
+    deepstack: tuple[Tensor, ...]
+
+    def options(self, is_video: Tensor) -> dict[str, Any]:
+        """What a language model's forward is given beside embeddings; nothing without deepstack.
+
+        Args:
+            is_video: bool [rows, tokens], the places of the video tokens in what it is given; in
+                reading order, they are those of the prompts.
+        """
+        if not self.deepstack:
+            return {}
+        return {"visual_pos_masks": is_video, "deepstack_visual_embeds": list(self.deepstack)}
+
+    @contextmanager
+    def at_first_call(self, language_model: Any) -> Iterator[None]:
+        """Has the first call of a language model, a prefill of these prompts, get `options`.
+
+        For `generate`, which hands on no such thing with embeddings.
+        """
+        options = self.options(self.is_video)
+        if not options:
+            yield
+            return
+
+        def add(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            hook.remove()
+            assert kwargs["inputs_embeds"].shape == self.embeds.shape, "not these prompts' prefill"
+            return args, {**kwargs, **options}
+
+        hook = language_model.register_forward_pre_hook(add, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()

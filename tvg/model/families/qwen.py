@@ -1,0 +1,68 @@
+"""What the Qwen-VL families share: a tower `visual`, its mergers inside, three rotary axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvg.model.families.base import Family, VideoTokens
+from tvg.model.vision_attention import batch_windows
+from tvg.types import PromptBatch
+
+
+class QwenVL(Family):
+    """A family whose classes are built like Qwen2-VL's."""
+
+    vision_tokens = (
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    )
+
+    def prepare(self, model: Any) -> None:
+        batch_windows(model)
+
+    def tower(self, model: Any) -> nn.Module:
+        tower: nn.Module = model.model.visual
+        return tower
+
+    def mergers(self, model: Any) -> list[nn.Module]:
+        return [model.model.visual.merger]
+
+    def encode_trunk(self, model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+        visual = model.model.visual
+        states: Tensor = visual(
+            pixel_values.type(visual.dtype), grid_thw=grid_thw
+        ).last_hidden_state
+        return states
+
+    def merge(self, model: Any, features: Tensor) -> VideoTokens:
+        merger = model.model.visual.merger
+        return VideoTokens(embeds=merger(features.to(next(merger.parameters()).dtype)))
+
+    def is_video(self, config: Any, input_ids: Tensor) -> Tensor:
+        return input_ids == config.video_token_id
+
+    def feature_width(self, vision_config: Any) -> int:
+        return int(vision_config.hidden_size)
+
+
+def second_per_grid_s(config: Any, prompts: PromptBatch) -> Tensor:
+    """Seconds between two temporal grid steps of each clip: float64 [clips]."""
+    temporal_patch: int = config.vision_config.temporal_patch_size
+    return temporal_patch / prompts.sampled_fps
+
+
+def patch_values(vision_config: Any) -> int:
+    """Numbers of one patch."""
+    frames, side = vision_config.temporal_patch_size, vision_config.patch_size
+    return int(vision_config.in_channels * frames * side**2)
+
+
+def one_second_a_step(grid_thw: Tensor) -> Tensor:
+    """float64 [clips]: with one position a second, a grid's own steps are its times."""
+    return torch.ones(len(grid_thw), dtype=torch.float64, device=grid_thw.device)

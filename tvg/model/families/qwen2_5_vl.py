@@ -1,0 +1,88 @@
+"""Qwen2.5-VL (arXiv 2502.13923), and what was trained further from it, such as MiMo-VL.
+
+Windows in the vision tower; positions in time count seconds, so the rate at which a clip was
+really sampled reaches the language model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from tvg.core.positions import mrope_position_ids
+from tvg.model.families.base import VisionSizes
+from tvg.model.families.qwen import QwenVL, patch_values, second_per_grid_s
+from tvg.types import PromptBatch
+
+
+class Qwen2_5VL(QwenVL):  # noqa: N801  (the name of the model)
+    """See the module."""
+
+    model_class = Qwen2_5_VLForConditionalGeneration
+
+    def encode_trunk(self, model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+        features = super().encode_trunk(model, pixel_values, grid_thw)
+        config = model.config.vision_config
+        order = window_order(
+            grid_thw,
+            spatial_merge=config.spatial_merge_size,
+            window_tokens=config.window_size // config.spatial_merge_size // config.patch_size,
+        )
+        groups = features.view(len(order), config.spatial_merge_size**2, -1)
+        return groups[torch.argsort(order)].flatten(0, 1)
+
+    def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
+        return mrope_position_ids(
+            prompts.input_ids,
+            prompts.attention_mask,
+            video_grid_thw=prompts.video_grid_thw,
+            second_per_grid_s=second_per_grid_s(config, prompts),
+            vision_start_id=config.vision_start_token_id,
+            video_token_id=config.video_token_id,
+            spatial_merge=config.vision_config.spatial_merge_size,
+            tokens_per_second=config.vision_config.tokens_per_second,
+        )
+
+    def vision_sizes(self, config: Any) -> VisionSizes:
+        vision = config.vision_config
+        return VisionSizes(
+            hidden=vision.hidden_size,
+            mlp=vision.intermediate_size,
+            mlp_products=3,
+            layers=vision.depth,
+            full_layers=len(set(vision.fullatt_block_indexes) & set(range(vision.depth))),
+            # As transformers rounds it: whole merged tokens.
+            window=vision.window_size
+            // vision.spatial_merge_size
+            // vision.patch_size
+            * vision.spatial_merge_size,
+            merge=vision.spatial_merge_size**2,
+            mergers=1,
+            patch_values=patch_values(vision),
+        )
+
+
+def window_order(grid_thw: Tensor, *, spatial_merge: int, window_tokens: int) -> Tensor:
+    """The order in which the tower's blocks see merged tokens: int64 [tokens].
+
+    Qwen2.5-VL attends inside windows of `window_tokens` squared merged tokens of a frame: clip by
+    clip and frame by frame, its windows are read row by row, and so are the tokens of a window.
+    """
+    orders, offset = [], 0
+    for time, height, width in grid_thw.tolist():
+        rows, columns = height // spatial_merge, width // spatial_merge
+        t, y, x = torch.meshgrid(
+            torch.arange(time), torch.arange(rows), torch.arange(columns), indexing="ij"
+        )
+        # Window row, window column, row inside, column inside, as digits of one number.
+        digits = (t, y // window_tokens, x // window_tokens, y % window_tokens, x % window_tokens)
+        bases = (time, rows, columns, window_tokens, window_tokens)
+        place = torch.zeros_like(t)
+        for digit, base in zip(digits, bases, strict=True):
+            place = place * base + digit
+        orders.append(torch.argsort(place.flatten()) + offset)
+        offset += time * rows * columns
+    return torch.cat(orders).to(grid_thw.device)

@@ -1,0 +1,98 @@
+"""Qwen3-VL.
+
+Every time step of a clip stands behind its time as text, `<12.3 seconds>`, and is an image to the
+positions: they hold no time of their own. Features of the trunk's middle layers join those of its
+last one (DeepStack, arXiv 2406.04334): each is projected by a merger of its own and added to the
+states of the language model behind one of its first layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3VLForConditionalGeneration
+
+from tvg.core.positions import mrope_position_ids
+from tvg.model.families.base import VideoTokens, VisionSizes
+from tvg.model.families.qwen import QwenVL, one_second_a_step, patch_values
+from tvg.types import PromptBatch
+
+
+class Qwen3VL(QwenVL):
+    """See the module. Features: those of the last layer, then of each deepstack layer."""
+
+    model_class = Qwen3VLForConditionalGeneration
+
+    def prepare(self, model: Any) -> None:
+        num_deep = len(model.config.vision_config.deepstack_visual_indexes)
+        num_layers = model.config.text_config.num_hidden_layers
+        if num_deep >= num_layers:  # what is added behind the last layer nobody reads
+            raise ValueError(
+                f"model.path: {num_deep} deepstack layers of the vision tower need more than "
+                f"{num_layers} layers in the language model"
+            )
+        super().prepare(model)
+
+    def mergers(self, model: Any) -> list[nn.Module]:
+        return [*super().mergers(model), *_deepstack_mergers(model)]
+
+    def encode_trunk(self, model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+        states: list[Tensor] = []
+        hooks = [
+            merger.register_forward_pre_hook(lambda _, given: states.append(given[0]))
+            for merger in _deepstack_mergers(model)
+        ]
+        try:
+            last = super().encode_trunk(model, pixel_values, grid_thw)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat([last, *states], dim=-1)
+
+    def merge(self, model: Any, features: Tensor) -> VideoTokens:
+        mergers = self.mergers(model)
+        dtype = next(mergers[0].parameters()).dtype
+        parts = features.to(dtype).chunk(len(mergers), dim=-1)
+        tokens = [merger(part) for merger, part in zip(mergers, parts, strict=True)]
+        return VideoTokens(embeds=tokens[0], deepstack=tuple(tokens[1:]))
+
+    def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
+        grid = prompts.video_grid_thw
+        steps = torch.repeat_interleave(grid, grid[:, 0], dim=0)
+        steps[:, 0] = 1
+        return mrope_position_ids(
+            prompts.input_ids,
+            prompts.attention_mask,
+            video_grid_thw=steps,
+            second_per_grid_s=one_second_a_step(steps),
+            vision_start_id=config.vision_start_token_id,
+            video_token_id=config.video_token_id,
+            spatial_merge=config.vision_config.spatial_merge_size,
+            tokens_per_second=1,
+        )
+
+    def feature_width(self, vision_config: Any) -> int:
+        return int(vision_config.hidden_size) * (1 + len(vision_config.deepstack_visual_indexes))
+
+    def vision_sizes(self, config: Any) -> VisionSizes:
+        vision = config.vision_config
+        return VisionSizes(
+            hidden=vision.hidden_size,
+            mlp=vision.intermediate_size,
+            mlp_products=2,
+            layers=vision.depth,
+            full_layers=vision.depth,
+            window=1,
+            merge=vision.spatial_merge_size**2,
+            mergers=1 + len(vision.deepstack_visual_indexes),
+            patch_values=patch_values(vision),
+        )
+
+
+def _deepstack_mergers(model: Any) -> list[nn.Module]:
+    """In the order of the trunk's layers, which is that of the language model's."""
+    visual = model.model.visual
+    layers = list(visual.deepstack_visual_indexes)
+    return [visual.deepstack_merger_list[layers.index(layer)] for layer in sorted(layers)]
