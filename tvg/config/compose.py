@@ -11,9 +11,11 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, Node, OmegaConf, open_dict
 
+from tvg.config.errors import ConfigError
 from tvg.config.nodes import walk
 from tvg.config.resolvers import register_resolvers
 
@@ -74,6 +76,25 @@ def compose(
             del cfg["hydra"]
         _settle_hydra_values(cfg)
         return _composition(cfg, config_name, list(overrides))
+
+
+def compose_option(group: str, option: str, *, conf_dir: Path = CONF_DIR) -> DictConfig:
+    """One option of a config group alone, e.g. "prompt", "think": what lies at that group's key.
+
+    Raises:
+        ConfigError: there is no such option.
+    """
+    register_resolvers()
+    with (
+        _outside_any_run(),
+        hydra.initialize_config_dir(str(conf_dir), version_base="1.3", job_name=option),
+    ):
+        try:
+            cfg = hydra.compose(f"{group}/{option}")
+        except MissingConfigException as error:
+            raise ConfigError(f"{group}: no option {option!r} in {conf_dir / group}") from error
+    node: DictConfig = OmegaConf.select(cfg, group.replace("/", "."))
+    return node
 
 
 def _settle_hydra_values(cfg: DictConfig) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from tvg.config.build import build
-from tvg.config.compose import CONF_DIR
+from tvg.config.compose import compose_option
 from tvg.config.errors import ConfigError
-from tvg.task.grounding import read_template_file
+from tvg.task.grounding import GroundingTask, read_template_file
 
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "tvg.yaml"
 RECORDED_KEYS = {"prompt": "prompt", "data/loader": "data.loader"}  # group -> config key
+AS_RECORDED = "recorded"
 
 
 def record_text(cfg: DictConfig) -> str:
@@ -30,9 +32,13 @@ def record_text(cfg: DictConfig) -> str:
 
 def _settled(node: Any) -> Any:
     """A node without references to other checkpoints or files, which may move or change."""
-    if node.get("_target_") == f"{__name__}.{recorded.__name__}":
-        found = _recorded_node(node["folder"], node["key"], node["fallback"])
-        return _settled(OmegaConf.to_container(found, resolve=True))
+    target = node.get("_target_")
+    if target == f"{__name__}.{recorded.__name__}":
+        return _settled(_plain(_recorded_node(node["folder"], node["key"], node["fallback"])))
+    if target == f"{__name__}.{recorded_prompt.__name__}":
+        found = _plain(_recorded_node(node["folder"], "prompt", node["fallback"]))
+        changes = {k: v for k, v in node.items() if k not in ("_target_", "folder", "fallback")}
+        return _settled({**found, **_changed(**changes)})
     if node.get("template_file") is not None:
         return {
             **node,
@@ -40,6 +46,15 @@ def _settled(node: Any) -> Any:
             "template_file": None,
         }
     return node
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def _changed(**settings: Any) -> dict[str, Any]:
+    """The settings that are not to be as recorded."""
+    return {name: value for name, value in settings.items() if value != AS_RECORDED}
 
 
 def recorded(*, folder: str | None, key: str, fallback: str) -> Any:
@@ -51,9 +66,50 @@ def recorded(*, folder: str | None, key: str, fallback: str) -> Any:
         fallback: option of that group for checkpoints that record nothing (any but our exports).
 
     Raises:
-        ConfigError: there is no such folder, or the record lacks the key.
+        ConfigError: there is no such folder or fallback, or the record lacks the key.
     """
     return build(_recorded_node(folder, key, fallback))
+
+
+def recorded_prompt(
+    *,
+    folder: str | None,
+    fallback: str,
+    system: str | None,
+    video_first: bool | Literal["recorded"],
+    lowercase: bool | Literal["recorded"],
+    strip_period: bool | Literal["recorded"],
+    parser: Callable[..., Any] | Literal["recorded"],
+    prefill: str | None,
+    frame_times: str | None,
+) -> GroundingTask:
+    """Builds the prompt that the checkpoint in `folder` was trained with, or a variant of it.
+
+    Args:
+        folder: as for `recorded`.
+        fallback: as for `recorded`.
+        system: as for `GroundingTask`, or "recorded": as it was trained with; so are the others.
+        video_first: see there.
+        lowercase: see there.
+        strip_period: see there.
+        parser: see there.
+        prefill: see there.
+        frame_times: see there.
+
+    Raises:
+        ConfigError: as `recorded`.
+    """
+    changes = _changed(
+        system=system,
+        video_first=video_first,
+        lowercase=lowercase,
+        strip_period=strip_period,
+        parser=parser,
+        prefill=prefill,
+        frame_times=frame_times,
+    )
+    task: GroundingTask = build(_recorded_node(folder, "prompt", fallback), **changes)
+    return task
 
 
 def _recorded_node(folder: str | None, key: str, fallback: str) -> Any:
@@ -63,7 +119,7 @@ def _recorded_node(folder: str | None, key: str, fallback: str) -> Any:
     if path is None or not path.is_file():
         if folder is not None:
             log.warning("%s holds no %s: using %s=%s", folder, RECORD_FILE, key, fallback)
-        return OmegaConf.load(CONF_DIR / key / f"{fallback}.yaml")
+        return compose_option(key, fallback)
     record = OmegaConf.load(path)
     if key not in record:
         raise ConfigError(f"{path}: expected the key {key!r}, got {sorted(record)}")
