@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from objectives import make_objective
 from torch import Tensor
 
 from tvg.model.freezing import freeze_parts
 from tvg.model.policy import Policy
-from tvg.objective.grpo import GRPOObjective
 from tvg.types import PromptBatch
 
 FULL = 7  # tokens of a completion that was cut
@@ -62,7 +62,7 @@ def learn(
     """GRPO's loss with its KL term by one of the forward ways, and all gradients."""
     policy.forward_by = forward_by
     policy.zero_grad(set_to_none=True)
-    objective = GRPOObjective(clip_low=0.2, clip_high=0.2, kl_coef=0.1, reduction="token_mean")
+    objective = make_objective(kl_coef=0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         logprobs, entropy = policy(
             policy.encode_clips(prompts),
@@ -75,9 +75,11 @@ def learn(
         logprobs=logprobs,
         old_logprobs=logprobs.detach(),
         ref_logprobs=answers.ref_logprobs,
+        sampler_logprobs=None,
+        policy_old_logprobs=None,
         entropy=entropy,
         advantages=answers.advantages,
-        completion_mask=answers.mask,
+        loss_mask=answers.mask,
         denominator=objective.denominator(answers.mask),
         num_tokens=answers.mask.sum(),
     ).loss

@@ -12,8 +12,9 @@ from common.shapes import FIRST_WORD, make_policy, make_prompts
 from torch import Tensor
 
 from tvg.core.advantage import group_advantages
+from tvg.core.surrogate import clipped
 from tvg.model.policy import Policy
-from tvg.objective.grpo import GRPOObjective
+from tvg.objective.policy_gradient import PolicyObjective
 from tvg.rollout.base import Rollout
 from tvg.rollout.hf import HFRollout
 from tvg.rollout.shared_prefix import SharedPrefixRollout
@@ -98,14 +99,35 @@ class Bench:
             ref_logprobs, _ = self.reference(prompts, self.completion_ids, mask, **scored)
         logprobs, entropy = self.policy(prompts, self.completion_ids, mask, **scored)
         rewards = torch.arange(len(mask), device=mask.device, dtype=torch.float32) % 3
-        objective = GRPOObjective(clip_low=0.2, clip_high=0.2, kl_coef=0.04, reduction="token_mean")
+        objective = PolicyObjective(
+            surrogate=clipped,
+            ratio_level="token",
+            clip_low=0.2,
+            clip_high=0.2,
+            reduction="token_mean",
+            max_tokens=mask.shape[1],
+            kl_coef=0.04,
+            kl_estimator="k3",
+            kl_in="loss",
+            entropy_coef=0.0,
+            sampler_ratio_cap=None,
+            mask_truncated=False,
+        )
         output = objective(
             logprobs=logprobs,
             old_logprobs=logprobs.detach(),
             ref_logprobs=ref_logprobs,
+            sampler_logprobs=None,
+            policy_old_logprobs=None,
             entropy=entropy,
-            advantages=group_advantages(rewards, group_size=self.group_size),
-            completion_mask=mask,
+            advantages=group_advantages(
+                rewards,
+                group_size=self.group_size,
+                baseline="group_mean",
+                scale="group_std",
+                eps=1e-4,
+            ),
+            loss_mask=mask,
             denominator=mask.sum().float(),
             num_tokens=mask.sum().float(),
         )
