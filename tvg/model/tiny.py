@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -96,10 +97,7 @@ def write_tiny_checkpoint(
                 "rope_theta": rope_theta,
                 "mrope_section": list(mrope_section),
             },
-            "bos_token_id": None,
-            "eos_token_id": _token_id(tokenizer, "<|im_end|>"),
-            "pad_token_id": _token_id(tokenizer, "<|endoftext|>"),
-            "tie_word_embeddings": True,
+            **ends(tokenizer),
         },
         vision_config={
             "depth": vision_depth,
@@ -111,40 +109,57 @@ def write_tiny_checkpoint(
             "tokens_per_second": tokens_per_second,
             "initializer_range": initializer_range,
         },
-        image_token_id=_token_id(tokenizer, "<|image_pad|>"),
-        video_token_id=_token_id(tokenizer, "<|video_pad|>"),
-        vision_start_token_id=_token_id(tokenizer, "<|vision_start|>"),
-        vision_end_token_id=_token_id(tokenizer, "<|vision_end|>"),
         tie_word_embeddings=True,
+        **vision_ids(tokenizer),
     )
-    folder = Path(folder)
-    _build(config, seed=seed).save_pretrained(folder)
-    _processor(tokenizer).save_pretrained(folder)
-    return folder
-
-
-def _build(config: Qwen2_5_VLConfig, *, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=config.text_config.eos_token_id,
-        pad_token_id=config.text_config.pad_token_id,
-        do_sample=False,
-    )
-    return model
-
-
-def _processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
-    return Qwen2_5_VLProcessor(
+    processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=dict(_SIZE)),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=dict(_SIZE)),
         chat_template=tokenizer.chat_template,
     )
+    return save_random(
+        Qwen2_5_VLForConditionalGeneration, config, processor, Path(folder), seed=seed
+    )
 
 
-def _token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+def ends(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """How texts end, for a text config; its head is its embedding."""
+    return {
+        "bos_token_id": None,
+        "eos_token_id": token_id(tokenizer, "<|im_end|>"),
+        "pad_token_id": token_id(tokenizer, "<|endoftext|>"),
+        "tie_word_embeddings": True,
+    }
+
+
+def vision_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The special ids of vision inputs, by their names in a config of a Qwen-VL model."""
+    return {
+        "image_token_id": token_id(tokenizer, "<|image_pad|>"),
+        "video_token_id": token_id(tokenizer, "<|video_pad|>"),
+        "vision_start_token_id": token_id(tokenizer, "<|vision_start|>"),
+        "vision_end_token_id": token_id(tokenizer, "<|vision_end|>"),
+    }
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of a token that is in the vocabulary."""
     index = tokenizer.convert_tokens_to_ids(token)
     assert isinstance(index, int), token
     return index
+
+
+def save_random(model_class: Any, config: Any, processor: Any, folder: Path, *, seed: int) -> Path:
+    """Writes a model of random weights beside its processor; returns the folder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=config.text_config.eos_token_id,
+        pad_token_id=config.text_config.pad_token_id,
+        do_sample=False,
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
