@@ -12,7 +12,7 @@ from tvg.config.check import COLLECTIONS, find_problems
 from tvg.config.compose import Composition
 
 COMMANDS = sorted(path.stem for path in CONF_DIR.glob("*.yaml"))
-NOT_COMPOSED_ALONE = {"experiment", "hparams_search", "hydra"}
+NOT_COMPOSED_ALONE = {"compat", "experiment", "hparams_search", "hydra"}
 OPTIONS = sorted(
     str(path.relative_to(CONF_DIR).with_suffix(""))
     for path in CONF_DIR.rglob("*.yaml")

@@ -42,7 +42,8 @@ class Composition:
     known: DictConfig
     added: tuple[str, ...]  # keys that the user added on purpose: +key=value
     entries: tuple[Entry, ...]
-    overlays: tuple[str, ...]  # the files left out of `known`, e.g. experiment/demo
+    # the files left out of `known`, e.g. experiment/demo; but for options `none`, which hold nothing
+    overlays: tuple[str, ...]
 
 
 def current_composition(cfg: DictConfig) -> Composition:
@@ -144,5 +145,5 @@ def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Com
             for d in mine
             if d not in overlays and d.package
         ),
-        overlays=tuple(str(d.config_path) for d in overlays),
+        overlays=tuple(p for d in overlays if not (p := str(d.config_path)).endswith("/none")),
     )

@@ -54,9 +54,10 @@ def sampler_is_not_policy(cfg: Config) -> list[str]:
     why = "the sampler would draw from another distribution than the trainer scores"
     top_p, top_k = number(cfg, "rollout.top_p"), number(cfg, "rollout.top_k")
     temperature = number(cfg, "rollout.temperature")
-    if top_p is not None and top_p < 1:
+    may_cut = value(cfg, "policy.sampler_may_cut") is True  # compat=time_r1 does
+    if top_p is not None and top_p < 1 and not may_cut:
         problems.append(f"rollout.top_p: must be 1.0 with objective.group_size, got {top_p}: {why}")
-    if top_k is not None and top_k > 0:
+    if top_k is not None and top_k > 0 and not may_cut:
         problems.append(f"rollout.top_k: must be 0 with objective.group_size, got {top_k}: {why}")
     if temperature is not None and temperature <= 0:
         problems.append(
