@@ -12,6 +12,7 @@ from tvg.data.dataset import GroundingDataset
 from tvg.data.decode_decord import DecordDecoder
 from tvg.data.readers import read_charades
 from tvg.data.sampling import FrameSampling
+from tvg.model.adapters import no_adapter
 from tvg.model.loading import Checkpoint
 from tvg.model.policy import Policy
 from tvg.rollout.hf import HFRollout
@@ -47,6 +48,7 @@ def make_parts(checkpoint: Path, world: Path, *, sampling: FrameSampling = SMALL
         freeze_merger=False,
         freeze_language=False,
         gradient_checkpointing=False,
+        adapter=no_adapter,
     )
     processor = spec.load_processor()
     task = make_task()

@@ -10,6 +10,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tvg.data.sampling import FrameSampling
 from tvg.model.activations import Precision, Row, activations
+from tvg.model.adapters import no_adapter
 from tvg.model.estimate import estimate, total, worst_phase
 from tvg.model.freezing import freeze_parts
 from tvg.model.job import Job, OptimizerCost, Sharding, optimizer_cost
@@ -311,6 +312,7 @@ def test_a_model_without_weights_has_the_parameters_of_one_with_them(
         freeze_merger=freeze_vision,
         freeze_language=False,
         gradient_checkpointing=False,
+        adapter=no_adapter,
     )
     model = spec.load_policy(spec.load_processor()).model
     found = count_parameters(meta_model(spec))

@@ -9,6 +9,7 @@ from parts import make_parts
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from tvg.model.adapters import no_adapter
 from tvg.model.loading import Checkpoint, export_checkpoint
 
 
@@ -22,6 +23,7 @@ def spec(path, **changes):
         "freeze_merger": False,
         "freeze_language": False,
         "gradient_checkpointing": False,
+        "adapter": no_adapter,
     }
     return Checkpoint(**{**settings, **changes})
 

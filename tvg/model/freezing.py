@@ -1,10 +1,12 @@
-"""Which parts of a video-language model are trained."""
+"""The parts of a video-language model, and which of them are trained."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
+
+PARTS = ("vision", "merger", "language")  # the vision trunk, what projects it, and all else
 
 
 def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> None:
@@ -24,13 +26,16 @@ def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> N
             "model.freeze_vision, model.freeze_merger and model.freeze_language are all true: "
             "nothing is left to train"
         )
-    tower = model.model.visual
-    _require_grad(tower, not vision)
-    _require_grad(tower.merger, not merger)
-    _require_grad(model.model.language_model, not language)
-    _require_grad(model.lm_head, not language)
+    is_frozen = {"vision": vision, "merger": merger, "language": language}
+    parts = part_of_each(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(not is_frozen[parts[id(parameter)]])
 
 
-def _require_grad(module: nn.Module, flag: bool) -> None:
-    for parameter in module.parameters():
-        parameter.requires_grad_(flag)
+def part_of_each(model: nn.Module) -> dict[int, str]:
+    """The part that each parameter belongs to, by the parameter's id."""
+    tower: Any = model.model.visual  # type: ignore[union-attr]
+    parts = {id(parameter): "language" for parameter in model.parameters()}
+    parts |= {id(parameter): "vision" for parameter in tower.parameters()}
+    parts |= {id(parameter): "merger" for parameter in tower.merger.parameters()}
+    return parts

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from tvg.model.adapters import Adapter, has_adapters, merged_state, save_adapter
 from tvg.model.freezing import freeze_parts
 from tvg.model.policy import Policy
 from tvg.model.vision_attention import batch_windows
@@ -24,6 +25,7 @@ VISION_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+ADAPTER = "adapter"  # folder of an export
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,6 +41,7 @@ class Checkpoint:
         freeze_merger: keep the merger between vision and language as it is.
         freeze_language: keep the language model as it is.
         gradient_checkpointing: recompute activations in backward.
+        adapter: puts adapters on a model whose frozen parts are frozen; see `tvg.model.adapters`.
 
     Raises:
         ValueError: no usable checkpoint at `path`, or an option out of range; names the key.
@@ -55,6 +58,7 @@ class Checkpoint:
         freeze_merger: bool,
         freeze_language: bool,
         gradient_checkpointing: bool,
+        adapter: Adapter,
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"model.dtype: expected one of {sorted(DTYPES)}, got {dtype!r}")
@@ -68,6 +72,7 @@ class Checkpoint:
         self.freeze_merger = freeze_merger
         self.freeze_language = freeze_language
         self.gradient_checkpointing = gradient_checkpointing
+        self.adapter = adapter
         _check_attention(attn_implementation)
 
     def folder(self) -> Path:
@@ -102,18 +107,23 @@ class Checkpoint:
         return processor
 
     def load_policy(self, processor: Any, *, forward_by: str = "shared_prefix") -> Policy:
-        """The model as a policy, its parts frozen as configured, in eval mode."""
+        """The model as a policy, frozen and adapted as configured, in eval mode."""
         model = load_model(self.folder(), self.dtype, self.attn_implementation)
         batch_windows(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.choose_trained(model)
+        return make_policy(model, processor.tokenizer, forward_by=forward_by)
+
+    def choose_trained(self, model: Any) -> None:
+        """Freezes what is to be frozen, and adds adapters where there are to be any."""
         freeze_parts(
             model,
             vision=self.freeze_vision,
             merger=self.freeze_merger,
             language=self.freeze_language,
         )
-        return make_policy(model, processor.tokenizer, forward_by=forward_by)
+        self.adapter(model)
 
 
 def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> Any:
@@ -160,6 +170,8 @@ def export_checkpoint(
 ) -> Path:
     """Writes a plain Hugging Face folder, whole or not at all; replaces an older one.
 
+    Adapters are merged into the weights; by themselves they are in `adapter/` inside the folder.
+
     Args:
         policy: its weights and config.
         processor: tokenizer, video processor and chat template.
@@ -169,7 +181,11 @@ def export_checkpoint(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        policy.model.save_pretrained(temporary)
+        if has_adapters(policy.model):
+            policy.model.save_pretrained(temporary, state_dict=merged_state(policy.model))
+            save_adapter(policy.model, temporary / ADAPTER)
+        else:
+            policy.model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         for name, text in notes.items():
             (temporary / name).write_text(text, encoding="utf-8")

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from tvg.model.freezing import freeze_parts
 from tvg.model.loading import MODEL_CLASSES, Checkpoint
 
 
 def meta_model(checkpoint: Checkpoint) -> Any:
-    """The model on the meta device, from `config.json` alone, its parts frozen as configured.
+    """The model on the meta device, from `config.json` alone, frozen and adapted as configured.
 
     Raises:
         ValueError: no folder with a config.json, or of a type that is not supported.
@@ -26,10 +25,6 @@ def meta_model(checkpoint: Checkpoint) -> Any:
         )
     with torch.device("meta"):
         model = MODEL_CLASSES[config.model_type](config)
-    freeze_parts(
-        model,
-        vision=checkpoint.freeze_vision,
-        merger=checkpoint.freeze_merger,
-        language=checkpoint.freeze_language,
-    )
+    with torch.device("meta"):
+        checkpoint.choose_trained(model)
     return model

@@ -231,28 +231,27 @@ class PolicyModule(LightningModule):
 
     @property
     def strict_loading(self) -> bool:
-        return (
-            False  # the frozen reference is not in the file: it is the model that a run starts from
-        )
+        return False  # what is frozen is not in the file: it is in the model that a run starts from
 
     @strict_loading.setter
     def strict_loading(self, value: bool) -> None:
         raise AttributeError("strict_loading is fixed: see the property")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = self._trained()
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {
-            k: v for k, v in state.items() if not k.startswith("reference.")
-        }
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
         checkpoint["initial_fingerprint"] = self.initial_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        expected = {f"policy.{name}" for name in self.policy.state_dict()}
+        expected = self._trained()
         # DeepSpeed keeps weights in files of its own, and checks them itself.
         missing = sorted(expected - set(checkpoint.get("state_dict", expected)))
         if missing:
             raise ValueError(
-                f"resume: the checkpoint lacks {len(missing)} weights, e.g. {missing[0]}"
+                f"resume: the checkpoint lacks {len(missing)} weights that are trained, e.g. "
+                f"{missing[0]}: it belongs to a run with other settings (model.adapter, "
+                "model.freeze_*)"
             )
         if checkpoint.get("initial_fingerprint") != self.initial_fingerprint:
             raise ValueError(
@@ -260,6 +259,11 @@ class PolicyModule(LightningModule):
                 f"model.path holds now (fingerprint {checkpoint.get('initial_fingerprint')}, "
                 f"now {self.initial_fingerprint})"
             )
+
+    def _trained(self) -> set[str]:
+        """Names in the state dict of all that training changes; the rest is in model.path."""
+        named = self.policy.named_parameters(prefix="policy", remove_duplicate=False)
+        return {name for name, parameter in named if parameter.requires_grad}
 
 
 def decay_groups(module: nn.Module) -> list[dict[str, Any]]:

@@ -8,13 +8,19 @@ from contextlib import contextmanager
 
 import torch
 
+from tvg.model.adapters import drop_adapters
 from tvg.model.policy import Policy
 
 
 def frozen_copy(policy: Policy) -> Policy:
-    """The policy as it is now, for ever; what the policy never trains is shared, not copied."""
+    """The policy as it starts, for ever; what the policy never trains is shared, not copied.
+
+    Adapters start as nothing, so the reference has none: it is the weights under them.
+    """
     shared = {id(p): p for p in policy.parameters() if not p.requires_grad}
-    return copy.deepcopy(policy, memo=dict(shared)).requires_grad_(False).eval()
+    reference = copy.deepcopy(policy, memo=dict(shared))
+    drop_adapters(reference)
+    return reference.requires_grad_(False).eval()
 
 
 @contextmanager

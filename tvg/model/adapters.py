@@ -1,0 +1,235 @@
+"""Low-rank adapters: small trained matrices beside frozen weights (LoRA, arXiv 2106.09685).
+
+peft makes the layers; the model keeps its tree of modules, so that whatever reads a policy reads it
+with adapters, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tvg.model.freezing import PARTS, part_of_each
+
+Adapter = Callable[[Any], None]
+ADAPTER_NAME = "default"  # what peft calls an adapter that has no name
+ALL_LINEAR = "all-linear"
+LORA = ".lora_"  # in the names of all that peft adds to a layer
+
+
+def no_adapter(model: Any) -> None:
+    """Leaves a model as it is: its own weights are trained."""
+
+
+class LoRA:
+    """Puts adapters on linear layers, W x + alpha / rank * B A x, and freezes all other weights.
+
+    B starts at 0, so that the model starts as it was. All that is trained is float32, whatever the
+    frozen weights are: small updates would be lost in bfloat16.
+
+    Args:
+        rank: of B A.
+        alpha: the scale of B A is alpha / rank.
+        dropout: of what goes into A while training; reinforcement training needs 0, since the
+            sampler draws without it.
+        target_modules: ends of the names of linear layers, or "all-linear".
+        parts: where they are looked for: any of "vision", "merger", "language".
+        full_parts: parts whose own weights are trained beside the adapters.
+        seed: of A; the caller's random state is left as it was.
+
+    Raises:
+        ValueError: a setting out of range, or a part in both lists; names the key.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        target_modules: Sequence[str] | str,
+        parts: Sequence[str],
+        full_parts: Sequence[str],
+        seed: int,
+    ) -> None:
+        if rank < 1:
+            raise ValueError(f"model.adapter.rank: expected at least 1, got {rank}")
+        if alpha <= 0:
+            raise ValueError(f"model.adapter.alpha: expected more than 0, got {alpha}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"model.adapter.dropout: expected 0 <= dropout < 1, got {dropout}")
+        for key, chosen in (("parts", parts), ("full_parts", full_parts)):
+            if isinstance(chosen, str) or not set(chosen) <= set(PARTS):
+                raise ValueError(
+                    f"model.adapter.{key}: expected a list of {', '.join(PARTS)}, got {chosen!r}"
+                )
+        if not parts:
+            raise ValueError("model.adapter.parts: expected at least one part, got none")
+        if both := sorted(set(parts) & set(full_parts)):
+            raise ValueError(
+                f"model.adapter.full_parts: {both[0]} is in model.adapter.parts, too: its weights "
+                "are trained either in full or by adapters"
+            )
+        if isinstance(target_modules, str) and target_modules != ALL_LINEAR:
+            raise ValueError(
+                "model.adapter.target_modules: expected a list of names, or all-linear, got "
+                f"{target_modules!r}"
+            )
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.target_modules = target_modules
+        self.parts = tuple(parts)
+        self.full_parts = tuple(full_parts)
+        self.seed = seed
+
+    def __call__(self, model: Any) -> None:
+        """Adds the adapters to a model whose frozen parts are frozen.
+
+        Raises:
+            ValueError: a part is frozen, or no layer has such a name.
+        """
+        part_of = part_of_each(model)
+        self._refuse_frozen({part_of[id(p)] for p in model.parameters() if p.requires_grad})
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # a float serves as well
+            lora_dropout=self.dropout,
+            target_modules=target_layers(model, self.target_modules, parts=self.parts),
+            bias="none",
+        )
+        with torch.random.fork_rng(devices=[]):
+            inject_adapter_in_model(config, model, adapter_name=ADAPTER_NAME)
+            for parameter in model.parameters():
+                part = part_of.get(id(parameter))  # adapters are in none
+                parameter.requires_grad_(part is None or part in self.full_parts)
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+            torch.manual_seed(self.seed)
+            for layer in _layers(model).values():  # peft drew in the dtype of the weights
+                layer.reset_lora_parameters(ADAPTER_NAME, True)
+
+    def _refuse_frozen(self, trainable: set[str]) -> None:
+        for key, chosen in (("parts", self.parts), ("full_parts", self.full_parts)):
+            if frozen := [part for part in chosen if part not in trainable]:
+                raise ValueError(
+                    f"model.adapter.{key}: {frozen[0]} is to be trained, but "
+                    f"model.freeze_{frozen[0]} is true"
+                )
+
+
+def target_layers(model: Any, wanted: Sequence[str] | str, *, parts: Sequence[str]) -> list[str]:
+    """Full names of the linear layers of some parts whose names end so.
+
+    Args:
+        model: without adapters.
+        wanted: ends of names, such as "q_proj" or "mlp.0"; or "all-linear".
+        parts: where to look.
+
+    Raises:
+        ValueError: an end that no layer has, or that of the head or of the embeddings.
+    """
+    part_of = part_of_each(model)
+    head = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and part_of[id(module.weight)] in parts
+    ]
+    if isinstance(wanted, str):
+        return linear
+    ends = {name: next((end for end in wanted if _ends_so(name, end)), None) for name in linear}
+    for end in wanted:
+        if end in ends.values():
+            continue
+        words = (head, model.get_input_embeddings())
+        if any(_ends_so(name, end) for name, module in model.named_modules() if module in words):
+            raise ValueError(
+                f"model.adapter.target_modules: {end!r} cannot be adapted: scoring and sampling "
+                "read the head and the embeddings as plain weights; leave it out"
+            )
+        known = sorted({name.rpartition(".")[2] for name in linear})
+        raise ValueError(
+            f"model.adapter.target_modules: no linear layer of model.adapter.parts="
+            f"[{','.join(parts)}] is called {end!r}; there are {', '.join(known)}"
+        )
+    return [name for name, end in ends.items() if end is not None]
+
+
+def _ends_so(name: str, end: str) -> bool:
+    return f".{name}".endswith(f".{end}")
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether any layer of a model carries an adapter."""
+    return bool(_layers(model))
+
+
+def _layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """Those that carry adapters, by their full names."""
+    return {n: module for n, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def adapter_ids(model: nn.Module) -> set[int]:
+    """The ids of all parameters that adapters are made of."""
+    return {id(parameter) for name, parameter in model.named_parameters() if LORA in name}
+
+
+def drop_adapters(model: nn.Module) -> None:
+    """Takes the adapters off: what is left are the weights under them, not copied."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoraLayer):
+                setattr(parent, name, child.get_base_layer())
+
+
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state dict as if it had no adapters, W + alpha / rank * B A in the place of W.
+
+    The sum is rounded once, to the dtype of W. What changes is computed tensor by tensor into CPU
+    memory; the rest is not copied, and the model stays as it is.
+    """
+    layers = _layers(model)
+    state = {}
+    for name, value in model.state_dict().items():
+        if LORA in name:
+            continue
+        owner, _, rest = name.rpartition(".base_layer.")
+        if rest == "weight" and owner in layers:
+            value = _merged(layers[owner], value)
+        state[f"{owner}.{rest}" if owner in layers else name] = value
+    return state
+
+
+def _merged(layer: LoraLayer, weight: Tensor) -> Tensor:
+    """W + alpha / rank * B A in W's dtype, on the CPU."""
+    delta = layer.get_delta_weight(ADAPTER_NAME)  # type: ignore[operator]
+    wide = torch.promote_types(weight.dtype, delta.dtype)
+    return (weight.to(wide) + delta.to(wide)).to("cpu", weight.dtype)
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Writes the adapters as a folder that peft loads on top of the model they were trained on.
+
+    Parts that were trained in full are in it, too, as peft's `modules_to_save`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy(model.peft_config[ADAPTER_NAME])
+    config.inference_mode = True
+    config.base_model_name_or_path = model.name_or_path
+    state = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
+    tensors = {
+        f"base_model.model.{name}": value.cpu().contiguous() for name, value in state.items()
+    }
+    config.save_pretrained(str(folder))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
