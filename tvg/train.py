@@ -82,6 +82,7 @@ def build_module(cfg: DictConfig, parts: Parts) -> LightningModule:
         reward=build_reward(cfg.reward)
         if cfg.get("reward")
         else None,  # reward=[] for objective=sft
+        scoring_fps=cfg.policy.get("scoring_fps"),
         seed=cfg.seed,
     )
     return module

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from grpo_module import learn, make_loss
 from lightning.pytorch import Callback, Trainer
 from parts import make_parts, make_rollout
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tvg.core.advantage import group_advantages
 from tvg.core.logprobs import token_logprobs
-from tvg.objective.grpo import GRPOObjective
 from tvg.reward.weighted import WeightedReward
 from tvg.rollout.shared_prefix import SharedPrefixRollout
 from tvg.training.grpo import GRPOModule
@@ -60,12 +61,16 @@ def make_module(parts, *, lr=0.0):
     return GRPOModule(
         rollout=SharedPrefixRollout(**settings),
         reward=WeightedReward(rewards={"odd": Odd()}, weights={"odd": 1.0}),
-        loss=GRPOObjective(clip_low=0.2, clip_high=0.2, kl_coef=0.1, reduction="token_mean"),
+        loss=make_loss(kl_coef=0.1),
         group_size=GROUP_SIZE,
-        advantage_scale="group_std",
+        advantage=group_advantages,
+        num_updates=1,
+        old_logprobs="policy",
+        resample_flat_groups=None,
         reference="initial",
         reference_offload=False,
         micro_batch_completions=None,
+        scoring_fps=None,
         preflight=None,
         policy=parts.policy,
         tokenizer=parts.tokenizer,
@@ -110,7 +115,7 @@ def test_learning_holds_logits_of_completions_alone(parts, prompts, is_checkpoin
         )
         num_tokens = int(rollout.completion_mask.sum())
         with VocabularyWatch(parts.policy) as watch:
-            module._learn(rollout, torch.linspace(-1, 1, NUM_PROMPTS * GROUP_SIZE))
+            learn(module, rollout, torch.linspace(-1, 1, NUM_PROMPTS * GROUP_SIZE))
         assert watch.rows == num_tokens < int(prompts.attention_mask.sum())
         # By chunks: no more rows at once than a chunk has, whatever the number of completions.
         monkeypatch.setattr(
@@ -118,7 +123,7 @@ def test_learning_holds_logits_of_completions_alone(parts, prompts, is_checkpoin
             functools.partial(token_logprobs, chunk_tokens=5),
         )
         with VocabularyWatch(parts.policy) as watch:
-            module._learn(rollout, torch.linspace(-1, 1, NUM_PROMPTS * GROUP_SIZE))
+            learn(module, rollout, torch.linspace(-1, 1, NUM_PROMPTS * GROUP_SIZE))
         assert watch.rows == 5
     finally:
         parts.policy.model.gradient_checkpointing_disable()

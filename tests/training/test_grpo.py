@@ -1,22 +1,15 @@
 """The GRPO module against numbers put together by hand, and against itself in micro-batches."""
 
-import functools
-
 import pytest
 import torch
 from completions import without_float32_inside
-from lightning.pytorch import Trainer
-from parts import make_parts, make_rollout
+from grpo_module import learn, logprobs_of, make_module, sample
+from parts import make_parts
 
 from tvg.model.flops import rollout_flops, trunk_flops
 from tvg.model.freezing import freeze_parts
 from tvg.model.shape import shape_of
-from tvg.objective.grpo import GRPOObjective
-from tvg.reward.iou import IoUReward
-from tvg.reward.weighted import WeightedReward
-from tvg.training.grpo import GRPOModule
 from tvg.training.rollout_log import reward_metrics, rollout_rows
-from tvg.training.schedule import warmup_schedule
 from tvg.types import RewardOutput, Segment
 
 
@@ -27,53 +20,9 @@ def parts(tiny_checkpoint, tiny_world):
     return made
 
 
-class Stepwise:
-    """A reward that differs within every group."""
-
-    def __call__(self, *, texts, answers, truths, durations_s):
-        return [float(len(text) % 7) for text in texts]
-
-
-def make_module(parts, *, kl_coef=0.0, reduction="token_mean", micro_batch_size=1, **changes):
-    module = GRPOModule(
-        rollout=make_rollout(),
-        reward=WeightedReward(rewards={"odd": Stepwise()}, weights={"odd": 1.0}),
-        loss=GRPOObjective(clip_low=0.2, clip_high=0.2, kl_coef=kl_coef, reduction=reduction),
-        group_size=4,
-        advantage_scale="group_std",
-        reference="initial",
-        preflight=None,
-        policy=parts.policy,
-        tokenizer=parts.tokenizer,
-        task=parts.task,
-        eval_rollout=make_rollout().greedy(),
-        micro_batch_size=micro_batch_size,
-        micro_batch_completions=changes.get("micro_batch_completions"),
-        reference_offload=changes.get("reference_offload", False),
-        optimizer=functools.partial(torch.optim.SGD, lr=0.0),
-        schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
-        max_grad_norm=None,
-        seed=0,
-    )
-    # Outside of a fit: a trainer that knows its world size, and no precision plugin to pass.
-    module._trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-    module.manual_backward = torch.Tensor.backward
-    return module
-
-
 @pytest.fixture(scope="module")
 def rollout(parts):
-    policy_eos, parts.policy.eos_ids = parts.policy.eos_ids, list(range(0, 640, 12))
-    sampled = make_rollout().generate(
-        policy=parts.policy,
-        tokenizer=parts.tokenizer,
-        prompts=parts.batch(3),
-        group_size=4,
-        seed=3,
-    )
-    parts.policy.eos_ids = policy_eos
-    assert len(set(sampled.completion_mask.sum(1).tolist())) > 1, "ragged completions wanted"
-    return sampled
+    return sample(parts, num=3)
 
 
 def gradients(module):
@@ -91,7 +40,7 @@ def test_micro_batches_add_up_to_the_whole_step(parts, rollout, kl_coef, reducti
             with torch.no_grad():
                 module.reference.model.lm_head.weight.mul_(1.05)
         module.policy.zero_grad()
-        totals = module._learn(rollout, advantages)
+        totals = learn(module, rollout, advantages)
         seen.append((totals, gradients(module)))
     whole_totals, whole = seen[0]
     for totals, parts_of_it in seen[1:]:
@@ -119,7 +68,7 @@ def test_groups_in_parts_give_the_gradient_of_whole_groups(parts, rollout, reduc
         with torch.no_grad():
             module.reference.model.lm_head.weight.mul_(1.05)
         module.policy.zero_grad()
-        totals = module._learn(rollout, advantages)
+        totals = learn(module, rollout, advantages)
         seen.append((totals, gradients(module), size))
     whole_totals, whole, _ = seen[0]
     assert float(whole_totals["kl"]) > 0
@@ -153,7 +102,7 @@ def test_a_reference_that_rests_on_the_cpu_gives_the_same_loss(fixed_vision, rol
         with torch.no_grad():
             module.reference.model.model.language_model.norm.weight.mul_(1.05)
         module.policy.zero_grad()
-        seen.append((module._learn(rollout, advantages), gradients(module)))
+        seen.append((learn(module, rollout, advantages), gradients(module)))
         assert all(p.device.type == "cpu" for p in module.reference.parameters())
     (there, of_it), (away, of_that) = seen
     assert float(there["kl"]) > 0
@@ -185,7 +134,7 @@ def test_a_step_counts_its_operations(fixed_vision, monkeypatch):
     monkeypatch.setattr(
         module.rollout, "generate", lambda **given: sampled.append(generate(**given)) or sampled[0]
     )
-    monkeypatch.setattr(module, "step_optimizer", dict)
+    monkeypatch.setattr(module, "step_optimizer", lambda: {"learning_rate": torch.zeros(())})
     monkeypatch.setattr(module, "log_step", lambda *_, **__: None)
     batch = fixed_vision.batch(2)
     outputs = module.training_step(batch, 0)
@@ -210,8 +159,8 @@ def test_the_loss_is_the_formula_written_out(parts, rollout):
     assert module.reference is not None
     with torch.no_grad():
         module.reference.model.lm_head.weight.mul_(1.05)
-        logprobs, _ = module._logprobs(module.policy, rollout)
-        ref_logprobs, _ = module._logprobs(module.reference, rollout)
+        logprobs = logprobs_of(module, module.policy, rollout)
+        ref_logprobs = logprobs_of(module, module.reference, rollout)
     expected = 0.0
     for n in range(12):
         length = int(rollout.completion_mask[n].sum())
@@ -220,7 +169,7 @@ def test_the_loss_is_the_formula_written_out(parts, rollout):
             kl = torch.tensor(gap).double().exp() - gap - 1
             expected += float(-advantages[n] + 0.1 * kl) / length / 12
     module.policy.zero_grad()
-    totals = module._learn(rollout, advantages)
+    totals = learn(module, rollout, advantages)
     assert float(totals["loss"]) == pytest.approx(expected, rel=1e-5)
     assert float(totals["kl"]) > 0
 
@@ -228,7 +177,7 @@ def test_the_loss_is_the_formula_written_out(parts, rollout):
 def test_one_update_per_rollout_has_ratio_1_and_clips_nothing(parts, rollout):
     module = make_module(parts, micro_batch_size=2)
     module.policy.zero_grad()
-    totals = module._learn(rollout, torch.linspace(-1, 1, 12, dtype=torch.float64))
+    totals = learn(module, rollout, torch.linspace(-1, 1, 12, dtype=torch.float64))
     assert float(totals["importance_ratio"]) == pytest.approx(1.0, abs=1e-6)
     assert float(totals["clip_fraction"]) == 0
     assert float(totals["sampler_gap"]) < 1e-4
@@ -238,7 +187,7 @@ def test_one_update_per_rollout_has_ratio_1_and_clips_nothing(parts, rollout):
 def test_equal_rewards_teach_nothing(parts, rollout):
     module = make_module(parts, micro_batch_size=3)
     module.policy.zero_grad()
-    module._learn(rollout, torch.zeros(12, dtype=torch.float64))
+    learn(module, rollout, torch.zeros(12, dtype=torch.float64))
     assert all(not gradient.any() for gradient in gradients(module).values())
 
 
@@ -269,28 +218,19 @@ def test_a_checkpoint_of_another_start_is_refused(parts):
         module.on_load_checkpoint({**checkpoint, "state_dict": {}})
 
 
-def test_a_group_of_one_is_refused(parts):
-    settings = {
-        "rollout": make_rollout(),
-        "reward": WeightedReward(rewards={"iou": IoUReward()}, weights={"iou": 1.0}),
-        "loss": GRPOObjective(clip_low=0.2, clip_high=0.2, kl_coef=0, reduction="token_mean"),
-        "advantage_scale": "none",
-        "reference": None,
-        "reference_offload": False,
-        "micro_batch_completions": None,
-        "preflight": None,
-        "policy": parts.policy,
-        "tokenizer": parts.tokenizer,
-        "task": parts.task,
-        "eval_rollout": make_rollout().greedy(),
-        "micro_batch_size": 1,
-        "optimizer": functools.partial(torch.optim.SGD, lr=0.0),
-        "schedule": functools.partial(warmup_schedule, name="constant", warmup_steps=0),
-        "max_grad_norm": None,
-        "seed": 0,
-    }
-    with pytest.raises(ValueError, match=r"objective\.group_size.*1"):
-        GRPOModule(group_size=1, **settings)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_size": 1}, r"objective\.group_size.*1"),
+        ({"num_updates": 0}, r"objective\.num_updates.*0"),
+        ({"old_logprobs": "engine"}, r"objective\.old_logprobs.*'engine'"),
+        ({"kl_coef": 0.1, "reference": None}, r"objective\.loss\.kl_coef: 0\.1.*reference"),
+        ({"sampler_ratio_cap": 2.0, "old_logprobs": "sampler"}, r"objective\.loss\.sampler_ratio"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(parts, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_module(parts, **changes)
 
 
 def test_every_step_rank_and_stream_draws_its_own_seed(parts):

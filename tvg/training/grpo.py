@@ -1,72 +1,64 @@
-"""GRPO: sample a group, score it, push towards what scored above the group's mean."""
+"""GRPO and its kin: sample a group, score it, push towards what scored above the group's mean."""
 
 from __future__ import annotations
 
+import logging
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tvg.core.advantage import group_advantages
 from tvg.core.parsing import ParsedAnswer
 from tvg.model.flops import rollout_flops
 from tvg.model.policy import Policy
-from tvg.objective.grpo import GRPOObjective
+from tvg.objective.policy_gradient import PolicyObjective
 from tvg.reward.base import Completions
 from tvg.reward.weighted import WeightedReward
 from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.training.base import OptimizerFactory, PolicyModule, ScheduleFactory
+from tvg.training.learning import Advantage, Learnt, advantages_of_rank, kl_penalty, part_loss
 from tvg.training.preflight import Preflight
 from tvg.training.reference import frozen_copy, in_use
+from tvg.training.resampling import FlatGroupResampling
 from tvg.training.rollout_log import reward_metrics, rollout_rows
+from tvg.training.scoring import Part, Scoring
 from tvg.types import LossOutput, PromptBatch, RewardOutput, RolloutBatch
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class _Part:
-    """Some prompts of a rollout and some completions of each."""
-
-    prompts: range
-    completions: range
-
-    def rows(self, group_size: int) -> Tensor:
-        """Rows of the rollout, int64 [N of this part]."""
-        first = torch.tensor(self.prompts)[:, None] * group_size
-        return (first + torch.tensor(self.completions)).flatten()
-
-    def of(self, rollout: RolloutBatch) -> RolloutBatch:
-        return rollout.part(self.prompts, self.completions)
+OldLogprobs = Literal["policy", "sampler"]
 
 
 class GRPOModule(PolicyModule):
     """Group-relative policy optimisation with verifiable rewards.
-
-    One update per rollout: the probabilities at sampling time are the policy's own of this step
-    (as in the Time-R1 release), so the importance ratio is exactly 1. How far the sampler's
-    log-probabilities are from them is logged as `train/policy/sampler_gap`.
 
     Args:
         rollout: the sampler.
         reward: scores completions.
         loss: the objective.
         group_size: completions a prompt.
-        advantage_scale: "group_std" or "none".
-        reference: "initial" keeps a frozen copy of the policy as it starts where the objective has
-            a KL weight (and only there); None never does. What is frozen in the policy is shared.
+        advantage: given the rewards [N] of all ranks and `group_size`, their advantages [N].
+        num_updates: optimizer steps a rollout; the ratio is exactly 1 in the first one.
+        old_logprobs: what the importance ratio divides by: "policy": the trainer's own
+            log-probabilities as they were at sampling (one more forward pass where there are
+            several updates, or the KL is part of the reward); "sampler": those that the sampler
+            drew from. How far the two are apart is logged as `train/policy/sampler_gap`.
+        resample_flat_groups: fills a step with groups whose rewards differ; None takes them all.
+        reference: "initial" keeps the policy as it starts where the objective has a KL weight (and
+            only there); None never does. What is frozen in the policy is shared.
         reference_offload: keep the reference's own weights on the CPU between uses.
         micro_batch_completions: completions of a group that go through forward and backward
             together; None: all. Fewer need less memory, and the prompt is computed again for each
             part; the gradient is the same.
+        scoring_fps: the frame rate that log-probabilities assume; None: the true one.
         preflight: compares sampler and trainer before the first step; None to skip it.
         policy, tokenizer, task, eval_rollout, micro_batch_size, optimizer, schedule,
             max_grad_norm, seed: as for `PolicyModule`.
 
     Raises:
-        ValueError: a group of fewer than 2, or a KL weight without a reference.
+        ValueError: a group of fewer than 2, no update, or a KL weight without a reference.
     """
 
     def __init__(
@@ -74,12 +66,16 @@ class GRPOModule(PolicyModule):
         *,
         rollout: Rollout,
         reward: WeightedReward,
-        loss: GRPOObjective,
+        loss: PolicyObjective,
         group_size: int,
-        advantage_scale: Literal["group_std", "none"],
+        advantage: Advantage,
+        num_updates: int,
+        old_logprobs: OldLogprobs,
+        resample_flat_groups: FlatGroupResampling | None,
         reference: Literal["initial"] | None,
         reference_offload: bool,
         micro_batch_completions: int | None,
+        scoring_fps: float | None,
         preflight: Preflight | None,
         policy: Policy,
         tokenizer: Any,
@@ -102,21 +98,28 @@ class GRPOModule(PolicyModule):
             max_grad_norm=max_grad_norm,
             seed=seed,
         )
-        if group_size < 2:
-            raise ValueError(f"objective.group_size: expected at least 2, got {group_size}")
+        _check(group_size, num_updates, old_logprobs, micro_batch_completions)
+        if loss.sampler_ratio_cap is not None and old_logprobs == "sampler":
+            raise ValueError(
+                "objective.loss.sampler_ratio_cap: corrects for the sampler's log-probabilities, "
+                "which objective.old_logprobs=sampler puts into the ratio already: use policy"
+            )
         self.rollout = rollout
         self.reward = reward
         self.loss = loss
         self.group_size = group_size
-        self.advantage_scale: Literal["group_std", "none"] = advantage_scale
-        if micro_batch_completions is not None and micro_batch_completions < 1:
-            raise ValueError(
-                "objective.micro_batch_completions: expected at least 1, or null, "
-                f"got {micro_batch_completions}"
-            )
-        self.micro_batch_completions = micro_batch_completions
+        self.advantage = advantage
+        self.num_updates = num_updates
+        self.old_logprobs: OldLogprobs = old_logprobs
+        self.resampling = resample_flat_groups
         self.reference_offload = reference_offload
         self.preflight = preflight
+        self.scoring = Scoring(
+            micro_batch_size=micro_batch_size,
+            micro_batch_completions=micro_batch_completions,
+            temperature=rollout.logprob_temperature,
+            fps=scoring_fps,
+        )
         self.reference: Policy | None = None
         if loss.needs_reference and reference is None:
             raise ValueError(
@@ -126,27 +129,19 @@ class GRPOModule(PolicyModule):
         if loss.needs_reference:
             self.reference = frozen_copy(self.policy)
 
+    # -- sampling -------------------------------------------------------------------------------
+
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         is_encoded = batch.video_features is not None
         with self.stage("vision"):
             batch = self.policy.encode_clips(batch)  # once, for all that follows
         self._check_sampler(batch)
-        with self.stage("sampling"):
-            rollout = self.rollout.generate(
-                policy=self.policy,
-                tokenizer=self.tokenizer,
-                prompts=batch,
-                group_size=self.group_size,
-                seed=self.step_seed(),
-            )
+        rollout = self._sample(batch)
         with self.stage("reward"):
             answers = [self.task.parse(text) for text in rollout.texts]
             rewards = self._score(rollout, answers)
-        advantages = group_advantages(
-            rewards.total.to(self.device), group_size=self.group_size, scale=self.advantage_scale
-        )
-        totals = self._learn(rollout, advantages)
-        self._log(rollout, answers, rewards, {**totals, **self.step_optimizer()})
+        self._log_rollout(rollout, answers, rewards)
+        num_learnt = self._learn_from(rollout, rewards.total.to(self.device))
         return {
             "num_prompts": len(batch),
             "num_tokens": int(rollout.completion_mask.sum()),
@@ -155,6 +150,7 @@ class GRPOModule(PolicyModule):
                 rollout,
                 has_reference=self.reference is not None,
                 is_encoded=is_encoded,
+                num_updates=num_learnt,
             ),
             "rollout_rows": rollout_rows(rollout, answers, rewards),
             "stage_s": self.stages.take(),
@@ -172,17 +168,29 @@ class GRPOModule(PolicyModule):
             )
             self.preflight = None
 
+    def _sample(self, batch: PromptBatch) -> RolloutBatch:
+        stream = self.resampling.num_batches if self.resampling is not None else 0
+        with self.stage("sampling"):
+            return self.rollout.generate(
+                policy=self.policy,
+                tokenizer=self.tokenizer,
+                prompts=batch,
+                group_size=self.group_size,
+                seed=self.step_seed(stream),
+            )
+
     def _score(self, rollout: RolloutBatch, answers: list[ParsedAnswer]) -> RewardOutput:
         examples = [e for e in rollout.prompts.examples for _ in range(self.group_size)]
         for example in rollout.prompts.examples:
             if example.segment is None:
                 raise ValueError(f"{example.qid}: reinforcement training needs a true segment")
+        durations = rollout.prompts.duration_s.repeat_interleave(self.group_size).tolist()
         return self.reward(
             Completions(
                 texts=rollout.texts,
                 answers=answers,
                 truths=[e.segment for e in examples if e.segment is not None],
-                durations_s=rollout.prompts.duration_s.repeat_interleave(self.group_size).tolist(),
+                durations_s=durations,
                 examples=examples,
                 num_tokens=rollout.completion_mask.sum(1).tolist(),
                 is_finished=rollout.is_finished.tolist(),
@@ -190,80 +198,145 @@ class GRPOModule(PolicyModule):
             )
         )
 
-    def _learn(self, rollout: RolloutBatch, advantages: Tensor) -> dict[str, Tensor]:
-        denominator = self.mean_over_ranks(self.loss.denominator(rollout.completion_mask))
-        num_tokens = self.mean_over_ranks(rollout.completion_mask.sum())
-        parts = self._parts(rollout)
+    # -- learning -------------------------------------------------------------------------------
+
+    def _learn_from(self, rollout: RolloutBatch, rewards: Tensor) -> int:
+        """Takes the optimizer steps of a rollout; returns how many: 0 while a step still fills."""
+        if self.resampling is not None:
+            self.resampling.add(rollout, rewards)
+            is_full = self._on_every_rank(self.resampling.is_full)
+            if not (is_full or self.resampling.is_exhausted):
+                return 0
+            self.log_step(
+                {
+                    "sampling/batches": float(self.resampling.num_batches),
+                    "sampling/kept_groups": self.resampling.kept_share,
+                }
+            )
+            rollout, rewards = self.resampling.take(pad_id=self.policy.pad_id)
+        learnt = self._prepare(rollout, rewards)
+        left = self.trainer.max_steps - self.global_step if self.trainer.max_steps > 0 else None
+        num_updates = self.num_updates if left is None else min(self.num_updates, left)
+        updates = []
+        for _ in range(num_updates):
+            totals = self._update(learnt)
+            updates.append({**totals, **self.step_optimizer()})
+        self._log_updates(updates)
+        return num_updates
+
+    def _prepare(self, rollout: RolloutBatch, rewards: Tensor) -> Learnt:
+        """Scores a rollout by the reference and, where it is needed, by the policy of now."""
+        parts = self.scoring.parts(rollout)
         with self.stage("reference"):
             references = self._reference_logprobs(rollout, parts)
+        olds: dict[Part, Tensor] = {}
+        is_kl_paid = bool(references) and self.loss.kl_in == "reward"
+        if self.old_logprobs == "policy" and (self.num_updates > 1 or is_kl_paid):
+            with self.stage("policy"):
+                olds = self.scoring.frozen_logprobs(self.policy, rollout, parts)
+        if is_kl_paid:
+            penalty = kl_penalty(self.loss, rollout, references, olds)
+            self.log_step({"reward/kl_penalty": penalty.mean()})
+            rewards = rewards - penalty
+        loss_mask = self.loss.loss_mask(rollout.completion_mask, rollout.is_finished)
+        return Learnt(
+            rollout=rollout,
+            advantages=advantages_of_rank(
+                self.advantage,
+                rewards,
+                group_size=self.group_size,
+                world_size=self.trainer.world_size,
+                rank=self.trainer.global_rank,
+            ),
+            references=references,
+            olds=olds,
+            loss_mask=loss_mask,
+            denominator=self.mean_over_ranks(self.loss.denominator(loss_mask)),
+            num_tokens=self.mean_over_ranks(loss_mask.sum()),
+        )
 
-        def loss_of(part: _Part) -> LossOutput:
-            mine = part.of(rollout)
-            logprobs, entropy = self._logprobs(self.policy, mine)
-            output = self.loss(
+    def _update(self, learnt: Learnt) -> dict[str, Tensor]:
+        """Back-propagates the loss of a rollout; returns its metrics."""
+
+        def loss_of(part: Part) -> LossOutput:
+            logprobs, entropy = self.scoring.logprobs(self.policy, part.of(learnt.rollout))
+            return part_loss(
+                self.loss,
+                learnt,
+                part,
                 logprobs=logprobs,
-                old_logprobs=logprobs.detach(),
-                ref_logprobs=references.get(part),
                 entropy=entropy,
-                advantages=advantages[part.rows(self.group_size).to(advantages.device)],
-                completion_mask=mine.completion_mask,
-                denominator=denominator,
-                num_tokens=num_tokens,
-            )
-            gap = ((logprobs.detach() - mine.old_logprobs).abs() * mine.completion_mask).sum()
-            return LossOutput(
-                loss=output.loss, metrics={**output.metrics, "sampler_gap": gap / num_tokens}
+                divides_by_sampler=self.old_logprobs == "sampler",
             )
 
-        return self.backward_micro_batches(parts, loss_of)
+        return self.backward_micro_batches(self.scoring.parts(learnt.rollout), loss_of)
 
-    def _parts(self, rollout: RolloutBatch) -> list[_Part]:
-        """What goes through the model together: some prompts, all or some of their completions."""
-        size = self.micro_batch_completions or self.group_size
-        groups = [range(i, min(i + size, self.group_size)) for i in range(0, self.group_size, size)]
-        return [
-            _Part(prompts, completions)
-            for prompts in self.micro_batches(len(rollout.prompts))
-            for completions in groups
-        ]
-
-    def _reference_logprobs(
-        self, rollout: RolloutBatch, parts: Sequence[_Part]
-    ) -> dict[_Part, Tensor]:
+    def _reference_logprobs(self, rollout: RolloutBatch, parts: list[Part]) -> dict[Part, Tensor]:
         """[N, C] of each part; nothing where there is no reference."""
         if self.reference is None:
             return {}
         used = in_use(
             self.reference, self.policy, device=self.device, offload=self.reference_offload
         )
-        with torch.no_grad(), used as reference:
-            return {part: self._logprobs(reference, part.of(rollout))[0] for part in parts}
+        with used as reference:
+            return self.scoring.frozen_logprobs(reference, rollout, parts)
 
-    def _logprobs(self, policy: Policy, part: RolloutBatch) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = policy(
-            part.prompts,
-            part.completion_ids,
-            part.completion_mask,
-            group_size=part.group_size,
-            temperature=self.rollout.logprob_temperature,
-        )
-        return out
+    def _on_every_rank(self, flag: bool) -> bool:
+        if self.trainer.world_size == 1:
+            return flag
+        gathered = self.all_gather(torch.tensor(float(flag), device=self.device))
+        assert isinstance(gathered, Tensor)
+        return bool(gathered.min() > 0)
 
-    def _log(
-        self,
-        rollout: RolloutBatch,
-        answers: list[ParsedAnswer],
-        rewards: RewardOutput,
-        totals: Mapping[str, Tensor],
+    def on_train_epoch_end(self) -> None:
+        if self.resampling is not None and self.resampling.num_batches:
+            # What waits for more groups is not in a checkpoint: it ends with its epoch.
+            log.info("%d batches left no full step", self.resampling.num_batches)
+            self.resampling.clear()
+
+    def num_optimizer_steps(self) -> int | float:
+        steps = super().num_optimizer_steps() * self.num_updates
+        return min(steps, self.trainer.max_steps) if self.trainer.max_steps > 0 else steps
+
+    # -- logs -----------------------------------------------------------------------------------
+
+    def _log_rollout(
+        self, rollout: RolloutBatch, answers: list[ParsedAnswer], rewards: RewardOutput
     ) -> None:
-        own = ("loss", "grad_norm", "learning_rate")
-        metrics: dict[str, Tensor | float] = {
-            name if name in own else f"policy/{name}": value for name, value in totals.items()
-        }
-        metrics |= reward_metrics(rewards, self.group_size)
+        metrics: dict[str, Tensor | float] = {**reward_metrics(rewards, self.group_size)}
         lengths = rollout.completion_mask.sum(1).float()
         metrics["completion/length"] = lengths.mean()
         metrics["completion/truncated"] = 1 - rollout.is_finished.float().mean()
         metrics["completion/parse_rate"] = statistics.fmean(a.segment is not None for a in answers)
-        self.log_step(metrics, show=("loss", "reward/total"))
+        self.log_step(metrics, show=("reward/total",))
         self.log_step({"completion/max_length": lengths.max()}, reduce="max")
+
+    def _log_updates(self, updates: list[dict[str, Tensor]]) -> None:
+        """Means over the updates of a rollout; the learning rate is that of the last one."""
+        if not updates:
+            return
+        means = {name: torch.stack([u[name] for u in updates]).mean() for name in updates[0]}
+        means["learning_rate"] = updates[-1]["learning_rate"]
+        own = ("loss", "grad_norm", "learning_rate")
+        self.log_step(
+            {name if name in own else f"policy/{name}": value for name, value in means.items()},
+            show=("loss",),
+        )
+
+
+def _check(
+    group_size: int, num_updates: int, old_logprobs: str, micro_batch_completions: int | None
+) -> None:
+    if group_size < 2:
+        raise ValueError(f"objective.group_size: expected at least 2, got {group_size}")
+    if num_updates < 1:
+        raise ValueError(f"objective.num_updates: expected at least 1, got {num_updates}")
+    if old_logprobs not in ("policy", "sampler"):
+        raise ValueError(
+            f"objective.old_logprobs: expected policy or sampler, got {old_logprobs!r}"
+        )
+    if micro_batch_completions is not None and micro_batch_completions < 1:
+        raise ValueError(
+            "objective.micro_batch_completions: expected at least 1, or null, "
+            f"got {micro_batch_completions}"
+        )

@@ -21,6 +21,20 @@ from tvg.rollout.shared_prefix import SharedPrefixRollout
 from tvg.types import PromptBatch
 
 METHODS = ("repeated", "shared_prefix")
+OBJECTIVE = PolicyObjective(
+    surrogate=clipped,
+    ratio_level="token",
+    clip_low=0.2,
+    clip_high=0.2,
+    reduction="token_mean",
+    max_tokens=1,
+    kl_coef=0.04,
+    kl_estimator="k3",
+    kl_in="loss",
+    entropy_coef=0.0,
+    sampler_ratio_cap=None,
+    mask_truncated=False,
+)
 ROLLOUTS: dict[str, type[Rollout]] = {"repeated": HFRollout, "shared_prefix": SharedPrefixRollout}
 
 

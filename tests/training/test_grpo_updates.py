@@ -1,0 +1,192 @@
+"""Several updates a rollout, the KL in the reward, dynamic sampling: the module's side of it."""
+
+import pytest
+import torch
+from grpo_module import learn, logprobs_of, make_module, sample
+from parts import make_parts
+
+from tvg.training.resampling import FlatGroupResampling
+
+REWARDS = torch.tensor([0.0, 1.0, 0.5, 0.2] * 3, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint, tiny_world):
+    made = make_parts(tiny_checkpoint, tiny_world)
+    made.policy.double()
+    return made
+
+
+@pytest.fixture(scope="module")
+def rollout(parts):
+    return sample(parts, num=3)
+
+
+@pytest.fixture(autouse=True)
+def as_before(parts):
+    """Tests move the policy; the next one finds it where it was."""
+    before = {name: value.clone() for name, value in parts.policy.state_dict().items()}
+    yield
+    parts.policy.load_state_dict(before)
+    parts.policy.zero_grad()
+
+
+def take_steps(module, rollout, rewards, monkeypatch, *, rate=0.0):
+    """Runs `_learn_from` with plain gradient steps.
+
+    Returns what each update logged, the log-probabilities that each update found, and all that was
+    logged in the end.
+    """
+    updates, found, logged = [], [], {}
+    update = module._update
+
+    def step():
+        with torch.no_grad():
+            for parameter in module.policy.parameters():
+                if parameter.grad is not None:
+                    parameter -= rate * parameter.grad
+                    parameter.grad = None
+        return {"learning_rate": torch.tensor(rate), "grad_norm": torch.tensor(0.0)}
+
+    def watched(learnt):
+        found.append(logprobs_of(module, module.policy, learnt.rollout).detach())
+        updates.append(update(learnt))
+        return updates[-1]
+
+    monkeypatch.setattr(module, "step_optimizer", step)
+    monkeypatch.setattr(module, "_update", watched)
+    monkeypatch.setattr(module, "log_step", lambda metrics, **_: logged.update(metrics))
+    assert module._learn_from(rollout, rewards) == len(updates)
+    return updates, found, logged
+
+
+@pytest.mark.parametrize("old_logprobs", ["policy", "sampler"])
+def test_every_update_is_the_formula_with_the_ratio_to_the_policy_that_sampled(
+    parts, rollout, monkeypatch, old_logprobs
+):
+    module = make_module(
+        parts,
+        num_updates=3,
+        old_logprobs=old_logprobs,
+        reduction="sequence_mean",
+        clip_low=0.02,
+        clip_high=0.03,
+        micro_batch_size=2,
+    )
+    updates, found, logged = take_steps(module, rollout, REWARDS, monkeypatch, rate=0.05)
+    advantages = module.advantage(REWARDS, group_size=4)
+    old = found[0] if old_logprobs == "policy" else rollout.old_logprobs
+    is_clipped = False
+    for totals, logprobs in zip(updates, found, strict=True):
+        expected = 0.0
+        for n in range(12):
+            length = int(rollout.completion_mask[n].sum())
+            for t in range(length):
+                ratio = float((logprobs[n, t] - old[n, t]).exp())
+                kept = min(max(ratio, 0.98), 1.03)
+                is_clipped |= kept != ratio
+                advantage = float(advantages[n])
+                expected -= min(ratio * advantage, kept * advantage) / length / 12
+        assert float(totals["loss"]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert is_clipped, "the clip has to act somewhere"
+    assert float(updates[0]["importance_ratio"]) == pytest.approx(1, abs=1e-5)
+    assert abs(float(updates[2]["importance_ratio"]) - 1) > 1e-4
+    mean = sum(float(totals["loss"]) for totals in updates) / 3
+    assert float(logged["loss"]) == pytest.approx(mean)
+    # How far the sampler was from the policy at sampling does not grow where that is kept.
+    gaps = [float(totals["sampler_gap"]) for totals in updates]
+    if old_logprobs == "policy":
+        assert gaps == pytest.approx([gaps[0]] * 3)
+
+
+def test_no_update_goes_beyond_the_last_step_of_the_run(parts, rollout, monkeypatch):
+    module = make_module(parts, num_updates=3)
+    module._trainer.fit_loop.epoch_loop.max_steps = 2
+    updates, _, _ = take_steps(module, rollout, REWARDS, monkeypatch)
+    assert len(updates) == 2
+
+
+def test_the_schedule_counts_every_update(parts, monkeypatch):
+    module = make_module(parts, num_updates=3)
+    trainer = module._trainer
+    monkeypatch.setattr(type(trainer), "estimated_stepping_batches", 10)
+    trainer.fit_loop.epoch_loop.max_steps = -1
+    assert module.num_optimizer_steps() == 30
+    trainer.fit_loop.epoch_loop.max_steps = 25
+    assert module.num_optimizer_steps() == 25
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_a_kl_in_the_reward_is_taken_off_before_the_advantages(
+    parts, rollout, monkeypatch, estimator
+):
+    module = make_module(
+        parts, kl_coef=0.3, kl_in="reward", kl_estimator=estimator, micro_batch_completions=3
+    )
+    with torch.no_grad():
+        module.reference.model.lm_head.weight.mul_(1.05)
+    policy = logprobs_of(module, module.policy, rollout).detach()
+    reference = logprobs_of(module, module.reference, rollout).detach()
+    paid = REWARDS.clone()
+    for n in range(12):
+        for t in range(int(rollout.completion_mask[n].sum())):
+            gap = float(policy[n, t] - reference[n, t])
+            paid[n] -= 0.3 * (gap if estimator == "k1" else torch.tensor(-gap).expm1().item() + gap)
+    monkeypatch.setattr(module, "log_step", lambda *_, **__: None)
+    prepared = module._prepare(rollout, REWARDS)
+    expected = module.advantage(paid, group_size=4)
+    torch.testing.assert_close(prepared.advantages, expected, rtol=1e-6, atol=1e-9)
+    assert not torch.allclose(prepared.advantages, module.advantage(REWARDS, group_size=4))
+    # The loss itself has no KL then.
+    totals = module._update(prepared)
+    other = make_module(parts)
+    without = learn(other, rollout, prepared.advantages)
+    assert float(totals["loss"]) == pytest.approx(float(without["loss"]), rel=1e-9)
+
+
+def test_unfinished_completions_can_be_left_out_of_the_loss(parts, rollout):
+    assert 0 < int(rollout.is_finished.sum()) < 12, "finished and unfinished ones wanted"
+    module = make_module(parts, mask_truncated=True, micro_batch_size=2)
+    advantages = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    totals = learn(module, rollout, advantages)
+    kept = [n for n in range(12) if rollout.is_finished[n]]
+    lengths = rollout.completion_mask.sum(1).tolist()
+    expected = -sum(float(advantages[n]) * lengths[n] for n in kept) / sum(lengths[n] for n in kept)
+    assert float(totals["loss"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_step_waits_for_groups_that_differ(parts, rollout, monkeypatch):
+    resampling = FlatGroupResampling(max_batches=4)
+    module = make_module(parts, resample_flat_groups=resampling, micro_batch_size=3)
+    flat = torch.tensor([0.0, 1.0, 0.5, 0.2, *[0.3] * 8], dtype=torch.float64)
+    updates, _, logged = take_steps(module, rollout, flat, monkeypatch)
+    assert (updates, logged) == ([], {})
+    first = module.step_seed(0)
+    assert module._learn_from(rollout, flat) == 0
+    assert resampling.num_batches == 2
+    assert module.step_seed(2) != first, "prompts that come again get other draws"
+    module._learn_from(rollout, REWARDS)
+    assert float(logged["sampling/batches"]) == 3
+    assert float(logged["sampling/kept_groups"]) == pytest.approx(5 / 9)
+    assert len(updates) == 1
+    assert resampling.num_batches == 0
+
+
+def test_groups_that_wait_end_with_their_epoch(parts, rollout, monkeypatch):
+    resampling = FlatGroupResampling(max_batches=4)
+    module = make_module(parts, resample_flat_groups=resampling)
+    flat = torch.tensor([0.0, 1.0, 0.5, 0.2, *[0.3] * 8], dtype=torch.float64)
+    take_steps(module, rollout, flat, monkeypatch)
+    module.on_train_epoch_end()
+    assert resampling.num_batches == 0
+
+
+def test_scoring_at_an_assumed_rate_moves_the_positions(parts, rollout):
+    true, assumed = make_module(parts), make_module(parts, scoring_fps=0.5)
+    rates = rollout.prompts.sampled_fps
+    assert not torch.allclose(rates, torch.full_like(rates, 0.5))
+    one = logprobs_of(true, true.policy, rollout).detach()
+    other = logprobs_of(assumed, assumed.policy, rollout).detach()
+    assert float((one - other).abs().max()) > 1e-4
+    # The rollout keeps the rate that was sampled.
+    assert torch.equal(rollout.prompts.sampled_fps, rates)

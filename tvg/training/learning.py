@@ -1,0 +1,101 @@
+"""What an update learns from: a rollout, its advantages, and log-probabilities to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tvg.objective.policy_gradient import PolicyObjective
+from tvg.training.scoring import Part
+from tvg.types import LossOutput, RolloutBatch
+
+Advantage = Callable[..., Tensor]  # rewards [N], group_size -> [N]
+Scored = Mapping[Part, Tensor]  # log-probabilities of each part, [N of it, C]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """What all updates of a rollout have in common."""
+
+    rollout: RolloutBatch
+    advantages: Tensor  # [N]
+    references: Scored  # empty without a reference
+    olds: Scored  # at sampling, by the policy; empty where it has not been scored apart
+    loss_mask: Tensor  # [N, C], nonzero on tokens that carry loss
+    denominator: Tensor  # of the loss; of the whole step, as is num_tokens
+    num_tokens: Tensor  # in the loss mask
+
+
+def part_loss(
+    loss: PolicyObjective,
+    learnt: Learnt,
+    part: Part,
+    *,
+    logprobs: Tensor,
+    entropy: Tensor,
+    divides_by_sampler: bool,
+) -> LossOutput:
+    """The share of a part in the loss of a step.
+
+    Args:
+        loss: the objective.
+        learnt: the whole rollout.
+        part: some of it.
+        logprobs: [N of the part, C] of the policy, with gradient.
+        entropy: [N of the part, C].
+        divides_by_sampler: the ratio is to the sampler's log-probabilities, else to the policy's.
+    """
+    mine = part.of(learnt.rollout)
+    rows = part.rows(learnt.rollout.group_size)
+    mask = learnt.loss_mask[rows.to(learnt.loss_mask.device)]
+    at_sampling = learnt.olds.get(part, logprobs.detach())
+    output = loss(
+        logprobs=logprobs,
+        old_logprobs=mine.old_logprobs if divides_by_sampler else at_sampling,
+        ref_logprobs=learnt.references.get(part),
+        sampler_logprobs=mine.old_logprobs,
+        policy_old_logprobs=at_sampling,
+        entropy=entropy,
+        advantages=learnt.advantages[rows.to(learnt.advantages.device)],
+        loss_mask=mask,
+        denominator=learnt.denominator,
+        num_tokens=learnt.num_tokens,
+    )
+    gap = ((at_sampling - mine.old_logprobs).abs() * mask).sum() / learnt.num_tokens.clamp(min=1)
+    return LossOutput(loss=output.loss, metrics={**output.metrics, "sampler_gap": gap})
+
+
+def kl_penalty(
+    loss: PolicyObjective, rollout: RolloutBatch, references: Scored, olds: Scored
+) -> Tensor:
+    """What the distance from the reference takes off each completion's reward: [N].
+
+    Args:
+        loss: knows the estimator and its weight.
+        rollout: as sampled.
+        references: log-probabilities by the reference, of all parts.
+        olds: by the policy; a part that is missing here counts as the sampler scored it.
+    """
+    penalty = torch.zeros(len(rollout.completion_ids), device=rollout.completion_ids.device)
+    for part, reference in references.items():
+        mine = part.of(rollout)
+        old = olds.get(part, mine.old_logprobs)
+        rows = part.rows(rollout.group_size).to(penalty.device)
+        penalty[rows] = loss.reward_penalty(old, reference, mine.completion_mask).to(penalty)
+    return penalty
+
+
+def advantages_of_rank(
+    advantage: Advantage, rewards: Tensor, *, group_size: int, world_size: int, rank: int
+) -> Tensor:
+    """Advantages [N] of this rank's completions; all ranks' rewards count where they are scaled."""
+    if world_size == 1:
+        return advantage(rewards, group_size=group_size)
+    gathered: list[Tensor] = [rewards] * world_size
+    torch.distributed.all_gather_object(gathered, rewards.cpu())
+    start = sum(len(other) for other in gathered[:rank])
+    advantages = advantage(torch.cat(gathered), group_size=group_size)
+    return advantages[start : start + len(rewards)].to(rewards.device)
