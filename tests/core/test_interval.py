@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvg.core.interval import segment_iou, temporal_iou
+from tvg.core.interval import boundary_distance, segment_giou, segment_iou, temporal_iou
 from tvg.types import Segment
 
 NAN, INF = math.nan, math.inf
@@ -93,3 +93,46 @@ def test_symmetry_and_shift_invariance(a: float, b: float, c: float, d: float, b
     assert segment_iou(first, first) == float(a < b)
     shifted = segment_iou(Segment(a + by, b + by), Segment(c + by, d + by))
     assert shifted == segment_iou(first, second)
+
+
+GENERALISED = [
+    ((0, 10), (0, 10), 1.0),
+    ((0, 10), (5, 15), 5 / 15),  # that of IoU where they overlap
+    ((0, 5), (5, 10), 0.0),  # touching
+    ((0, 4), (6, 10), -2 / 10),  # the gap's share of the hull
+    ((0, 2), (8, 10), -6 / 10),
+    ((0, 1e-6), (1e6, 1e6 + 1e-6), -1.0),  # ever nearer to -1
+    ((5, 0), (0, 5), -1.0),  # reversed
+    ((3, 3), (0, 10), -1.0),  # empty
+    ((NAN, 5), (0, 5), -1.0),
+    ((0, INF), (0, 5), -1.0),
+    ((-1.7e308, 1.7e308), (0, 5), -1.0),  # the hull overflows
+]
+
+
+@pytest.mark.parametrize(("a", "b", "giou"), GENERALISED)
+def test_generalised_iou(a, b, giou):
+    assert segment_giou(Segment(*a), Segment(*b)) == pytest.approx(giou, abs=1e-9)
+    assert segment_giou(Segment(*b), Segment(*a)) == pytest.approx(giou, abs=1e-9)
+
+
+def test_generalised_iou_of_nothing():
+    assert segment_giou(None, Segment(0, 1)) == segment_giou(Segment(0, 1), None) == -1.0
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(seconds, seconds, seconds, seconds)
+def test_generalised_iou_is_in_range_and_that_of_iou_where_they_overlap(a0, a1, b0, b1):
+    a, b = Segment(a0, a1), Segment(b0, b1)
+    giou, iou = segment_giou(a, b), segment_iou(a, b)
+    assert -1 <= giou <= 1
+    assert giou == segment_giou(b, a)
+    if iou > 0 and giou != -1:
+        assert giou == iou
+
+
+def test_distance_of_ends():
+    assert boundary_distance(Segment(4, 12), Segment(4, 12)) == 0
+    assert boundary_distance(Segment(4, 12), Segment(6, 14)) == 2
+    assert boundary_distance(Segment(4, 12), Segment(8, 12)) == 2  # (4 + 0) / 2
+    assert boundary_distance(Segment(0, 10), Segment(2, 8)) == 2  # inside: both ends count

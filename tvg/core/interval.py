@@ -1,4 +1,4 @@
-"""Temporal intersection over union of segments in seconds."""
+"""How well two segments agree: intersection over union, generalised, distance of their ends."""
 
 from __future__ import annotations
 
@@ -46,3 +46,28 @@ def segment_iou(a: Segment | None, b: Segment | None) -> float:
     intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
     union = a_length + b_length - intersection
     return intersection / union if math.isfinite(union) else 0.0
+
+
+def segment_giou(a: Segment | None, b: Segment | None) -> float:
+    """Generalised IoU of two segments, in [-1, 1] (arXiv 1902.09630, in one dimension).
+
+    `IoU - (|hull| - |union|) / |hull|`: the IoU of segments that overlap or touch, and minus the
+    gap's share of the hull of those that do not. -1, its lower bound, for a missing, reversed,
+    empty or non-finite segment: no answer is not to be better than a wrong one.
+    """
+    if a is None or b is None or not (a[1] > a[0] and b[1] > b[0]):
+        return -1.0
+    hull = max(a[1], b[1]) - min(a[0], b[0])
+    gap = max(0.0, max(a[0], b[0]) - min(a[1], b[1]))
+    if not math.isfinite(hull):
+        return -1.0
+    return -gap / hull if gap > 0 else segment_iou(a, b)
+
+
+def boundary_distance(a: Segment, b: Segment) -> float:
+    """Mean distance in seconds of the starts and the ends of two segments.
+
+    The Wasserstein-1 distance between the two ends of `a` and those of `b`, each end a point of
+    mass 1/2 (on a line, mass moves in order, so start goes to start and end to end).
+    """
+    return abs(a[0] - b[0]) / 2 + abs(a[1] - b[1]) / 2

@@ -13,10 +13,11 @@ import math
 import re
 from dataclasses import dataclass
 
+from tvg.core.text import first_block, last_block
 from tvg.types import Segment
 
-_THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
-_ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
 # Seconds "11", "11.6", "11." or a clock time "1:05", "01:02:03.5".
 _NUMBER = re.compile(r"[0-9]++(?::[0-5][0-9](?![0-9])){0,2}+(?:\.[0-9]*+)?+")
@@ -48,13 +49,13 @@ def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
         anywhere: where the answer block is missing or holds no range, take the last range of the
             whole text (the published evaluation reads that way).
     """
-    answer = _last_block(text, _ANSWER_OPEN, _ANSWER_CLOSE)
+    answer = last_block(text, ANSWER_OPEN, ANSWER_CLOSE)
     segment = None if answer is None else _last_range(answer)
     if segment is None and anywhere:
         segment = _last_range(text)
     return ParsedAnswer(
         segment=segment,
-        thought=_first_block(text, _THINK_OPEN, _THINK_CLOSE),
+        thought=first_block(text, THINK_OPEN, THINK_CLOSE),
         answer=answer,
     )
 
@@ -70,30 +71,10 @@ def has_format(text: str, *, think: bool) -> bool:
         think: False asks for the answer block alone.
     """
     text = text.strip()
-    opening = _THINK_OPEN if think else _ANSWER_OPEN
-    if not (text.startswith(opening) and text.endswith(_ANSWER_CLOSE)):
+    opening = THINK_OPEN if think else ANSWER_OPEN
+    if not (text.startswith(opening) and text.endswith(ANSWER_CLOSE)):
         return False
     return not think or _THINK_TO_ANSWER.search(text) is not None  # tags cannot overlap
-
-
-def _first_block(text: str, opening: str, closing: str) -> str | None:
-    start = text.find(opening)
-    end = text.find(closing, start + len(opening)) if start >= 0 else -1
-    return text[start + len(opening) : end].strip() if end >= 0 else None
-
-
-def _last_block(text: str, opening: str, closing: str) -> str | None:
-    """The last of the non-overlapping blocks, each closed by the first closing tag after it."""
-    block: str | None = None
-    start = text.find(opening)
-    while start >= 0:
-        inner_start = start + len(opening)
-        end = text.find(closing, inner_start)
-        if end < 0:
-            break
-        block = text[inner_start:end]
-        start = text.find(opening, end + len(closing))
-    return None if block is None else block.strip()
 
 
 def _last_range(text: str) -> Segment | None:

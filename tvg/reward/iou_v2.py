@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tvg.core.interval import segment_iou
 from tvg.core.parsing import ParsedAnswer
 from tvg.types import Segment
@@ -15,11 +17,7 @@ class IoUV2Reward:
     """
 
     def __call__(
-        self,
-        *,
-        answers: list[ParsedAnswer],
-        truths: list[Segment],
-        durations_s: list[float],
+        self, *, answers: list[ParsedAnswer], truths: list[Segment], durations_s: list[float]
     ) -> list[float]:
         return [
             _timestamp_aware_iou(answer.segment, truth, duration_s)
@@ -35,4 +33,5 @@ def _timestamp_aware_iou(pred: Segment | None, truth: Segment, duration_s: float
         return 0.0
     start_miss = abs(pred.start_s - truth.start_s) / duration_s
     end_miss = abs(pred.end_s - truth.end_s) / duration_s
-    return iou * (1 - start_miss) * (1 - end_miss)
+    value = iou * (1 - start_miss) * (1 - end_miss)
+    return value if math.isfinite(value) else 0.0  # times of 300 digits; their IoU rounds to 0

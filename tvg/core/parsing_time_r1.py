@@ -1,0 +1,75 @@
+r"""Reading time ranges exactly as the Time-R1 release does, in time linear in the text's length.
+
+The release takes the last match of `(\d+\.?\d*) (to|and) (\d+\.?\d*)`, case-insensitive: one space
+on each side, no units, no clock times ("1:05 to 1:11" is 5 to 1), any script's digits. As a regular
+expression that takes cubic time on a long run of digits; here the words between are found first,
+each behind a digit or a point, and the numbers on both sides are then cut out of their runs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from tvg.core.parsing import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+    ParsedAnswer,
+)
+from tvg.core.text import last_block
+from tvg.types import Segment
+
+# A whole run of digits and points, where " to " or " and " and a digit follow. The lookbehind keeps
+# the search from trying every end of a run that is followed by something else.
+_BEFORE = re.compile(r"(?<![\d.])[\d.]++(?= (?:to|and) \d)", re.IGNORECASE)
+_BETWEEN = re.compile(r" (?:to|and) ", re.IGNORECASE)
+_AFTER = re.compile(r"\d++(?:\.\d*+)?+")
+
+
+def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
+    """Read a completion as the release does.
+
+    Args:
+        text: one completion.
+        anywhere: False: the last range of the last `<answer>` block, as its rewards read; True: the
+            last range of the whole text, whatever the answer block holds, as its evaluation reads.
+
+    Returns:
+        With the segment as written. A number beyond float's range leaves none (the release would
+        go on with infinity, and earn an IoU of 0 as well). The thought is the last think block.
+    """
+    answer = last_block(text, ANSWER_OPEN, ANSWER_CLOSE)
+    searched = text if anywhere else answer
+    return ParsedAnswer(
+        segment=None if searched is None else _last_range(searched),
+        thought=last_block(text, THINK_OPEN, THINK_CLOSE),
+        answer=answer,
+    )
+
+
+def _last_range(text: str) -> Segment | None:
+    last: tuple[str, str] | None = None
+    used = 0  # up to here the text belongs to matches: they do not overlap
+    for run in _BEFORE.finditer(text):
+        start = _number_at_end(text[max(run.start(), used) : run.end()])
+        if start is None:
+            continue
+        between = _BETWEEN.match(text, run.end())
+        assert between is not None
+        end = _AFTER.match(text, between.end())
+        assert end is not None
+        last = (start, end[0])
+        used = end.end()
+    if last is None:
+        return None
+    segment = Segment(float(last[0]), float(last[1]))
+    is_finite = math.isfinite(segment.start_s) and math.isfinite(segment.end_s)
+    return segment if is_finite else None
+
+
+def _number_at_end(run: str) -> str | None:
+    r"""The longest `\d+\.?\d*` that ends where a run of digits and points ends."""
+    *_, whole, fraction = ("", *run.rsplit(".", 2))
+    return f"{whole}.{fraction}" if whole else fraction or None

@@ -1,0 +1,34 @@
+"""Reward for the right option of a multiple-choice question."""
+
+from __future__ import annotations
+
+from tvg.core.parsing_choice import option_letter, parse_choice
+from tvg.types import GroundingExample
+
+
+class ChoiceReward:
+    """1 where the option letter in the answer block is the true one, else 0.
+
+    Args:
+        field: the name in the annotation file (`example.extra`) under which the true option
+            stands, as "B", "(B)" or "B. what it says".
+    """
+
+    def __init__(self, *, field: str) -> None:
+        self.field = field
+
+    def __call__(self, *, texts: list[str], examples: list[GroundingExample]) -> list[float]:
+        return [
+            float(parse_choice(text) == self._truth(example))
+            for text, example in zip(texts, examples, strict=True)
+        ]
+
+    def _truth(self, example: GroundingExample) -> str:
+        found = example.extra.get(self.field)
+        letter = None if found is None else option_letter(str(found))
+        if letter is None:
+            raise ValueError(
+                f"reward.choice.reward.field: {example.qid} must have an option letter in "
+                f"{self.field!r}: got {found!r}; its fields are {sorted(example.extra)}"
+            )
+        return letter

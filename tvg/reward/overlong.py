@@ -1,0 +1,27 @@
+"""Punishment of completions that come close to the length limit."""
+
+from __future__ import annotations
+
+
+class OverlongReward:
+    """DAPO's soft overlong punishment, in [-1, 0] (arXiv 2503.14476, eq. 13).
+
+    0 up to max_tokens - cache_tokens tokens, then falling linearly to -1 at max_tokens.
+
+    Args:
+        max_tokens: the length at which -1 is reached: that at which the sampler cuts.
+        cache_tokens: the last part of it, in which the punishment grows; in (0, max_tokens].
+    """
+
+    def __init__(self, *, max_tokens: int, cache_tokens: float) -> None:
+        if not 0 < cache_tokens <= max_tokens:
+            raise ValueError(
+                "reward.overlong.reward.cache_tokens: expected more than 0 and at "
+                f"most max_tokens ({max_tokens}), got {cache_tokens}"
+            )
+        self.max_tokens = max_tokens
+        self.cache_tokens = cache_tokens
+
+    def __call__(self, *, num_tokens: list[int]) -> list[float]:
+        free = self.max_tokens - self.cache_tokens
+        return [-min(1.0, max(0, n - free) / self.cache_tokens) for n in num_tokens]
