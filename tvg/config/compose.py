@@ -42,7 +42,7 @@ class Composition:
     known: DictConfig
     added: tuple[str, ...]  # keys that the user added on purpose: +key=value
     entries: tuple[Entry, ...]
-    # the files left out of `known`, e.g. experiment/demo; but for options `none`, which hold nothing
+    # the files left out of `known`, e.g. experiment/demo; options `none`, which hold nothing, aside
     overlays: tuple[str, ...]
 
 
