@@ -6,14 +6,16 @@ from typing import Any
 
 from torch import nn
 
+from tvg.model.families import mergers, tower
+
 PARTS = ("vision", "merger", "language")  # the vision trunk, what projects it, and all else
 
 
 def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> None:
-    """Switches gradients off for whole parts of a Qwen2.5-VL model.
+    """Switches gradients off for whole parts of a model.
 
     Args:
-        model: a `Qwen2_5_VLForConditionalGeneration`.
+        model: of any family.
         vision: freeze the vision trunk: everything in the tower but the merger.
         merger: freeze the merger, which projects vision into the language model.
         language: freeze the language model, its embeddings and its head.
@@ -34,8 +36,8 @@ def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> N
 
 def part_of_each(model: nn.Module) -> dict[int, str]:
     """The part that each parameter belongs to, by the parameter's id."""
-    tower: Any = model.model.visual  # type: ignore[union-attr]
     parts = {id(parameter): "language" for parameter in model.parameters()}
-    parts |= {id(parameter): "vision" for parameter in tower.parameters()}
-    parts |= {id(parameter): "merger" for parameter in tower.merger.parameters()}
+    parts |= {id(parameter): "vision" for parameter in tower(model).parameters()}
+    for merger in mergers(model):
+        parts |= {id(parameter): "merger" for parameter in merger.parameters()}
     return parts

@@ -10,21 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor
 
 from tvg.model.adapters import Adapter, has_adapters, merged_state, save_adapter
+from tvg.model.families import family_of, read_config
 from tvg.model.freezing import freeze_parts
 from tvg.model.policy import Policy
-from tvg.model.vision_attention import batch_windows
 
-MODEL_CLASSES: dict[str, Any] = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
-VISION_TOKENS = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 ADAPTER = "adapter"  # folder of an export
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -109,7 +101,7 @@ class Checkpoint:
     def load_policy(self, processor: Any, *, forward_by: str = "shared_prefix") -> Policy:
         """The model as a policy, frozen and adapted as configured, in eval mode."""
         model = load_model(self.folder(), self.dtype, self.attn_implementation)
-        batch_windows(model)
+        family_of(model.config).prepare(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.choose_trained(model)
@@ -132,14 +124,9 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> An
     Raises:
         ValueError: the folder's model type is not supported, or its weights cannot be read.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type not in MODEL_CLASSES:
-        raise ValueError(
-            f"model.path: {folder} is of type {config.model_type!r}, "
-            f"supported: {sorted(MODEL_CLASSES)}"
-        )
+    family = family_of(read_config(folder))
     try:
-        model = MODEL_CLASSES[config.model_type].from_pretrained(
+        model = family.model_class.from_pretrained(
             folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
         )
     except OSError as error:
@@ -152,13 +139,14 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> An
 def make_policy(model: Any, tokenizer: Any, *, forward_by: str) -> Policy:
     """Reads the special ids that a policy needs from model and tokenizer."""
     vocabulary = tokenizer.get_vocab()
+    vision_tokens = family_of(model.config).vision_tokens
     eos = model.generation_config.eos_token_id
     eos_ids = [eos] if isinstance(eos, int) else list(eos or [])
     if tokenizer.eos_token_id not in eos_ids:
         eos_ids.append(tokenizer.eos_token_id)
     return Policy(
         model=model,
-        suppressed_ids=[vocabulary[token] for token in VISION_TOKENS if token in vocabulary],
+        suppressed_ids=[vocabulary[token] for token in vision_tokens if token in vocabulary],
         eos_ids=eos_ids,
         pad_id=int(tokenizer.pad_token_id),
         forward_by=forward_by,

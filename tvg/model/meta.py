@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
-from tvg.model.loading import MODEL_CLASSES, Checkpoint
+from tvg.model.families import family_of, read_config
+from tvg.model.loading import Checkpoint
 
 
 def meta_model(checkpoint: Checkpoint) -> Any:
@@ -17,14 +17,9 @@ def meta_model(checkpoint: Checkpoint) -> Any:
         ValueError: no folder with a config.json, or of a type that is not supported.
     """
     folder = checkpoint.folder()
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type not in MODEL_CLASSES:
-        raise ValueError(
-            f"model.path: {folder} is of type {config.model_type!r}, "
-            f"supported: {sorted(MODEL_CLASSES)}"
-        )
+    config = read_config(folder)
     with torch.device("meta"):
-        model = MODEL_CLASSES[config.model_type](config)
+        model = family_of(config).model_class(config)
     with torch.device("meta"):
         checkpoint.choose_trained(model)
     return model

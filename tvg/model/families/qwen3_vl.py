@@ -55,7 +55,7 @@ class Qwen3VL(QwenVL):
         mergers = self.mergers(model)
         dtype = next(mergers[0].parameters()).dtype
         parts = features.to(dtype).chunk(len(mergers), dim=-1)
-        tokens = [merger(part) for merger, part in zip(mergers, parts, strict=True)]
+        tokens = [merger(part.contiguous()) for merger, part in zip(mergers, parts, strict=True)]
         return VideoTokens(embeds=tokens[0], deepstack=tuple(tokens[1:]))
 
     def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
