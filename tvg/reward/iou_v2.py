@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from tvg.core.interval import segment_iou
 from tvg.core.parsing import ParsedAnswer
 from tvg.types import Segment
@@ -32,6 +30,6 @@ def _timestamp_aware_iou(pred: Segment | None, truth: Segment, duration_s: float
     if pred is None or iou == 0:
         return 0.0
     start_miss = abs(pred.start_s - truth.start_s) / duration_s
-    end_miss = abs(pred.end_s - truth.end_s) / duration_s
-    value = iou * (1 - start_miss) * (1 - end_miss)
-    return value if math.isfinite(value) else 0.0  # times of 300 digits; their IoU rounds to 0
+    # Multiplied before it is divided: an end of 300 digits would else be infinitely far away.
+    iou_times_end_miss = iou * abs(pred.end_s - truth.end_s) / duration_s
+    return (iou - iou_times_end_miss) * (1 - start_miss)

@@ -24,4 +24,4 @@ class OverlongReward:
 
     def __call__(self, *, num_tokens: list[int]) -> list[float]:
         free = self.max_tokens - self.cache_tokens
-        return [-min(1.0, max(0, n - free) / self.cache_tokens) for n in num_tokens]
+        return [max(-1.0, min(0.0, (free - n) / self.cache_tokens)) for n in num_tokens]
