@@ -1,0 +1,314 @@
+"""Every family's policy against transformers' own processor, forward and `generate`.
+
+Positions in time of Qwen2.5-VL and Qwen2-VL are ours (the released ones) and not those of
+transformers 5, which are wrong behind clips longer than wide: the oracle is given them.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from completions import LENGTHS, completions, learn, worst_errors
+from parts import Parts, make_parts, make_rollout
+from transformers import AutoProcessor
+from transformers.video_utils import VideoMetadata
+
+from tvg.data.sampling import FrameSampling
+from tvg.model.families import FAMILIES, family_of, mergers
+from tvg.model.freezing import freeze_parts
+from tvg.model.loading import export_checkpoint
+from tvg.model.shape import count_parameters, shape_of
+from tvg.model.tiny import write_tiny_checkpoint
+from tvg.model.tiny_families import write_tiny_qwen2_vl, write_tiny_qwen3_vl
+from tvg.model.vision import encode_trunk, merge_features
+from tvg.rollout.shared_prefix import SharedPrefixRollout
+from tvg.training.preflight import Preflight
+from tvg.types import PromptBatch
+
+WRITERS = {
+    "qwen2_vl": write_tiny_qwen2_vl,
+    "qwen2_5_vl": write_tiny_checkpoint,
+    "qwen3_vl": write_tiny_qwen3_vl,
+}
+SIDES = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32}  # of one token, in pixels
+WHOLE_MARK = "<|vision_start|><|video_pad|><|vision_end|>"
+
+
+@dataclass(frozen=True)
+class Made:
+    name: str
+    parts: Parts
+    plain: Any  # the model as transformers loads it, nothing of ours in it
+
+    @property
+    def policy(self):
+        return self.parts.policy
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def made(request, tmp_path_factory, tiny_world) -> Made:
+    folder = tmp_path_factory.mktemp(request.param) / "tiny"
+    WRITERS[request.param](
+        folder,
+        seed=0,
+        hidden_size=128,
+        intermediate_size=96,
+        num_layers=3,
+        initializer_range=0.1,
+    )
+    side = SIDES[request.param]
+    frames = FrameSampling(min_pixels=side**2, max_pixels=6 * side**2, resize_factor=side)
+    parts = make_parts(folder, tiny_world, sampling=frames)
+    plain = FAMILIES[request.param].model_class.from_pretrained(folder, attn_implementation="sdpa")
+    return Made(request.param, parts, plain.eval())
+
+
+def own_inputs(made: Made, index: int) -> dict[str, Any]:
+    """What the family's processor makes of an example, told when its frames were taken."""
+    sample, processor = made.parts.dataset[index], made.parts.processor
+    messages = made.parts.task.messages(sample.example)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # As released, timed steps take the place of the mark and of the tokens around it.
+    text = text.replace(made.parts.collator.clip_text.mark, "<|video_pad|>")
+    times_ms = (sample.clip.frame_times_s * 1000).round().long().tolist()
+    inputs = processor(
+        text=[text],
+        videos=[sample.clip.frames],
+        video_metadata=[VideoMetadata(total_num_frames=1, fps=1e3, frames_indices=times_ms)],
+        do_sample_frames=False,
+        do_resize=False,
+        cap_pixels_per_frame=True,
+        return_tensors="pt",
+    )
+    return dict(inputs)
+
+
+def alone(prompts: PromptBatch, row: int) -> tuple[PromptBatch, torch.Tensor]:
+    """One prompt, and where its tokens are."""
+    one = prompts.rows(row, row + 1)
+    return one, one.attention_mask[0].bool()
+
+
+def test_prompts_are_those_of_the_familys_processor(made):
+    prompts = made.parts.batch(3)
+    for row in range(3):
+        one, is_real = alone(prompts, row)
+        expected = own_inputs(made, row)
+        assert torch.equal(one.input_ids[0, is_real], expected["input_ids"][0])
+        assert torch.equal(one.pixel_values_videos, expected["pixel_values_videos"])
+        assert torch.equal(one.video_grid_thw, expected["video_grid_thw"])
+
+
+def test_positions_are_the_librarys_where_it_keeps_to_the_release(made):
+    """Everywhere in Qwen3-VL; up to the end of the clip in families with one run of video."""
+    prompts = made.parts.batch(3)
+    for row in range(3):
+        one, is_real = alone(prompts, row)
+        inputs = own_inputs(made, row)
+        del inputs["pixel_values_videos"]
+        if made.name == "qwen2_5_vl":
+            inputs["second_per_grid_ts"] = (2 / one.sampled_fps).tolist()
+        expected, _ = made.plain.model.get_rope_index(**inputs)
+        got = made.policy.position_ids(one)[:, :, is_real]
+        end = len(is_real) if made.name == "qwen3_vl" else video_end(made, one, is_real)
+        assert torch.equal(got[..., :end], expected[..., :end])
+
+
+def video_end(made: Made, one: PromptBatch, is_real: torch.Tensor) -> int:
+    is_video = family_of(made.plain.config).is_video(made.plain.config, one.input_ids[0, is_real])
+    return int(is_video.nonzero().max()) + 1
+
+
+def test_text_behind_a_long_clip_goes_on_at_the_largest_position_so_far(made):
+    one, is_real = alone(made.parts.batch(1), 0)
+    positions = made.policy.position_ids(one)[:, 0, is_real]
+    end = video_end(made, one, is_real)
+    assert positions[:, end].tolist() == [int(positions[:, :end].max()) + 1] * 3
+
+
+def test_trunk_and_mergers_are_the_whole_tower(made):
+    side = made.plain.config.vision_config.patch_size
+    grid = torch.tensor([[2, 10, 6], [1, 4, 4], [3, 2, 8]])
+    pixels = torch.randn(
+        int(grid.prod(-1).sum()), 6 * side**2, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        expected = made.plain.model.get_video_features(pixels, grid)
+        features = encode_trunk(made.policy.model, pixels, grid)
+        got = merge_features(made.policy.model, features)
+    family = family_of(made.plain.config)
+    assert features.shape[1] == family.feature_width(made.plain.config.vision_config)
+    torch.testing.assert_close(
+        got.embeds, torch.cat(list(expected.pooler_output)), atol=1e-5, rtol=0
+    )
+    deepstack = getattr(expected, "deepstack_features", [])
+    assert len(got.deepstack) == len(deepstack) == len(mergers(made.plain)) - 1
+    for ours, theirs in zip(got.deepstack, deepstack, strict=True):
+        torch.testing.assert_close(ours, torch.cat(list(theirs)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("way", ["shared_prefix", "repeated"])
+def test_logprobs_are_those_of_the_plain_model(made, way):
+    prompts = made.parts.batch(3)
+    rollout = make_rollout().generate(
+        policy=made.policy, tokenizer=made.parts.tokenizer, prompts=prompts, group_size=2, seed=0
+    )
+    made.policy.forward_by = way
+    with torch.no_grad():
+        got, _ = made.policy(
+            prompts,
+            rollout.completion_ids,
+            rollout.completion_mask,
+            group_size=2,
+            temperature=1.0,
+        )
+    logits = plain_logits(made, prompts, rollout.completion_ids)
+    logits[..., made.policy.suppressed_ids] = -torch.inf
+    chosen = logits.log_softmax(-1).gather(-1, rollout.completion_ids.unsqueeze(-1)).squeeze(-1)
+    expected = chosen * rollout.completion_mask
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(rollout.old_logprobs, expected, atol=2e-5, rtol=0)
+
+
+def plain_logits(made: Made, prompts: PromptBatch, completion_ids: torch.Tensor) -> torch.Tensor:
+    """One row at a time through transformers' own forward, video and all: [N, C, V]."""
+    rows = []
+    for n, ids in enumerate(completion_ids):
+        one, is_real = alone(prompts, n // 2)
+        positions = made.policy.position_ids(one)[:, :, is_real]
+        behind = positions[..., -1:] + 1 + torch.arange(len(ids))
+        with torch.no_grad():
+            out = made.plain(
+                input_ids=torch.cat([one.input_ids[:, is_real], ids[None]], dim=1),
+                pixel_values_videos=one.pixel_values_videos,
+                video_grid_thw=one.video_grid_thw,
+                position_ids=torch.cat([positions, behind], dim=-1),
+            )
+        rows.append(out.logits[0, -len(ids) - 1 : -1].float())
+    return torch.stack(rows)
+
+
+def test_sampling_is_generate(made):
+    """Greedy, batched and padded here, each prompt alone there."""
+    prompts = made.parts.batch(3)
+    settings = {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    engines = (make_rollout(**settings), SharedPrefixRollout(**settings, prompts_per_call=None))
+    sampled = [
+        engine.generate(
+            policy=made.policy,
+            tokenizer=made.parts.tokenizer,
+            prompts=prompts,
+            group_size=1,
+            seed=0,
+        )
+        for engine in engines
+    ]
+    assert torch.equal(sampled[0].completion_ids, sampled[1].completion_ids)
+    for row in range(3):
+        one, is_real = alone(prompts, row)
+        inputs = own_inputs(made, row)
+        if made.name != "qwen3_vl":  # positions behind the clip are the release's
+            inputs["position_ids"] = made.policy.position_ids(one)[:, :, is_real]
+        expected = made.plain.generate(
+            **inputs,
+            max_new_tokens=6,
+            do_sample=False,
+            suppress_tokens=made.policy.suppressed_ids.tolist(),
+            eos_token_id=made.policy.eos_ids,
+            pad_token_id=made.policy.pad_id,
+        )[0, int(is_real.sum()) :]
+        mine = sampled[0].completion_ids[row]
+        assert torch.equal(mine[: len(expected)], expected)
+        assert (mine[len(expected) :] == made.policy.pad_id).all()
+
+
+@pytest.mark.parametrize("engine", ["hf", "shared_prefix"])
+def test_the_preflight_passes(made, engine):
+    settings = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    rollout = make_rollout(**settings)
+    if engine == "shared_prefix":
+        rollout = SharedPrefixRollout(**settings, prompts_per_call=None)
+    made.policy.forward_by = "shared_prefix"
+    preflight = Preflight(num_prompts=3, num_completions=2, max_abs_diff=1e-4, half_mean_diff=0.05)
+    found = preflight.run(
+        policy=made.policy,
+        rollout=rollout,
+        tokenizer=made.parts.tokenizer,
+        prompts=made.parts.batch(3),
+        seed=0,
+    )
+    assert found < 1e-4
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+@pytest.mark.parametrize("trunk", [False, True])
+def test_a_shared_prefix_gives_the_gradients_of_repeating_it(made, trunk, is_checkpointed):
+    """In float64; norms and rotations of the library are float32 inside."""
+    policy = deepcopy(made.policy).double()
+    policy.requires_grad_(True)
+    freeze_parts(policy.model, vision=not trunk, merger=False, language=False)
+    if is_checkpointed:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.train(is_checkpointed)
+    batch, answers = made.parts.batch(3), completions(LENGTHS)
+    assert (policy.encode_clips(batch).video_features is None) == trunk
+    shared = learn(policy, batch, answers, forward_by="shared_prefix")
+    repeated = learn(policy, batch, answers, forward_by="repeated")
+    errors = worst_errors(shared, repeated)
+    assert errors["loss"] <= 1e-12, errors
+    assert errors["logprobs"] <= 1e-12, errors
+    assert errors["gradient"] <= 1e-6, errors
+    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
+    assert shared.gradients.keys() == trained
+    assert all(float(gradient.abs().max()) > 0 for gradient in shared.gradients.values())
+
+
+def test_a_frozen_trunk_leaves_every_merger_to_train(made):
+    policy = deepcopy(made.policy)
+    freeze_parts(policy.model, vision=True, merger=False, language=True)
+    trained = {id(p) for p in policy.parameters() if p.requires_grad}
+    assert trained == {id(p) for merger in mergers(policy.model) for p in merger.parameters()}
+    counted = count_parameters(policy.model)
+    assert (counted.is_trunk_trained, counted.is_merger_trained) == (False, True)
+    assert not counted.is_head_trained
+    freeze_parts(policy.model, vision=False, merger=True, language=True)
+    counted = count_parameters(policy.model)
+    assert (counted.is_trunk_trained, counted.is_merger_trained) == (True, False)
+
+
+def test_features_stand_in_for_pixels_also_cut_into_rows(made):
+    policy, prompts = deepcopy(made.policy), made.parts.batch(3)
+    freeze_parts(policy.model, vision=True, merger=False, language=False)
+    expected = policy.embed(prompts)
+    encoded = policy.encode_clips(prompts)
+    assert encoded.pixel_values_videos is None
+    got = policy.embed(encoded.rows(1, 3))
+    torch.testing.assert_close(got.embeds, expected.embeds[1:], atol=1e-5, rtol=0)
+    num_first = int(expected.is_video[0].sum())
+    for ours, theirs in zip(got.deepstack, expected.deepstack, strict=True):
+        torch.testing.assert_close(ours, theirs[num_first:], atol=1e-5, rtol=0)
+
+
+def test_sizes_are_those_of_the_modules(made):
+    """Matrix products of the whole model, and of the mergers, counted by their weights."""
+    shape, model = shape_of(made.plain.config), made.plain
+    merging = [p for m in mergers(model) for p in m.parameters() if p.ndim == 2]
+    assert shape.merger_params == sum(p.numel() for p in merging)
+    block = family_of(model.config).tower(model).blocks[0]
+    assert shape.block_params == sum(p.numel() for p in block.parameters() if p.ndim == 2)
+    layer = model.model.language_model.layers[0]
+    weights = sum(p.numel() for p in layer.parameters() if p.ndim == 2)
+    assert shape.attention_params + shape.mlp_params == weights
+    assert shape.vision_layers == len(family_of(model.config).tower(model).blocks)
+
+
+def test_an_export_loads_with_transformers_alone(made, tmp_path):
+    folder = export_checkpoint(made.policy, made.parts.processor, tmp_path / "export", notes={})
+    model, info = type(made.plain).from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    for name, value in made.plain.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert type(AutoProcessor.from_pretrained(folder)) is type(made.parts.processor)
