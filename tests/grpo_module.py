@@ -76,6 +76,7 @@ def make_module(parts: Any, **changes: Any) -> GRPOModule:
         "optimizer": functools.partial(torch.optim.SGD, lr=0.0),
         "schedule": functools.partial(warmup_schedule, name="constant", warmup_steps=0),
         "max_grad_norm": None,
+        "part_lr": {},
         "seed": 0,
     }
     module = GRPOModule(**{**settings, **changes})

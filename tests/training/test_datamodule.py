@@ -189,7 +189,7 @@ def test_the_world_is_drawn_before_anything_is_read(make_data):
 
 def test_a_video_that_cannot_be_used_is_told_from_a_worker_as_from_here(make_data, tmp_path):
     data = make_data()
-    dataset = data._dataset("test")
+    dataset = data._dataset("test", data.examples("test"), scored=False)
     path = tmp_path / "gone.mp4"
     object.__setattr__(dataset.examples[0], "video_path", path)
     expected = f"{path}: no such file; expected a video file"
@@ -224,6 +224,7 @@ def test_no_training_precision_rounds_the_frame_rates(
         optimizer=functools.partial(torch.optim.SGD, lr=0.1),
         schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
         max_grad_norm=None,
+        part_lr={},
         seed=0,
     )
     trainer = Trainer(

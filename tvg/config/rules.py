@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tvg.config import rules_machine as machine
+from tvg.config import rules_parts as parts
 from tvg.config.values import Config, Rule, number, value
 
 
@@ -86,25 +87,6 @@ def format_reward_out_of_reach(cfg: Config) -> list[str]:
     return [f"reward.format.reward.think: is {think}, but prompt.think is {asked}"]
 
 
-def nothing_to_train(cfg: Config) -> list[str]:
-    """Every part frozen leaves the optimizer without parameters."""
-    parts = ("vision", "merger", "language")
-    if value(cfg, "objective") and all(value(cfg, f"model.freeze_{p}") is True for p in parts):
-        return ["model: freeze_vision, freeze_merger and freeze_language leave nothing to train"]
-    return []
-
-
-def features_of_a_trained_trunk(cfg: Config) -> list[str]:
-    """Features that are kept are those of a trunk that never changes."""
-    is_kept = str(value(cfg, "data.cache._target_", "")).endswith("FeatureCache")
-    if not is_kept or value(cfg, "objective") is None or value(cfg, "model.freeze_vision") is True:
-        return []
-    return [
-        "data.cache: features are of a frozen vision trunk, but model.freeze_vision is "
-        f"{value(cfg, 'model.freeze_vision')}: take data/cache=frames, or freeze it"
-    ]
-
-
 def trainer_steps_in_our_place(cfg: Config) -> list[str]:
     """The modules clip and accumulate themselves; Lightning refuses to do it beside them."""
     problems = []
@@ -176,8 +158,11 @@ RULES: tuple[Rule, ...] = (
     sampler_is_not_policy,
     no_reward,
     format_reward_out_of_reach,
-    nothing_to_train,
-    features_of_a_trained_trunk,
+    parts.nothing_to_train,
+    parts.frozen_part_to_be_trained,
+    parts.dropout_beside_a_sampler,
+    parts.features_of_a_trained_trunk,
+    parts.rate_of_a_frozen_part,
     machine.flash_attention_not_possible,
     machine.offload_without_its_optimizer,
     machine.eight_bit_optimizer_not_possible,

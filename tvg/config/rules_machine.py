@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from tvg.config.rules_parts import is_adapted
 from tvg.config.values import Config, number, value
 
 
 def updates_lost_in_half_precision(cfg: Config) -> list[str]:
     """A step of 1e-6 on a weight of 1e-2 is below what bfloat16 can tell apart.
 
-    DeepSpeed keeps float32 master weights of its own.
+    DeepSpeed keeps float32 master weights of its own, and adapters are float32 beside any weights.
     """
     dtype = value(cfg, "model.dtype")
     strategy = str(value(cfg, "strategy._target_", ""))
     if value(cfg, "objective.optimizer") is None or dtype in (None, "float32"):
         return []
-    if strategy.endswith("DeepSpeedStrategy"):
+    if strategy.endswith("DeepSpeedStrategy") or is_adapted(cfg):
         return []
     return [
         f"model.dtype: training {dtype} weights loses small updates: take model.dtype=float32 with "

@@ -22,6 +22,8 @@ from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction
 from tvg.training.evaluation import known_ious, predict_batch
+from tvg.training.parameter_groups import parameter_groups
+from tvg.training.run_length import estimated_batches
 from tvg.training.stages import StageClock
 from tvg.types import LossOutput, PromptBatch
 
@@ -47,7 +49,12 @@ class PolicyModule(LightningModule):
         optimizer: given parameter groups, makes the optimizer.
         schedule: given the optimizer and the number of steps, makes the learning-rate schedule.
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
+        part_lr: learning rates of their own for "vision", "merger", "language" and "adapter";
+            None: the optimizer's.
         seed: every draw is a function of this seed, the step and the rank.
+
+    Raises:
+        ValueError: a micro-batch of nothing, or a rate for what is not there or not trained.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class PolicyModule(LightningModule):
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
         max_grad_norm: float | None,
+        part_lr: Mapping[str, float | None],
         seed: int,
     ) -> None:
         super().__init__()
@@ -77,6 +85,8 @@ class PolicyModule(LightningModule):
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.max_grad_norm = max_grad_norm
+        parameter_groups(policy.model, part_lr)  # now rather than behind minutes of starting
+        self.part_lr = part_lr
         self.seed = seed
         self.val_predictions: list[Prediction] = []
         self.initial_fingerprint = fingerprint(policy)
@@ -93,7 +103,7 @@ class PolicyModule(LightningModule):
             assert isinstance(self.trainer.strategy.config, dict)
             # Its engine holds the gradients, so that it alone can clip them.
             self.trainer.strategy.config["gradient_clipping"] = self.max_grad_norm or 0.0
-        optimizer = self.make_optimizer(decay_groups(self.policy))
+        optimizer = self.make_optimizer(parameter_groups(self.policy.model, self.part_lr))
         num_steps = self.num_optimizer_steps()
         if math.isinf(num_steps):
             raise ValueError(
@@ -105,7 +115,7 @@ class PolicyModule(LightningModule):
 
     def num_optimizer_steps(self) -> int | float:
         """How many steps the run will take, as far as can be told; infinite where it cannot."""
-        return self.trainer.estimated_stepping_batches
+        return estimated_batches(self.trainer)
 
     def micro_batches(self, num_prompts: int) -> list[range]:
         """The prompts of a step, cut into those that go through together."""
@@ -264,16 +274,6 @@ class PolicyModule(LightningModule):
         """Names in the state dict of all that training changes; the rest is in model.path."""
         named = self.policy.named_parameters(prefix="policy", remove_duplicate=False)
         return {name for name, parameter in named if parameter.requires_grad}
-
-
-def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Trained parameters in two groups: weight decay is for matrices, not for gains and biases."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim >= 2]},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def fingerprint(module: nn.Module) -> str:

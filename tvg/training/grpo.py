@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -55,7 +56,7 @@ class GRPOModule(PolicyModule):
         scoring_fps: the frame rate that log-probabilities assume; None: the true one.
         preflight: compares sampler and trainer before the first step; None to skip it.
         policy, tokenizer, task, eval_rollout, micro_batch_size, optimizer, schedule,
-            max_grad_norm, seed: as for `PolicyModule`.
+            max_grad_norm, part_lr, seed: as for `PolicyModule`.
 
     Raises:
         ValueError: a group of fewer than 2, no update, or a KL weight without a reference.
@@ -85,6 +86,7 @@ class GRPOModule(PolicyModule):
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
         max_grad_norm: float | None,
+        part_lr: Mapping[str, float | None],
         seed: int,
     ) -> None:
         super().__init__(
@@ -96,6 +98,7 @@ class GRPOModule(PolicyModule):
             optimizer=optimizer,
             schedule=schedule,
             max_grad_norm=max_grad_norm,
+            part_lr=part_lr,
             seed=seed,
         )
         _check(group_size, num_updates, old_logprobs, micro_batch_completions)

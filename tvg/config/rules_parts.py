@@ -1,0 +1,85 @@
+"""Combinations that leave unclear which weights are trained; see `tvg.config.rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tvg.config.values import Config, number, value
+
+PARTS = ("vision", "merger", "language")
+
+
+def is_adapted(cfg: Config) -> bool:
+    """Whether adapters are trained in the place of the model's own weights."""
+    return bool(value(cfg, "model.adapter.parts"))
+
+
+def trained_parts(cfg: Config) -> set[str]:
+    """The parts of the model that change, whether by their own weights or by adapters."""
+    if is_adapted(cfg):
+        found: list[str] = []
+        for key in ("parts", "full_parts"):
+            chosen = value(cfg, f"model.adapter.{key}")
+            found += chosen if isinstance(chosen, list) else []
+        return set(found)
+    return {part for part in PARTS if value(cfg, f"model.freeze_{part}") is not True}
+
+
+def nothing_to_train(cfg: Config) -> list[str]:
+    """Every part frozen leaves the optimizer without parameters."""
+    if value(cfg, "objective") and all(value(cfg, f"model.freeze_{p}") is True for p in PARTS):
+        return ["model: freeze_vision, freeze_merger and freeze_language leave nothing to train"]
+    return []
+
+
+def frozen_part_to_be_trained(cfg: Config) -> list[str]:
+    """What model.freeze_* keeps as it is can carry no adapters."""
+    if not is_adapted(cfg):
+        return []
+    return [
+        f"model.adapter: parts and full_parts name {part}, but model.freeze_{part} is true"
+        for part in PARTS
+        if part in trained_parts(cfg) and value(cfg, f"model.freeze_{part}") is True
+    ]
+
+
+def dropout_beside_a_sampler(cfg: Config) -> list[str]:
+    """The sampler draws without dropout: the trainer would score another model's tokens."""
+    dropout = number(cfg, "model.adapter.dropout")
+    if not dropout or number(cfg, "objective.group_size") is None:
+        return []
+    return [
+        f"model.adapter.dropout: must be 0 with objective.group_size, got {dropout:g}: the sampler "
+        "draws without it, so that the trainer would score another distribution"
+    ]
+
+
+def features_of_a_trained_trunk(cfg: Config) -> list[str]:
+    """Features that are kept are those of a trunk that never changes."""
+    is_kept = str(value(cfg, "data.cache._target_", "")).endswith("FeatureCache")
+    if not is_kept or value(cfg, "objective") is None or "vision" not in trained_parts(cfg):
+        return []
+    why = (
+        "model.adapter trains vision"
+        if is_adapted(cfg)
+        else f"model.freeze_vision is {value(cfg, 'model.freeze_vision')}"
+    )
+    return [
+        f"data.cache: features are of a frozen vision trunk, but {why}: take data/cache=frames, "
+        "or freeze it"
+    ]
+
+
+def rate_of_a_frozen_part(cfg: Config) -> list[str]:
+    """A learning rate of its own for a part that has nothing to learn is a mistake."""
+    rates = value(cfg, "objective.part_lr")
+    if not isinstance(rates, Mapping) or value(cfg, "model") is None:
+        return []
+    full = value(cfg, "model.adapter.full_parts") if is_adapted(cfg) else trained_parts(cfg)
+    learning = {*(full or ()), *(["adapter"] if is_adapted(cfg) else [])}
+    return [
+        f"objective.part_lr.{part}: {rate} is the learning rate of a part that is not trained "
+        "(see model.freeze_* and model.adapter)"
+        for part, rate in rates.items()
+        if rate is not None and part in {*PARTS, "adapter"} - learning
+    ]

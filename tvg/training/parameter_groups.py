@@ -1,0 +1,57 @@
+"""Trained parameters in groups that an optimizer treats alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from tvg.model.adapters import adapter_ids
+from tvg.model.freezing import PARTS, part_of_each
+
+ADAPTER = "adapter"  # beside the model's parts, whichever of them it stands in
+
+
+def parameter_groups(model: nn.Module, part_lr: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """Groups by weight decay and learning rate; the optimizer's own rate comes first.
+
+    Weight decay is for matrices, not for gains and biases.
+
+    Args:
+        model: a video-language model, with or without adapters.
+        part_lr: learning rates of vision, merger, language and adapter; None, or no such key: the
+            optimizer's own.
+
+    Raises:
+        ValueError: a rate for something unknown, for a part that is not trained, or below 0.
+    """
+    check_rates(part_lr)
+    adapters, parts = adapter_ids(model), part_of_each(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    part_of = {id(p): ADAPTER if id(p) in adapters else parts[id(p)] for p in trained}
+    for part, rate in part_lr.items():
+        if rate is not None and part not in part_of.values():
+            raise ValueError(
+                f"objective.part_lr.{part}: {rate} is the learning rate of a part that is not "
+                "trained (see model.freeze_* and model.adapter)"
+            )
+    groups: list[dict[str, Any]] = []
+    for rate in dict.fromkeys([None, *part_lr.values()]):
+        mine = [p for p in trained if part_lr.get(part_of[id(p)]) == rate]
+        own = {} if rate is None else {"lr": rate}
+        groups += [
+            {"params": [p for p in mine if p.ndim >= 2], **own},
+            {"params": [p for p in mine if p.ndim < 2], "weight_decay": 0.0, **own},
+        ]
+    return [group for group in groups if group["params"]]
+
+
+def check_rates(part_lr: Mapping[str, float | None]) -> None:
+    """Refuses learning rates of what no model has, and those below 0."""
+    known = (*PARTS, ADAPTER)
+    for part, rate in part_lr.items():
+        if part not in known:
+            raise ValueError(f"objective.part_lr: expected any of {', '.join(known)}, got {part!r}")
+        if rate is not None and not rate >= 0:
+            raise ValueError(f"objective.part_lr.{part}: expected at least 0, or null, got {rate}")
