@@ -17,6 +17,8 @@ from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.callbacks.run_record import package_versions, source_revision
 from tvg.config import CONF_DIR, check, entry_point
 from tvg.core.metrics import grounding_metrics
+from tvg.data.annotation_writer import annotation_text, format_of
+from tvg.data.annotations import MixedSets
 from tvg.task.report import (
     Prediction,
     output_folder_check,
@@ -27,7 +29,13 @@ from tvg.task.report import (
 )
 from tvg.train import Parts, build_all, build_parts
 from tvg.training.base import fingerprint
-from tvg.training.evaluation import PartialPredictions, choose_device, known_ious, predict_all
+from tvg.training.evaluation import (
+    PartialPredictions,
+    choose_device,
+    known_ious,
+    predict_all,
+    with_difficulty,
+)
 from tvg.training.noise import quiet_libraries
 
 CONFIG_FILE = "config.yaml"
@@ -45,7 +53,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     run_dir = Path(cfg.run_dir)
     output_folder_check(run_dir)
     device = choose_device(cfg.device)
+    difficulty_file = _difficulty_file(cfg)
     parts = build_parts(cfg, split=cfg.split)
+    if difficulty_file is not None and isinstance(parts.data.source, MixedSets):
+        raise ValueError(
+            f"evaluate.write_difficulty: one file stands for one data set, but data={cfg.data.name} "
+            "mixes several: evaluate each of them"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     predictions = _predict(cfg, parts, run_dir, device)
     metrics = {
@@ -53,9 +67,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "split": cfg.split,
         "model": cfg.model.path,
         **parts.data.coverage(cfg.split, num_scored=len(predictions)),
-        **summarise(predictions, seed=cfg.seed),
+        **summarise(predictions, seed=cfg.seed, strict=cfg.evaluate.strict_recall),
     }
     write_predictions(run_dir / PREDICTIONS_FILE, predictions)
+    if difficulty_file is not None:
+        scored = with_difficulty(parts.data.examples(cfg.split), predictions)
+        write_text(difficulty_file, annotation_text(difficulty_file, scored))
+        log.info("wrote %s", difficulty_file)
     write_json(run_dir / "metrics.json", metrics)
     loggers = build_all(cfg.get("logger"))
     write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(cfg, resolve=True))
@@ -72,9 +90,25 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return metrics
 
 
-def summarise(predictions: list[Prediction], *, seed: int) -> dict[str, Any]:
+def summarise(
+    predictions: list[Prediction], *, seed: int, strict: bool = False
+) -> dict[str, Any]:
     """Recalls, mIoU and parse rate with 95 % bootstrap intervals over queries."""
-    return grounding_metrics(known_ious(predictions), [p.is_parsed for p in predictions], seed=seed)
+    is_parsed = [prediction.is_parsed for prediction in predictions]
+    return grounding_metrics(known_ious(predictions), is_parsed, seed=seed, strict=strict)
+
+
+def _difficulty_file(cfg: DictConfig) -> Path | None:
+    """Where difficulties go, checked before any work is done."""
+    if cfg.evaluate.write_difficulty is None:
+        return None
+    path = Path(cfg.evaluate.write_difficulty)
+    try:
+        format_of(path)
+        output_folder_check(path.parent)
+    except ValueError as error:
+        raise ValueError(f"evaluate.write_difficulty: {error}") from error
+    return path
 
 
 def _predict(

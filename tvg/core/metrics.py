@@ -24,6 +24,7 @@ def grounding_metrics(
     parsed: Sequence[bool],
     *,
     thresholds: Sequence[float] = (0.3, 0.5, 0.7),
+    strict: bool = False,
     seed: int = 0,
     resamples: int = 2000,
 ) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def grounding_metrics(
         ious: IoU of each query, 0 where nothing was parsed.
         parsed: whether a segment could be read from each answer.
         thresholds: of the recalls.
+        strict: recalls count IoU > m, as the published Time-R1 scorer does.
         seed: of the bootstrap; the same seed gives the same intervals.
         resamples: number of bootstrap samples.
 
@@ -53,7 +55,8 @@ def grounding_metrics(
     iou = torch.tensor(list(ious), dtype=torch.float64)
     scores = {"miou": iou}
     for threshold in thresholds:
-        scores[f"r1_iou_{threshold:g}"] = (iou >= threshold - _IOU_NOISE).double()
+        is_hit = iou > threshold + _IOU_NOISE if strict else iou >= threshold - _IOU_NOISE
+        scores[f"r1_iou_{threshold:g}"] = is_hit.double()
     scores["parse_rate"] = torch.tensor([float(is_parsed) for is_parsed in parsed]).double()
     per_query = torch.stack(list(scores.values()), dim=1)
     intervals = _bootstrap_intervals(per_query, seed=seed, resamples=resamples)

@@ -17,6 +17,10 @@ from tvg.types import GroundingExample
 KEY = "data.selection"  # where these settings stand, for messages
 
 
+class NothingSelected(ValueError):
+    """No example is what a selection looks for."""
+
+
 def gaussian(
     values: Sequence[float], *, mean: float, std: float, k: int | None, seed: int
 ) -> list[int]:
@@ -184,7 +188,7 @@ def _taken(
     examples: Sequence[GroundingExample], positions: list[int], wanted: str, field: str
 ) -> list[GroundingExample]:
     if examples and not positions:
-        raise ValueError(f"{KEY}: none of the {len(examples)} examples has a {field} {wanted}")
+        raise NothingSelected(f"{KEY}: none of the {len(examples)} examples has a {field} {wanted}")
     return [examples[index] for index in positions]
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -21,6 +22,7 @@ from tvg.data.readers.record import ReadReport, ReadResult
 from tvg.task.grounding import GroundingTask
 from tvg.training.datamodule_loaders import Envelope, EnvelopeCollator, EvalLoader, UnreadableClips
 from tvg.training.evaluation import coverage
+from tvg.training.training_list import TrainingList
 from tvg.types import GroundingExample
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ class PromptDataModule(LightningDataModule):
     source: AnnotationSet | MixedSets = field(init=False)
     clips: ClipSource = field(init=False)  # what batches are made of
     unreadable: UnreadableClips = field(init=False)  # met while batches were made
+    training: TrainingList = field(init=False)  # what the next training epoch shows
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -99,6 +102,7 @@ class PromptDataModule(LightningDataModule):
         self.source = self._make_source()
         self.clips = self.cache(loader=self.loader(decoder=self.decoder))
         self.unreadable = UnreadableClips()
+        self.training = TrainingList(partial(self.examples, "train"))
         self.collator = None
         if self.task is not None and self.processor is not None:
             self.collator = PromptCollator(
@@ -108,7 +112,7 @@ class PromptDataModule(LightningDataModule):
             )
         self._examples: dict[Split, list[GroundingExample]] = {}
         self._read: dict[Split, tuple[ReadReport, int]] = {}  # and how many examples it left
-        self._datasets: dict[str, GroundingDataset] = {}
+        self._datasets: dict[str, tuple[Examples, GroundingDataset]] = {}
 
     def _make_source(self) -> AnnotationSet | MixedSets:
         raise NotImplementedError
@@ -167,17 +171,41 @@ class PromptDataModule(LightningDataModule):
     # -- loaders --------------------------------------------------------------------------------
 
     def train_dataloader(self) -> ResumableLoader:
+        """Batches of the training list, from the place on that training has come to."""
+        order = self._train_order(len(self.training.examples))
+        options = self._loader_options(enveloped=True)
+        dataset = self._dataset("train", self.training.examples, scored=False)
+        return self.training.at_its_place(ResumableLoader(dataset, order=order, **options))
+
+    @property
+    def num_first_batches(self) -> int:
+        """Batches of an epoch of the examples that a run starts from."""
+        return len(self._train_order(len(self.examples("train"))))
+
+    def _train_order(self, num_examples: int) -> BatchOrder:
         world_size, rank = self._ranks()
-        order = BatchOrder(
-            num_examples=len(self.examples("train")),
+        return BatchOrder(
+            num_examples=num_examples,
             batch_size=self.batch_size,
             shuffle=self.shuffle,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
         )
-        options = self._loader_options(enveloped=True)
-        return ResumableLoader(self._dataset("train"), order=order, **options)
+
+    def replace_train_examples(self, examples: Examples) -> None:
+        """Shows other examples from the next epoch on; `train_dataloader` has to be asked anew.
+
+        Raises:
+            ValueError: there are none, or an epoch is in the middle.
+        """
+        self.training.replace(examples)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.training.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.training.load_state_dict(state_dict)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not isinstance(batch, Envelope):
@@ -207,9 +235,15 @@ class PromptDataModule(LightningDataModule):
 
         `enveloped` is for loaders that Lightning's trainer reads; see `Envelope`.
         """
+        return self.scoring_loader(split, self.examples(split), skip=skip, enveloped=enveloped)
+
+    def scoring_loader(
+        self, split: Split, examples: Examples, *, skip: int = 0, enveloped: bool = False
+    ) -> DataLoader[Any]:
+        """As `eval_loader`, of some examples of the split."""
         world_size, rank = self._ranks()
         order = BatchOrder(
-            num_examples=len(self.examples(split)),
+            num_examples=len(examples),
             batch_size=self.eval_batch_size,
             shuffle=False,
             seed=0,
@@ -219,11 +253,11 @@ class PromptDataModule(LightningDataModule):
         mine = [index for batch in order for index in batch][skip:]
         size = self.eval_batch_size
         batches = [mine[i : i + size] for i in range(0, len(mine), size)]
-        dataset = self._dataset(split, scored=True)
+        dataset = self._dataset(split, examples, scored=True)
         options = self._loader_options(enveloped=enveloped)
         return EvalLoader(dataset, note=self.unreadable.note, batch_sampler=batches, **options)
 
-    def _dataset(self, split: Split, *, scored: bool = False) -> GroundingDataset:
+    def _dataset(self, split: Split, examples: Examples, *, scored: bool) -> GroundingDataset:
         """`scored`: what cannot be read is left out, where training replaces it.
 
         Training fits segments to the clips that are found; what is scored stays as published.
@@ -233,15 +267,18 @@ class PromptDataModule(LightningDataModule):
             on_unreadable = "leave_out" if scored else "replace"
         fits = split == "train" and not scored
         key = f"{split}/{on_unreadable}/{fits}"
-        if key not in self._datasets:
-            self._datasets[key] = GroundingDataset(
-                examples=self.examples(split),
+        # A list that took another's place is another object: what is remembered counts by index.
+        known = self._datasets.get(key)
+        if known is None or known[0] is not examples:
+            dataset = GroundingDataset(
+                examples=examples,
                 loader=self.clips,
                 memory_cache=self.memory_cache,
                 on_unreadable=on_unreadable,
                 fit_segments=fits,
             )
-        return self._datasets[key]
+            self._datasets[key] = known = (examples, dataset)
+        return known[1]
 
     def _loader_options(self, *, enveloped: bool) -> dict[str, Any]:
         assert self.collator is not None, "batches need a task and a processor"

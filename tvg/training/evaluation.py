@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tvg.model.policy import Policy
 from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction
-from tvg.types import PromptBatch, Segment
+from tvg.types import GroundingExample, PromptBatch, Segment
 
 Counts = dict[str, int]
 
@@ -90,6 +90,30 @@ def known_ious(predictions: Iterable[Prediction]) -> list[float]:
             raise ValueError(f"{prediction.qid}: no true segment is known, it cannot be scored")
         ious.append(prediction.iou)
     return ious
+
+
+def with_difficulty(
+    examples: Sequence[GroundingExample], predictions: Iterable[Prediction]
+) -> list[GroundingExample]:
+    """The examples with their difficulty, 100 * IoU of the prediction, and with the prediction.
+
+    Those that were not predicted (their clips cannot be read) stay as they are.
+
+    Raises:
+        ValueError: the truth of a query is not known.
+    """
+    found = {prediction.qid: prediction for prediction in predictions}
+    known_ious(found.values())
+    return [
+        replace(
+            example,
+            difficulty=100 * (found[example.qid].iou or 0.0),
+            prediction=found[example.qid].segment,
+        )
+        if example.qid in found
+        else example
+        for example in examples
+    ]
 
 
 def coverage(report: ReadReport, *, num_usable: int, num_asked: int, num_scored: int) -> Counts:

@@ -1,0 +1,29 @@
+"""How long a run will be, told without making its loaders."""
+
+from __future__ import annotations
+
+import math
+
+from lightning.pytorch import Trainer
+
+from tvg.training.datamodule_base import PromptDataModule
+
+
+def estimated_batches(trainer: Trainer) -> int | float:
+    """How many training batches the run has as far as can be told; infinite where it cannot.
+
+    As Lightning's `estimated_stepping_batches`, but of the examples that the run starts from: a run
+    whose list is chosen anew between epochs (`sample_filtering`) gets the same schedule wherever it
+    is resumed. There it is an upper bound, as far as no later list is longer than the first.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, PromptDataModule) or trainer.max_epochs in (None, -1):
+        return trainer.estimated_stepping_batches
+    epoch: int | float = data.num_first_batches
+    limit = trainer.limit_train_batches
+    if isinstance(limit, int):
+        epoch = min(epoch, limit)
+    elif limit is not None:
+        epoch = int(epoch * limit)
+    most = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    return min(epoch * trainer.max_epochs, most)
