@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import tvg.core.logprobs as logprobs_module
 from tvg.core.logprobs import token_logprobs
 
 NUM_TOKENS, WIDTH, VOCABULARY = 23, 8, 37
@@ -31,17 +32,26 @@ def plain(
     if suppressed_ids is not None:
         logits = logits.index_fill(1, suppressed_ids, -torch.inf)
     logprobs = logits.log_softmax(dim=-1)
-    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    suppressed = [] if suppressed_ids is None else suppressed_ids.tolist()
+    kept = logprobs[:, [v for v in range(len(weight)) if v not in suppressed]]
+    entropy = -(kept.exp() * kept).sum(dim=1)
     return logprobs.gather(1, token_ids[:, None])[:, 0], entropy
 
 
 def with_gradients(
-    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], hidden: Tensor, weight: Tensor
+    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    hidden: Tensor,
+    weight: Tensor,
+    entropy_coef: float = 0.0,
 ) -> list[Tensor]:
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     logprobs, entropy = function(hidden, weight)
     # Unequal weights, as advantages and masks give them.
-    (logprobs * torch.linspace(-1, 2, len(logprobs), dtype=logprobs.dtype)).sum().backward()
+    spread = torch.linspace(-1, 2, len(logprobs), dtype=logprobs.dtype)
+    loss = (logprobs * spread).sum()
+    if entropy_coef:
+        loss = loss + entropy_coef * (entropy * spread.flip(0)).sum()
+    loss.backward()
     assert hidden.grad is not None
     assert weight.grad is not None
     assert entropy.requires_grad
@@ -51,8 +61,9 @@ def with_gradients(
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 22, 23, 1000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
 @pytest.mark.parametrize("suppressed", [None, [0, 2]])
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.5])
 def test_values_and_gradients_equal_the_plain_way(
-    chunk_tokens: int, temperature: float, suppressed: list[int] | None
+    chunk_tokens: int, temperature: float, suppressed: list[int] | None, entropy_coef: float
 ) -> None:
     hidden, weight, token_ids = example()
     ids = None if suppressed is None else torch.tensor(suppressed)
@@ -67,8 +78,11 @@ def test_values_and_gradients_equal_the_plain_way(
         ),
         hidden,
         weight,
+        entropy_coef,
     )
-    theirs = with_gradients(lambda h, w: plain(h, w, token_ids, temperature, ids), hidden, weight)
+    theirs = with_gradients(
+        lambda h, w: plain(h, w, token_ids, temperature, ids), hidden, weight, entropy_coef
+    )
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, rtol=0, atol=1e-12)
 
@@ -134,6 +148,52 @@ def test_a_suppressed_token_has_no_gradient_of_its_own() -> None:
     torch.testing.assert_close(leaf.grad, plain_leaf.grad, rtol=0, atol=1e-12)
 
 
+def test_gradients_of_both_outputs_by_finite_differences() -> None:
+    hidden, weight, token_ids = example()
+    hidden, weight = hidden[:4].requires_grad_(), weight[:9].requires_grad_()
+
+    def both(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return token_logprobs(
+            hidden,
+            weight,
+            token_ids[:4] % 9,
+            temperature=0.7,
+            suppressed_ids=torch.tensor([1]),
+            chunk_tokens=3,
+        )
+
+    assert not (token_ids[:4] % 9).eq(1).any()
+    torch.autograd.gradcheck(both, [hidden, weight], eps=1e-6, atol=1e-7)
+
+
+def test_entropy_alone_can_be_differentiated() -> None:
+    hidden, weight, token_ids = example()
+    hidden.requires_grad_()
+    token_logprobs(hidden, weight, token_ids, chunk_tokens=5)[1].sum().backward()
+    (expected,) = torch.autograd.grad(plain(hidden, weight, token_ids)[1].sum(), [hidden])
+    torch.testing.assert_close(hidden.grad, expected, rtol=0, atol=1e-12)
+
+
+def test_an_entropy_that_nothing_uses_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Tensor | None] = []
+    inner = logprobs_module._grad_logits
+    monkeypatch.setattr(
+        logprobs_module, "_grad_logits", lambda *args: given.append(args[-1]) or inner(*args)
+    )
+    hidden, weight, token_ids = example()
+    logprobs, entropy = token_logprobs(hidden.requires_grad_(), weight, token_ids)
+    (logprobs.sum() + entropy.detach().sum()).backward()
+    assert given == [None]
+
+
+def test_certain_words_have_an_entropy_gradient_of_nothing() -> None:
+    hidden = torch.tensor([[2000.0]], requires_grad=True)  # log p of the others: -2000
+    _, entropy = token_logprobs(hidden, torch.tensor([[1.0], [0.0]]), torch.tensor([0]))
+    entropy.sum().backward()
+    assert entropy == 0
+    assert hidden.grad == 0
+
+
 def test_entropy_of_a_uniform_distribution() -> None:
     hidden = torch.zeros(2, WIDTH)
     _, entropy = token_logprobs(hidden, torch.ones(8, WIDTH), torch.tensor([0, 1]))
@@ -189,7 +249,7 @@ def test_no_more_logits_than_one_chunk_are_ever_made() -> None:
     weight = torch.randn(vocabulary, width, requires_grad=True)
     token_ids = torch.randint(vocabulary, (64,))
     with LargestOutput() as forward:
-        logprobs, _ = token_logprobs(
+        logprobs, entropy = token_logprobs(
             hidden,
             weight,
             token_ids,
@@ -198,7 +258,7 @@ def test_no_more_logits_than_one_chunk_are_ever_made() -> None:
             chunk_tokens=chunk_tokens,
         )
     with LargestOutput() as backward:
-        logprobs.sum().backward()
+        (logprobs + entropy).sum().backward()
     assert forward.numbers == chunk_tokens * vocabulary
     assert backward.numbers == chunk_tokens * vocabulary
     with LargestOutput() as watched:  # the watch itself sees the plain way

@@ -1,0 +1,335 @@
+"""The objective where the policy has moved away from the sampler: by hand, in parts, and moved."""
+
+import logging
+import math
+
+import pytest
+import torch
+from objectives import make_objective
+
+from tvg.core.advantage import group_advantages
+from tvg.core.surrogate import cispo
+
+RATIOS = torch.tensor([[1.5, 0.5], [1.5, 1.0], [0.5, 1.1]], dtype=torch.float64)
+ADVANTAGES = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+MASK = torch.tensor([[1, 1], [1, 0], [1, 1]])
+FINISHED = torch.tensor([True, True, False])
+ZEROS = torch.zeros(3, 2, dtype=torch.float64)
+REFERENCE = torch.tensor([[1.5, 1.0], [3.0, 7.0], [0.5, 1.1]], dtype=torch.float64).log()
+
+
+def step(rows=slice(None), *, logprobs=None, **changes):
+    objective = make_objective(**{"max_tokens": 4, **changes})
+    mask = objective.loss_mask(MASK, FINISHED)
+    return objective(
+        logprobs=(RATIOS.log() if logprobs is None else logprobs)[rows],
+        old_logprobs=ZEROS[rows],
+        ref_logprobs=REFERENCE[rows] if objective.needs_reference else None,
+        sampler_logprobs=-REFERENCE[rows],
+        policy_old_logprobs=None,
+        entropy=RATIOS[rows] + 2,
+        advantages=ADVANTAGES[rows],
+        loss_mask=mask[rows],
+        denominator=objective.denominator(mask),
+        num_tokens=mask.sum(),
+    )
+
+
+# Row 1: min(1.5, 1.2) and 0.5. Row 2: 1.5 (a bad token made likelier is not clipped).
+# Row 3: max(0.5, 0.8) = 0.8 and 1.1. Five tokens in three completions of at most four.
+LOSSES = [[-1.2, -0.5], [1.5], [0.8, 1.1]]
+
+
+def test_loss_and_metrics_by_hand():
+    out = step()
+    assert float(out.loss) == pytest.approx(sum(map(sum, LOSSES)) / 5)
+    expected = {
+        "clip_fraction_high": 1 / 5,
+        "clip_fraction_low": 1 / 5,
+        "clip_fraction": 2 / 5,
+        "entropy": 2 + (1.5 + 0.5 + 1.5 + 0.5 + 1.1) / 5,
+        "importance_ratio": (1.5 + 0.5 + 1.5 + 0.5 + 1.1) / 5,
+    }
+    assert {k: float(v) for k, v in out.metrics.items()} == pytest.approx(expected)
+
+
+def test_every_reduction_by_hand():
+    by_sequence = sum(sum(row) / len(row) for row in LOSSES) / 3
+    assert float(step(reduction="sequence_mean").loss) == pytest.approx(by_sequence)
+    of_limit = sum(map(sum, LOSSES)) / (3 * 4)
+    assert float(step(reduction="max_tokens").loss) == pytest.approx(of_limit)
+
+
+def test_kl_in_the_loss_by_hand():
+    # The reference finds two tokens twice as likely: row 1's second and that of row 2.
+    k3 = 2 * (2 - math.log(2) - 1)
+    out = step(kl_coef=0.1)
+    assert float(out.loss - step().loss) == pytest.approx(0.1 * k3 / 5)
+    assert float(out.metrics["kl"]) == pytest.approx(k3 / 5)
+    k2 = 2 * math.log(2) ** 2 / 2
+    assert float(step(kl_coef=0.1, kl_estimator="k2").metrics["kl"]) == pytest.approx(k2 / 5)
+    assert "kl" not in step().metrics
+
+
+def test_kl_in_the_reward_leaves_the_loss_and_is_summed_over_tokens():
+    out = step(kl_coef=0.1, kl_in="reward", kl_estimator="k1")
+    assert float(out.loss) == pytest.approx(float(step().loss))
+    assert float(out.metrics["kl"]) == pytest.approx(-2 * math.log(2) / 5)  # still looked at
+    objective = make_objective(kl_coef=0.1, kl_in="reward", kl_estimator="k1")
+    logprobs = torch.tensor([[-1.0, -2.0], [-1.0, -2.0]], requires_grad=True)
+    reference = torch.tensor([[-1.5, -2.25], [-1.5, torch.nan]])
+    penalty = objective.reward_penalty(logprobs, reference, torch.tensor([[1, 1], [1, 0]]))
+    torch.testing.assert_close(penalty, 0.1 * torch.tensor([0.75, 0.5]))
+    assert not penalty.requires_grad
+
+
+def test_the_entropy_bonus_is_a_token_mean_whatever_the_reduction():
+    entropy = 2 + (1.5 + 0.5 + 1.5 + 0.5 + 1.1) / 5
+    for reduction in ("token_mean", "sequence_mean", "max_tokens"):
+        bonus = step(reduction=reduction).loss - step(reduction=reduction, entropy_coef=0.1).loss
+        assert float(bonus) == pytest.approx(0.1 * entropy)
+
+
+def test_the_sampler_weight_by_hand():
+    # The sampler's log-probs are -log of (1.5, 1), (3), (0.5, 1.1): with old ones of 0 the weights
+    # are those numbers, at most 2.
+    out = step(sampler_ratio_cap=2.0)
+    losses = -1.2 * 1.5 - 0.5 * 1 + 1.5 * 2 + 0.8 * 0.5 + 1.1 * 1.1
+    assert float(out.loss) == pytest.approx(losses / 5)
+    mean = (1.5 + 1 + 2 + 0.5 + 1.1) / 5
+    assert float(out.metrics["sampler_weight"]) == pytest.approx(mean)
+    # The KL keeps its own weight.
+    with_kl = step(sampler_ratio_cap=2.0, kl_coef=0.1)
+    kl = step(kl_coef=0.1).loss - step().loss
+    assert float(with_kl.loss) == pytest.approx(losses / 5 + float(kl))
+
+
+def test_the_sampler_weight_compares_with_the_policy_that_sampled():
+    objective = make_objective(sampler_ratio_cap=5.0)
+    settings = {
+        "logprobs": ZEROS.clone().requires_grad_(),
+        "old_logprobs": ZEROS,
+        "ref_logprobs": None,
+        "sampler_logprobs": ZEROS,
+        "entropy": ZEROS,
+        "advantages": ADVANTAGES,
+        "loss_mask": MASK,
+        "denominator": objective.denominator(MASK),
+        "num_tokens": MASK.sum(),
+    }
+    doubled = objective(policy_old_logprobs=ZEROS + math.log(2), **settings)
+    assert float(doubled.metrics["sampler_weight"]) == pytest.approx(2)
+    alike = objective(policy_old_logprobs=None, **settings)
+    assert float(alike.metrics["sampler_weight"]) == pytest.approx(1)
+    assert doubled.loss.item() == pytest.approx(2 * alike.loss.item())
+
+
+def test_truncated_completions_carry_no_loss_but_their_place_counts():
+    objective = make_objective(mask_truncated=True, max_tokens=4)
+    mask = objective.loss_mask(MASK, FINISHED)
+    assert mask.tolist() == [[1, 1], [1, 0], [0, 0]]
+    assert make_objective().loss_mask(MASK, FINISHED) is MASK
+    assert float(step(mask_truncated=True).loss) == pytest.approx((-1.7 + 1.5) / 3)
+    by_sequence = step(mask_truncated=True, reduction="sequence_mean").loss
+    assert float(by_sequence) == pytest.approx((-1.7 / 2 + 1.5) / 3)
+    of_limit = step(mask_truncated=True, reduction="max_tokens").loss
+    assert float(of_limit) == pytest.approx((-1.7 + 1.5) / 12)
+    # Nothing finished at all: no loss, and a gradient of exactly 0.
+    logprobs = RATIOS.log().requires_grad_()
+    nothing = torch.zeros_like(MASK)
+    for reduction in ("token_mean", "sequence_mean", "max_tokens"):
+        out = make_objective(reduction=reduction, entropy_coef=0.1, kl_coef=0.1)(
+            logprobs=logprobs,
+            old_logprobs=ZEROS,
+            ref_logprobs=REFERENCE,
+            sampler_logprobs=None,
+            policy_old_logprobs=None,
+            entropy=logprobs * 2,
+            advantages=ADVANTAGES,
+            loss_mask=nothing,
+            denominator=make_objective(reduction=reduction).denominator(nothing),
+            num_tokens=nothing.sum(),
+        )
+        assert out.loss == 0
+        assert torch.autograd.grad(out.loss, [logprobs])[0].eq(0).all()
+
+
+EVERYTHING = {
+    "kl_coef": 0.1,
+    "entropy_coef": 0.1,
+    "sampler_ratio_cap": 2.0,
+    "mask_truncated": True,
+}
+VARIANTS = [
+    {},
+    {"reduction": "sequence_mean", "kl_coef": 0.1},
+    {"reduction": "max_tokens", "entropy_coef": 0.1},
+    {"ratio_level": "sequence", "reduction": "sequence_mean"},
+    {"surrogate": cispo, "clip_low": 1.0},
+    EVERYTHING,
+    {**EVERYTHING, "surrogate": cispo, "ratio_level": "sequence", "reduction": "max_tokens"},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parts_of_a_step_add_up_in_loss_gradient_and_every_metric(variant):
+    def gradient(parts):
+        logprobs = RATIOS.log().requires_grad_()
+        outs = [step(part, logprobs=logprobs, **variant) for part in parts]
+        sum(out.loss for out in outs).backward()
+        return outs, logprobs.grad
+
+    (whole,), expected = gradient([slice(0, 3)])
+    for parts in ([slice(0, 1), slice(1, 3)], [slice(n, n + 1) for n in range(3)]):
+        outs, found = gradient(parts)
+        assert float(whole.loss) == pytest.approx(sum(float(o.loss) for o in outs), rel=1e-12)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+        for name, value in whole.metrics.items():
+            total = sum(float(o.metrics[name]) for o in outs)
+            assert float(value) == pytest.approx(total), name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_of_every_completion_twice_is_the_same_step(variant):
+    objective = make_objective(**{"max_tokens": 4, **variant})
+    settings = {
+        "logprobs": RATIOS.log(),
+        "old_logprobs": ZEROS,
+        "ref_logprobs": REFERENCE if objective.needs_reference else None,
+        "sampler_logprobs": -REFERENCE,
+        "entropy": RATIOS,
+        "advantages": ADVANTAGES,
+        "loss_mask": objective.loss_mask(MASK, FINISHED),
+    }
+
+    def loss_of(given):
+        mask = given["loss_mask"]
+        whole = {"denominator": objective.denominator(mask), "num_tokens": mask.sum()}
+        return objective(policy_old_logprobs=None, **given, **whole).loss
+
+    twice = {k: None if v is None else torch.cat([v, v]) for k, v in settings.items()}
+    torch.testing.assert_close(loss_of(twice), loss_of(settings), rtol=1e-12, atol=0)
+
+
+def test_neither_shifted_rewards_nor_the_order_within_a_group_change_the_loss():
+    generator = torch.Generator().manual_seed(0)
+    logprobs, old = -torch.rand(2, 8, 5, generator=generator, dtype=torch.float64)
+    rewards = torch.rand(8, generator=generator, dtype=torch.float64)
+    objective = make_objective(reduction="sequence_mean")
+    mask = torch.ones(8, 5)
+
+    def loss_of(rewards, order):
+        advantages = group_advantages(
+            rewards[order], group_size=4, baseline="group_mean", scale="group_std", eps=1e-4
+        )
+        return objective(
+            logprobs=logprobs[order],
+            old_logprobs=old[order],
+            ref_logprobs=None,
+            sampler_logprobs=None,
+            policy_old_logprobs=None,
+            entropy=old,
+            advantages=advantages,
+            loss_mask=mask,
+            denominator=objective.denominator(mask),
+            num_tokens=mask.sum(),
+        ).loss
+
+    as_drawn = torch.arange(8)
+    expected = loss_of(rewards, as_drawn)
+    shifted = rewards + torch.tensor([3.0, -1.0]).repeat_interleave(4)
+    torch.testing.assert_close(loss_of(shifted, as_drawn), expected, rtol=0, atol=1e-12)
+    permuted = torch.tensor([2, 0, 3, 1, 7, 6, 4, 5])
+    torch.testing.assert_close(loss_of(rewards, permuted), expected, rtol=0, atol=1e-12)
+    mixed = torch.tensor([4, 0, 3, 1, 7, 6, 2, 5])  # across groups it does
+    assert (loss_of(rewards, mixed) - expected).abs() > 1e-3
+
+
+@pytest.mark.parametrize("ratio_level", ["token", "sequence"])
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "max_tokens"])
+def test_gradients_in_float64(ratio_level, reduction):
+    generator = torch.Generator().manual_seed(2)
+    moved = 0.4 * torch.randn(2, 3, 2, generator=generator, dtype=torch.float64)
+    logits = moved[0].clone().requires_grad_()
+
+    def loss(values):
+        objective = make_objective(
+            ratio_level=ratio_level,
+            reduction=reduction,
+            kl_coef=0.1,
+            entropy_coef=0.1,
+            sampler_ratio_cap=2.0,
+        )
+        return objective(
+            logprobs=torch.nn.functional.logsigmoid(values),
+            old_logprobs=torch.nn.functional.logsigmoid(moved[1]),
+            ref_logprobs=REFERENCE - 1,
+            sampler_logprobs=-REFERENCE,
+            policy_old_logprobs=None,
+            entropy=torch.sigmoid(values).square(),
+            advantages=ADVANTAGES,
+            loss_mask=MASK,
+            denominator=objective.denominator(MASK),
+            num_tokens=MASK.sum(),
+        ).loss
+
+    torch.autograd.gradcheck(loss, [logits], eps=1e-6, atol=1e-8)
+
+
+def test_entropy_keeps_its_gradient_only_where_it_is_paid():
+    entropy = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    for coef in (0.0, 0.1):
+        objective = make_objective(entropy_coef=coef)
+        assert objective.needs_entropy_gradient is (coef > 0)
+        out = objective(
+            logprobs=RATIOS.log().requires_grad_(),
+            old_logprobs=ZEROS,
+            ref_logprobs=None,
+            sampler_logprobs=None,
+            policy_old_logprobs=None,
+            entropy=entropy,
+            advantages=ADVANTAGES,
+            loss_mask=MASK,
+            denominator=objective.denominator(MASK),
+            num_tokens=MASK.sum(),
+        )
+        assert not any(value.requires_grad for value in out.metrics.values())
+        (gradient,) = torch.autograd.grad(out.loss, [entropy], allow_unused=True)
+        assert (gradient is None) is (coef == 0)
+    torch.testing.assert_close(gradient, -0.1 * MASK / 5, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("clip_low", -1.0),
+        ("clip_low", 1.5),
+        ("clip_high", -1.0),
+        ("clip_high", math.nan),
+        ("kl_coef", -1.0),
+        ("entropy_coef", -1.0),
+        ("max_tokens", 0),
+        ("sampler_ratio_cap", 0.0),
+        ("ratio_level", "word"),
+        ("reduction", "mean"),
+        ("kl_estimator", "k4"),
+        ("kl_in", "prompt"),
+    ],
+)
+def test_settings_out_of_range_name_their_key(key, value):
+    with pytest.raises(ValueError, match=rf"objective\.loss\.{key}: expected .*got .?{value}"):
+        make_objective(**{key: value})
+
+
+def test_k1_in_the_loss_is_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        make_objective(kl_estimator="k1")
+        make_objective(kl_estimator="k1", kl_coef=0.1, kl_in="reward")
+        assert not caplog.records
+        make_objective(kl_estimator="k1", kl_coef=0.1)
+    assert "objective.loss.kl_estimator" in caplog.text
+
+
+def test_a_reference_is_needed_only_for_a_kl():
+    assert make_objective(kl_coef=0.1, kl_in="reward").needs_reference
+    assert not make_objective().needs_reference
