@@ -9,6 +9,7 @@ import random
 import re
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from tvg.reward.weighted import WeightedReward
 from tvg.types import Segment
 
 GROUP_SIZE = 8
+ADVANTAGE: dict[str, Any] = {"baseline": "group_mean", "scale": "group_std", "eps": 1e-4}
 NUM = 1000
 PLAIN = ("valid", "reversed", "empty", "late", "several", "words", "broken", "blocks")
 UNDERSTOOD_BY_DEFAULT_ALONE = ("suffix", "clock", "dash")
@@ -193,7 +195,7 @@ def test_rewards_and_advantages(names: list[str]) -> None:
     totals = [sum(row[name] for name in names) for row in expected]
     torch.testing.assert_close(total, torch.tensor(totals), rtol=1e-6, atol=1e-7)
     # From float32 rewards on both sides: a group that is flat but for rounding is divided by 1e-4.
-    advantages = group_advantages(total.double(), group_size=GROUP_SIZE)
+    advantages = group_advantages(total.double(), group_size=GROUP_SIZE, **ADVANTAGE)
     naive = torch.tensor(naive_advantages(total.double().tolist()), dtype=torch.float64)
     torch.testing.assert_close(advantages, naive, rtol=1e-9, atol=1e-12)
 
@@ -202,7 +204,7 @@ def test_rewards_and_advantages(names: list[str]) -> None:
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_loss(reduction: str, beta: float) -> None:
     total, _ = our_rewards(["iou_v2", "format"], parse_as_released)
-    advantages = group_advantages(total.double(), group_size=GROUP_SIZE)
+    advantages = group_advantages(total.double(), group_size=GROUP_SIZE, **ADVANTAGE)
     generator = torch.Generator().manual_seed(0)
     logprobs = -2 * torch.rand(NUM, 7, generator=generator, dtype=torch.float64)
     ref = logprobs + 0.3 * torch.randn(NUM, 7, generator=generator, dtype=torch.float64)

@@ -15,9 +15,9 @@ def group_advantages(
     rewards: Tensor,
     *,
     group_size: int,
-    baseline: AdvantageBaseline = "group_mean",
-    scale: AdvantageScale = "group_std",
-    eps: float = 1e-4,
+    baseline: AdvantageBaseline,
+    scale: AdvantageScale,
+    eps: float,
 ) -> Tensor:
     """Reward minus a baseline from its own group, divided by a scale.
 
