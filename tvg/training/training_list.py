@@ -38,6 +38,11 @@ class TrainingList:
         """How many epochs have been shown to their end."""
         return int(self._now().get("epoch", 0))
 
+    @property
+    def is_between_epochs(self) -> bool:
+        """Whether no batch of the current epoch is shown yet."""
+        return not self._now().get("batches_done", 0)
+
     def replace(self, examples: Examples) -> None:
         """Shows other examples from the next epoch on; their loader has to be asked for anew.
 
@@ -46,11 +51,10 @@ class TrainingList:
         """
         if not examples:
             raise ValueError("the training list cannot be empty")
-        batches_done = self._now().get("batches_done", 0)
-        if batches_done:
+        if not self.is_between_epochs:
             raise ValueError(
                 "the training list can change between two epochs only: "
-                f"{batches_done} batches of this one are done"
+                f"{self._now()['batches_done']} batches of this one are done"
             )
         self._place = {"epoch": self.epochs_done, "batches_done": 0}
         self._loader = None

@@ -1,0 +1,114 @@
+"""What a round of sample filtering leaves behind: its list, its statistics, and a table of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+from rich.table import Table
+
+from tvg.callbacks.sinks import log_file
+from tvg.data.annotation_writer import jsonl_row, lines_text
+from tvg.task.report import Prediction, write_json, write_text
+from tvg.types import GroundingExample
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """One round.
+
+    Attributes:
+        number: epochs before it.
+        step: optimizer steps before it.
+        examples: all that the run started from, with the difficulty they have now.
+        chosen: what is trained on next.
+        predictions: by id, of what was scored in this round.
+        num_unreadable: how many could not be scored, since their clips cannot be read.
+        mastered_above: an IoU.
+    """
+
+    number: int
+    step: int
+    examples: Sequence[GroundingExample]
+    chosen: Sequence[GroundingExample]
+    predictions: Mapping[str, Prediction]
+    num_unreadable: int
+    mastered_above: float
+
+    def numbers(self) -> dict[str, float]:
+        """What is logged; shares and means are over what was scored, IoU in [0, 1]."""
+        scored = list(self.predictions.values())
+        ious = [prediction.iou or 0.0 for prediction in scored]
+        chosen = [e.difficulty for e in self.chosen if e.difficulty is not None]
+        return {
+            "num_examples": len(self.examples),
+            "num_scored": len(scored),
+            "num_unreadable": self.num_unreadable,
+            "num_selected": len(self.chosen),
+            "mean_difficulty": 100 * _mean(ious),
+            "mean_difficulty_selected": _mean(chosen),
+            "share_zero": _mean([float(iou == 0) for iou in ious]),
+            "share_mastered": _mean([float(iou > self.mastered_above) for iou in ious]),
+            "share_unparsed": _mean([float(not prediction.is_parsed) for prediction in scored]),
+        }
+
+    def keep(self, trainer: pl.Trainer, folder: Path) -> None:
+        """Writes both files and logs the numbers; on the first rank alone."""
+        if not trainer.is_global_zero:
+            return
+        selected = {example.qid for example in self.chosen}
+        rows = [{**jsonl_row(e), "selected": e.qid in selected} for e in self.examples]
+        numbers = self.numbers()
+        files = [
+            write_text(folder / f"round_{self.number:02d}.jsonl", lines_text(rows)),
+            write_json(
+                folder / f"round_{self.number:02d}.json",
+                {"round": self.number, "step": self.step, **numbers},
+            ),
+        ]
+        for path in files:
+            log_file(trainer, path, folder="filtering")
+        named = {f"train/filtering/{name}": float(value) for name, value in numbers.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(named, step=self.step)
+        log.info(
+            "filtering round %d: %d of %d examples selected (scored %d: mean IoU %.3f, %.0f %% at "
+            "0, %.0f %% above %g)",
+            *(self.number, numbers["num_selected"], numbers["num_examples"]),
+            *(numbers["num_scored"], numbers["mean_difficulty"] / 100),
+            *(100 * numbers["share_zero"], 100 * numbers["share_mastered"], self.mastered_above),
+        )
+
+
+def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a round."""
+    table = Table(title="sample filtering", title_justify="left", header_style="bold")
+    heads = ("round", "step", "selected", "of", "mean IoU", "at 0", "mastered", "unparsed")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rounds:
+        shares = [f"{row[f'share_{name}']:.1%}" for name in ("zero", "mastered", "unparsed")]
+        counts = [str(row[name]) for name in ("round", "step", "num_selected", "num_examples")]
+        table.add_row(*counts, f"{row['mean_difficulty'] / 100:.3f}", *shares)
+    return table
+
+
+def print_rounds(folder: Path) -> None:
+    """Prints the table of the rounds whose statistics a folder holds."""
+    files = sorted(folder.glob("round_*.json"))
+    if files:
+        rounds = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        Console().print(rounds_table(rounds))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0

@@ -1,0 +1,114 @@
+"""The training list predicted with the weights as they are, shared out among ranks, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from tqdm import tqdm
+
+from tvg.rollout.base import Rollout
+from tvg.task.report import Prediction
+from tvg.training.base import PolicyModule, fingerprint
+from tvg.training.datamodule_base import PromptDataModule
+from tvg.training.evaluation import PartialPredictions, predict_all
+from tvg.types import GroundingExample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescoring:
+    """One pass over some training examples.
+
+    Attributes:
+        trainer: whose ranks share the work.
+        module: the policy under training and its validation sampler.
+        data: makes the batches.
+        max_new_tokens: longest completion; None: the validation sampler's.
+        folder: where each rank keeps what it has predicted so far.
+        name: of the pass, for the files and the progress bar.
+    """
+
+    trainer: Trainer
+    module: PolicyModule
+    data: PromptDataModule
+    max_new_tokens: int | None
+    folder: Path
+    name: str
+
+    def run(self, examples: Sequence[GroundingExample]) -> dict[str, Prediction]:
+        """Greedy predictions by id, the same on every rank; to be called on all of them.
+
+        A pass that was killed goes on behind the batches that were done, where weights, examples,
+        sampler and ranks are the same. What has been predicted stays on disk until
+        `remove_partials`.
+        """
+        examples = list({example.qid: example for example in examples}.values())  # each once
+        rollout = self._rollout()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = PartialPredictions(self._partial_path(), self._fingerprint(rollout, examples))
+        skip = partial.num_batches * self.data.eval_batch_size
+        loader = self.data.scoring_loader("train", examples, skip=skip)
+        share = -(-len(examples) // self.trainer.world_size)
+        with (
+            self.trainer.precision_plugin.val_step_context(),
+            tqdm(
+                total=share,
+                initial=min(skip, share),
+                unit="query",
+                desc=self.name,
+                disable=not self.trainer.is_global_zero,
+                mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            ) as bar,
+        ):
+            done = predict_all(
+                policy=self.module.policy,
+                tokenizer=self.module.tokenizer,
+                task=self.module.task,
+                rollout=rollout,
+                batches=loader,
+                seed=self.module.seed,
+                device=self.module.device,
+                partial=partial,
+                on_batch=bar.update,
+            )
+        return {prediction.qid: prediction for prediction in self._of_all_ranks(done)}
+
+    def remove_partials(self) -> None:
+        """Forgets what this rank has predicted in this pass."""
+        self._partial_path().unlink(missing_ok=True)
+
+    def _partial_path(self) -> Path:
+        return self.folder / f"{self.name}.rank_{self.trainer.global_rank}.partial.jsonl"
+
+    def _rollout(self) -> Rollout:
+        rollout = self.module.eval_rollout
+        if self.max_new_tokens is None:
+            return rollout
+        shorter = copy(rollout)
+        shorter.max_new_tokens = self.max_new_tokens
+        return shorter
+
+    def _fingerprint(self, rollout: Rollout, examples: Sequence[GroundingExample]) -> str:
+        """Of all that decides which batches there are and what is predicted."""
+        told = [
+            [e.qid, e.query, e.segment, e.window, e.lead_in, str(e.video_path)] for e in examples
+        ]
+        sampler = [rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.top_k]
+        settings = [sampler, self.data.eval_batch_size, self.trainer.world_size, self.module.seed]
+        decides = hashlib.sha256(json.dumps([settings, told]).encode()).hexdigest()[:16]
+        return fingerprint(self.module.policy) + decides
+
+    def _of_all_ranks(self, mine: list[Prediction]) -> list[Prediction]:
+        """In the same order on every rank; what was shown twice to even shares stands twice."""
+        if self.trainer.world_size == 1:
+            return mine
+        gathered: list[list[Prediction]] = [[] for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(gathered, mine)
+        return [prediction for part in gathered for prediction in part]
