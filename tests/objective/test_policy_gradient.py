@@ -182,7 +182,8 @@ def test_parts_of_a_step_add_up_in_loss_gradient_and_every_metric(variant):
     (whole,), expected = gradient([slice(0, 3)])
     for parts in ([slice(0, 1), slice(1, 3)], [slice(n, n + 1) for n in range(3)]):
         outs, found = gradient(parts)
-        assert float(whole.loss) == pytest.approx(sum(float(o.loss) for o in outs), rel=1e-12)
+        total = sum(o.loss.item() for o in outs)
+        assert whole.loss.item() == pytest.approx(total, rel=1e-12)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
         for name, value in whole.metrics.items():
             total = sum(float(o.metrics[name]) for o in outs)
