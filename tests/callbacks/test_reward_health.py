@@ -1,0 +1,256 @@
+"""What is said of completions that teach nothing, when, and where."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch.callbacks import Callback
+
+from tvg.callbacks.mlflow_logger import make_mlflow_logger
+from tvg.callbacks.reward_causes import Limits, Tally, find_causes, tally
+from tvg.callbacks.reward_health import KL, RewardHealth
+from tvg.config import CONF_DIR
+
+LIMITS = Limits(
+    max_unparsed=0.5, max_truncated=0.5, max_flat_groups=0.9, max_kl=1.0, max_new_tokens=20
+)
+
+
+def row(group: int = 0, *, parsed: bool = True, finished: bool = True, **parts: float):
+    return {
+        "qid": "v:0",
+        "group": group,
+        "segment": [1.0, 2.0] if parsed else None,
+        "finished": finished,
+        "reward": sum(parts.values()),
+        **{f"reward_{name}": value for name, value in parts.items()},
+    }
+
+
+def causes(rows, *, paid=None, kl=None, limits=LIMITS) -> dict[str, str]:
+    found = tally(rows)
+    paid = [name for name in found.ranges if name] if paid is None else paid
+    told = find_causes(found, limits, paid=paid, penalties=["overlong"], kl=kl)
+    return {cause.name: cause.message for cause in told}
+
+
+def group(*values: float, number: int = 0, **changes: Any):
+    return [row(number, **changes, iou=value) for value in values]
+
+
+# -- counts ---------------------------------------------------------------------------------------
+
+
+def test_counts_of_one_rollout_and_of_several():
+    first = tally(
+        [
+            row(0, format=1.0, iou=0.5),
+            row(0, format=0.5, iou=1.0, finished=False),  # the same total
+            row(1, format=1.0, iou=0.0, parsed=False),
+            row(1, format=1.0, iou=0.2),
+        ]
+    )
+    assert first == Tally(
+        num=4,
+        num_parsed=3,
+        num_finished=3,
+        num_groups=2,
+        num_flat_groups=1,
+        ranges={"": (1.0, 1.5), "format": (0.5, 1.0), "iou": (0.0, 1.0)},
+    )
+    both = first + tally(group(-1.0, 0.3)) + Tally()
+    assert (both.num, both.num_groups, both.num_flat_groups) == (6, 3, 1)
+    assert both.ranges == {"": (-1.0, 1.5), "format": (0.5, 1.0), "iou": (-1.0, 1.0)}
+    assert (both.unparsed, both.truncated) == pytest.approx((1 / 6, 1 / 6))
+    assert both.flat_groups == pytest.approx(1 / 3)
+    assert both.constant("iou") is None
+
+
+# -- causes ---------------------------------------------------------------------------------------
+
+
+def test_a_healthy_run_is_not_commented_on():
+    rows = group(0.1, 0.5) + group(0.3, 0.3, number=1) + group(0.1, 0.4, number=2)
+    assert causes(rows) == {}
+    assert causes(rows, kl=1.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "advice"),
+    [
+        ({"parsed": False, "finished": False}, "100 % cannot be parsed, 100 % are cut", "raise it"),
+        ({"parsed": False}, "100 % cannot be parsed, 0 % are cut", "answer format"),
+        ({}, "0 % cannot be parsed, 0 % are cut", "near from far"),
+    ],
+)
+def test_nothing_but_zeros(changes, facts, advice):
+    (name, message), *rest = causes(group(0.0, 0.0, **changes)).items()
+    assert (name, rest) == ("all_zero", [])
+    assert message.startswith(f"every reward was 0 in the last 2 completions: {facts}")
+    assert "rollout.max_new_tokens=20" in message
+    assert advice in message
+
+
+def test_one_reward_that_is_zero_explains_itself():
+    rows = [
+        row(format=float(n % 2), iou=0.0, parsed=n < 2, finished=n < 4, extra=0.1 * n)
+        for n in range(20)
+    ]
+    found = causes(rows)
+    assert list(found) == ["flat.iou"]
+    assert found["flat.iou"] == (
+        "iou: 0 in 100 % of the last 20 completions, 90 % cannot be parsed, 80 % are cut at "
+        "rollout.max_new_tokens=20: raise it, or ask for less (prompt=answer_only)"
+    )
+    # Not where nobody pays for it.
+    assert "flat.iou" not in causes(rows, paid=["format", "extra"])
+    assert "flat.iou" not in causes([*rows, row(format=1.0, iou=0.1, extra=0.0)])
+
+
+def test_a_reward_below_zero_for_all_is_told_too():
+    found = causes([row(giou=-1.0, parsed=False, length=0.1 * n) for n in range(4)])
+    assert found["flat.giou"].startswith("giou: -1 in 100 % of the last 4 completions, 100 % can")
+
+
+def test_a_reward_that_is_learnt_is_told_without_alarm():
+    rows = [row(format=1.0, iou=0.1 * n) for n in range(4)]
+    (cause,) = find_causes(tally(rows), LIMITS, paid=["format", "iou"], penalties=[], kl=None)
+    assert (cause.name, cause.is_grave) == ("constant.format", False)
+    assert cause.message.startswith("format: 1 in all of the last 4 completions")
+
+
+def test_a_penalty_that_nobody_pays_is_fine():
+    assert causes([row(overlong=0.0, iou=0.1 * n) for n in range(4)]) == {}
+
+
+def test_shares():
+    # Half of them is borne, more is not.
+    assert causes(group(0.1, 0.2) + group(0.1, 0.0, number=1, parsed=False)) == {}
+    rows = group(0.1, 0.2) + group(0.3, 0.0, 0.2, number=1, parsed=False)
+    assert list(causes(rows)) == ["unparsed"]
+    assert causes(rows)["unparsed"].startswith("60 % cannot be parsed")
+    rows = group(0.1, 0.2) + group(0.3, 0.0, 0.2, number=1, parsed=False, finished=False)
+    assert list(causes(rows)) == ["truncated"]  # which explains the other
+    flat = [r for n in range(10) for r in group(0.1 * n, 0.1 * n, number=n)]
+    assert list(causes(flat)) == ["flat_groups"]
+    assert "100 % of the last 10 groups" in causes(flat)["flat_groups"]
+    assert "objective.resample_flat_groups" in causes(flat)["flat_groups"]
+    assert causes(flat + group(0.1, 0.2, number=11) + group(0.3, 0.2, number=12)) == {}
+
+
+def test_kl():
+    rows = group(0.1, 0.2)
+    assert list(causes(rows, kl=1.1)) == ["kl"]
+    assert "objective.loss.kl_coef" in causes(rows, kl=1.1)["kl"]
+    anything = Limits(**{**vars(LIMITS), "max_kl": None})
+    assert causes(rows, kl=1e9, limits=anything) == {}
+    assert list(causes(group(0.0, 0.0), kl=1.1)) == ["kl", "all_zero"]
+
+
+# -- when and where -------------------------------------------------------------------------------
+
+
+def make_health(tmp_path, **changes) -> RewardHealth:
+    shipped = yaml.safe_load((CONF_DIR / "callbacks" / "reward_health.yaml").read_text())
+    settings = {k: v for k, v in shipped["reward_health"].items() if k != "_target_"}
+    settings |= {"run_dir": tmp_path, "window": 2, "max_new_tokens": 20}
+    return RewardHealth(**{**settings, **changes})
+
+
+class Feed(Callback):
+    """Puts the rows of each rollout in the place of the module's."""
+
+    def __init__(self, rollouts, kl=None):
+        self.rollouts = iter(rollouts)
+        self.kl = kl
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.extras = {"rollout_rows": next(self.rollouts, None)}
+        if self.kl is not None:
+            trainer.callback_metrics[KL] = self.kl
+
+
+ZEROS, GOOD = group(0.0, 0.0), group(0.1, 0.2)
+
+
+def lines(tmp_path) -> list[str]:
+    path = tmp_path / "reward_health.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_cause_is_told_once_and_again_when_it_comes_back(fit, tiny_grpo, tmp_path, caplog):
+    rollouts = [ZEROS] * 4 + [GOOD] * 4 + [ZEROS] * 3
+    health = make_health(tmp_path)
+    with caplog.at_level(logging.INFO, logger="tvg.callbacks.reward_health"):
+        fit(tiny_grpo(), callbacks=[Feed(rollouts), health], max_epochs=2)
+    # Full of zeros at step 2 and, behind the good ones, at step 10.
+    assert [line.split(":")[0] for line in lines(tmp_path)] == ["step 2", "step 10"]
+    records = [r for r in caplog.records if r.name == "tvg.callbacks.reward_health"]
+    assert [r.levelname for r in records] == ["WARNING"] * 2
+    assert "every reward was 0 in the last 4 completions" in records[0].getMessage()
+
+
+def test_a_short_pause_is_no_return(fit, tiny_grpo, tmp_path):
+    rollouts = [ZEROS, ZEROS, GOOD, ZEROS, ZEROS, ZEROS]
+    fit(tiny_grpo(), callbacks=[Feed(rollouts), make_health(tmp_path)])
+    assert len(lines(tmp_path)) == 1
+
+
+def test_a_run_shorter_than_a_window_is_looked_at_in_the_end(fit, tiny_grpo, tmp_path):
+    fit(tiny_grpo(), callbacks=[Feed([ZEROS] * 6), make_health(tmp_path, window=20)])
+    assert [line.split(":")[0] for line in lines(tmp_path)] == ["step 6"]
+    assert "last 12 completions" in lines(tmp_path)[0]
+
+
+def test_rewards_without_weight_are_passed_over(fit, tiny_grpo, tmp_path):
+    from types import SimpleNamespace
+
+    rollouts = [[row(iou=0.1 * n, unpaid=0.0, paid=0.0) for n in range(4)]] * 6
+    module = tiny_grpo()
+    module.reward = SimpleNamespace(weights={"iou": 1.0, "unpaid": 0.0, "paid": 0.5})
+    fit(module, callbacks=[Feed(rollouts), make_health(tmp_path)])
+    assert [line.split(":")[1] for line in lines(tmp_path)] == [" paid"]
+
+
+def test_the_kl_is_the_mean_of_the_window(fit, tiny_grpo, tmp_path):
+    fit(tiny_grpo(), callbacks=[Feed([GOOD] * 6, kl=0.9), make_health(tmp_path)])
+    assert lines(tmp_path) == []
+    fit(tiny_grpo(), callbacks=[Feed([GOOD] * 6, kl=1.5), make_health(tmp_path)])
+    assert len(lines(tmp_path)) == 1
+    assert "the KL to the reference is 1.5 a token" in lines(tmp_path)[0]
+
+
+def test_other_ranks_are_silent(fit, tiny_grpo, tmp_path, monkeypatch):
+    import lightning.pytorch as pl
+
+    monkeypatch.setattr(pl.Trainer, "is_global_zero", False)
+    fit(tiny_grpo(), callbacks=[Feed([ZEROS] * 6), make_health(tmp_path)])
+    assert lines(tmp_path) == []
+
+
+@pytest.mark.parametrize("rows", [None, [], [{"query": "of an older kind"}]])
+def test_steps_without_rollouts_are_passed_over(fit, tiny_grpo, tmp_path, rows):
+    fit(tiny_grpo(), callbacks=[Feed([rows] * 6), make_health(tmp_path)])
+    assert lines(tmp_path) == []
+
+
+def test_it_stands_in_mlflow(store, fit, tiny_grpo, tmp_path):
+    logger = make_mlflow_logger(
+        tracking_uri=store, experiment_name="health", run_name=None, run_dir=tmp_path
+    )
+    fit(tiny_grpo(), callbacks=[Feed([ZEROS] * 6), make_health(tmp_path)], logger=logger)
+    run = logger.experiment.get_run(logger.run_id)
+    assert run.data.tags["reward_health.all_zero"] == lines(tmp_path)[0]
+    artifacts = [file.path for file in logger.experiment.list_artifacts(logger.run_id)]
+    assert "reward_health.txt" in artifacts
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("window", 0), ("max_unparsed", 1.1), ("max_flat_groups", -0.1)]
+)
+def test_settings_are_checked(tmp_path, setting, value):
+    with pytest.raises(ValueError, match=rf"callbacks\.reward_health\.{setting}.*got {value}"):
+        make_health(tmp_path, **{setting: value})

@@ -1,0 +1,94 @@
+"""What is told about a step's rollouts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tvg.callbacks.reward_causes import tally
+from tvg.core.parsing import parse_answer
+from tvg.training.rollout_log import reward_metrics, rollout_rows
+from tvg.types import GroundingExample, PromptBatch, RewardOutput, RolloutBatch, Segment
+
+
+def make_rollout(texts: list[str], *, group_size: int) -> RolloutBatch:
+    num = len(texts) // group_size
+    examples = [
+        GroundingExample(
+            qid="v:0",  # the same query may stand twice in a batch
+            video="v",
+            video_path=None,
+            query="q",
+            segment=Segment(0, 1),
+            duration_s=9.0,
+        )
+        for _ in range(num)
+    ]
+    prompts = PromptBatch(
+        input_ids=torch.zeros(num, 1, dtype=torch.long),
+        attention_mask=torch.ones(num, 1, dtype=torch.long),
+        pixel_values_videos=None,
+        video_grid_thw=torch.ones(num, 3, dtype=torch.long),
+        sampled_fps=torch.ones(num),
+        examples=examples,
+        duration_s=torch.full((num,), 9.0),
+    )
+    mask = torch.ones(len(texts), 3, dtype=torch.long)
+    mask[0, 1:] = 0
+    return RolloutBatch(
+        prompts=prompts,
+        group_size=group_size,
+        completion_ids=torch.zeros_like(mask),
+        completion_mask=mask,
+        old_logprobs=torch.zeros(len(texts), 3),
+        texts=texts,
+        is_finished=torch.tensor([True] * (len(texts) - 1) + [False]),
+    )
+
+
+def test_mean_spread_and_flat_groups_by_hand():
+    total = torch.tensor([1.0, 3.0, 2.0, 2.0])
+    metrics = reward_metrics(RewardOutput(total=total, parts={"iou": total / 2}), group_size=2)
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        {
+            "reward/total": 2.0,
+            "reward/total_std": 2**0.5 / 2,  # mean over groups of the unbiased spread
+            "reward/total_flat_groups": 0.5,
+            "reward/iou": 1.0,
+            "reward/iou_std": 2**0.5 / 4,
+            "reward/iou_flat_groups": 0.5,
+        }
+    )
+
+
+def test_equal_rewards_are_flat_however_their_mean_is_rounded():
+    total = torch.tensor([0.1, 0.7, 1 / 3]).repeat_interleave(7)
+    assert float(total[:7].std()) > 0  # what a comparison by the spread would see
+    metrics = reward_metrics(RewardOutput(total=total, parts={}), group_size=7)
+    assert float(metrics["reward/total_flat_groups"]) == 1.0
+
+
+def test_rows_and_what_is_counted_of_them():
+    texts = ["<answer>1 to 2</answer>", "?", "<answer>3 to 4</answer>", "?"]
+    total = torch.tensor([1.0, 0.5, 0.25, 0.25])
+    rewards = RewardOutput(total=total, parts={"iou": total / 2})
+    answers = [parse_answer(text) for text in texts]
+    rows = rollout_rows(make_rollout(texts, group_size=2), answers, rewards)
+    assert rows[0] == {
+        "qid": "v:0",
+        "query": "q",
+        "truth": [0, 1],
+        "segment": [1.0, 2.0],
+        "reward": 1.0,
+        "reward_iou": 0.5,
+        "num_tokens": 1,
+        "finished": True,
+        "group": 0,
+        "text": texts[0],
+    }
+    assert [row["group"] for row in rows] == [0, 0, 1, 1]
+    assert [row["finished"] for row in rows] == [True, True, True, False]
+    counted = tally(rows)
+    assert (counted.num, counted.num_parsed, counted.num_finished) == (4, 2, 3)
+    assert (counted.num_groups, counted.num_flat_groups) == (2, 1)
+    assert counted.ranges == {"": (0.25, 1.0), "iou": (0.125, 0.5)}

@@ -1,0 +1,187 @@
+"""Why nothing is learnt: what a number of completions and their rewards have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, NamedTuple
+
+_REWARD = "reward_"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What was counted over some completions; tallies of several rollouts add up."""
+
+    num: int = 0
+    num_parsed: int = 0
+    num_finished: int = 0
+    num_groups: int = 0
+    num_flat_groups: int = 0  # whose totals are all equal
+    # smallest and largest value of the total ("") and of each reward
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __add__(self, other: Tally) -> Tally:
+        names = self.ranges.keys() | other.ranges.keys()
+        both = {n: [t.ranges[n] for t in (self, other) if n in t.ranges] for n in sorted(names)}
+        return Tally(
+            num=self.num + other.num,
+            num_parsed=self.num_parsed + other.num_parsed,
+            num_finished=self.num_finished + other.num_finished,
+            num_groups=self.num_groups + other.num_groups,
+            num_flat_groups=self.num_flat_groups + other.num_flat_groups,
+            ranges={n: (min(r)[0], max(high for _, high in r)) for n, r in both.items()},
+        )
+
+    @property
+    def unparsed(self) -> float:
+        return 1 - self.num_parsed / max(1, self.num)
+
+    @property
+    def truncated(self) -> float:
+        return 1 - self.num_finished / max(1, self.num)
+
+    @property
+    def flat_groups(self) -> float:
+        return self.num_flat_groups / max(1, self.num_groups)
+
+    def constant(self, name: str) -> float | None:
+        """The one value that a reward had in all completions; None where it had several."""
+        low, high = self.ranges[name]
+        return low if low == high else None
+
+
+def tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
+    """Counts the rows of one rollout, as `tvg.training.rollout_log` makes them."""
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row["group"])]
+    names = {name: name.removeprefix(_REWARD) for name in rows[0] if name.startswith(_REWARD)}
+    values = {"": [row["reward"] for row in rows]}
+    values |= {short: [row[name] for row in rows] for name, short in names.items()}
+    return Tally(
+        num=len(rows),
+        num_parsed=sum(row["segment"] is not None for row in rows),
+        num_finished=sum(row["finished"] for row in rows),
+        num_groups=len(groups),
+        num_flat_groups=sum(len({row["reward"] for row in group}) == 1 for group in groups),
+        ranges={name: (min(found), max(found)) for name, found in values.items()},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Shares above which a cause is told, and what the messages refer to."""
+
+    max_unparsed: float
+    max_truncated: float
+    max_flat_groups: float
+    max_kl: float | None
+    max_new_tokens: int
+
+
+class Cause(NamedTuple):
+    """Something that keeps a run from learning, or (not grave) that only ought to be known."""
+
+    name: str
+    message: str
+    is_grave: bool = True
+
+
+def find_causes(
+    found: Tally,
+    limits: Limits,
+    *,
+    paid: Iterable[str],
+    penalties: Collection[str],
+    kl: float | None,
+) -> list[Cause]:
+    """What is to be told about some completions; what explains the rest stands for it.
+
+    Args:
+        found: the completions of the last rollouts.
+        limits: what is too much.
+        paid: the rewards whose weight is not 0.
+        penalties: those among them of which 0 is the best value.
+        kl: mean KL to the reference; None where there is none.
+    """
+    causes = [] if kl is None else _kl(kl, limits)
+    if found.constant("") == 0:
+        message = f"every reward was 0 in the last {found.num} completions: "
+        return [*causes, Cause("all_zero", message + _why(found, limits))]
+    flat = [_flat(name, found, limits) for name in paid if name not in penalties]
+    told = [cause for cause in flat if cause is not None]
+    if any(cause.is_grave for cause in told):
+        return causes + told
+    return causes + told + _shares(found, limits)
+
+
+def _kl(kl: float, limits: Limits) -> list[Cause]:
+    if limits.max_kl is None or kl <= limits.max_kl:
+        return []
+    message = (
+        f"the KL to the reference is {kl:.3g} a token, above {limits.max_kl:g}: the policy runs "
+        "away from its start: lower objective.optimizer.lr, or raise objective.loss.kl_coef"
+    )
+    return [Cause("kl", message)]
+
+
+def _flat(name: str, found: Tally, limits: Limits) -> Cause | None:
+    """A reward that is the same for all."""
+    value = found.constant(name) if name in found.ranges else None
+    if value is None:
+        return None
+    if value > 0:
+        message = (
+            f"{name}: {value:g} in all of the last {found.num} completions: it tells them apart no "
+            f"more (nothing to worry about where it is learnt; else see reward.{name})"
+        )
+        return Cause(f"constant.{name}", message, is_grave=False)
+    message = f"{name}: {value:g} in 100 % of the last {found.num} completions, "
+    return Cause(f"flat.{name}", message + _why(found, limits))
+
+
+def _shares(found: Tally, limits: Limits) -> list[Cause]:
+    causes = []
+    if found.truncated > limits.max_truncated:
+        causes.append(Cause("truncated", f"{_facts(found, limits)}: {_RAISE_LENGTH}"))
+    elif found.unparsed > limits.max_unparsed:
+        causes.append(Cause("unparsed", f"{_facts(found, limits)}: {_FORMAT_UNKNOWN}"))
+    if found.flat_groups > limits.max_flat_groups:
+        message = (
+            f"all completions of a group earn the same in {_percent(found.flat_groups)} of the "
+            f"last {found.num_groups} groups, which teach nothing: raise rollout.temperature "
+            "or objective.group_size, train on examples that are neither too easy nor too hard "
+            "(data/selection), or draw others for them (objective.resample_flat_groups)"
+        )
+        causes.append(Cause("flat_groups", message))
+    return causes
+
+
+_RAISE_LENGTH = "raise it, or ask for less (prompt=answer_only)"
+_FORMAT_UNKNOWN = (
+    "rollouts.jsonl shows what is written; the model may not know this prompt's answer format: "
+    "choose another prompt=, or begin from a supervised start (objective=sft, then model.path)"
+)
+_NO_OVERLAP = (
+    "answers can be read, but earn nothing: take easier examples (data/selection), a reward that "
+    "tells near from far (reward=[format,giou]), or a supervised start (objective=sft)"
+)
+
+
+def _why(found: Tally, limits: Limits) -> str:
+    if found.truncated > limits.max_truncated:
+        advice = _RAISE_LENGTH
+    else:
+        advice = _FORMAT_UNKNOWN if found.unparsed > limits.max_unparsed else _NO_OVERLAP
+    return f"{_facts(found, limits)}: {advice}"
+
+
+def _facts(found: Tally, limits: Limits) -> str:
+    return (
+        f"{_percent(found.unparsed)} cannot be parsed, {_percent(found.truncated)} are cut at "
+        f"rollout.max_new_tokens={limits.max_new_tokens}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

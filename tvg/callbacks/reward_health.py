@@ -1,0 +1,134 @@
+"""Says why learning is flat, in words, while it is flat."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import Mapping
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from tvg.callbacks.reward_causes import Cause, Limits, Tally, find_causes, tally
+from tvg.callbacks.sinks import log_file, mlflow_runs, tensorboard_writers
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "reward_health.txt"
+KL = "train/policy/kl"
+
+
+class RewardHealth(Callback):
+    """Watches the completions of the last rollouts, and warns of what keeps them from teaching.
+
+    Rewards that are 0 or equal for all, groups without a difference, answers that cannot be
+    parsed, completions that are cut, a KL that blows up. Each warning says the likely cause and
+    the key to look at; it is logged, appended to `run_dir/reward_health.txt`, and put into
+    MLflow (a tag and that file) and TensorBoard where those are on. It comes once, and again when
+    what it tells was gone for longer than a window; a run shorter than a window is looked at in its
+    end. Rank 0 speaks, of its own completions.
+
+    Args:
+        run_dir: folder of the run.
+        window: rollouts that are looked at together, at least 1.
+        max_unparsed: share of completions without a readable segment that is borne.
+        max_truncated: share of completions cut at the length limit that is borne.
+        max_flat_groups: share of groups with equal rewards that is borne.
+        max_kl: KL to the reference, a token, that is borne; None for any.
+        max_new_tokens: that length limit, for the messages.
+        penalties: rewards of which 0 is the best value.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_dir: str | Path,
+        window: int,
+        max_unparsed: float,
+        max_truncated: float,
+        max_flat_groups: float,
+        max_kl: float | None,
+        max_new_tokens: int,
+        penalties: list[str],
+    ) -> None:
+        super().__init__()
+        if window < 1:
+            raise ValueError(f"callbacks.reward_health.window: expected at least 1, got {window}")
+        shares = {
+            "max_unparsed": max_unparsed,
+            "max_truncated": max_truncated,
+            "max_flat_groups": max_flat_groups,
+        }
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(
+                    f"callbacks.reward_health.{name}: expected a share from 0 to 1, got {share}"
+                )
+        self.path = Path(run_dir) / FILE_NAME
+        self.window = window
+        self.limits = Limits(**shares, max_kl=max_kl, max_new_tokens=max_new_tokens)
+        self.penalties = penalties
+        self._last: deque[tuple[Tally, float | None]] = deque(maxlen=window)
+        self._num_rollouts = 0
+        self._seen: dict[str, int] = {}  # cause -> the last rollout at which it held
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        rows = outputs.get("rollout_rows") if isinstance(outputs, Mapping) else None
+        if not (rows and trainer.is_global_zero and "group" in rows[0]):
+            return
+        logged = trainer.callback_metrics.get(KL)
+        self._last.append((tally(rows), None if logged is None else float(logged)))
+        self._num_rollouts += 1
+        if len(self._last) == self.window:
+            self._look(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if 0 < len(self._last) < self.window:  # a run too short for a window
+            self._look(trainer, pl_module)
+
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for cause in self._new_causes(pl_module):
+            self._tell(trainer, cause)
+
+    def _new_causes(self, pl_module: pl.LightningModule) -> list[Cause]:
+        found = reduce(add, (counted for counted, _ in self._last))
+        kls = [kl for _, kl in self._last if kl is not None]
+        weights = getattr(getattr(pl_module, "reward", None), "weights", {})
+        causes = find_causes(
+            found,
+            self.limits,
+            paid=[name for name in found.ranges if name and weights.get(name, 1.0) != 0],
+            penalties=self.penalties,
+            kl=sum(kls) / len(kls) if kls else None,
+        )
+        now = self._num_rollouts
+        # One rollout that differs clears the windows that it is in: that is no end of a cause.
+        pause = 2 * self.window
+        new = [c for c in causes if now - self._seen.get(c.name, -pause) > pause]
+        self._seen |= {cause.name: now for cause in causes}
+        return new
+
+    def _tell(self, trainer: pl.Trainer, cause: Cause) -> None:
+        line = f"step {trainer.global_step}: {cause.message}"
+        log.log(logging.WARNING if cause.is_grave else logging.INFO, "reward health, %s", line)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
+        log_file(trainer, self.path)
+        tag = re.sub(r"[^\w.-]", "_", f"reward_health.{cause.name}")
+        for client, run_id in mlflow_runs(trainer):
+            client.set_tag(run_id, tag, line)
+        for writer in tensorboard_writers(trainer):
+            writer.add_text("reward_health", line, global_step=trainer.global_step)
