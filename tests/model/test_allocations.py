@@ -63,7 +63,9 @@ def make_module(parts, *, lr=0.0):
         reward=WeightedReward(rewards={"odd": Odd()}, weights={"odd": 1.0}),
         loss=make_loss(kl_coef=0.1),
         group_size=GROUP_SIZE,
-        advantage=group_advantages,
+        advantage=functools.partial(
+            group_advantages, baseline="group_mean", scale="group_std", eps=1e-4
+        ),
         num_updates=1,
         old_logprobs="policy",
         resample_flat_groups=None,
