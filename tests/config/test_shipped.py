@@ -26,6 +26,10 @@ TOGETHER = {  # options that make sense beside others alone
     "strategy/deepspeed_zero2_offload": OFFLOADED,
     "objective/optimizer/adamw_cpu": OFFLOADED,
     "data/cache/features": ("data/cache=features", "model.freeze_vision=true"),
+    **{  # logged, not paid
+        f"reward/{name}": (f"reward=[iou,{name}]",)
+        for name in ("diversity", "keywords", "paragraphs", "think_length", "timesteps")
+    },
 }
 EXPERIMENTS = sorted(
     str(path.relative_to(CONF_DIR / "experiment").with_suffix(""))
