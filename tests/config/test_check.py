@@ -83,6 +83,11 @@ def test_keys_added_on_the_command_line_are_meant(problems_of):
     assert problems_of("seed: 4", "+note=hello", "+reward.iou.comment=x") == []
 
 
+def test_a_component_set_to_null_is_left_out(problems_of):
+    assert problems_of("logger: {one: null}\nseed: 4") == []
+    assert problems_of("seed: 4", "logger.one=null") == []
+
+
 def test_an_option_written_as_a_value(problems_of):
     assert problems_of("model: big")[0] == (
         "model: experiment/e puts 'big' where a section belongs; an option is chosen in its "

@@ -12,6 +12,7 @@ from tvg.config.nodes import (
     at,
     has_target,
     has_target_within,
+    is_null,
     is_section,
     missing,
     plain,
@@ -60,7 +61,8 @@ def unknown_keys(composition: Composition) -> list[str]:
     """Keys that exist only because an experiment file names them, and nothing would read.
 
     Left to others: arguments of a `_target_` (its signature is their schema). Fine: whole new
-    components, keys that an interpolation asks for, and keys that the user added with a plus.
+    components, components set to null, keys that an interpolation asks for, and keys that the user
+    added with a plus.
     """
     asked_for = referenced(composition.cfg) | set(composition.added)
     whence = " and ".join(composition.overlays) or "the config"
@@ -79,7 +81,7 @@ def unknown_keys(composition: Composition) -> list[str]:
                 expected = at(known, key)
                 if is_section(expected) and is_section(value):
                     compare(value, expected, path + ".")
-                elif is_section(expected) and not isinstance(value, DictConfig):
+                elif is_section(expected) and not (isinstance(value, DictConfig) or is_null(value)):
                     problems.append(_section_overwritten(path, value, whence))
             elif not (has_target(node) or has_target_within(value) or is_wanted(path, value)):
                 hint = did_you_mean(key, map(str, known))
@@ -113,6 +115,6 @@ def entries_without_target(composition: Composition) -> list[str]:
         node = at(cfg, group)
         for name in node if is_section(node) else ():
             child = at(node, str(name))
-            if not (isinstance(child, Node) and child._is_none()) and not has_target_within(child):
+            if not is_null(child) and not has_target_within(child):
                 problems.append(f"{group}.{name}: an entry needs a _target_")
     return problems

@@ -54,6 +54,11 @@ def is_section(node: Any) -> bool:
     )
 
 
+def is_null(node: Any) -> bool:
+    """Whether the node says that there is nothing."""
+    return isinstance(node, Node) and node._is_none()
+
+
 def has_target(node: Any) -> bool:
     """Whether the node itself describes an object."""
     return is_section(node) and "_target_" in list(node)  # `in node` is False for ???
