@@ -222,11 +222,11 @@ def test_the_estimate_is_what_is_written(parts, make_cache):
     cache = make_cache()
     requests = unique_requests(parts.dataset.examples)
     infos = {request.path: cache.decoder.probe(request.path) for request in requests}
-    vision = parts.policy.model.config.vision_config
-    estimate = missing_feature_bytes(requests, infos, cache, vision=vision)
+    config = parts.policy.model.config
+    estimate = missing_feature_bytes(requests, infos, cache, config=config)
     written = prepare(parts, cache).num_bytes
     assert written <= estimate <= written + 1024 * len(requests)
-    assert missing_feature_bytes(requests, infos, cache, vision=vision) == 0
+    assert missing_feature_bytes(requests, infos, cache, config=config) == 0
 
 
 def test_a_checkpoint_is_needed(make_cache):

@@ -127,8 +127,20 @@ class PromptCollator:
 
 
 def clip_patches(clips: Sequence[VideoClip], processor: Any) -> tuple[Tensor, Tensor]:
-    """Normalised patches of all clips and the grid of each, int64 [clips, 3]."""
+    """Normalised patches of all clips and the grid of each, int64 [clips, 3].
+
+    Raises:
+        ValueError: frames were sampled for tokens of another size than the model's.
+    """
     video_processor = processor.video_processor
+    side = video_processor.patch_size * video_processor.merge_size
+    for height, width in {tuple(clip.frames.shape[-2:]) for clip in clips}:
+        if height % side or width % side:
+            raise ValueError(
+                f"data.loader.sampling.resize_factor: a token of this model is {side} pixels wide, "
+                f"and frames of {width} x {height} are no multiple of it (Qwen3-VL: "
+                "data/loader=qwen3, or one_token_32)"
+            )
     # Frames come in their final size; transformers >= 5.19 warns where this is not said.
     cap = {CAP: True} if hasattr(video_processor, CAP) else {}
     out = video_processor(

@@ -125,7 +125,8 @@ def block_bytes(shape: ModelShape, precision: Precision) -> int:
     """A patch in a block of the vision trunk, its windows reordered before and after attention."""
     width = shape.vision_hidden
     attention = 5 * width * precision.compute + shape.heads * FLOAT
-    mlp = 4 * shape.vision_mlp * precision.compute
+    # Of each product but the last its output, and what the activation (and a gate) makes of it.
+    mlp = 2 * (shape.vision_mlp_products - 1) * shape.vision_mlp * precision.compute
     return 2 * _norm_bytes(width, precision) + attention + mlp
 
 
@@ -149,13 +150,13 @@ def trunk_forward_bytes(shape: ModelShape, patches: int, precision: Precision) -
 
 
 def _ends_bytes(shape: ModelShape, params: Parameters, row: Row, precision: Precision) -> int:
-    """Merger before the layers; last norm and what the head reads behind them."""
+    """Mergers before the layers; last norm and what the head reads behind them."""
     patches = row.prompts * row.copies * row.patches
     merger = 0
     if params.is_merger_trained or params.is_trunk_trained:
-        # The hidden layer of the merger is as wide as the patches that it joins.
+        # The hidden layer of a merger is as wide as the patches that it joins.
         norm = _norm_bytes(shape.vision_hidden, precision)
-        merger = patches * (norm + 2 * shape.vision_hidden * precision.compute)
+        merger = patches * (norm + 2 * shape.vision_hidden * precision.compute) * shape.mergers
     if params.is_trunk_trained:
         merger += patches * shape.patch_values * precision.compute
     norm = row.read * shape.hidden * (FLOAT + precision.stream)

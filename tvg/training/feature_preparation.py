@@ -17,6 +17,7 @@ from tvg.data.collate import clip_patches
 from tvg.data.decode import VideoError, VideoInfo
 from tvg.data.preparation import ClipRequest, Prepared, loader_with_limit, locked
 from tvg.data.preparation_pool import Failure, attempt
+from tvg.model.families import family_of
 from tvg.model.policy import Policy
 from tvg.model.vision import encode_trunk
 from tvg.types import EncodedClip, VideoClip
@@ -75,7 +76,7 @@ def missing_feature_bytes(
     infos: Mapping[Path, VideoInfo | str],
     cache: FeatureCache,
     *,
-    vision: Any,
+    config: Any,
 ) -> int:
     """Returns how large the entries that are missing will be, within 1 KiB each.
 
@@ -83,8 +84,10 @@ def missing_feature_bytes(
         requests: the clips.
         infos: what each file holds, or what is wrong with it.
         cache: where they go.
-        vision: the config of the model's vision tower.
+        config: of the model.
     """
+    vision = config.vision_config
+    values = family_of(config).feature_width(vision)  # of a patch
     total = 0
     for request in requests:
         info = infos.get(request.path)
@@ -97,7 +100,7 @@ def missing_feature_bytes(
         except ValueError:  # damaged, unreadable, or without the window: told when it is loaded
             continue
         patches = -(-num // vision.temporal_patch_size) * height * width // vision.patch_size**2
-        total += patches * vision.hidden_size * 2 + 1024
+        total += patches * values * 2 + 1024
     return total
 
 

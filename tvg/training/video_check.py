@@ -117,8 +117,7 @@ def _prepare_features(
     timeout_s: float | None,
 ) -> Prepared:
     policy, processor = model
-    vision = policy.model.config.vision_config
-    needed = missing_feature_bytes(requests, infos, cache, vision=vision)
+    needed = missing_feature_bytes(requests, infos, cache, config=policy.model.config)
     _announce(cache.folder, len(requests), needed, "")
     return prepare_features(
         requests,

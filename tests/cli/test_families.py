@@ -1,0 +1,72 @@
+"""One GRPO step, and the export's evaluation, by the commands for each family of models."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SMALL = [
+    "prompt=short",
+    "trainer=cpu",
+    "trainer.max_steps=1",
+    "trainer.limit_val_batches=0",
+    "trainer.enable_progress_bar=false",
+    "data.batch_size=2",
+    "objective.micro_batch_size=1",
+    "objective.group_size=2",
+    "objective.loss.kl_coef=0.04",
+    "objective.optimizer.lr=1e-3",
+    "rollout.max_new_tokens=6",
+    "logger=csv",
+    "+reward.length={weight:1.0,reward:{_target_:parts.LengthReward}}",
+]
+FAMILIES = {
+    "tiny_qwen2_vl": ["prompt.frame_times='{time_s:.1f}s'"],
+    "tiny_qwen3_vl": ["data/loader=one_token_32"],
+}
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_a_step_of_grpo_and_its_evaluation(command, world, tmp_path, model):
+    words = [f"model={model}", *FAMILIES[model]]
+    done = command("train", *world, *SMALL, *words, f"run_dir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    assert "sampler and trainer agree" in done.err
+    row = read_metrics(tmp_path / "run")
+    assert math.isfinite(float(row["train/loss"]))
+    assert float(row["train/policy/sampler_gap"]) < 1e-4
+    assert float(row["train/grad_norm"]) > 0
+    before = load_file(tmp_path / "run" / "tiny" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = [name for name, value in after.items() if not torch.equal(value, before[name])]
+    for part in ("visual.blocks", "merger", "self_attn"):
+        assert any(part in name for name in changed), part
+
+    evaluated = command(
+        "evaluate",
+        *world,
+        f"model.path={tmp_path / 'run' / 'export'}",
+        "data.eval_batch_size=4",
+        "logger=[]",
+        "rollout.max_new_tokens=6",
+        f"run_dir={tmp_path / 'eval'}",
+    )
+    assert evaluated.code == 0, evaluated.err
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["n"] == 4
+
+
+def read_metrics(run_dir: Path) -> dict[str, str]:
+    header, *rows = (run_dir / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
+    cells = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
+    return {name: value for row in cells for name, value in row.items() if value}
+
+
+def test_frames_for_tokens_of_another_size_are_refused(command, world, tmp_path):
+    done = command("train", *world, *SMALL, "model=tiny_qwen3_vl", f"run_dir={tmp_path / 'run'}")
+    assert "data.loader.sampling.resize_factor: a token of this model is 32 pixels" in done.error
+    assert "data/loader=qwen3" in done.error
