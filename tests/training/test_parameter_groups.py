@@ -1,0 +1,123 @@
+"""Parameter groups: no decay on gains and biases, and learning rates of their own for parts."""
+
+import functools
+
+import pytest
+import torch
+from parts import make_parts
+from parts_lora import make_lora_parts
+
+from tvg.training.parameter_groups import parameter_groups
+from tvg.training.schedule import warmup_schedule
+
+NONE = {"vision": None, "merger": None, "language": None, "adapter": None}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint, tiny_world):
+    return make_parts(tiny_checkpoint, tiny_world).policy.model
+
+
+def names(model, group):
+    name_of = {id(p): name for name, p in model.named_parameters()}
+    return [name_of[id(p)] for p in group["params"]]
+
+
+def part(name):
+    if ".visual.merger." in name:
+        return "merger"
+    return "vision" if ".visual." in name else "language"
+
+
+def test_without_rates_of_their_own_matrices_decay_and_the_rest_does_not(model):
+    matrices, rest = parameter_groups(model, NONE)
+    assert parameter_groups(model, {}) == [matrices, rest]
+    assert set(matrices) == {"params"}
+    assert rest["weight_decay"] == 0.0
+    assert all(p.ndim >= 2 for p in matrices["params"])
+    assert all(p.ndim < 2 for p in rest["params"])
+    assert len(matrices["params"]) + len(rest["params"]) == len(list(model.parameters()))
+
+
+def test_every_parameter_has_the_rate_of_its_part_and_is_in_one_group(model):
+    rates = {**NONE, "vision": 1e-7, "merger": 3e-5}
+    groups = parameter_groups(model, rates)
+    found = {name: group.get("lr") for group in groups for name in names(model, group)}
+    assert found == {name: rates[part(name)] for name, _ in model.named_parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(found)
+    assert all(
+        group.get("weight_decay") == (None if p.ndim >= 2 else 0.0)
+        for group in groups
+        for p in group["params"]
+    )
+    assert "lr" not in groups[0]  # what is logged is the optimizer's own rate
+    assert {part(name) for name in names(model, groups[0])} == {"language"}
+
+
+def test_two_parts_of_one_rate_share_their_groups(model):
+    assert len(parameter_groups(model, {**NONE, "vision": 1e-5, "merger": 1e-5})) == 4
+
+
+def test_a_rate_of_0_is_a_rate(model):
+    groups = parameter_groups(model, {**NONE, "language": 0.0})
+    assert {group.get("lr") for group in groups} == {None, 0.0}
+
+
+def test_the_schedule_scales_every_rate(model):
+    groups = parameter_groups(model, {**NONE, "vision": 2e-4})
+    optimizer = torch.optim.SGD(groups, lr=1e-3)
+    schedule = warmup_schedule(optimizer, 4, name="linear", warmup_steps=0)
+    before = [group["lr"] for group in optimizer.param_groups]
+    assert set(before) == {1e-3, 2e-4}
+    optimizer.step()
+    schedule.step()
+    after = [group["lr"] for group in optimizer.param_groups]
+    assert after == pytest.approx([rate * after[0] / before[0] for rate in before], rel=1e-12)
+    assert after[0] < before[0]
+
+
+def test_adapters_have_a_rate_beside_parts_trained_in_full(tiny_checkpoint, tiny_world):
+    made = make_lora_parts(tiny_checkpoint, tiny_world, full_parts=["merger"])
+    groups = parameter_groups(made.policy.model, {**NONE, "adapter": 1e-4, "merger": 1e-6})
+    for group in groups:
+        for name in names(made.policy.model, group):
+            assert group["lr"] == (1e-4 if ".lora_" in name else 1e-6), name
+    (adapters,) = parameter_groups(
+        make_lora_parts(tiny_checkpoint, tiny_world).policy.model, NONE
+    )  # nothing but matrices
+    assert "lr" not in adapters
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        ({"eyes": None}, r"^objective.part_lr: expected any of vision, .*adapter, got 'eyes'"),
+        ({"vision": -1.0}, r"^objective.part_lr.vision: expected at least 0, or null, got -1.0"),
+        ({"adapter": 1e-4}, r"^objective.part_lr.adapter: 0.0001 is .* a part that is not trained"),
+    ],
+)
+def test_rates_that_mean_nothing_are_refused(model, rates, told):
+    with pytest.raises(ValueError, match=told):
+        parameter_groups(model, rates)
+
+
+def test_a_frozen_part_takes_no_rate(tiny_checkpoint, tiny_world):
+    made = make_lora_parts(tiny_checkpoint, tiny_world)
+    with pytest.raises(ValueError, match=r"^objective.part_lr.language: .* not trained"):
+        parameter_groups(made.policy.model, {"language": 1e-6})
+
+
+def test_one_step_moves_each_part_by_its_own_rate(tiny_checkpoint, tiny_world):
+    made = make_parts(tiny_checkpoint, tiny_world)
+    make = functools.partial(torch.optim.SGD, lr=0.5)
+    optimizer = make(parameter_groups(made.policy.model, {"vision": 0.0, "merger": 0.25}))
+    before = {name: p.detach().clone() for name, p in made.policy.model.named_parameters()}
+    for parameter in made.policy.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = {"vision": 0.0, "merger": 0.25, "language": 0.5}
+    for name, parameter in made.policy.model.named_parameters():
+        step = before[name] - parameter.detach()
+        torch.testing.assert_close(
+            step, torch.full_like(step, moved[part(name)]), atol=1e-6, rtol=0
+        )

@@ -1,0 +1,80 @@
+"""The reference: the policy as it started, for ever, at the cost of what is trained alone."""
+
+import pytest
+import torch
+from parts import make_parts
+from parts_lora import adapt, make_lora_parts
+
+from tvg.model.freezing import freeze_parts
+from tvg.training.reference import frozen_copy, in_use
+
+CPU = torch.device("cpu")
+
+
+def score(policy, batch):
+    ids = torch.arange(20, 32).view(2 * len(batch), -1)
+    with torch.no_grad():
+        logprobs, _ = policy(batch, ids, torch.ones_like(ids), group_size=2, temperature=1.0)
+    return logprobs
+
+
+def own(reference, policy):
+    """What the reference holds beside the policy's own weights."""
+    shared = {id(p) for p in policy.parameters()}
+    return {name for name, p in reference.named_parameters() if id(p) not in shared}
+
+
+def test_what_is_frozen_is_shared_and_what_is_trained_is_kept(tiny_checkpoint, tiny_world):
+    made = make_parts(tiny_checkpoint, tiny_world)
+    freeze_parts(made.policy.model, vision=True, merger=False, language=False)
+    batch, reference = made.batch(2), frozen_copy(made.policy)
+    before = score(made.policy, batch)
+    trained = {name for name, p in made.policy.named_parameters() if p.requires_grad}
+    assert own(reference, made.policy) == trained
+    with torch.no_grad():
+        for parameter in made.policy.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.5)
+    assert torch.equal(score(reference, batch), before)
+    assert not torch.allclose(score(made.policy, batch), before, atol=1e-3)
+    assert not any(p.requires_grad for p in reference.parameters())
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_beside_adapters_it_holds_nothing_of_its_own(tiny_checkpoint, tiny_world, offload):
+    made = make_lora_parts(tiny_checkpoint, tiny_world, dropout=0.5)
+    batch, before = made.batch(2), score(made.policy, made.batch(2))
+    reference = frozen_copy(made.policy)
+    assert own(reference, made.policy) == set()
+    assert not any(".lora_" in name for name in reference.state_dict())
+    adapt(made.policy)
+    made.policy.train()
+    with in_use(reference, made.policy, device=CPU, offload=offload) as used:
+        assert torch.equal(score(used, batch), before)  # neither adapters nor their dropout
+    assert {n for n, p in made.policy.named_parameters() if p.requires_grad} == {
+        n for n, _ in made.policy.named_parameters() if ".lora_" in n
+    }
+
+
+def test_parts_trained_in_full_beside_adapters_are_kept(tiny_checkpoint, tiny_world):
+    made = make_lora_parts(tiny_checkpoint, tiny_world, full_parts=["merger"])
+    batch, reference = made.batch(2), frozen_copy(made.policy)
+    before = score(made.policy, batch)
+    assert own(reference, made.policy)
+    assert all(".visual.merger." in name for name in own(reference, made.policy))
+    adapt(made.policy)
+    with torch.no_grad():
+        for parameter in made.policy.model.model.visual.merger.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(score(reference, batch), before)
+
+
+def test_an_offloaded_reference_rests_elsewhere_and_comes_back_whole(tiny_checkpoint, tiny_world):
+    made = make_parts(tiny_checkpoint, tiny_world)
+    batch, reference = made.batch(2), frozen_copy(made.policy)
+    before = score(reference, batch)
+    resting = {name: p.data_ptr() for name, p in reference.named_parameters()}
+    for _ in range(2):
+        with in_use(reference, made.policy, device=CPU, offload=True) as used:
+            assert torch.equal(score(used, batch), before)
+        assert {name: p.data_ptr() for name, p in reference.named_parameters()} == resting
