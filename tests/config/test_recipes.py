@@ -1,0 +1,252 @@
+"""Recipes say what was published, fit the machine they name, and go with compat=time_r1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from parts_recipes import RECIPES
+
+from tvg.config import CONF_DIR, build, compose
+from tvg.config.check import find_problems
+from tvg.config.compose import Composition
+from tvg.config.recorded import record_text, recorded_prompt
+from tvg.core.parsing_time_r1 import parse_answer as time_r1_parser
+from tvg.estimate import GIB, USABLE, make_job
+from tvg.model.estimate import estimate, total
+
+PUBLISHED = {
+    # rewards, KL weight, epochs, longest completion, (vision, merger, language) frozen, saved every
+    "timezero_charades": ({"format", "iou"}, 0.04, 1, 1024, (True, True, False), 50),
+    "timezero_activitynet": ({"format", "iou"}, 0.04, 1, 1024, (True, True, False), 50),
+    "timer1_ft_charades": ({"format", "iou"}, 0.0, 2, 1024, (True, False, False), 100),
+    "timer1_ft_activitynet": ({"format", "iou"}, 0.0, 2, 1024, (True, False, False), 100),
+    "timer1_rl": ({"format", "iou_v2"}, 0.04, 5, 200, (True, False, False), 50),
+    "timer1_rl_filtering": ({"format", "iou_v2"}, 0.04, 5, 200, (True, False, False), 50),
+}
+
+
+@pytest.fixture(scope="module")
+def config_7b(tmp_path_factory) -> Path:
+    """A folder with nothing but the released 7B checkpoint's sizes."""
+    folder = tmp_path_factory.mktemp("7b")
+    text = {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    }
+    vision = {
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "depth": 32,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    }
+    config = {"model_type": "qwen2_5_vl", "text_config": text, "vision_config": vision}
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def composed(config_7b) -> Callable[..., Composition]:
+    """Recipes by name and compat for a node of 8 GPUs; each is composed once."""
+
+    @cache
+    def once(recipe: str, compat: str) -> Composition:
+        words = [f"experiment={recipe}", f"compat={compat}", f"model.path={config_7b}"]
+        return compose("train", [*words, "trainer.devices=8"])
+
+    return once
+
+
+def test_all_that_were_asked_for_are_there():
+    assert set(RECIPES) >= {*PUBLISHED, "sft", "sft_lora", "timelens_rlvr"}
+
+
+@pytest.mark.parametrize("compat", ["none", "time_r1"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_nothing_is_wrong(composed, recipe, compat):
+    assert find_problems(composed(recipe, compat)) == []
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_the_settings_are_the_published_ones(composed, recipe):
+    cfg = composed(recipe, "none").cfg
+    rewards, kl_coef, epochs, max_new_tokens, frozen, every = PUBLISHED[recipe]
+    assert set(cfg.reward) == rewards
+    assert all(node.weight == 1.0 for node in cfg.reward.values())
+    assert cfg.objective.loss.kl_coef == kl_coef
+    assert (cfg.trainer.max_epochs, cfg.trainer.max_steps) == (epochs, -1)
+    assert cfg.rollout.max_new_tokens == max_new_tokens
+    model = cfg.model
+    assert (model.freeze_vision, model.freeze_merger, model.freeze_language) == frozen
+    assert cfg.callbacks.checkpoint.every_n_train_steps == every
+    assert cfg.objective.group_size == 8
+    assert (cfg.rollout.temperature, cfg.rollout.top_k, cfg.rollout.top_p) == (1.0, 0, 1.0)
+    assert (cfg.objective.loss.clip_low, cfg.objective.loss.clip_high) == (0.2, 0.2)
+    assert (cfg.objective.optimizer.lr, cfg.objective.schedule.name) == (1e-6, "linear")
+    assert (cfg.data.batch_size, cfg.objective.micro_batch_size) == (2, 1)
+    reduction = "sequence_mean" if recipe.startswith("timezero") else "token_mean"
+    assert cfg.objective.loss.reduction == reduction
+    assert cfg.data.name == {"charades": "charades", "activitynet": "activitynet"}.get(
+        recipe.rpartition("_")[2], "timerft"
+    )
+
+
+@pytest.mark.parametrize("compat", ["none", "time_r1"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_it_fits_the_node_it_is_written_for(composed, recipe, compat):
+    job = make_job(composed(recipe, compat).cfg, clip_s=None)
+    assert (job.sharding.devices, job.sharding.stage) == (8, 2)
+    needed = total(estimate(job))
+    assert 15 * GIB < needed < 80 * USABLE * GIB  # 15 GiB: the weights alone
+
+
+PARSERS = ("tvg.core.parsing.parse_answer", "tvg.core.parsing_time_r1.parse_answer")
+
+
+def switched(command: str, *words: str) -> dict[str, tuple[Any, Any]]:
+    """Key -> (with compat=none, with compat=time_r1), of all that differ."""
+
+    def flat(compat: str) -> dict[str, Any]:
+        cfg = compose(command, [*words, f"compat={compat}", "run_dir=x", "name=x"]).cfg
+        found: dict[str, Any] = {}
+
+        def walk(node: Any, path: str) -> None:
+            if isinstance(node, dict):
+                for key, child in node.items():
+                    walk(child, f"{path}.{key}" if path else key)
+            else:
+                found[path] = node
+
+        walk(OmegaConf.to_container(cfg, resolve=False), "")
+        return found
+
+    ours, theirs = flat("none"), flat("time_r1")
+    keys = ours.keys() | theirs.keys()
+    return {
+        key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)
+    }
+
+
+def test_compat_switches_these_keys_of_training_and_no_others():
+    assert switched("train", "prompt=think") == {
+        "prompt.parser._target_": PARSERS,
+        "prompt.system": ("You are a helpful assistant.", None),
+        "prompt.video_first": (True, False),
+        "prompt.lowercase": (False, True),
+        "policy.scoring_fps": (None, 2.0),
+        "policy.sampler_may_cut": (False, True),
+        "rollout.top_k": (0, 50),
+        "filtering.max_new_tokens": (None, 20),
+    }
+
+
+def test_compat_switches_these_keys_of_evaluation_and_no_others():
+    assert switched("evaluate", "model.path=x", "prompt=think") == {
+        "prompt.parser._target_": PARSERS,
+        "prompt.strip_period": (True, False),
+        "evaluate.strict_recall": (False, True),
+    }
+
+
+def test_a_cut_sampler_is_let_through_under_compat_alone():
+    (problem,) = find_problems(compose("train", ["rollout.top_k=50"]))
+    assert problem.startswith("rollout.top_k: must be 0 with objective.group_size, got 50")
+    assert find_problems(compose("train", ["compat=time_r1"])) == []
+    (greedy,) = find_problems(compose("train", ["compat=time_r1", "rollout.temperature=0.0"]))
+    assert greedy.startswith("rollout.temperature")
+
+
+# -- prompts --------------------------------------------------------------------------------------
+
+
+def exported(folder: Path, *words: str) -> Path:
+    folder.mkdir()
+    (folder / "tvg.yaml").write_text(record_text(compose("train", list(words)).cfg))
+    return folder
+
+
+def asked(folder: Path, *words: str) -> Any:
+    return build(compose("evaluate", [f"model.path={folder}", *words]).cfg.prompt)
+
+
+def test_a_recorded_prompt_is_asked_as_it_was_or_otherwise(tmp_path):
+    folder = exported(tmp_path / "a", "prompt=timelens", "prompt.system=Be brief.")
+    as_it_was = asked(folder)
+    assert as_it_was.frame_times == "{time_s:.1f}s"
+    assert as_it_was.system == "Be brief."
+    assert as_it_was.prefill is None
+    otherwise = asked(
+        folder, "prompt.prefill='<think></think>'", "prompt.system=null", "prompt.frame_times=null"
+    )
+    assert otherwise.prefill == "<think></think>"
+    assert otherwise.system is None
+    assert otherwise.frame_times is None
+    assert otherwise.template == as_it_was.template
+
+
+def test_the_releases_evaluation_of_a_recorded_prompt(tmp_path):
+    folder = exported(tmp_path / "a", "prompt=answer_only", "compat=time_r1")
+    task = asked(folder, "compat=time_r1")
+    assert (task.video_first, task.lowercase, task.strip_period) == (True, False, False)
+    assert task.system == "You are a helpful assistant."
+    text = "<answer>5.0s to 11.6s</answer>"
+    assert task.parse(text, anywhere=True) == time_r1_parser(text, anywhere=True)
+    assert asked(folder, "prompt=think").parse(text).segment == (5.0, 11.6)
+    assert asked(folder).parse(text).segment is None  # as it was trained: without further words
+
+
+def test_a_run_from_a_recorded_prompt_records_it_as_it_was_changed(tmp_path):
+    folder = exported(tmp_path / "a", "prompt=short_think")
+    words = ["prompt=recorded", f"model.path={folder}", "prompt.prefill=Go:"]
+    task = asked(exported(tmp_path / "b", *words))
+    assert (task.prefill, task.template, task.think) == ("Go:", "{query}", True)
+
+
+def test_records_of_older_versions_still_load(tmp_path):
+    folder = exported(tmp_path / "a", "prompt=think")
+    record = OmegaConf.load(folder / "tvg.yaml")
+    for key in ("parser", "prefill", "frame_times"):
+        del record.prompt[key]
+    OmegaConf.save(record, folder / "tvg.yaml")
+    task = asked(folder)
+    assert task.parse("<answer>5.0s to 11.6s</answer>").segment == (5.0, 11.6)
+    assert (task.prefill, task.frame_times) == (None, None)
+
+
+def test_no_such_fallback(tmp_path):
+    settings = dict.fromkeys(
+        (
+            *("system", "video_first", "lowercase", "strip_period"),
+            *("parser", "prefill", "frame_times"),
+        ),
+        "recorded",
+    )
+    with pytest.raises(ValueError, match=r"^prompt: no option 'nope' in "):
+        recorded_prompt(folder=str(tmp_path), fallback="nope", **settings)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(p.stem for p in (CONF_DIR / "prompt").glob("[!_]*.yaml") if p.stem != "recorded")
+)
+def test_prompts_ask_for_what_they_take(name):
+    task = build(compose("train", [f"prompt={name}"]).cfg.prompt)
+    assert "<answer>" in task.template or task.template == "{query}"
+    if task.answer_format is not None:
+        target = task.answer_format.format(start_s=1.0, end_s=2.5)
+        assert ("<think>" in target) == task.think  # what the format reward asks for
+        assert task.parse(target).segment is not None
+    if task.prefill is not None:
+        assert task.prefill.endswith("\n")  # "<" opens a tag by itself
+        assert not task.think

@@ -1,0 +1,21 @@
+"""The recipes that ship: every experiment that stands on the published settings."""
+
+from __future__ import annotations
+
+from tvg.config import CONF_DIR
+
+
+def _recipes() -> list[str]:
+    folder = CONF_DIR / "experiment"
+    texts = {path.stem: path.read_text() for path in folder.glob("*.yaml")}
+    found = {"_published"}
+    while more := {
+        name
+        for name, text in texts.items()
+        if name not in found and any(f"\n  - {base}\n" in text for base in found)
+    }:
+        found |= more
+    return sorted(found - {"_published"})
+
+
+RECIPES = _recipes()
