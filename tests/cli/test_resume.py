@@ -25,7 +25,23 @@ class Blocking:
             Path(os.environ["BLOCK_FILE"]).touch()
             time.sleep(600)
         return [0.0] * len(texts)
+
+
+def for_some(*, texts, examples):
+    # Differs within the groups of every other query.
+    return [len(t) % 5 * (sum(map(ord, e.qid)) % 2) for t, e in zip(texts, examples)]
 """
+GRPO = ("objective.loss.kl_coef=0.1",)
+DAPO = (
+    "objective=dapo",
+    "objective.num_updates=2",
+    "objective.loss.kl_coef=0.1",
+    "objective.loss.kl_in=reward",
+    "model/adapter=lora",
+    "+reward.some.weight=1.0",
+    "+reward.some.reward._target_=blocking.for_some",
+    "+reward.some.reward._partial_=true",
+)
 
 
 def start(run_dir, checkpoint, world, *more, **environment):
@@ -41,7 +57,6 @@ def start(run_dir, checkpoint, world, *more, **environment):
         "prompt=short",
         "reward=[format,iou]",
         "objective.group_size=3",
-        "objective.loss.kl_coef=0.1",
         "objective.optimizer.lr=1e-3",
         "objective.schedule.warmup_steps=2",
         "+reward.blocking.weight=0.0",
@@ -96,13 +111,15 @@ def logged(run_dir):
 
 
 @pytest.mark.timeout(600)
-def test_sigkill_and_resume_change_nothing(tiny_checkpoint, tiny_world, tmp_path):
+@pytest.mark.parametrize("objective", [GRPO, pytest.param(DAPO, marks=pytest.mark.slow)])
+def test_sigkill_and_resume_change_nothing(tiny_checkpoint, tiny_world, tmp_path, objective):
     (tmp_path / "blocking.py").write_text(BLOCKING)
     marker = tmp_path / "in_the_fourth_step"
-    finish(start(tmp_path / "whole", tiny_checkpoint, tiny_world))
+    finish(start(tmp_path / "whole", tiny_checkpoint, tiny_world, *objective))
     block = {"BLOCK_AT": "4", "BLOCK_FILE": str(marker)}
-    kill_when_there(start(tmp_path / "killed", tiny_checkpoint, tiny_world, **block), marker)
-    finish(start(tmp_path / "killed", tiny_checkpoint, tiny_world, "resume=true"))
+    killed = (tmp_path / "killed", tiny_checkpoint, tiny_world, *objective)
+    kill_when_there(start(*killed, **block), marker)
+    finish(start(*killed, "resume=true"))
     one, other = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
         for name in ("whole", "killed")
@@ -115,7 +132,13 @@ def test_sigkill_and_resume_change_nothing(tiny_checkpoint, tiny_world, tmp_path
     assert_same(one["lr_schedulers"], other["lr_schedulers"])
     metrics = logged(tmp_path / "whole")
     assert {"train/reward/total", "train/policy/kl", "val/miou"} <= {name for _, name in metrics}
-    assert len({step for step, name in metrics if name == "train/loss"}) == STEPS
+    num_updates = 2 if objective is DAPO else 1
+    steps, losses = (
+        {step for step, logged_name in metrics if logged_name == name}
+        for name in ("train/reward/total", "train/loss")
+    )
+    assert len(losses) == STEPS / num_updates
+    assert len(steps) > len(losses) or objective is GRPO, "batches that left no full step"
     assert logged(tmp_path / "killed") == metrics
 
 

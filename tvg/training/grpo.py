@@ -135,6 +135,8 @@ class GRPOModule(PolicyModule):
     # -- sampling -------------------------------------------------------------------------------
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        if self.resampling is not None and self.trainer._results is not None:
+            self.trainer._results.clear()  # else a batch without an update logs the last one again
         is_encoded = batch.video_features is not None
         with self.stage("vision"):
             batch = self.policy.encode_clips(batch)  # once, for all that follows
