@@ -1,0 +1,183 @@
+"""Training with adapters: what is learnt, what a checkpoint holds, and how a run goes on."""
+
+import functools
+
+import pytest
+import torch
+from grpo_module import make_module
+from lightning.pytorch import Callback, Trainer
+from parts import make_parts, make_rollout
+from parts_lora import make_lora_parts
+from torch.utils.data import DataLoader
+
+from tvg.training.schedule import warmup_schedule
+from tvg.training.sft import SFTModule
+
+STEPS = 4
+
+
+def sft_module(made, **changes):
+    settings = {
+        "policy": made.policy,
+        "tokenizer": made.tokenizer,
+        "task": made.task,
+        "eval_rollout": make_rollout().greedy(),
+        "micro_batch_size": 2,
+        "optimizer": functools.partial(torch.optim.AdamW, lr=1e-2),
+        "schedule": functools.partial(warmup_schedule, name="linear", warmup_steps=0),
+        "max_grad_norm": 1.0,
+        "part_lr": {},
+        "seed": 0,
+    }
+    return SFTModule(**{**settings, **changes})
+
+
+def grpo_module(made, **changes):
+    module = make_module(
+        made,
+        optimizer=functools.partial(torch.optim.AdamW, lr=1e-2),
+        kl_coef=0.1,
+        **changes,
+    )
+    del module.manual_backward, module._trainer  # those of a module outside of a fit
+    module._trainer = None
+    return module
+
+
+class KilledError(Exception):
+    pass
+
+
+class Stop(Callback):
+    """Saves and ends a run in its middle; the schedule spans the whole."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            raise KilledError
+
+
+def fit(module, made, folder, *callbacks, ckpt_path=None):
+    losses = []
+    module.log_step = lambda metrics, **rest: losses.append(metrics.get("loss"))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=STEPS,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+    )
+    batches = [made.batch(2) for _ in range(STEPS)]
+    trainer.fit(
+        module, DataLoader(batches, batch_size=None), ckpt_path=ckpt_path, weights_only=True
+    )
+    return trainer, [float(loss) for loss in losses if loss is not None]
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.policy.state_dict().items()}
+
+
+@pytest.mark.parametrize("make", [sft_module, grpo_module])
+def test_adapters_alone_move(tiny_checkpoint, tiny_world, tmp_path, make):
+    made = make_lora_parts(tiny_checkpoint, tiny_world)
+    module = make(made)
+    before = state(module)
+    _, losses = fit(module, made, tmp_path)
+    moved = {name for name, value in state(module).items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if ".lora_" in name}
+    if make is sft_module:
+        assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("make", [sft_module, grpo_module])
+def test_a_resumed_run_ends_as_an_undisturbed_one(tiny_checkpoint, tiny_world, tmp_path, make):
+    def start():
+        made = make_lora_parts(tiny_checkpoint, tiny_world, full_parts=["merger"])
+        return make(made), made
+
+    module, made = start()
+    whole, losses = fit(module, made, tmp_path)
+    stopped, made = start()
+    with pytest.raises(KilledError):
+        fit(stopped, made, tmp_path, Stop(2, tmp_path / "half.ckpt"))
+    resumed, made = start()
+    again, later = fit(resumed, made, tmp_path, ckpt_path=tmp_path / "half.ckpt")
+    assert again.global_step == whole.global_step
+    one, other = state(module), state(resumed)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not all(torch.equal(one[name], state(stopped)[name]) for name in one)
+    assert later == losses[-len(later) :]
+
+
+def checkpoint(made, folder, make=sft_module):
+    """One of a run at its first step, with what `make` makes of the parts."""
+    module = make(made)
+    with pytest.raises(KilledError):
+        fit(module, made, folder, Stop(1, folder / "one.ckpt"))
+    return module, folder / "one.ckpt"
+
+
+def test_a_checkpoint_holds_what_is_trained_and_no_more(tiny_checkpoint, tiny_world, tmp_path):
+    made = make_lora_parts(tiny_checkpoint, tiny_world, full_parts=["merger"])
+    module, path = checkpoint(made, tmp_path, grpo_module)
+    found = torch.load(path, weights_only=True)["state_dict"]
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    assert set(found) == trained
+    assert {".lora_" in name or ".visual.merger." in name for name in found} == {True}
+
+
+def test_a_checkpoint_of_a_model_trained_in_full_holds_it_all(
+    tiny_checkpoint, tiny_world, tmp_path
+):
+    module, path = checkpoint(make_parts(tiny_checkpoint, tiny_world), tmp_path)
+    found = torch.load(path, weights_only=True)["state_dict"]
+    assert set(found) == {f"policy.{name}" for name in module.policy.state_dict()}  # both tied ones
+
+
+def test_checkpoints_that_hold_frozen_weights_too_still_load(tiny_checkpoint, tiny_world, tmp_path):
+    made = make_lora_parts(tiny_checkpoint, tiny_world)
+    module, path = checkpoint(made, tmp_path)
+    old = torch.load(path, weights_only=True)
+    old["state_dict"] = {f"policy.{n}": v for n, v in state(module).items()}
+    torch.save(old, tmp_path / "old.ckpt")
+    ends = []
+    for name in ("one.ckpt", "old.ckpt"):
+        made = make_lora_parts(tiny_checkpoint, tiny_world)
+        resumed = sft_module(made)
+        fit(resumed, made, tmp_path, ckpt_path=tmp_path / name)
+        ends.append(state(resumed))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"target_modules": ["q_proj", "o_proj"]}, "started from other weights"),
+        ({"rank": 8}, "started from other weights"),
+        ({"seed": 1}, "started from other weights"),
+        ({"full_parts": ["merger"]}, r"^resume: the checkpoint lacks .* weights that are trained"),
+    ],
+)
+def test_a_run_with_other_adapters_does_not_go_on(
+    tiny_checkpoint, tiny_world, tmp_path, changes, told
+):
+    _, path = checkpoint(make_lora_parts(tiny_checkpoint, tiny_world), tmp_path)
+    other = make_lora_parts(tiny_checkpoint, tiny_world, **changes)
+    with pytest.raises(ValueError, match=told):
+        fit(sft_module(other), other, tmp_path, ckpt_path=path)
+
+
+def test_a_run_of_the_whole_model_does_not_go_on_from_adapters(
+    tiny_checkpoint, tiny_world, tmp_path
+):
+    _, path = checkpoint(make_lora_parts(tiny_checkpoint, tiny_world), tmp_path)
+    made = make_parts(tiny_checkpoint, tiny_world)
+    with pytest.raises(ValueError, match=r"^resume: the checkpoint lacks .*model.adapter"):
+        fit(sft_module(made), made, tmp_path, ckpt_path=path)
