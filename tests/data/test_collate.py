@@ -146,6 +146,16 @@ def test_the_text_is_the_chat_template_around_the_task(parts):
     )
 
 
+def test_a_prefill_stands_behind_the_generation_prompt_and_belongs_to_the_prompt(parts):
+    plain, opened = (
+        PromptCollator(task=make_task(prefill=prefill), processor=parts.processor)([sample("a")])
+        for prefill in (None, "<think>\n\n</think>\n\n")
+    )
+    text = parts.tokenizer.decode(opened.input_ids[0])
+    assert text == parts.tokenizer.decode(plain.input_ids[0]) + "<think>\n\n</think>\n\n"
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
 @pytest.mark.parametrize(
     ("side", "ids", "mask"),
     [

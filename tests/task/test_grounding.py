@@ -3,6 +3,7 @@
 import pytest
 from parts import make_task
 
+from tvg.core.parsing import ParsedAnswer
 from tvg.types import GroundingExample, Segment
 
 
@@ -55,6 +56,8 @@ def test_a_template_file_is_used_as_it_is(tmp_path, text, expected):
         ({"template": "{query:{width}}"}, "prompt.template: not a format string"),
         ({"answer_format": "{start_s}"}, r"prompt.answer_format: .*got \['start_s'\]"),
         ({"answer_format": "{start_s:d} {end_s:d}"}, "prompt.answer_format: not a format string"),
+        ({"frame_times": "at {start_s}"}, r"prompt.frame_times: .*\['time_s'\], got \['start_s'\]"),
+        ({"frame_times": "{time_s:d}"}, "prompt.frame_times: not a format string"),
         ({"template": None}, "exactly one of prompt.template and prompt.template_file"),
         ({"template_file": "x.txt"}, "exactly one of prompt.template and prompt.template_file"),
     ],
@@ -118,3 +121,17 @@ def test_the_target_is_read_back():
 
 def test_what_cannot_be_read_is_no_error():
     assert make_task().parse("I see nothing.").segment is None
+
+
+def test_a_parser_of_ones_own():
+    def parser(text, *, anywhere):
+        return ParsedAnswer(segment=Segment(1.0, 2.0) if anywhere else None, answer=text)
+
+    task = make_task(parser=parser)
+    assert task.parse("x").segment is None
+    assert task.parse("x", anywhere=True) == ParsedAnswer(segment=Segment(1.0, 2.0), answer="x")
+
+
+def test_a_prompt_without_a_supervised_target():
+    with pytest.raises(ValueError, match=r"^prompt.answer_format: null: this prompt has no"):
+        make_task(answer_format=None).target(Segment(0.0, 1.0))

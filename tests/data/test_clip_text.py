@@ -1,0 +1,141 @@
+"""What stands for a clip in a prompt: one run, or every time step behind its time."""
+
+import pytest
+import torch
+from completions import LENGTHS, completions, learn, worst_errors
+from parts import make_parts, make_rollout, make_task
+
+from tvg.data.clip_text import (
+    OneRun,
+    TimedSteps,
+    clip_text_of,
+    first_time,
+    middle_time,
+    qwen3,
+)
+from tvg.data.collate import PromptCollator, step_times
+from tvg.rollout.shared_prefix import SharedPrefixRollout
+from tvg.training.preflight import Preflight
+
+PAD, START, END = "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
+TIMES = [[0.0, 0.5], [1.0, 1.5], [2.0, 2.0]]
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint, tiny_world):
+    made = make_parts(tiny_checkpoint, tiny_world)
+    made.policy.double()
+    return made
+
+
+@pytest.fixture(scope="module")
+def samples(parts):
+    return [parts.dataset[index] for index in range(4)]
+
+
+def batch_of(parts, samples, **changes):
+    return PromptCollator(task=make_task(**changes), processor=parts.processor)(samples)
+
+
+@pytest.fixture(scope="module")
+def timed(parts, samples):
+    return batch_of(parts, samples, frame_times="{time_s:.1f}s")
+
+
+def test_one_run():
+    assert OneRun()(num_steps=3, tokens_per_step=2, step_times_s=TIMES) == PAD * 6
+
+
+def test_every_step_stands_behind_the_time_of_its_first_frame():
+    clip_text = TimedSteps(text="{time_s:.1f}s", time_of=first_time)
+    steps = [f"{time}{START}{PAD}{PAD}{END}" for time in ("0.0s", "1.0s", "2.0s")]
+    assert clip_text(num_steps=3, tokens_per_step=2, step_times_s=TIMES) == "".join(steps)
+    assert clip_text.mark == START + PAD + END
+
+
+def test_qwen3_tells_the_middle_of_a_step_in_its_own_words():
+    assert [middle_time(times) for times in TIMES] == [0.25, 1.25, 2.0]
+    assert qwen3(None)(num_steps=1, tokens_per_step=1, step_times_s=[[1.0, 1.5]]) == (
+        f"<1.2 seconds>{START}{PAD}{END}"
+    )
+    own = qwen3("{time_s:.2f}: ")(num_steps=1, tokens_per_step=1, step_times_s=[[1.0, 1.5]])
+    assert own == f"1.25: {START}{PAD}{END}"
+
+
+def test_the_processor_says_which_family_it_is_of():
+    class Qwen3VLProcessor:
+        pass
+
+    assert clip_text_of(object(), None) == OneRun()
+    assert clip_text_of(object(), "{time_s}") == TimedSteps(text="{time_s}", time_of=first_time)
+    assert clip_text_of(Qwen3VLProcessor(), None) == qwen3(None)
+
+
+def test_the_last_frame_stands_in_for_one_that_is_missing():
+    times = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    assert step_times(times, 2) == [[0.0, 0.5], [1.0, 1.0]]
+    assert step_times(times, 1) == [[0.0], [0.5], [1.0]]
+
+
+def test_the_prompt_as_the_model_reads_it(parts, samples, timed):
+    plain = batch_of(parts, samples)
+    for sample, grid, rows in zip(samples, timed.video_grid_thw, range(4), strict=True):
+        text, before = (
+            parts.tokenizer.decode(b.input_ids[rows][b.attention_mask[rows].bool()])
+            for b in (timed, plain)
+        )
+        run = PAD * int(grid[1:].prod() // 4)
+        times = sample.clip.frame_times_s.tolist()[::2]
+        steps = "".join(f"{time:.1f}s{START}{run}{END}" for time in times)
+        assert text == before.replace(START + run * len(times) + END, steps)
+        assert len(times) == grid[0] > 1
+    assert torch.equal(timed.pixel_values_videos, plain.pixel_values_videos)
+
+
+def test_a_query_that_holds_the_placeholder_is_refused(parts, samples):
+    for query in (PAD, START + PAD + END):
+        with pytest.raises(ValueError, match="in the prompt, where the clip stands"):
+            batch_of(parts, samples, template=f"{query} {{query}}", frame_times="{time_s:.1f}s")
+
+
+def test_features_go_to_their_places_in_the_order_of_the_clip(parts, samples, timed):
+    plain = batch_of(parts, samples)
+    token = parts.policy.model.config.video_token_id
+    with torch.no_grad():
+        found, expected = (
+            parts.policy.embed_prompts(b)[b.input_ids == token] for b in (timed, plain)
+        )
+    assert torch.equal(found, expected)
+
+
+def test_positions_grow_with_the_text_between_the_steps(parts, timed):
+    positions = parts.policy.position_ids(timed)
+    token = parts.policy.model.config.video_token_id
+    for row in range(4):
+        real = timed.attention_mask[row].bool()
+        time, height, width = positions[:, row, real]
+        assert torch.equal(time, torch.arange(len(time)))  # one token a step: none is passed over
+        assert torch.equal(time, height)
+        assert torch.equal(time, width)
+        assert (timed.input_ids[row, real] == token).sum() == timed.video_grid_thw[row, 0]
+
+
+def test_both_ways_to_score_agree(parts, timed):
+    answers = completions(LENGTHS, seed=1)
+    ways = [
+        learn(parts.policy, timed.rows(0, 3), answers, forward_by=way)
+        for way in ("shared_prefix", "repeated")
+    ]
+    errors = worst_errors(*ways)
+    assert errors["logprobs"] <= 1e-12, errors
+    assert errors["gradient"] <= 1e-7, errors
+
+
+@pytest.mark.parametrize("engine", [SharedPrefixRollout, None])
+def test_sampler_and_trainer_agree(parts, timed, engine):
+    rollout = make_rollout() if engine is None else engine(**vars(make_rollout()))
+    preflight = Preflight(num_prompts=4, num_completions=2, max_abs_diff=1e-5, half_mean_diff=0.0)
+    difference = preflight.run(
+        policy=parts.policy, rollout=rollout, tokenizer=parts.tokenizer, prompts=timed, seed=0
+    )
+    assert difference <= 1e-5
