@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from tvg.config import rules_machine as machine
 from tvg.config import rules_parts as parts
+from tvg.config import rules_reward as reward
 from tvg.config.values import Config, Rule, number, value
 
 
@@ -157,6 +158,7 @@ RULES: tuple[Rule, ...] = (
     kl_without_reference,
     sampler_is_not_policy,
     no_reward,
+    reward.reward_cannot_be_called,
     format_reward_out_of_reach,
     parts.nothing_to_train,
     parts.frozen_part_to_be_trained,

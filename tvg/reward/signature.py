@@ -18,16 +18,16 @@ def wanted_fields(name: str, reward: Reward) -> frozenset[str]:
     """
     if not callable(reward):
         raise ValueError(f"reward {name!r} must be callable: got {type(reward).__name__}")
-    try:
-        parameters = inspect.signature(reward).parameters.values()
-    except (TypeError, ValueError) as error:  # some builtins tell none
-        raise ValueError(f"reward {name!r}: its signature cannot be read: {error}") from error
     fixed = sorted(reward.keywords.keys() & FIELDS) if isinstance(reward, functools.partial) else []
     if fixed:
         raise ValueError(
             f"reward {name!r}: {fixed[0]!r} is given by every call and cannot be fixed: "
             "rename the setting"
         )
+    try:
+        parameters = inspect.signature(reward).parameters.values()
+    except (TypeError, ValueError) as error:  # some builtins tell none
+        raise ValueError(f"reward {name!r}: its signature cannot be read: {error}") from error
     for parameter in parameters:
         _check(name, parameter)
     if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):

@@ -1,0 +1,100 @@
+"""What a reward asks for is held against what there is, before anything is loaded."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tvg.config import compose
+from tvg.config.check import find_problems
+from tvg.config.rules_reward import reward_cannot_be_called
+
+REWARDS = """
+def plain(*, texts):
+    return [0.0 for _ in texts]
+
+def asks(*, texts, frames):
+    return [0.0 for _ in texts]
+
+def has_setting(*, texts, max_chars):
+    return [0.0 for _ in texts]
+
+def counts(*, num_tokens):
+    return [0.0 for _ in num_tokens]
+
+def makes_one(max_chars):
+    return plain
+
+class Own:
+    def __init__(self, *, max_chars=3):
+        pass
+
+    def __call__(self, *, texts, **rest):
+        return [0.0 for _ in texts]
+
+class Asks:
+    def __call__(self, *, texts, frames):
+        return [0.0 for _ in texts]
+
+class NotCallable:
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def rewards(tmp_path, monkeypatch):
+    (tmp_path / "rewards_to_check.py").write_text(REWARDS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("rewards_to_check", None)
+
+
+def found(target: str, **settings):
+    node = {"_target_": f"rewards_to_check.{target}", **settings}
+    return reward_cannot_be_called({"reward": {"own": {"weight": 1.0, "reward": node}}})
+
+
+@pytest.mark.parametrize(
+    ("target", "settings"),
+    [
+        ("plain", {"_partial_": True}),
+        ("has_setting", {"_partial_": True, "max_chars": 3}),
+        ("makes_one", {"max_chars": 3}),
+        ("Own", {}),
+        ("Own", {"max_chars": 4}),
+        ("plain", {"_partial_": True, "max_chars": 3}),  # told by the check of targets
+        ("missing", {}),  # told by the check of targets
+    ],
+)
+def test_those_that_can_be_called(target, settings):
+    assert found(target, **settings) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "problem"),
+    [
+        ("plain", {}, "rewards_to_check.plain is a function: it needs _partial_: true beside it"),
+        ("has_setting", {"max_chars": 3}, "it needs _partial_: true"),
+        ("has_setting", {"_partial_": True}, "'own' needs the argument 'max_chars'"),
+        ("asks", {"_partial_": True}, "'own' needs the argument 'frames'"),
+        ("counts", {"_partial_": True, "num_tokens": 3}, "'num_tokens' is given by every call"),
+        ("Asks", {}, "'own' needs the argument 'frames'"),
+        ("NotCallable", {}, "'own' must be callable"),
+    ],
+)
+def test_those_that_cannot(target, settings, problem):
+    (line,) = found(target, **settings)
+    assert line.startswith("reward.own.reward: ")
+    assert problem in line
+
+
+@pytest.mark.parametrize("cfg", [{}, {"reward": None}, {"reward": {"iou": None}}])
+def test_no_rewards_no_problems(cfg):
+    assert reward_cannot_be_called(cfg) == []
+
+
+def test_it_is_one_of_the_rules():
+    node = "{weight:1.0,reward:{_target_:rewards_to_check.plain}}"
+    problems = find_problems(compose("train", [f"+reward.own={node}"]))
+    assert [p for p in problems if p.startswith("reward.own")] != []
