@@ -15,13 +15,13 @@ from tvg.config.nodes import at, is_section, plain
 from tvg.config.rules_machine import is_deepspeed
 from tvg.config.values import number, value
 from tvg.data.sampling import FrameSampling, max_pixels_per_frame, num_sampled_frames
-from tvg.model.activations import Precision
+from tvg.model.activations import FLOAT, Precision
 from tvg.model.estimate import Line, estimate, total, worst_phase
 from tvg.model.job import Job, Sharding, optimizer_cost
 from tvg.model.loading import DTYPES, Checkpoint
 from tvg.model.meta import meta_model
 from tvg.model.remedies import remedies
-from tvg.model.shape import ModelShape, count_parameters, shape_of
+from tvg.model.shape import ModelShape, Parameters, count_parameters, shape_of
 from tvg.training.noise import quiet_libraries
 
 GIB = 2**30
@@ -52,7 +52,9 @@ def make_job(cfg: DictConfig, *, clip_s: float | None) -> Job:
     settings = plain(cfg)
     shape, model, checkpoint = _model(cfg)
     params = count_parameters(model)
-    precision, is_autocast, has_masters = _precision(settings)
+    precision = _precision(settings)
+    has_masters = _is_cast(settings) and is_deepspeed(settings)
+    trained_bytes = _trained_bytes(settings, precision, params)
     prompt_tokens, patches = _prompt(cfg, shape, clip_s)
     group_size = int(number(settings, "objective.group_size") or 1)
     sharding = _sharding(settings)
@@ -62,12 +64,13 @@ def make_job(cfg: DictConfig, *, clip_s: float | None) -> Job:
         shape=shape,
         params=params,
         precision=precision,
-        is_autocast=is_autocast,
+        is_autocast=precision.compute < trained_bytes,
+        trained_bytes=trained_bytes,
         has_masters=has_masters,
         optimizer=optimizer_cost(
             str(optimizer["_target_"]),
             optimizer,
-            number=4 if has_masters else precision.weight,
+            number=FLOAT if has_masters else trained_bytes,
         ),
         sharding=sharding,
         gradient_copies=2 if sharding.devices > 1 and not sharding.stage and not is_view else 1,
@@ -100,16 +103,24 @@ def _model(cfg: DictConfig) -> tuple[ModelShape, Any, Checkpoint]:
     return shape_of(model.config), model, checkpoint
 
 
-def _precision(settings: Any) -> tuple[Precision, bool, bool]:
-    """(bytes, whether autocast copies weights, whether DeepSpeed keeps float32 masters)."""
-    weight = DTYPES[value(settings, "model.dtype")].itemsize
+def _is_cast(settings: Any) -> bool:
+    """Whether all weights, trained or frozen, are cast to half precision for the run."""
     wanted = str(value(settings, "trainer.precision"))
     is_half = wanted.startswith(("bf16", "16"))
-    if is_half and (is_deepspeed(settings) or wanted.endswith("-true")):
-        return Precision(weight=2, compute=2, stream=2), False, is_deepspeed(settings)
-    if is_half:
-        return Precision(weight=weight, compute=2, stream=weight), weight > 2, False
-    return Precision(weight=weight, compute=weight, stream=weight), False, False
+    return is_half and (is_deepspeed(settings) or wanted.endswith("-true"))
+
+
+def _precision(settings: Any) -> Precision:
+    weight = DTYPES[value(settings, "model.dtype")].itemsize
+    if _is_cast(settings):
+        return Precision(weight=2, compute=2, stream=2)
+    is_half = str(value(settings, "trainer.precision")).startswith(("bf16", "16"))
+    return Precision(weight=weight, compute=2 if is_half else weight, stream=weight)
+
+
+def _trained_bytes(settings: Any, precision: Precision, params: Parameters) -> int:
+    """Of one number: adapters, and what is trained beside them, are float32 over any weights."""
+    return FLOAT if params.adapters and not _is_cast(settings) else precision.weight
 
 
 def _sharding(settings: Any) -> Sharding:

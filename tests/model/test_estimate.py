@@ -49,6 +49,7 @@ def make_job(**changes) -> Job:
         "params": PARAMS,
         "precision": FULL,
         "is_autocast": False,
+        "trained_bytes": 4,
         "has_masters": False,
         "optimizer": OptimizerCost(states=8, scratch=4),
         "sharding": Sharding(),
@@ -154,7 +155,7 @@ def test_offloading_moves_to_the_cpu():
 
 def test_half_precision_under_masters_and_under_autocast():
     half = Precision(weight=2, compute=2, stream=2)
-    found = table(make_job(precision=half, has_masters=True))
+    found = table(make_job(precision=half, trained_bytes=2, has_masters=True))
     names = ("parameters, trained", "gradients", "optimizer states")
     assert sum(found[name][0] for name in names) == 16 * 1000
     found = table(make_job(precision=MIXED, is_autocast=True))

@@ -58,7 +58,7 @@ def _sum(lines: list[Line], phase: Phase) -> float:
 
 
 def _states(job: Job) -> list[Line]:
-    params, sharding, bytes_each = job.params, job.sharding, job.precision.weight
+    params, sharding = job.params, job.sharding
     is_away = sharding.offload_parameters
     share = sharding.share(3)
     policy = [
@@ -69,7 +69,10 @@ def _states(job: Job) -> list[Line]:
             host=count * bytes_each / share if is_away else 0,
             detail=f"{count / 1e9:.3f} billion of {bytes_each} bytes",
         )
-        for name, count in (("trained", params.trained), ("frozen", params.frozen))
+        for name, count, bytes_each in (
+            ("trained", params.trained, job.trained_bytes),
+            ("frozen", params.frozen, job.precision.weight),
+        )
     ]
     copies = Line(
         name="half-precision copies",
@@ -91,8 +94,7 @@ def _states(job: Job) -> list[Line]:
 
 
 def _reference(job: Job) -> Line:
-    own = job.params.trained * job.precision.weight / job.sharding.share(3)
-    own = own if job.has_reference else 0
+    own = _reference_bytes(job) / job.sharding.share(3) if job.has_reference else 0
     is_away = job.offload_reference or job.sharding.offload_parameters
     detail = "its own weights; what is frozen is the policy's"
     return Line(
@@ -104,11 +106,16 @@ def _reference(job: Job) -> Line:
     )
 
 
+def _reference_bytes(job: Job) -> int:
+    """What it holds beside the policy's frozen weights; adapters it does without."""
+    return (job.params.trained - job.params.adapters) * job.trained_bytes
+
+
 def _scoring(job: Job) -> list[Line]:
     """The reference's forward, for which an offloaded one comes to the GPU."""
     if not job.has_reference:
         return []
-    own = job.params.trained * job.precision.weight if job.offload_reference else 0
+    own = _reference_bytes(job) if job.offload_reference else 0
     work = forward_bytes(job.shape, job.row.tokens, job.precision)
     return [
         Line(name="reference's forward", phase="reference", gpu=own + work, detail="no gradients")
@@ -162,7 +169,7 @@ def _sampling(job: Job) -> list[Line]:
 
 def _learning(job: Job) -> list[Line]:
     row, params, sharding = job.row, job.params, job.sharding
-    gradients = params.trained * job.precision.weight * job.gradient_copies / sharding.share(2)
+    gradients = params.trained * job.trained_bytes * job.gradient_copies / sharding.share(2)
     is_away = sharding.offload_optimizer and sharding.stage >= 2
     found = activations(
         job.shape,

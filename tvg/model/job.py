@@ -43,6 +43,7 @@ class Job:
     params: Parameters
     precision: Precision
     is_autocast: bool  # weights are copied to half precision while a step lasts
+    trained_bytes: int  # of one trained number; adapters are float32 beside half-precision weights
     has_masters: bool  # half-precision weights with float32 ones beside them, in the optimizer
     optimizer: OptimizerCost
     sharding: Sharding

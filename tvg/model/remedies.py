@@ -90,6 +90,7 @@ def _sharded(job: Job) -> Job:
     return replace(
         job,
         precision=half if job.is_autocast else job.precision,
+        trained_bytes=half.weight if job.is_autocast else job.trained_bytes,
         is_autocast=False,
         has_masters=job.has_masters or job.is_autocast,
         sharding=replace(job.sharding, stage=max(job.sharding.stage, 2)),

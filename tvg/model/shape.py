@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tvg.model.adapters import adapter_ids
 from tvg.model.families import family_of, mergers
 from tvg.model.vision import is_trunk_frozen
 
@@ -31,6 +32,7 @@ class ModelShape:
     patch_values: int  # numbers of one patch: channels * temporal patch * patch side squared
     vision_mlp_products: int = 3  # matrices of an MLP there; 2 where it is not gated
     mergers: int = 1  # more with deepstack, each over features of its own
+    merger_hidden: int | None = None  # width of its hidden layer; None: of the patches it joins
 
     @property
     def queries(self) -> int:
@@ -62,7 +64,8 @@ class ModelShape:
     def merger_params(self) -> int:
         """Weights of the two matrix products of each merger, all together."""
         wide = self.merge * self.vision_hidden
-        return self.mergers * (wide * wide + wide * self.hidden)
+        inner = self.merger_hidden or wide
+        return self.mergers * (wide * inner + inner * self.hidden)
 
 
 def shape_of(config: Any) -> ModelShape:
@@ -85,6 +88,7 @@ def shape_of(config: Any) -> ModelShape:
         window=vision.window,
         merge=vision.merge,
         mergers=vision.mergers,
+        merger_hidden=vision.merger_hidden,
         patch_values=vision.patch_values,
     )
 
@@ -98,6 +102,7 @@ class Parameters:
     is_head_trained: bool
     is_trunk_trained: bool  # anything of the vision tower but its merger
     is_merger_trained: bool
+    adapters: int = 0  # of the trained ones: the reference has none
 
     @property
     def total(self) -> int:
@@ -109,6 +114,7 @@ def count_parameters(model: Any) -> Parameters:
 
     A model on the meta device, which holds no weights, will do.
     """
+    adapters = adapter_ids(model)
     merging = sum(_count(merger, is_trained=True) for merger in mergers(model))
     return Parameters(
         trained=_count(model, is_trained=True),
@@ -116,6 +122,7 @@ def count_parameters(model: Any) -> Parameters:
         is_head_trained=model.lm_head.weight.requires_grad,
         is_trunk_trained=not is_trunk_frozen(model),
         is_merger_trained=merging > 0,
+        adapters=sum(p.numel() for p in model.parameters() if id(p) in adapters),
     )
 
 
