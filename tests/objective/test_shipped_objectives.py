@@ -1,0 +1,93 @@
+"""What the options of conf/objective state about themselves."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tvg.config import CONF_DIR, build, compose
+
+OBJECTIVES = sorted(
+    path.stem
+    for path in (CONF_DIR / "objective").glob("*.yaml")
+    if "_policy_gradient" in path.read_text() and not path.stem.startswith("_")
+)
+LENGTHS = torch.tensor([5, 2, 3, 5])
+MASK = (torch.arange(5) < LENGTHS[:, None]).long()
+FINISHED = LENGTHS < 5
+ADVANTAGES = torch.tensor([1.0, -0.5, 0.25, -1.0], dtype=torch.float64)
+
+
+@cache
+def objective(name: str) -> Any:
+    return compose("train", [f"objective={name}", "rollout.max_new_tokens=9"]).cfg.objective
+
+
+def gradient(name: str, *, moved: float = 0.0) -> Tensor:
+    """Of the loss by the log-probs, whose ratio to the old ones is exp(moved) in turns."""
+    loss = build(objective(name).loss)
+    logprobs = torch.full((4, 5), -1.0, dtype=torch.float64, requires_grad=True)
+    turns = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0], dtype=torch.float64) * moved
+    mask = loss.loss_mask(MASK, FINISHED)
+    loss(
+        logprobs=logprobs,
+        old_logprobs=logprobs.detach() - turns,
+        ref_logprobs=None,
+        sampler_logprobs=None,
+        policy_old_logprobs=None,
+        entropy=torch.zeros(4, 5),
+        advantages=ADVANTAGES,
+        loss_mask=mask,
+        denominator=loss.denominator(mask),
+        num_tokens=mask.sum(),
+    ).loss.backward()
+    assert logprobs.grad is not None
+    return logprobs.grad
+
+
+DENOMINATORS = {  # of two finished completions with 2 and 3 tokens, and two cut ones with 5
+    "grpo": 4,
+    "grpo_token_mean": 15,
+    "dr_grpo": 4 * 9,
+    "dapo": 5,
+    "gspo": 4,
+    "cispo": 15,
+    "bnpo": 15,
+}
+
+
+def test_each_objective_is_known_here() -> None:
+    assert set(OBJECTIVES) == set(DENOMINATORS)
+
+
+@pytest.mark.parametrize("name", DENOMINATORS)
+def test_the_denominator_that_the_file_states(name: str) -> None:
+    assert "ivided by" in (CONF_DIR / "objective" / f"{name}.yaml").read_text()
+    loss = build(objective(name).loss)
+    assert loss.denominator(loss.loss_mask(MASK, FINISHED)) == DENOMINATORS[name]
+    # Where each rollout is used once, the gradient is -A over that (and over the completion's own
+    # length for a mean of means).
+    own = LENGTHS[:, None] if loss.reduction == "sequence_mean" else 1
+    expected = -ADVANTAGES[:, None] * loss.loss_mask(MASK, FINISHED) / own / DENOMINATORS[name]
+    torch.testing.assert_close(gradient(name), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "twin"), [("gspo", "grpo"), ("cispo", "grpo_token_mean")])
+def test_what_is_another_objective_for_one_update_a_rollout(name: str, twin: str) -> None:
+    torch.testing.assert_close(gradient(name), gradient(twin), rtol=0, atol=1e-12)
+    assert (gradient(name, moved=0.5) - gradient(twin, moved=0.5)).abs().max() > 1e-3
+
+
+def test_bnpo_is_the_token_mean() -> None:
+    ours, twin = gradient("bnpo", moved=0.5), gradient("grpo_token_mean", moved=0.5)
+    torch.testing.assert_close(ours, twin, rtol=0, atol=0)
+
+
+def test_scales_of_advantages() -> None:
+    rewards = torch.tensor([1.0, 2.0, 3.0])
+    for name in DENOMINATORS:
+        found = build(objective(name).advantage)(rewards, group_size=3)
+        scale = 1 if name == "dr_grpo" else 1 + 1e-4
+        torch.testing.assert_close(found, torch.tensor([-1.0, 0.0, 1.0]) / scale)
