@@ -74,6 +74,25 @@ class TimedSteps:
         return "".join(time + run for time in times)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NumberedFrames:
+    """Each frame an image behind its number, "Frame1: " (InternVL's own prompts).
+
+    Attributes:
+        text: its time's text behind the number, with one field `time_s`; None: no time.
+    """
+
+    text: str | None
+    mark: str = "<video>"
+    placeholder: str = "<IMG_CONTEXT>"
+
+    def __call__(self, *, num_steps: int, tokens_per_step: int, step_times_s: StepTimes) -> str:
+        assert len(step_times_s) == num_steps
+        image = f"<img>{self.placeholder * tokens_per_step}</img>"
+        times = [(self.text or "").format(time_s=first_time(times)) for times in step_times_s]
+        return "\n".join(f"Frame{n}: {time}{image}" for n, time in enumerate(times, start=1))
+
+
 def first_time(times_s: Sequence[float]) -> float:
     """When a step's first frame was taken: where the step begins."""
     return times_s[0]
@@ -94,8 +113,16 @@ def qwen3(frame_times: str | None) -> ClipText:
     return TimedSteps(text=frame_times or "<{time_s:.1f} seconds>", time_of=middle_time)
 
 
+def internvl(frame_times: str | None) -> ClipText:
+    """InternVL: numbered frames, and their times where the prompt asks for them."""
+    return NumberedFrames(text=frame_times)
+
+
 # Class of the checkpoint's processor -> what stands for a clip, given `prompt.frame_times`.
-CLIP_TEXTS: Mapping[str, Callable[[str | None], ClipText]] = {"Qwen3VLProcessor": qwen3}
+CLIP_TEXTS: Mapping[str, Callable[[str | None], ClipText]] = {
+    "Qwen3VLProcessor": qwen3,
+    "InternVLProcessor": internvl,
+}
 
 
 def clip_text_of(processor: Any, frame_times: str | None) -> ClipText:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from tvg.data.clip_text import ClipText, clip_text_of
 from tvg.data.dataset import LeftOut, Sample
+from tvg.data.patches import clip_patches, patching_of
 from tvg.task.grounding import GroundingTask
 from tvg.types import EncodedClip, PromptBatch, VideoClip
-
-CAP = "cap_pixels_per_frame"
 
 
 class PromptCollator:
@@ -106,12 +105,12 @@ class PromptCollator:
 
     def _text_of_clip(self, sample: Sample, grid_thw: Tensor) -> str:
         """What stands for one clip, given its grid int64 [3] in patches."""
-        processor = self.processor.video_processor
+        patching = patching_of(self.processor)
         num_steps, height, width = grid_thw.tolist()
         return self.clip_text(
             num_steps=num_steps,
-            tokens_per_step=height * width // processor.merge_size**2,
-            step_times_s=step_times(sample.clip.frame_times_s, processor.temporal_patch_size),
+            tokens_per_step=height * width // patching.merge**2,
+            step_times_s=step_times(sample.clip.frame_times_s, patching.num_frames),
         )
 
     def _vision(self, samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor | None, Tensor]:
@@ -124,33 +123,6 @@ class PromptCollator:
         assert len(encoded) == len(samples), "frames and features in one batch"
         features = torch.cat([clip.features for clip in encoded])
         return None, features, torch.stack([clip.grid_thw for clip in encoded])
-
-
-def clip_patches(clips: Sequence[VideoClip], processor: Any) -> tuple[Tensor, Tensor]:
-    """Normalised patches of all clips and the grid of each, int64 [clips, 3].
-
-    Raises:
-        ValueError: frames were sampled for tokens of another size than the model's.
-    """
-    video_processor = processor.video_processor
-    side = video_processor.patch_size * video_processor.merge_size
-    for height, width in {tuple(clip.frames.shape[-2:]) for clip in clips}:
-        if height % side or width % side:
-            raise ValueError(
-                f"data.loader.sampling.resize_factor: a token of this model is {side} pixels wide, "
-                f"and frames of {width} x {height} are no multiple of it (Qwen3-VL: "
-                "data/loader=qwen3, or one_token_32)"
-            )
-    # Frames come in their final size; transformers >= 5.19 warns where this is not said.
-    cap = {CAP: True} if hasattr(video_processor, CAP) else {}
-    out = video_processor(
-        videos=[_even_frames(clip.frames, video_processor.temporal_patch_size) for clip in clips],
-        do_resize=False,
-        do_sample_frames=False,
-        return_tensors="pt",
-        **cap,
-    )
-    return out["pixel_values_videos"], out["video_grid_thw"]
 
 
 def _problems(items: Sequence[Sample | LeftOut]) -> list[str]:
@@ -193,11 +165,6 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, *, side: str) -> tuple[
         ids[i, where] = torch.tensor(row, dtype=torch.int64)
         mask[i, where] = 1
     return ids, mask
-
-
-def _even_frames(frames: Tensor, multiple: int) -> Tensor:
-    missing = -frames.shape[0] % multiple
-    return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
 
 
 def _float64(values: Any) -> Tensor:

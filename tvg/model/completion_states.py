@@ -40,7 +40,7 @@ def repeated(
     states: Tensor = policy.model.model.language_model(
         inputs_embeds=torch.cat([embedded.embeds, completion_embeds], dim=1),
         attention_mask=torch.cat([copies.attention_mask, completion_mask], dim=1),
-        position_ids=torch.cat([positions, behind], dim=-1),
+        position_ids=policy.language_positions(torch.cat([positions, behind], dim=-1)),
         use_cache=False,
         **embedded.options(torch.cat([embedded.is_video, no_video], dim=1)),
     ).last_hidden_state
@@ -71,7 +71,7 @@ def shared_prefix(
     states: Tensor = policy.model.model.language_model(
         inputs_embeds=flat_embeds.unsqueeze(0),
         attention_mask=no_mask(policy.model),
-        position_ids=flat_positions.unsqueeze(1),
+        position_ids=policy.language_positions(flat_positions.unsqueeze(1)),
         use_cache=False,
         packed_row=row,
         **embedded.options(flat_video.unsqueeze(0)),

@@ -65,6 +65,10 @@ class Policy(nn.Module):
         config = self.model.config
         return family_of(config).position_ids(config, prompts)
 
+    def language_positions(self, positions: Tensor) -> Tensor:
+        """Positions [3, rows, tokens] as the model's language model takes them."""
+        return family_of(self.model.config).language_positions(positions)
+
     def encode_clips(self, prompts: PromptBatch) -> PromptBatch:
         """The same prompts with the features of a frozen vision trunk in the place of pixels.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tvg.model.families import VideoTokens, family_of, mergers, tower
 
-TRUNK = "visual."
+TRUNKS = ("visual.", "vision_tower.")
 MERGERS = ("visual.merger.", "visual.deepstack_merger_list.")
 
 
@@ -62,18 +62,19 @@ def trunk_fingerprint(folder: Path) -> str:
     digest.update(json.dumps(config.get("vision_config"), sort_keys=True).encode())
     found = False
     for name, file in sorted(_tensor_files(folder).items()):
-        if TRUNK in name and not any(merger in name for merger in MERGERS):
+        trunk = next((trunk for trunk in TRUNKS if trunk in name), None)
+        if trunk is not None and not any(merger in name for merger in MERGERS):
             found = True
             with safe_open(file, framework="pt") as tensors:
                 value = tensors.get_tensor(name)
             digest.update(
-                f"{name.rpartition(TRUNK)[2]} {tuple(value.shape)} {value.dtype}".encode()
+                f"{name.rpartition(trunk)[2]} {tuple(value.shape)} {value.dtype}".encode()
             )
             digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
     if not found:
         raise ValueError(
             f"model.path: {folder}: expected safetensors files with a vision tower "
-            f"(tensors named {TRUNK}*), found none"
+            f"(tensors named {' or '.join(TRUNKS)}*), found none"
         )
     return digest.hexdigest()
 

@@ -32,7 +32,7 @@ class HFRollout(Rollout):
             ids = policy.model.generate(
                 inputs_embeds=embedded.embeds,
                 attention_mask=copies.attention_mask,
-                position_ids=policy.position_ids(copies),
+                position_ids=policy.language_positions(policy.position_ids(copies)),
                 generation_config=config,
                 logits_processor=LogitsProcessorList([drawer]),
             )

@@ -63,7 +63,9 @@ def _prefill(policy: Policy, prompts: PromptBatch) -> tuple[Tensor, Prefill]:
     states: Tensor = policy.model.model.language_model(
         inputs_embeds=embedded.embeds[is_real].unsqueeze(0),
         attention_mask=no_mask(policy.model),
-        position_ids=policy.position_ids(prompts)[:, is_real].unsqueeze(1),
+        position_ids=policy.language_positions(
+            policy.position_ids(prompts)[:, is_real].unsqueeze(1)
+        ),
         use_cache=False,
         packed_row=prefill,
         **embedded.options(embedded.is_video[is_real].unsqueeze(0)),
@@ -76,7 +78,7 @@ def _decode(policy: Policy, ids: Tensor, positions: Tensor, cache: Decoding) -> 
     states: Tensor = policy.model.model.language_model(
         inputs_embeds=policy.model.get_input_embeddings()(ids).unsqueeze(0),
         attention_mask=no_mask(policy.model),
-        position_ids=positions.unsqueeze(1),
+        position_ids=policy.language_positions(positions.unsqueeze(1)),
         use_cache=False,
         packed_row=cache,
     ).last_hidden_state

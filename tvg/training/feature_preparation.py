@@ -13,8 +13,8 @@ from tqdm import tqdm
 from tvg.data.cache.features import FeatureCache
 from tvg.data.cache.store import CorruptEntry
 from tvg.data.clip import ClipLoader
-from tvg.data.collate import clip_patches
 from tvg.data.decode import VideoError, VideoInfo
+from tvg.data.patches import clip_patches
 from tvg.data.preparation import ClipRequest, Prepared, loader_with_limit, locked
 from tvg.data.preparation_pool import Failure, attempt
 from tvg.model.families import family_of
@@ -87,7 +87,8 @@ def missing_feature_bytes(
         config: of the model.
     """
     vision = config.vision_config
-    values = family_of(config).feature_width(vision)  # of a patch
+    family = family_of(config)
+    values = family.feature_width(vision)  # of a patch
     total = 0
     for request in requests:
         info = infos.get(request.path)
@@ -99,7 +100,7 @@ def missing_feature_bytes(
             )
         except ValueError:  # damaged, unreadable, or without the window: told when it is loaded
             continue
-        patches = -(-num // vision.temporal_patch_size) * height * width // vision.patch_size**2
+        patches = family.num_patches(vision, num, height, width)
         total += patches * values * 2 + 1024
     return total
 

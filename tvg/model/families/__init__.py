@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from tvg.model.families.base import Family, VideoTokens, VisionSizes
+from tvg.model.families.internvl import InternVL
 from tvg.model.families.qwen2_5_vl import Qwen2_5VL
 from tvg.model.families.qwen2_vl import Qwen2VL
 from tvg.model.families.qwen3_vl import Qwen3VL
@@ -21,6 +22,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": Qwen2VL(),
     "qwen2_5_vl": Qwen2_5VL(),
     "qwen3_vl": Qwen3VL(),
+    "internvl": InternVL(),
 }
 
 

@@ -32,6 +32,7 @@ class VisionSizes:
     window: int  # side of a window, in patches; 1 where no layer has windows
     merge: int  # patches that become one token
     mergers: int  # how many project patches into the language model
+    merger_hidden: int  # width of the hidden layer of each
     patch_values: int  # numbers of one patch: channels * temporal patch * patch side squared
 
 
@@ -82,6 +83,10 @@ class Family(ABC):
     def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
         """Rotary positions of prompts (time, height, width), int64 [3, B, P]."""
 
+    def language_positions(self, positions: Tensor) -> Tensor:
+        """Positions [3, rows, tokens] as the language model takes them."""
+        return positions
+
     @abstractmethod
     def is_video(self, config: Any, input_ids: Tensor) -> Tensor:
         """Which tokens are placeholders of video tokens: bool, the shape of `input_ids`."""
@@ -89,6 +94,10 @@ class Family(ABC):
     @abstractmethod
     def feature_width(self, vision_config: Any) -> int:
         """F: how many numbers `encode_trunk` gives of a patch."""
+
+    @abstractmethod
+    def num_patches(self, vision_config: Any, num_frames: int, height: int, width: int) -> int:
+        """Patches of a clip of so many frames, height and width in pixels."""
 
     @abstractmethod
     def vision_sizes(self, config: Any) -> VisionSizes:

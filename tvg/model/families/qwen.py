@@ -47,6 +47,10 @@ class QwenVL(Family):
     def is_video(self, config: Any, input_ids: Tensor) -> Tensor:
         return input_ids == config.video_token_id
 
+    def num_patches(self, vision_config: Any, num_frames: int, height: int, width: int) -> int:
+        steps = -(-num_frames // vision_config.temporal_patch_size)
+        return int(steps * height * width // vision_config.patch_size**2)
+
     def feature_width(self, vision_config: Any) -> int:
         return int(vision_config.hidden_size)
 

@@ -61,6 +61,7 @@ class Qwen2_5VL(QwenVL):  # noqa: N801  (the name of the model)
             * vision.spatial_merge_size,
             merge=vision.spatial_merge_size**2,
             mergers=1,
+            merger_hidden=vision.spatial_merge_size**2 * vision.hidden_size,
             patch_values=patch_values(vision),
         )
 

@@ -51,5 +51,6 @@ class Qwen2VL(QwenVL):
             window=1,
             merge=vision.spatial_merge_size**2,
             mergers=1,
+            merger_hidden=vision.spatial_merge_size**2 * vision.embed_dim,
             patch_values=patch_values(vision),
         )

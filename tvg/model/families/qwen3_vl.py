@@ -87,6 +87,7 @@ class Qwen3VL(QwenVL):
             window=1,
             merge=vision.spatial_merge_size**2,
             mergers=1 + len(vision.deepstack_visual_indexes),
+            merger_hidden=vision.spatial_merge_size**2 * vision.hidden_size,
             patch_values=patch_values(vision),
         )
 

@@ -1,0 +1,122 @@
+"""Frames as a vision tower is given them: normalised, cut into patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tvg.types import VideoClip
+
+CAP = "cap_pixels_per_frame"
+
+
+class Patching(Protocol):
+    """How clips become patches; those of a token, neighbours in a frame, stand together."""
+
+    @property
+    def merge(self) -> int:
+        """Patches that become one token, along each side."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a patch."""
+
+    @property
+    def token_side(self) -> int:
+        """Pixels of a token's side."""
+
+    def __call__(self, clips: Sequence[VideoClip]) -> tuple[Tensor, Tensor]:
+        """Patches of all clips, [patches, values of one], and their grids, int64 [clips, 3]."""
+
+
+@dataclass(frozen=True)
+class GridPatches:
+    """Qwen-VL's: its video processor cuts them, two frames a patch."""
+
+    video_processor: Any
+
+    @property
+    def merge(self) -> int:
+        return int(self.video_processor.merge_size)
+
+    @property
+    def num_frames(self) -> int:
+        return int(self.video_processor.temporal_patch_size)
+
+    @property
+    def token_side(self) -> int:
+        return int(self.video_processor.patch_size * self.video_processor.merge_size)
+
+    def __call__(self, clips: Sequence[VideoClip]) -> tuple[Tensor, Tensor]:
+        # Frames come in their final size; transformers >= 5.19 warns where this is not said.
+        cap = {CAP: True} if hasattr(self.video_processor, CAP) else {}
+        out = self.video_processor(
+            videos=[_even_frames(clip.frames, self.num_frames) for clip in clips],
+            do_resize=False,
+            do_sample_frames=False,
+            return_tensors="pt",
+            **cap,
+        )
+        return out["pixel_values_videos"], out["video_grid_thw"]
+
+
+@dataclass(frozen=True)
+class FramePatches:
+    """InternVL's: every frame is an image; its processor normalises, patches of 14 are cut here."""
+
+    video_processor: Any
+    merge: int = 2
+    num_frames: int = 1
+    token_side: int = 28
+
+    def __call__(self, clips: Sequence[VideoClip]) -> tuple[Tensor, Tensor]:
+        cut = [self._cut(clip) for clip in clips]
+        patches = torch.cat([patches for patches, _ in cut])
+        return patches, torch.tensor([grid for _, grid in cut], dtype=torch.int64)
+
+    def _cut(self, clip: VideoClip) -> tuple[Tensor, tuple[int, int, int]]:
+        (pixels,) = self.video_processor(
+            videos=[clip.frames], do_resize=False, do_sample_frames=False, return_tensors="pt"
+        )["pixel_values_videos"]
+        side = self.token_side // self.merge
+        num_frames, channels, height, width = pixels.shape
+        rows, columns = height // self.token_side, width // self.token_side
+        split = pixels.view(num_frames, channels, rows, self.merge, side, columns, self.merge, side)
+        patches = split.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, channels * side**2)
+        return patches, (num_frames, rows * self.merge, columns * self.merge)
+
+
+# Class of the checkpoint's processor -> how it cuts.
+PATCHINGS: Mapping[str, Callable[[Any], Patching]] = {"InternVLProcessor": FramePatches}
+
+
+def patching_of(processor: Any) -> Patching:
+    """How clips become patches for the family that the processor is of."""
+    return PATCHINGS.get(type(processor).__name__, GridPatches)(processor.video_processor)
+
+
+def clip_patches(clips: Sequence[VideoClip], processor: Any) -> tuple[Tensor, Tensor]:
+    """Normalised patches of all clips and the grid of each, int64 [clips, 3].
+
+    Raises:
+        ValueError: frames were sampled for tokens of another size than the model's.
+    """
+    patching = patching_of(processor)
+    side = patching.token_side
+    for height, width in {tuple(clip.frames.shape[-2:]) for clip in clips}:
+        if height % side or width % side:
+            raise ValueError(
+                f"data.loader.sampling.resize_factor: a token of this model is {side} pixels wide, "
+                f"and frames of {width} x {height} are no multiple of it (Qwen3-VL: "
+                "data/loader=qwen3, or one_token_32)"
+            )
+    return patching(clips)
+
+
+def _even_frames(frames: Tensor, multiple: int) -> Tensor:
+    missing = -frames.shape[0] % multiple
+    return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
