@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -250,3 +252,52 @@ def test_prompts_ask_for_what_they_take(name):
     if task.prefill is not None:
         assert task.prefill.endswith("\n")  # "<" opens a tag by itself
         assert not task.think
+
+
+# -- experiments/paper/README.md ------------------------------------------------------------------
+
+
+def commands_of_the_papers() -> list[tuple[str, list[str]]]:
+    """(command, words) of every command in the tables; of a sweep, its first run."""
+    text = (CONF_DIR.parent / "experiments" / "paper" / "README.md").read_text(encoding="utf-8")
+    short = dict(re.findall(r"`(\$\w+)` is\s+`([^`]+)`", text))
+    assert sorted(short) == ["$BASE", "$E"]
+    found = []
+    for span in re.findall(r"`tvg-([^`]+)`", text):
+        for name, meaning in short.items():
+            span = re.sub(rf"\{name}\b", meaning, span)
+        command, *words = shlex.split(span)
+        if words:
+            is_sweep = words[0] == "-m"
+            words = [w.partition(",")[0] for w in words[1:]] if is_sweep else words
+            found.append((command, words))
+    return found
+
+
+def cut(word: str) -> tuple[str, str, str]:
+    return word.partition("=")
+
+
+def test_the_papers_commands_name_what_there_is():
+    commands = commands_of_the_papers()
+    assert len(commands) > 40
+    words = {word for _, found in commands for word in found}
+    assert not any("$" in word for word in words)
+    for word in words:
+        group, _, option = cut(word)
+        if group in ("experiment", "model", "data", "prompt", "data/loader", "data/selection"):
+            assert (CONF_DIR / group / f"{option}.yaml").is_file(), word
+    assert {w.removeprefix("experiment=") for w in words if w.startswith("experiment=")} == {
+        *RECIPES
+    }
+
+
+@pytest.mark.slow
+def test_the_papers_commands_are_understood():
+    fixed = {"model.path": "x", "run_dir": "y"}  # commands that differ by these alone are one
+    tried = {
+        (command, *(f"{key}={fixed.get(key, value)}" for key, _, value in map(cut, words)))
+        for command, words in commands_of_the_papers()
+    }
+    for command, *words in tried:
+        assert find_problems(compose(command, words)) == [], (command, words)
