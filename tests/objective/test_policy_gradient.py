@@ -1,39 +1,11 @@
-"""The objective where the policy has moved away from the sampler: by hand, in parts, and moved."""
+"""The objective by hand, where the policy has moved away from the sampler."""
 
 import logging
 import math
 
 import pytest
 import torch
-from objectives import make_objective
-
-from tvg.core.advantage import group_advantages
-from tvg.core.surrogate import cispo
-
-RATIOS = torch.tensor([[1.5, 0.5], [1.5, 1.0], [0.5, 1.1]], dtype=torch.float64)
-ADVANTAGES = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
-MASK = torch.tensor([[1, 1], [1, 0], [1, 1]])
-FINISHED = torch.tensor([True, True, False])
-ZEROS = torch.zeros(3, 2, dtype=torch.float64)
-REFERENCE = torch.tensor([[1.5, 1.0], [3.0, 7.0], [0.5, 1.1]], dtype=torch.float64).log()
-
-
-def step(rows=slice(None), *, logprobs=None, **changes):
-    objective = make_objective(**{"max_tokens": 4, **changes})
-    mask = objective.loss_mask(MASK, FINISHED)
-    return objective(
-        logprobs=(RATIOS.log() if logprobs is None else logprobs)[rows],
-        old_logprobs=ZEROS[rows],
-        ref_logprobs=REFERENCE[rows] if objective.needs_reference else None,
-        sampler_logprobs=-REFERENCE[rows],
-        policy_old_logprobs=None,
-        entropy=RATIOS[rows] + 2,
-        advantages=ADVANTAGES[rows],
-        loss_mask=mask[rows],
-        denominator=objective.denominator(mask),
-        num_tokens=mask.sum(),
-    )
-
+from objectives import ADVANTAGES, FINISHED, MASK, RATIOS, REFERENCE, ZEROS, make_objective, step
 
 # Row 1: min(1.5, 1.2) and 0.5. Row 2: 1.5 (a bad token made likelier is not clipped).
 # Row 3: max(0.5, 0.8) = 0.8 and 1.1. Five tokens in three completions of at most four.
@@ -152,129 +124,6 @@ def test_truncated_completions_carry_no_loss_but_their_place_counts():
         )
         assert out.loss == 0
         assert torch.autograd.grad(out.loss, [logprobs])[0].eq(0).all()
-
-
-EVERYTHING = {
-    "kl_coef": 0.1,
-    "entropy_coef": 0.1,
-    "sampler_ratio_cap": 2.0,
-    "mask_truncated": True,
-}
-VARIANTS = [
-    {},
-    {"reduction": "sequence_mean", "kl_coef": 0.1},
-    {"reduction": "max_tokens", "entropy_coef": 0.1},
-    {"ratio_level": "sequence", "reduction": "sequence_mean"},
-    {"surrogate": cispo, "clip_low": 1.0},
-    EVERYTHING,
-    {**EVERYTHING, "surrogate": cispo, "ratio_level": "sequence", "reduction": "max_tokens"},
-]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_parts_of_a_step_add_up_in_loss_gradient_and_every_metric(variant):
-    def gradient(parts):
-        logprobs = RATIOS.log().requires_grad_()
-        outs = [step(part, logprobs=logprobs, **variant) for part in parts]
-        sum(out.loss for out in outs).backward()
-        return outs, logprobs.grad
-
-    (whole,), expected = gradient([slice(0, 3)])
-    for parts in ([slice(0, 1), slice(1, 3)], [slice(n, n + 1) for n in range(3)]):
-        outs, found = gradient(parts)
-        total = sum(o.loss.item() for o in outs)
-        assert whole.loss.item() == pytest.approx(total, rel=1e-12)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
-        for name, value in whole.metrics.items():
-            total = sum(float(o.metrics[name]) for o in outs)
-            assert float(value) == pytest.approx(total), name
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_step_of_every_completion_twice_is_the_same_step(variant):
-    objective = make_objective(**{"max_tokens": 4, **variant})
-    settings = {
-        "logprobs": RATIOS.log(),
-        "old_logprobs": ZEROS,
-        "ref_logprobs": REFERENCE if objective.needs_reference else None,
-        "sampler_logprobs": -REFERENCE,
-        "entropy": RATIOS,
-        "advantages": ADVANTAGES,
-        "loss_mask": objective.loss_mask(MASK, FINISHED),
-    }
-
-    def loss_of(given):
-        mask = given["loss_mask"]
-        whole = {"denominator": objective.denominator(mask), "num_tokens": mask.sum()}
-        return objective(policy_old_logprobs=None, **given, **whole).loss
-
-    twice = {k: None if v is None else torch.cat([v, v]) for k, v in settings.items()}
-    torch.testing.assert_close(loss_of(twice), loss_of(settings), rtol=1e-12, atol=0)
-
-
-def test_neither_shifted_rewards_nor_the_order_within_a_group_change_the_loss():
-    generator = torch.Generator().manual_seed(0)
-    logprobs, old = -torch.rand(2, 8, 5, generator=generator, dtype=torch.float64)
-    rewards = torch.rand(8, generator=generator, dtype=torch.float64)
-    objective = make_objective(reduction="sequence_mean")
-    mask = torch.ones(8, 5)
-
-    def loss_of(rewards, order):
-        advantages = group_advantages(
-            rewards[order], group_size=4, baseline="group_mean", scale="group_std", eps=1e-4
-        )
-        return objective(
-            logprobs=logprobs[order],
-            old_logprobs=old[order],
-            ref_logprobs=None,
-            sampler_logprobs=None,
-            policy_old_logprobs=None,
-            entropy=old,
-            advantages=advantages,
-            loss_mask=mask,
-            denominator=objective.denominator(mask),
-            num_tokens=mask.sum(),
-        ).loss
-
-    as_drawn = torch.arange(8)
-    expected = loss_of(rewards, as_drawn)
-    shifted = rewards + torch.tensor([3.0, -1.0]).repeat_interleave(4)
-    torch.testing.assert_close(loss_of(shifted, as_drawn), expected, rtol=0, atol=1e-12)
-    permuted = torch.tensor([2, 0, 3, 1, 7, 6, 4, 5])
-    torch.testing.assert_close(loss_of(rewards, permuted), expected, rtol=0, atol=1e-12)
-    mixed = torch.tensor([4, 0, 3, 1, 7, 6, 2, 5])  # across groups it does
-    assert (loss_of(rewards, mixed) - expected).abs() > 1e-3
-
-
-@pytest.mark.parametrize("ratio_level", ["token", "sequence"])
-@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "max_tokens"])
-def test_gradients_in_float64(ratio_level, reduction):
-    generator = torch.Generator().manual_seed(2)
-    moved = 0.4 * torch.randn(2, 3, 2, generator=generator, dtype=torch.float64)
-    logits = moved[0].clone().requires_grad_()
-
-    def loss(values):
-        objective = make_objective(
-            ratio_level=ratio_level,
-            reduction=reduction,
-            kl_coef=0.1,
-            entropy_coef=0.1,
-            sampler_ratio_cap=2.0,
-        )
-        return objective(
-            logprobs=torch.nn.functional.logsigmoid(values),
-            old_logprobs=torch.nn.functional.logsigmoid(moved[1]),
-            ref_logprobs=REFERENCE - 1,
-            sampler_logprobs=-REFERENCE,
-            policy_old_logprobs=None,
-            entropy=torch.sigmoid(values).square(),
-            advantages=ADVANTAGES,
-            loss_mask=MASK,
-            denominator=objective.denominator(MASK),
-            num_tokens=MASK.sum(),
-        ).loss
-
-    torch.autograd.gradcheck(loss, [logits], eps=1e-6, atol=1e-8)
 
 
 def test_entropy_keeps_its_gradient_only_where_it_is_paid():
