@@ -112,7 +112,7 @@ def clip_patches(clips: Sequence[VideoClip], processor: Any) -> tuple[Tensor, Te
             raise ValueError(
                 f"data.loader.sampling.resize_factor: a token of this model is {side} pixels wide, "
                 f"and frames of {width} x {height} are no multiple of it (Qwen3-VL: "
-                "data/loader=qwen3, or one_token_32)"
+                "data/loader=qwen3, InternVL: data/loader=internvl)"
             )
     return patching(clips)
 

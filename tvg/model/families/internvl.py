@@ -28,11 +28,12 @@ class InternVL(Family):
         config = model.config
         found = {
             "vision_config.patch_size": list(config.vision_config.patch_size),
+            "vision_config.hidden_dropout_prob": config.vision_config.hidden_dropout_prob,
             "downsample_ratio": config.downsample_ratio,
             "vision_feature_layer": config.vision_feature_layer,
             "vision_feature_select_strategy": config.vision_feature_select_strategy,
         }
-        expected = dict(zip(found, ([PATCH] * 2, 1 / MERGE, -1, "default"), strict=True))
+        expected = dict(zip(found, ([PATCH] * 2, 0, 1 / MERGE, -1, "default"), strict=True))
         if found != expected:
             raise ValueError(f"model.path: an InternVL of {expected} is supported, got {found}")
 
