@@ -132,6 +132,8 @@ def test_peft_loads_the_adapters_on_the_model_they_were_trained_on(
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 8, "LORA")
     assert config["base_model_name_or_path"] == str(tiny_checkpoint)
+    assert len(config["target_modules"]) == 7 * len(parts.policy.model.model.language_model.layers)
+    assert config["target_modules"] == sorted(config["target_modules"])
     assert all("lora_" in n for n in load_file(folder / "adapter" / "adapter_model.safetensors"))
     base = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_checkpoint)
     loaded = PeftModel.from_pretrained(base, folder / "adapter").base_model.model
@@ -139,6 +141,37 @@ def test_peft_loads_the_adapters_on_the_model_they_were_trained_on(
     theirs = loaded.state_dict()
     assert set(mine) == set(theirs)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"full_parts": ["merger"]},
+        {"full_parts": ["vision", "merger"]},
+        {"parts": ["vision", "merger", "language"], "target_modules": "all-linear"},
+        {"parts": ["merger"], "target_modules": ["mlp.0"], "full_parts": ["vision"]},
+    ],
+    ids=["merger", "tower", "everywhere", "merger_adapted"],
+)
+def test_peft_and_the_merged_export_agree_whatever_is_trained(
+    tiny_checkpoint, tiny_world, tmp_path, changes
+):
+    made = make_lora_parts(tiny_checkpoint, tiny_world, **changes)
+    adapt(made.policy)
+    with torch.no_grad():
+        for name, parameter in made.policy.named_parameters():
+            if parameter.requires_grad and ".lora_" not in name:
+                parameter.mul_(1.5)
+    expected = score(made.policy, made.batch(2))
+    folder = export_checkpoint(made.policy, made.processor, tmp_path / "export", notes={})
+    base = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    theirs = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().state_dict()
+    ours = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=1e-6)
+    drop_adapters(made.policy)
+    made.policy.model.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(score(made.policy, made.batch(2)), expected, rtol=0, atol=2e-5)
 
 
 def test_sampling_is_from_the_adapted_model(parts):

@@ -224,12 +224,19 @@ def save_adapter(model: Any, folder: Path) -> None:
     Parts that were trained in full are in it, too, as peft's `modules_to_save`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    full = {
+        name: module
+        for name, module in model.named_modules()
+        if LORA not in name and any(p.requires_grad for p in module.parameters(recurse=False))
+    }
     config = copy(model.peft_config[ADAPTER_NAME])
     config.inference_mode = True
     config.base_model_name_or_path = model.name_or_path
+    config.target_modules = sorted(_layers(model))  # peft's own shortened list has no fixed order
+    config.modules_to_save = list(full) or None
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
-    tensors = {
-        f"base_model.model.{name}": value.cpu().contiguous() for name, value in state.items()
-    }
+    for name, module in full.items():
+        state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    tensors = {f"base_model.model.{name}": v.cpu().contiguous() for name, v in state.items()}
     config.save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
