@@ -13,6 +13,7 @@ import torch
 from completions import LENGTHS, completions, learn, worst_errors
 from family_oracles import ORACLES, Oracle
 from parts import Parts, make_parts, make_rollout
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from tvg.data.sampling import FrameSampling
@@ -20,7 +21,7 @@ from tvg.model.families import FAMILIES, family_of, mergers
 from tvg.model.freezing import freeze_parts
 from tvg.model.loading import export_checkpoint
 from tvg.model.shape import count_parameters, shape_of
-from tvg.model.vision import encode_trunk, merge_features
+from tvg.model.vision import encode_trunk, merge_features, trunk_fingerprint
 from tvg.rollout.shared_prefix import SharedPrefixRollout
 from tvg.training.preflight import Preflight
 from tvg.types import PromptBatch
@@ -293,3 +294,24 @@ def test_an_export_loads_with_transformers_alone(made, tmp_path):
     for name, value in made.plain.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
     assert type(AutoProcessor.from_pretrained(folder)) is type(made.parts.processor)
+
+
+def test_a_trunks_fingerprint_is_of_the_trunk_alone(made, tmp_path):
+    """By the names that a checkpoint is saved under, whatever the module tree."""
+    folder = export_checkpoint(made.policy, made.parts.processor, tmp_path / "export", notes={})
+    weights = load_file(folder / "model.safetensors")
+    before = trunk_fingerprint(folder)
+    merging = {p.data_ptr() for m in mergers(made.policy.model) for p in m.parameters()}
+    model = made.policy.model
+    parts = [family_of(model.config).tower(model), *mergers(model)]
+    values = list({p.data_ptr(): p for part in parts for p in part.parameters()}.items())
+    for pointer, value in values[:: max(1, len(values) // 12)]:
+        names = [
+            name
+            for name, saved in weights.items()
+            if saved.shape == value.shape and torch.equal(saved, value)
+        ]
+        changed = {**weights, names[0]: weights[names[0]] + 1e-3}
+        if len(names) == 1:  # biases and gains are alike before training
+            save_file(changed, folder / "model.safetensors", {"format": "pt"})
+            assert (trunk_fingerprint(folder) == before) == (pointer in merging), names[0]

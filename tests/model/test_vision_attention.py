@@ -4,8 +4,11 @@ import copy
 
 import pytest
 import torch
+from family_oracles import ORACLES
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from tvg.model.families import FAMILIES
+from tvg.model.shape import shape_of
 from tvg.model.vision_attention import batch_windows
 
 
@@ -82,3 +85,29 @@ def test_a_copy_of_the_model_attends_with_its_own_weights(model):
     theirs = torch.cat(list(twin.model.get_video_features(patches, grid).pooler_output))
     assert ours.abs().sum() > 0
     assert theirs.abs().sum() == 0
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_the_sister_families_towers_attend_frame_by_frame_alike(family, tmp_path):
+    """Also with a bias in the patch embedding, and with features of middle layers."""
+    oracle = ORACLES[family]
+    folder = oracle.write(
+        tmp_path, seed=0, hidden_size=64, intermediate_size=64, num_layers=3, initializer_range=0.1
+    )
+    plain = FAMILIES[family].model_class.from_pretrained(folder, attn_implementation="sdpa")
+    plain = plain.double().eval()
+    batched = copy.deepcopy(plain)
+    batch_windows(batched)
+    assert any("forward" in vars(module) for module in batched.modules())
+    assert not any("forward" in vars(module) for module in plain.modules())
+    grid = torch.tensor([[2, 6, 10], [3, 2, 4]])
+    values = shape_of(plain.config).patch_values
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(int(grid.prod(-1).sum()), values, generator=generator).double()
+    results = []
+    for each in (plain, batched):
+        embeds, deepstack = oracle.tower(each, patches, grid)
+        sum(tokens.square().sum() for tokens in (embeds, *deepstack)).backward()
+        results.append((embeds, *deepstack, *(p.grad for p in each.model.visual.parameters())))
+    for got, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)  # as above
