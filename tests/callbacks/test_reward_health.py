@@ -120,6 +120,9 @@ def test_a_reward_that_is_learnt_is_told_without_alarm():
     (cause,) = find_causes(tally(rows), LIMITS, paid=["format", "iou"], penalties=[], kl=None)
     assert (cause.name, cause.is_grave) == ("constant.format", False)
     assert cause.message.startswith("format: 1 in all of the last 4 completions")
+    # It explains nothing else away.
+    rows = [row(format=1.0, iou=0.1 * n, parsed=n == 0) for n in range(4)]
+    assert list(causes(rows)) == ["constant.format", "unparsed"]
 
 
 def test_a_penalty_that_nobody_pays_is_fine():

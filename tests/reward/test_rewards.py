@@ -129,7 +129,8 @@ def test_choice() -> None:
     for truth in ("B", "(B)", "B. opens the door"):
         values = scores(ChoiceReward(field="answer"), texts, extra={"answer": truth})
         assert values == [1.0, 1.0, 0.0, 0.0, 1.0]
-    assert score(ChoiceReward(field="option"), texts[0], extra={"option": "A"}) == 0.0
+    values = scores(ChoiceReward(field="option"), texts, extra={"option": "A"})
+    assert values == [0.0, 0.0, 1.0, 0.0, 0.0]  # no option is not the first one
 
 
 @pytest.mark.parametrize("extra", [{}, {"answer": "a door"}, {"answer": 2.0}])

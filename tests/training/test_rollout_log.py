@@ -61,9 +61,10 @@ def test_mean_spread_and_flat_groups_by_hand():
     )
 
 
-def test_equal_rewards_are_flat_however_their_mean_is_rounded():
-    total = torch.tensor([0.1, 0.7, 1 / 3]).repeat_interleave(7)
-    assert float(total[:7].std()) > 0  # what a comparison by the spread would see
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_equal_rewards_are_flat_however_their_mean_is_rounded(num_groups):
+    total = torch.tensor([0.1, 0.7, 1 / 3])[:num_groups].repeat_interleave(7)
+    assert float(total[:7].std()) > 0  # what a comparison by the spread may see
     metrics = reward_metrics(RewardOutput(total=total, parts={}), group_size=7)
     assert float(metrics["reward/total_flat_groups"]) == 1.0
 
