@@ -1,0 +1,94 @@
+"""Prompts as configs: those that ship, and those that a checkpoint records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from tvg.config import CONF_DIR, build, compose
+from tvg.config.recorded import record_text, recorded_prompt
+from tvg.core.parsing_time_r1 import parse_answer as time_r1_parser
+
+
+def exported(folder: Path, *words: str) -> Path:
+    folder.mkdir()
+    (folder / "tvg.yaml").write_text(record_text(compose("train", list(words)).cfg))
+    return folder
+
+
+def asked(folder: Path, *words: str) -> Any:
+    return build(compose("evaluate", [f"model.path={folder}", *words]).cfg.prompt)
+
+
+def test_a_recorded_prompt_is_asked_as_it_was_or_otherwise(tmp_path):
+    folder = exported(tmp_path / "a", "prompt=timelens", "prompt.system=Be brief.")
+    as_it_was = asked(folder)
+    assert as_it_was.frame_times == "{time_s:.1f}s"
+    assert as_it_was.system == "Be brief."
+    assert as_it_was.prefill is None
+    otherwise = asked(
+        folder, "prompt.prefill='<think></think>'", "prompt.system=null", "prompt.frame_times=null"
+    )
+    assert otherwise.prefill == "<think></think>"
+    assert otherwise.system is None
+    assert otherwise.frame_times is None
+    assert otherwise.template == as_it_was.template
+
+
+def test_the_releases_evaluation_of_a_recorded_prompt(tmp_path):
+    folder = exported(tmp_path / "a", "prompt=answer_only", "compat=time_r1")
+    task = asked(folder, "compat=time_r1")
+    assert (task.video_first, task.lowercase, task.strip_period) == (True, False, False)
+    assert task.system == "You are a helpful assistant."
+    text = "<answer>5.0s to 11.6s</answer>"
+    assert task.parse(text, anywhere=True) == time_r1_parser(text, anywhere=True)
+    assert asked(folder, "prompt=think").parse(text).segment == (5.0, 11.6)
+    assert asked(folder).parse(text).segment is None  # as it was trained: without further words
+
+
+def test_a_run_from_a_recorded_prompt_records_it_as_it_was_changed(tmp_path):
+    folder = exported(tmp_path / "a", "prompt=short_think")
+    words = ["prompt=recorded", f"model.path={folder}", "prompt.prefill=Go:"]
+    task = asked(exported(tmp_path / "b", *words))
+    assert (task.prefill, task.template, task.think) == ("Go:", "{query}", True)
+
+
+def test_records_of_older_versions_still_load(tmp_path):
+    folder = exported(tmp_path / "a", "prompt=think")
+    record = OmegaConf.load(folder / "tvg.yaml")
+    for key in ("parser", "prefill", "frame_times"):
+        del record.prompt[key]
+    OmegaConf.save(record, folder / "tvg.yaml")
+    task = asked(folder)
+    assert task.parse("<answer>5.0s to 11.6s</answer>").segment == (5.0, 11.6)
+    assert (task.prefill, task.frame_times) == (None, None)
+
+
+def test_no_such_fallback(tmp_path):
+    settings = dict.fromkeys(
+        (
+            *("system", "video_first", "lowercase", "strip_period"),
+            *("parser", "prefill", "frame_times"),
+        ),
+        "recorded",
+    )
+    with pytest.raises(ValueError, match=r"^prompt: no option 'nope' in "):
+        recorded_prompt(folder=str(tmp_path), fallback="nope", **settings)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(p.stem for p in (CONF_DIR / "prompt").glob("[!_]*.yaml") if p.stem != "recorded")
+)
+def test_prompts_ask_for_what_they_take(name):
+    task = build(compose("train", [f"prompt={name}"]).cfg.prompt)
+    assert "<answer>" in task.template or task.template == "{query}"
+    if task.answer_format is not None:
+        target = task.answer_format.format(start_s=1.0, end_s=2.5)
+        assert ("<think>" in target) == task.think  # what the format reward asks for
+        assert task.parse(target).segment is not None
+    if task.prefill is not None:
+        assert task.prefill.endswith("\n")  # "<" opens a tag by itself
+        assert not task.think
