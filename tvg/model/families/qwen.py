@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tvg.core.positions import mrope_position_ids
 from tvg.model.families.base import Family, VideoTokens
 from tvg.model.vision_attention import batch_windows
 from tvg.types import PromptBatch
@@ -44,6 +45,35 @@ class QwenVL(Family):
         merger = model.model.visual.merger
         return VideoTokens(embeds=merger(features.to(next(merger.parameters()).dtype)))
 
+    def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
+        """Times count steps of a clip's grid; a step with a span of its own is at time 0 of it.
+
+        As released, text goes on behind the largest id; transformers 5 forgets a clip's length in
+        time (see tvg.core.positions).
+        """
+        seconds = torch.ones(len(prompts.video_grid_thw), dtype=torch.float64)
+        return self.positions_in_time(config, prompts, seconds, positions_per_second=1)
+
+    def positions_in_time(
+        self,
+        config: Any,
+        prompts: PromptBatch,
+        second_per_grid_s: Tensor,
+        *,
+        positions_per_second: float,
+    ) -> Tensor:
+        """Positions of prompts whose clips take a step every so many seconds, float64 [clips]."""
+        return mrope_position_ids(
+            prompts.input_ids,
+            prompts.attention_mask,
+            video_grid_thw=prompts.video_grid_thw,
+            second_per_grid_s=second_per_grid_s,
+            vision_start_id=config.vision_start_token_id,
+            video_token_id=config.video_token_id,
+            spatial_merge=config.vision_config.spatial_merge_size,
+            tokens_per_second=positions_per_second,
+        )
+
     def is_video(self, config: Any, input_ids: Tensor) -> Tensor:
         return input_ids == config.video_token_id
 
@@ -65,8 +95,3 @@ def patch_values(vision_config: Any) -> int:
     """Numbers of one patch."""
     frames, side = vision_config.temporal_patch_size, vision_config.patch_size
     return int(vision_config.in_channels * frames * side**2)
-
-
-def one_second_a_step(grid_thw: Tensor) -> Tensor:
-    """float64 [clips]: with one position a second, a grid's own steps are its times."""
-    return torch.ones(len(grid_thw), dtype=torch.float64, device=grid_thw.device)

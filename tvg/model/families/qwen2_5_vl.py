@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tvg.core.positions import mrope_position_ids
 from tvg.model.families.base import VisionSizes
 from tvg.model.families.qwen import QwenVL, patch_values, second_per_grid_s
 from tvg.types import PromptBatch
@@ -35,15 +34,11 @@ class Qwen2_5VL(QwenVL):  # noqa: N801  (the name of the model)
         return groups[torch.argsort(order)].flatten(0, 1)
 
     def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
-        return mrope_position_ids(
-            prompts.input_ids,
-            prompts.attention_mask,
-            video_grid_thw=prompts.video_grid_thw,
-            second_per_grid_s=second_per_grid_s(config, prompts),
-            vision_start_id=config.vision_start_token_id,
-            video_token_id=config.video_token_id,
-            spatial_merge=config.vision_config.spatial_merge_size,
-            tokens_per_second=config.vision_config.tokens_per_second,
+        return self.positions_in_time(
+            config,
+            prompts,
+            second_per_grid_s(config, prompts),
+            positions_per_second=config.vision_config.tokens_per_second,
         )
 
     def vision_sizes(self, config: Any) -> VisionSizes:

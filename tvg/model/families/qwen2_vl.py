@@ -8,33 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
-from tvg.core.positions import mrope_position_ids
 from tvg.model.families.base import VisionSizes
-from tvg.model.families.qwen import QwenVL, one_second_a_step, patch_values
-from tvg.types import PromptBatch
+from tvg.model.families.qwen import QwenVL, patch_values
 
 
 class Qwen2VL(QwenVL):
     """See the module."""
 
     model_class = Qwen2VLForConditionalGeneration
-
-    def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
-        # As released, text goes on behind the largest id; transformers 5 forgets the length in
-        # time (see tvg.core.positions).
-        return mrope_position_ids(
-            prompts.input_ids,
-            prompts.attention_mask,
-            video_grid_thw=prompts.video_grid_thw,
-            second_per_grid_s=one_second_a_step(prompts.video_grid_thw),
-            vision_start_id=config.vision_start_token_id,
-            video_token_id=config.video_token_id,
-            spatial_merge=config.vision_config.spatial_merge_size,
-            tokens_per_second=1,
-        )
 
     def feature_width(self, vision_config: Any) -> int:
         # Here, `hidden_size` is the language model's.

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
-from tvg.core.positions import mrope_position_ids
 from tvg.model.families.base import VideoTokens, VisionSizes
-from tvg.model.families.qwen import QwenVL, one_second_a_step, patch_values
-from tvg.types import PromptBatch
+from tvg.model.families.qwen import QwenVL, patch_values
 
 
 class Qwen3VL(QwenVL):
@@ -57,21 +55,6 @@ class Qwen3VL(QwenVL):
         parts = features.to(dtype).chunk(len(mergers), dim=-1)
         tokens = [merger(part.contiguous()) for merger, part in zip(mergers, parts, strict=True)]
         return VideoTokens(embeds=tokens[0], deepstack=tuple(tokens[1:]))
-
-    def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
-        grid = prompts.video_grid_thw
-        steps = torch.repeat_interleave(grid, grid[:, 0], dim=0)
-        steps[:, 0] = 1
-        return mrope_position_ids(
-            prompts.input_ids,
-            prompts.attention_mask,
-            video_grid_thw=steps,
-            second_per_grid_s=one_second_a_step(steps),
-            vision_start_id=config.vision_start_token_id,
-            video_token_id=config.video_token_id,
-            spatial_merge=config.vision_config.spatial_merge_size,
-            tokens_per_second=1,
-        )
 
     def feature_width(self, vision_config: Any) -> int:
         return int(vision_config.hidden_size) * (1 + len(vision_config.deepstack_visual_indexes))
