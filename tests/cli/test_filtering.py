@@ -1,0 +1,218 @@
+"""Sample filtering by the command: killed inside a round, it ends as if nothing had happened.
+
+And difficulties as a command of their own, read back by the data that they are for.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tvg.config import compose
+from tvg.core.interval import segment_iou
+from tvg.data.readers import read_jsonl, read_time_r1
+from tvg.task.report import read_predictions
+from tvg.train import build_all
+
+# Reads a segment from any text, since random weights answer none; where it is asked to, stops in
+# the middle of scoring. Training's own answers are read by it, too, but not counted.
+PARSER = """
+import os, time, zlib
+from pathlib import Path
+
+from tvg.core.parsing import ParsedAnswer
+from tvg.types import Segment
+
+def parse(text, *, anywhere):
+    if anywhere:
+        calls = Path(os.environ["CALLS"])
+        with calls.open("a") as file:
+            file.write("x")
+        if os.environ.get("BLOCK_AT") == str(calls.stat().st_size):
+            Path(os.environ["BLOCK_FILE"]).touch()
+            time.sleep(600)
+    number = zlib.crc32(text.encode("utf-8", errors="replace"))
+    return ParsedAnswer(Segment(float(number % 9), number % 9 + 1.0 + number // 9 % 12), "crc")
+"""
+
+
+def start(run_dir, checkpoint, world, *more, **environment):
+    overrides = [
+        f"hydra.run.dir={run_dir}",
+        f"model.path={checkpoint}",
+        "data.world=null",
+        f"data.train_file={world}/train.json",
+        f"data.val_file={world}/val.json",
+        "data.test_file=null",
+        f"data.video_dir={world}/videos",
+        "data.batch_size=2",
+        "data.eval_batch_size=2",
+        "prompt=short",
+        "prompt.parser._target_=crc_parser.parse",
+        "reward=[iou]",
+        "objective.group_size=3",
+        "objective.loss.kl_coef=0.1",
+        "objective.optimizer.lr=3e-3",
+        "rollout.max_new_tokens=6",
+        "trainer=cpu",
+        "trainer.max_steps=-1",
+        "trainer.max_epochs=3",
+        "trainer.limit_val_batches=0",
+        "trainer.enable_progress_bar=false",
+        "callbacks=[checkpoint,sample_filtering]",
+        "data/selection@callbacks.sample_filtering.select=top",
+        "callbacks.sample_filtering.select.k=4",
+        "logger=csv",
+        *more,
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tvg.train", *overrides],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(run_dir.parent),
+            **environment,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def test_sigkill_inside_a_round_changes_nothing(tiny_checkpoint, tiny_world, tmp_path):
+    (tmp_path / "crc_parser.py").write_text(PARSER)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run = [tiny_checkpoint, tiny_world]
+    printed = finish(start(whole, *run, CALLS=str(tmp_path / "calls_whole")))
+    assert "filtering round 1: 4 of 6 examples selected" in printed
+    assert "filtering round 2: 4 of 6 examples selected" in printed
+    assert (tmp_path / "calls_whole").stat().st_size == 12  # two rounds of six
+    marker = tmp_path / "in_the_third_batch"
+    process = start(
+        *(killed, *run),
+        **{"CALLS": str(tmp_path / "calls"), "BLOCK_AT": "5", "BLOCK_FILE": str(marker)},
+    )
+    while not marker.exists():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert not (killed / "filtering" / "round_01.json").exists()
+    finish(start(killed, *run, "resume=true", CALLS=str(tmp_path / "calls_again")))
+    assert (tmp_path / "calls_again").stat().st_size == 12 - 4  # two batches of two were done
+    assert files_of(killed / "filtering") == files_of(whole / "filtering")
+    one, other = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (whole, killed)
+    )
+    assert one["global_step"] == other["global_step"] == 3 + 2 + 2
+    for name in ("state_dict", "optimizer_states", "lr_schedulers", "GroundingDataModule"):
+        assert_same(one[name], other[name])
+    assert one["lr_schedulers"][0]["last_epoch"] == 7  # one schedule through all rounds
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_same(one, other):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    else:
+        assert one == other
+
+
+@pytest.fixture
+def evaluate(command, world, tiny_checkpoint, tmp_path):
+    def run(*words):
+        return command(
+            "evaluate",
+            *world,
+            f"model.path={tiny_checkpoint}",
+            "prompt=short",
+            "split=train",
+            "rollout.max_new_tokens=4",
+            "logger=[]",
+            f"run_dir={tmp_path / 'run'}",
+            *words,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"), [("hard.json", read_time_r1), ("hard.jsonl", read_jsonl)]
+)
+def test_difficulties_are_written_as_annotations(
+    evaluate, tiny_world, tmp_path, monkeypatch, name, reader
+):
+    (tmp_path / "crc_parser.py").write_text(PARSER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    path = tmp_path / "new" / name
+    done = evaluate(f"evaluate.write_difficulty={path}", "prompt.parser._target_=crc_parser.parse")
+    assert done.code == 0, done.err
+    examples = reader(path, tiny_world / "videos", clamp_ends=True, drop_invalid=True).examples
+    predictions = read_predictions(tmp_path / "run" / "predictions.jsonl")
+    assert [e.qid for e in examples] == [p.qid for p in predictions]
+    for example, prediction in zip(examples, predictions, strict=True):
+        assert (example.query, example.segment) == (prediction.query, prediction.truth)
+        assert example.prediction == prediction.segment is not None
+        assert example.difficulty == 100 * prediction.iou
+        assert prediction.iou == segment_iou(prediction.segment, prediction.truth)
+        assert example.video_path is not None
+
+
+def test_where_difficulties_cannot_go(evaluate, tmp_path):
+    done = evaluate(f"evaluate.write_difficulty={tmp_path / 'hard.csv'}")
+    assert done.error.startswith("evaluate.write_difficulty: expected a name that ends with .json")
+    assert not (tmp_path / "run").exists()  # before any work
+    (tmp_path / "file").touch()
+    done = evaluate(f"evaluate.write_difficulty={tmp_path / 'file' / 'hard.json'}")
+    assert done.error.startswith("evaluate.write_difficulty: cannot write")
+
+
+@pytest.mark.parametrize("selection", ["band", "gaussian", "random", "top"])
+def test_the_callbacks_compose_with_any_selection(selection, tmp_path):
+    composed = compose(
+        "train",
+        [
+            "callbacks=[sample_filtering,early_stop]",
+            f"data/selection@callbacks.sample_filtering.select={selection}",
+            f"run_dir={tmp_path}",
+        ],
+    )
+    filtering, stopping = build_all(composed.cfg.callbacks)
+    assert filtering.select.func.__name__ == f"select_{selection}"
+    assert (filtering.rescore, filtering.max_new_tokens) == ("all", None)
+    assert stopping.metric == "train/reward/total"
+
+
+def test_the_release_scores_at_twenty_tokens(tmp_path):
+    words = ["compat=time_r1", "callbacks=[sample_filtering]", f"run_dir={tmp_path}"]
+    (filtering,) = build_all(compose("train", words).cfg.callbacks)
+    assert filtering.max_new_tokens == 20
+    settings = filtering.select.keywords
+    assert json.dumps([settings[key] for key in ("low", "high", "unit", "k")]) == (
+        "[0.0, 0.7, 100, 2500]"
+    )
