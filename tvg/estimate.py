@@ -29,6 +29,8 @@ USABLE = 0.95  # of a GPU's memory: the CUDA context and the allocator's gaps ta
 FILE_FPS = 30.0  # of a video whose rate nobody has looked up
 CHARS_PER_TOKEN = 3  # Qwen2.5's tokenizer makes fewer tokens of English than that
 CHAT_TOKENS = 64  # what the chat template adds
+STEP_TOKENS = 12  # of the text that some prompts put before each step of a clip's grid
+TIMED_FAMILIES = ("qwen3_vl", "internvl")  # theirs do so by themselves
 LONG_QUERY = "x" * 200
 MAX_REMEDIES = 6
 
@@ -55,7 +57,7 @@ def make_job(cfg: DictConfig, *, clip_s: float | None) -> Job:
     precision = _precision(settings)
     has_masters = _is_cast(settings) and is_deepspeed(settings)
     trained_bytes = _trained_bytes(settings, precision, params)
-    prompt_tokens, patches = _prompt(cfg, shape, clip_s)
+    prompt_tokens, patches = _prompt(cfg, shape, clip_s, model_type=model.config.model_type)
     group_size = int(number(settings, "objective.group_size") or 1)
     sharding = _sharding(settings)
     optimizer = value(settings, "objective.optimizer")
@@ -159,16 +161,21 @@ def longest_clip_s(cfg: DictConfig) -> tuple[float | None, str]:
     return max(known), f"the training annotations' longest clip has {max(known):.0f} s"
 
 
-def _prompt(cfg: DictConfig, shape: ModelShape, clip_s: float | None) -> tuple[int, int]:
+def _prompt(
+    cfg: DictConfig, shape: ModelShape, clip_s: float | None, *, model_type: str
+) -> tuple[int, int]:
     """Tokens of the largest prompt, and its patches; frames are as large as sampling allows."""
     sampling: FrameSampling = build(cfg.data.loader).keywords["sampling"]
     num_frames = sampling.max_frames
     if clip_s is not None:
         num_frames = num_sampled_frames(max(round(clip_s * FILE_FPS), 1), FILE_FPS, sampling)
     a_frame = max_pixels_per_frame(num_frames, sampling) // sampling.resize_factor**2
-    video_tokens = num_frames // sampling.frame_factor * max(int(a_frame), 1)
+    num_steps = num_frames // sampling.frame_factor
+    video_tokens = num_steps * max(int(a_frame), 1)
     template = str(cfg.prompt.get("template") or "") + str(cfg.prompt.get("system") or "")
     text_tokens = CHAT_TOKENS + len(template + LONG_QUERY) // CHARS_PER_TOKEN
+    if cfg.prompt.get("frame_times") or model_type in TIMED_FAMILIES:
+        text_tokens += STEP_TOKENS * num_steps
     limit = cfg.data.get("max_prompt_tokens")
     prompt_tokens = video_tokens + text_tokens
     if limit is not None and prompt_tokens > limit:  # longer ones are refused

@@ -12,7 +12,7 @@ import pytest
 import tvg.estimate
 from tvg.config import compose
 from tvg.data.clip import ClipLoader
-from tvg.estimate import longest_clip_s, make_job, size
+from tvg.estimate import STEP_TOKENS, longest_clip_s, make_job, size
 from tvg.model.activations import Precision
 from tvg.model.loading import Checkpoint
 
@@ -195,6 +195,13 @@ def test_the_largest_prompt(tiny):
     assert job(tiny, *words).patches == 384 * 16 * 4
     limited = job(tiny, "data/loader=qwen", "data.max_prompt_tokens=1000")
     assert limited.prompt_tokens == 1000
+    # Some prompts say the time of each step.
+    timed, untimed = (
+        job(tiny, "prompt=timelens", f"prompt.frame_times={times}", clip_s=6.0)
+        for times in ("'{time_s:.1f}s'", "null")
+    )
+    assert timed.prompt_tokens - untimed.prompt_tokens == 6 * STEP_TOKENS
+    assert timed.patches == untimed.patches
 
 
 def test_the_longest_clip_is_the_annotations(world, tiny_world):

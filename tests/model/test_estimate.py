@@ -175,6 +175,14 @@ def test_clips_that_come_encoded():
     assert found["vision trunk"][0] == 0
 
 
+def test_deepstack_keeps_features_of_several_layers():
+    one, three = (
+        table(make_job(is_encoded=True, shape=replace(SHAPE, mergers=mergers)))["clips"][0]
+        for mergers in (1, 3)
+    )
+    assert three == 3 * one > 0
+
+
 @pytest.mark.parametrize(
     ("target", "settings", "states", "scratch"),
     [

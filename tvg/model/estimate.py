@@ -127,7 +127,8 @@ def _vision(job: Job) -> list[Line]:
     patches = job.prompts * job.patches
     pixels = 0 if job.is_encoded else patches * job.shape.patch_values * FLOAT
     is_kept = not job.params.is_trunk_trained
-    features = patches * job.shape.vision_hidden * job.precision.compute if is_kept else 0
+    width = job.shape.vision_hidden * job.shape.mergers
+    features = patches * width * job.precision.compute if is_kept else 0
     runs = is_kept and not job.is_encoded
     return [
         Line(name="clips", phase="always", gpu=pixels + features, detail=f"{patches:,} patches"),
