@@ -57,8 +57,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     parts = build_parts(cfg, split=cfg.split)
     if difficulty_file is not None and isinstance(parts.data.source, MixedSets):
         raise ValueError(
-            f"evaluate.write_difficulty: one file stands for one data set, but data={cfg.data.name} "
-            "mixes several: evaluate each of them"
+            "evaluate.write_difficulty: one file stands for one data set, but "
+            f"data={cfg.data.name} mixes several: evaluate each of them"
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     predictions = _predict(cfg, parts, run_dir, device)

@@ -117,6 +117,7 @@ def fit(tiny_checkpoint, tiny_world, train_file, tmp_path):
             "loader": functools.partial(ClipLoader, sampling=SMALL_FRAMES, timeout_s=None),
             "cache": uncached, "selection": keep_all, "padding": no_padding, "batch_size": 3,
             "eval_batch_size": 2, "num_workers": 0, "shuffle": True, "memory_cache": True,
+            "use_windows": True,
             "max_prompt_tokens": None, "limit_train": None, "limit_val": None, "limit_test": None,
             "task": task, "processor": parts.processor, "seed": 0, "reader": read_charades,
             "world": None, "annotation_file": None, "annotation_split": None,

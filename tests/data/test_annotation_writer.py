@@ -30,7 +30,7 @@ EXAMPLES = [
     make("a:0"),
     make("7", video="b", window=Segment(3.25, 23.25), duration_s=20.0, difficulty=100 / 3),
     make("a:1#2", prediction=Segment(1 / 3, 2.0), difficulty=0.0, query="x"),
-    make("c", duration_s=None, segment=Segment(9.0, 90.0), extra={"source": "u", "pass_rate": 0.25}),
+    make("c", duration_s=None, segment=Segment(9.0, 90.0), extra={"source": "u", "rate": 0.25}),
     make("d", segment=Segment(5.0, 4.0)),
     make("e", query="lone \ud800 surrogate", extra={"note": "\udfff"}),
 ]

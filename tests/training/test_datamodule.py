@@ -51,6 +51,7 @@ def make_data(tiny_world, parts):
             "num_workers": 0,
             "shuffle": True,
             "memory_cache": True,
+            "use_windows": True,
             "max_prompt_tokens": None,
             "limit_train": None,
             "limit_val": None,

@@ -18,7 +18,7 @@ from tvg.data.dataset import uncached
 from tvg.data.decode import VideoDecoder
 from tvg.data.decode_decord import DecordDecoder
 from tvg.data.padding import no_padding, pad_examples
-from tvg.data.readers import read_charades
+from tvg.data.readers import read_charades, read_jsonl
 from tvg.data.selection import keep_all, select_random
 from tvg.training.datamodule import GroundingDataModule, MixedDataModule
 from tvg.training.datamodule_loaders import Envelope
@@ -47,6 +47,7 @@ def settings(parts):
         "num_workers": 0,
         "shuffle": True,
         "memory_cache": False,
+        "use_windows": True,
         "max_prompt_tokens": None,
         "limit_train": None,
         "limit_val": None,
@@ -135,6 +136,21 @@ def test_a_curriculum_keeps_the_order_of_the_examples(make_data):
     expected = [e.qid for e in data.examples("train")]
     loader = data.train_dataloader()
     assert flat(qids(loader)) == flat(qids(loader)) == expected
+
+
+def test_windows_may_be_ignored_in_training(make_data, tiny_world, tmp_path):
+    """Time-R1 trains on whole files and rates windows; ours are windows throughout."""
+    (video, entry), *_ = json.loads((tiny_world / "train.json").read_text()).items()
+    row = {"video": video, "query": "q", "segment": [0.5, 1.5], "window": [1.0, 4.0]}
+    path = tmp_path / "windows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    for use_windows, training_s in ((True, 3.0), (False, entry["duration"])):
+        data = make_data(reader=read_jsonl, train_file=str(path), use_windows=use_windows)
+        (trained,) = data.train_dataloader()
+        (scored,) = data.eval_loader("train")
+        assert trained.batch.duration_s.item() == pytest.approx(training_s, abs=0.2)
+        assert scored.duration_s.item() == pytest.approx(3.0, abs=0.2)
+        assert trained.batch.examples[0].segment == scored.examples[0].segment == (0.5, 1.5)
 
 
 # -- what is used of a set ------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from tvg.callbacks.filtering_record import RoundRecord, print_rounds
-from tvg.data.selection import NothingSelected
+from tvg.data.selection import NothingSelectedError
 from tvg.training.base import PolicyModule
 from tvg.training.checkpoint import CHECKPOINTS, LAST
 from tvg.training.datamodule_base import PromptDataModule
@@ -176,7 +176,7 @@ class SampleFiltering(Callback):
     def _chosen(self, examples: list[GroundingExample]) -> list[GroundingExample]:
         try:
             return self.select(examples) if examples else []
-        except NothingSelected:
+        except NothingSelectedError:
             return []
         except ValueError as error:
             raise ValueError(f"{KEY}.select: {error}") from error

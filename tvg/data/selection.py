@@ -17,7 +17,7 @@ from tvg.types import GroundingExample
 KEY = "data.selection"  # where these settings stand, for messages
 
 
-class NothingSelected(ValueError):
+class NothingSelectedError(ValueError):
     """No example is what a selection looks for."""
 
 
@@ -188,7 +188,9 @@ def _taken(
     examples: Sequence[GroundingExample], positions: list[int], wanted: str, field: str
 ) -> list[GroundingExample]:
     if examples and not positions:
-        raise NothingSelected(f"{KEY}: none of the {len(examples)} examples has a {field} {wanted}")
+        raise NothingSelectedError(
+            f"{KEY}: none of the {len(examples)} examples has a {field} {wanted}"
+        )
     return [examples[index] for index in positions]
 
 

@@ -1,105 +1,73 @@
-"""What all data modules share: examples as they are used, and loaders of prompts."""
+"""What all data modules share: loaders of prompts."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from tvg.data.annotations import SPLITS, AnnotationSet, MixedSets, Split
+from tvg.data.annotations import SPLITS, Split
 from tvg.data.clip import ClipLoader
 from tvg.data.collate import PromptCollator
 from tvg.data.dataset import ClipSource, GroundingDataset, OnUnreadable
 from tvg.data.decode import VideoDecoder
 from tvg.data.order import BatchOrder, ResumableLoader
-from tvg.data.readers.record import ReadReport, ReadResult
 from tvg.task.grounding import GroundingTask
+from tvg.training.datamodule_examples import Examples, ExamplesDataModule, check_counts
 from tvg.training.datamodule_loaders import Envelope, EnvelopeCollator, EvalLoader, UnreadableClips
-from tvg.training.evaluation import coverage
 from tvg.training.training_list import TrainingList
-from tvg.types import GroundingExample
-
-log = logging.getLogger(__name__)
-
-NOT_SELECTED = "not selected"  # among a report's reasons to leave a query out
-Examples = Sequence[GroundingExample]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class PromptDataModule(LightningDataModule):
+class PromptDataModule(ExamplesDataModule):
     """Batches of prompts from annotated videos; one training batch is one optimizer step.
 
-    What the examples come from is a subclass's affair (`source`). Fields are the keys of
-    `conf/data/*.yaml`.
+    Fields, with those of `ExamplesDataModule`, are the keys of `conf/data/*.yaml`.
 
     Attributes:
-        name: of the data, for reports.
-        on_missing: a video that is missing or cannot be read: "error" stops, "skip" leaves it out
-            (in training, the next example takes the place of one that fails while batches are
-            made), counts and names it.
         decoder: reads video files.
         loader: given a decoder, makes what samples, decodes and resizes clips.
         cache: given that, makes what keeps clips on disk.
-        selection: chooses the training examples.
-        padding: puts lead-ins before clips, of any split.
         batch_size: prompts an optimizer step and rank.
         eval_batch_size: prompts a batch in validation and evaluation.
         num_workers: decoding processes; 0 decodes in the training process.
         shuffle: a new order each epoch; False keeps the order of the examples (a curriculum).
         memory_cache: keep decoded clips in memory (small data sets).
         max_prompt_tokens: longest prompt accepted; None for no limit.
-        limit_train, limit_val, limit_test: use only the first so many examples (of a mixture, from
-            every set its share); None for all.
+        use_windows: False shows training whole files, as Time-R1's does, where a window is stated;
+            segments go on counting from the window's start.
         task: what is asked; None where only annotations and files are looked at.
         processor: tokenizer, video processor and chat template; None likewise.
         seed: of the shuffle.
 
     Raises:
-        ValueError: a count is too small, or `on_missing` something else; names its key.
+        ValueError: a count is too small, or as `ExamplesDataModule`; names its key.
     """
 
-    name: str
-    on_missing: Literal["error", "skip"]
     decoder: VideoDecoder
     loader: Callable[..., ClipLoader]
     cache: Callable[..., ClipSource]
-    selection: Callable[[Examples], list[GroundingExample]]
-    padding: Callable[[Examples], list[GroundingExample]]
     batch_size: int
     eval_batch_size: int
     num_workers: int
     shuffle: bool
     memory_cache: bool
     max_prompt_tokens: int | None
-    limit_train: int | None
-    limit_val: int | None
-    limit_test: int | None
+    use_windows: bool
     task: GroundingTask | None
     processor: Any | None
     seed: int
-    source: AnnotationSet | MixedSets = field(init=False)
     clips: ClipSource = field(init=False)  # what batches are made of
     unreadable: UnreadableClips = field(init=False)  # met while batches were made
     training: TrainingList = field(init=False)  # what the next training epoch shows
 
     def __post_init__(self) -> None:
-        super().__init__()
-        limits = {f"limit_{split}": limit for split, limit in self._limits.items()}
-        _check_counts(
-            least=1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size, **limits
-        )
-        _check_counts(least=0, num_workers=self.num_workers)
-        if self.on_missing not in ("error", "skip"):
-            raise ValueError(
-                f"data.on_missing: expected 'error' or 'skip', got {self.on_missing!r}"
-            )
-        self.source = self._make_source()
+        super().__post_init__()
+        check_counts(least=1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        check_counts(least=0, num_workers=self.num_workers)
         self.clips = self.cache(loader=self.loader(decoder=self.decoder))
         self.unreadable = UnreadableClips()
         self.training = TrainingList(partial(self.examples, "train"))
@@ -110,63 +78,7 @@ class PromptDataModule(LightningDataModule):
                 processor=self.processor,
                 max_prompt_tokens=self.max_prompt_tokens,
             )
-        self._examples: dict[Split, list[GroundingExample]] = {}
-        self._read: dict[Split, tuple[ReadReport, int]] = {}  # and how many examples it left
         self._datasets: dict[str, tuple[Examples, GroundingDataset]] = {}
-
-    def _make_source(self) -> AnnotationSet | MixedSets:
-        raise NotImplementedError
-
-    @property
-    def _limits(self) -> dict[Split, int | None]:
-        return {"train": self.limit_train, "val": self.limit_val, "test": self.limit_test}
-
-    # -- examples -------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        self.source.prepare()
-
-    def read(self, split: Split) -> ReadResult:
-        """Reads a split, selects (in training) and pads.
-
-        Defects are repaired for training and left as published for benchmarks.
-
-        Raises:
-            ValueError: there is no such split, or none of its examples is usable.
-        """
-        result = self.source.read(split)
-        examples, report = result.examples, result.report
-        if split == "train":
-            examples = self.selection(examples)
-            report = _without_unselected(report, result.examples, examples)
-        return ReadResult(examples=self.padding(examples), report=report)
-
-    def read_whole(self, split: Split) -> list[GroundingExample]:
-        """The examples of a split, each once, whatever share of it a mixture takes.
-
-        What any weights may ask for is to be looked at; a selection chooses from all of it here.
-        """
-        examples = self.source.read_whole(split).examples
-        return self.padding(self.selection(examples) if split == "train" else examples)
-
-    def examples(self, split: Split) -> list[GroundingExample]:
-        """The examples of a split that are used, read once; what `read` raises."""
-        if split not in self._examples:
-            result = self.read(split)
-            log.info("%s, %s split: %s", self.name, split, result.report)
-            if NOT_SELECTED in result.report.dropped:
-                num_left_out = result.report.dropped[NOT_SELECTED]
-                log.info("selected %d, left out %d", len(result.examples), num_left_out)
-            self._read[split] = result.report, len(result.examples)
-            limit = self._limits[split]
-            self._examples[split] = self.source.limited(result.examples, limit)
-        return self._examples[split]
-
-    def coverage(self, split: Split, *, num_scored: int) -> dict[str, int]:
-        """How many queries a split holds, and why not all of them are scored."""
-        num_asked = len(self.examples(split))
-        report, num_usable = self._read[split]
-        return coverage(report, num_usable=num_usable, num_asked=num_asked, num_scored=num_scored)
 
     # -- loaders --------------------------------------------------------------------------------
 
@@ -174,7 +86,10 @@ class PromptDataModule(LightningDataModule):
         """Batches of the training list, from the place on that training has come to."""
         order = self._train_order(len(self.training.examples))
         options = self._loader_options(enveloped=True)
-        dataset = self._dataset("train", self.training.examples, scored=False)
+        examples = self.training.examples
+        if not self.use_windows:
+            examples = [replace(example, window=None) for example in examples]
+        dataset = self._dataset("train", examples, scored=False)
         return self.training.at_its_place(ResumableLoader(dataset, order=order, **options))
 
     @property
@@ -293,16 +208,3 @@ class PromptDataModule(LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         trainer = getattr(self, "trainer", None)
         return (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
-
-
-def _without_unselected(report: ReadReport, before: Examples, after: Examples) -> ReadReport:
-    """The report with what the selection left out; a mixture may hold an example several times."""
-    report = deepcopy(report)
-    report.leave_out(NOT_SELECTED, {e.qid for e in before} - {e.qid for e in after})
-    return report
-
-
-def _check_counts(*, least: int, **counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < least:
-            raise ValueError(f"data.{name}: expected at least {least}, got {count}")

@@ -6,6 +6,8 @@ end of an epoch begins in one of three stages of that end. This is the only plac
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Trainer
 
 
@@ -23,10 +25,11 @@ def begin_epoch_afresh(trainer: Trainer) -> None:
     loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
     if batches.restarted_on_train_batch_end:  # counted behind the hooks that save checkpoints
         batches._batches_that_stepped += 1
+    counts: Any  # annotated in Lightning as their base class
     for counts in (loop.epoch_progress.total, loop.epoch_progress.current):
         counts.started = counts.processed = counts.completed = counts.ready
-    total = batches.batch_progress.total
-    total.started = total.processed = total.completed = total.ready
+    counts = batches.batch_progress.total
+    counts.started = counts.processed = counts.completed = counts.ready
     loop.reset_restart_stage()
     batches.reset_restart_stage()
     batches.restarting = False  # the counts of its current epoch are then set to 0

@@ -1,0 +1,126 @@
+"""The examples of a data module: read once, selected, padded and counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightning.pytorch import LightningDataModule
+
+from tvg.data.annotations import AnnotationSet, MixedSets, Split
+from tvg.data.readers.record import ReadReport, ReadResult
+from tvg.training.evaluation import coverage
+from tvg.types import GroundingExample
+
+log = logging.getLogger(__name__)
+
+NOT_SELECTED = "not selected"  # among a report's reasons to leave a query out
+Examples = Sequence[GroundingExample]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ExamplesDataModule(LightningDataModule):
+    """What is read of annotation files; what they are is a subclass's affair (`_make_source`).
+
+    Attributes:
+        name: of the data, for reports.
+        on_missing: a video that is missing or cannot be read: "error" stops, "skip" leaves it out
+            (in training, the next example takes the place of one that fails while batches are
+            made), counts and names it.
+        selection: chooses the training examples.
+        padding: puts lead-ins before clips, of any split.
+        limit_train, limit_val, limit_test: use only the first so many examples (of a mixture, from
+            every set its share); None for all.
+
+    Raises:
+        ValueError: a limit is too small, or `on_missing` something else; names its key.
+    """
+
+    name: str
+    on_missing: Literal["error", "skip"]
+    selection: Callable[[Examples], list[GroundingExample]]
+    padding: Callable[[Examples], list[GroundingExample]]
+    limit_train: int | None
+    limit_val: int | None
+    limit_test: int | None
+    source: AnnotationSet | MixedSets = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        check_counts(least=1, **{f"limit_{split}": n for split, n in self._limits.items()})
+        if self.on_missing not in ("error", "skip"):
+            raise ValueError(
+                f"data.on_missing: expected 'error' or 'skip', got {self.on_missing!r}"
+            )
+        self.source = self._make_source()
+        self._examples: dict[Split, list[GroundingExample]] = {}
+        self._read: dict[Split, tuple[ReadReport, int]] = {}  # and how many examples it left
+
+    def _make_source(self) -> AnnotationSet | MixedSets:
+        raise NotImplementedError
+
+    @property
+    def _limits(self) -> dict[Split, int | None]:
+        return {"train": self.limit_train, "val": self.limit_val, "test": self.limit_test}
+
+    def prepare_data(self) -> None:
+        self.source.prepare()
+
+    def read(self, split: Split) -> ReadResult:
+        """Reads a split, selects (in training) and pads.
+
+        Defects are repaired for training and left as published for benchmarks.
+
+        Raises:
+            ValueError: there is no such split, or none of its examples is usable.
+        """
+        result = self.source.read(split)
+        examples, report = result.examples, result.report
+        if split == "train":
+            examples = self.selection(examples)
+            report = _without_unselected(report, result.examples, examples)
+        return ReadResult(examples=self.padding(examples), report=report)
+
+    def read_whole(self, split: Split) -> list[GroundingExample]:
+        """The examples of a split, each once, whatever share of it a mixture takes.
+
+        What any weights may ask for is to be looked at; a selection chooses from all of it here.
+        """
+        examples = self.source.read_whole(split).examples
+        return self.padding(self.selection(examples) if split == "train" else examples)
+
+    def examples(self, split: Split) -> list[GroundingExample]:
+        """The examples of a split that are used, read once; what `read` raises."""
+        if split not in self._examples:
+            result = self.read(split)
+            log.info("%s, %s split: %s", self.name, split, result.report)
+            if NOT_SELECTED in result.report.dropped:
+                num_left_out = result.report.dropped[NOT_SELECTED]
+                log.info("selected %d, left out %d", len(result.examples), num_left_out)
+            self._read[split] = result.report, len(result.examples)
+            limit = self._limits[split]
+            self._examples[split] = self.source.limited(result.examples, limit)
+        return self._examples[split]
+
+    def coverage(self, split: Split, *, num_scored: int) -> dict[str, int]:
+        """How many queries a split holds, and why not all of them are scored."""
+        num_asked = len(self.examples(split))
+        report, num_usable = self._read[split]
+        return coverage(report, num_usable=num_usable, num_asked=num_asked, num_scored=num_scored)
+
+
+def _without_unselected(report: ReadReport, before: Examples, after: Examples) -> ReadReport:
+    """The report with what the selection left out; a mixture may hold an example several times."""
+    report = deepcopy(report)
+    report.leave_out(NOT_SELECTED, {e.qid for e in before} - {e.qid for e in after})
+    return report
+
+
+def check_counts(*, least: int, **counts: int | None) -> None:
+    """Raises a ValueError that names the key of a count that is too small; None is no limit."""
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise ValueError(f"data.{name}: expected at least {least}, got {count}")
