@@ -1,6 +1,6 @@
 """Collects the runs of the study: results.json, the table of README.md, and the picture.
 
-python experiments/objectives/collect.py runs/study
+python experiments/objectives/collect.py runs
 """
 
 from __future__ import annotations
@@ -19,23 +19,31 @@ from tvg.plot.save import save_figure
 from tvg.plot.style import INK, MUTED, PREDICTED_COLOUR, TRUTH_COLOUR
 
 HERE = Path(__file__).parent
-SCORES = ("val/miou", "val/r1_iou_0.5", "val/r1_iou_0.7")
-FINAL_STEPS = 20  # over which the reward and the length of completions are averaged
+SCORES = ("miou", "r1_iou_0.5", "r1_iou_0.7")
+FINAL_STEPS = 20  # over which the length of completions is averaged
 
 
 def main(folder: Path) -> None:
-    runs = [read_run(path) for path in sorted(folder.glob("*/seed_*"))]
+    """`folder` holds study/SETTING/seed_N, cold/PROMPT_N and the scores of their exports."""
+    runs = [read_run(path, folder) for path in sorted(folder.glob("study/*/seed_*"))]
+    starts = [read_start(path, folder) for path in sorted(folder.glob("cold/*_*"))]
     if not runs:
-        raise SystemExit(f"{folder}: expected folders SETTING/seed_N with metrics.csv, found none")
-    for start in sorted(folder.glob("start/*_seed_*/metrics.json")):
-        runs.append(read_start(start))
-    text = json.dumps(runs, indent=1) + "\n"
+        raise SystemExit(f"{folder}: expected study/SETTING/seed_N with metrics.csv, found none")
+    text = json.dumps(runs + starts, indent=1) + "\n"
     (HERE / "results.json").write_text(text, encoding="utf-8")
-    print("\n".join(table(runs)))
-    print(save_figure(picture(runs), HERE / "study.png"))
+    print("\n".join(table(runs + starts)))
+    print(save_figure(picture(runs + starts), HERE / "study.png"))
 
 
-def read_run(path: Path) -> dict[str, Any]:
+def scores_of(path: Path, folder: Path) -> dict[str, float]:
+    """What tvg-evaluate wrote of a run's export."""
+    place = folder / "scores" / folder.name / path.relative_to(folder) / "export" / "metrics.json"
+    metrics = json.loads(place.read_text(encoding="utf-8"))
+    return {name: metrics[name] for name in SCORES}
+
+
+def read_run(path: Path, folder: Path) -> dict[str, Any]:
+    """Scores, and what the run logged about itself."""
     (file,) = path.rglob("metrics.csv")
     with file.open(encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
@@ -46,21 +54,18 @@ def read_run(path: Path) -> dict[str, Any]:
     return {
         "setting": path.parent.name,
         "seed": int(path.name.removeprefix("seed_")),
-        **{name.removeprefix("val/"): column(name)[-1] for name in SCORES},
+        **scores_of(path, folder),
         "length": statistics.fmean(column("train/completion/length")[-FINAL_STEPS:]),
-        "entropy": statistics.fmean(column("train/policy/entropy")[-FINAL_STEPS:]),
         "clip_fraction": statistics.fmean(column("train/policy/clip_fraction")),
         "batches": len(column("train/reward/total")),
-        "seconds": sum(column("perf/step_s")) or None,
-        "reward": [round(value, 4) for value in column("train/reward/total")],
+        "reward": [round(value, 3) for value in column("train/reward/total")[::5]],
     }
 
 
-def read_start(path: Path) -> dict[str, Any]:
-    metrics = json.loads(path.read_text(encoding="utf-8"))
-    name, _, seed = path.parent.name.rpartition("_seed_")
-    scores = {key.removeprefix("val/"): metrics[key.removeprefix("val/")] for key in SCORES}
-    return {"setting": f"cold start: {name}", "seed": int(seed), **scores}
+def read_start(path: Path, folder: Path) -> dict[str, Any]:
+    """Scores of a cold start."""
+    name, _, seed = path.name.rpartition("_")
+    return {"setting": f"cold start ({name})", "seed": int(seed), **scores_of(path, folder)}
 
 
 def by_setting(runs: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -71,16 +76,17 @@ def by_setting(runs: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str,
 
 
 def table(runs: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| setting | seeds | mIoU, mean ± std (each) | R1@0.5 | R1@0.7 | tokens | clipped |"
+    heads = "setting", "mIoU, mean ± std (each seed)", "R1@0.5", "R1@0.7"
+    yield f"| {' | '.join((*heads, 'tokens', 'batches', 'clipped'))} |"
     yield "|---|---|---|---|---|---|---|"
     for name, mine in by_setting(runs):
         mious = [run["miou"] for run in mine]
         each = ", ".join(f"{miou:.3f}" for miou in mious)
-        cells = [name, str(len(mine)), f"{spread(mious)} ({each})"]
+        cells = [name, f"{spread(mious)} ({each})"]
         cells += [
             f"{statistics.fmean(r[key] for r in mine):.1%}" for key in ("r1_iou_0.5", "r1_iou_0.7")
         ]
-        for key, style in (("length", ".1f"), ("clip_fraction", ".2%")):
+        for key, style in (("length", ".1f"), ("batches", ".0f"), ("clip_fraction", ".2%")):
             known = [run[key] for run in mine if key in run]
             cells.append(format(statistics.fmean(known), style) if known else "")
         yield "| " + " | ".join(cells) + " |"
