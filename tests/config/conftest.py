@@ -26,8 +26,8 @@ run_dir: runs/x
     "model/big.yaml": "_target_: textwrap.TextWrapper\nwidth: 8\n",
     "model/bare.yaml": "width: 8\n",
     "data/a.yaml": "_target_: textwrap.TextWrapper\nwidth: 4\n",
-    "reward/iou.yaml": "iou:\n  weight: 1.0\n  reward:\n    _target_: tvg.reward.iou.IoUReward\n",
-    "reward/extra.yaml": "extra:\n  weight: 1.0\n  reward:\n    _target_: tvg.reward.iou.IoUReward\n",
+    "reward/iou.yaml": "iou: {weight: 1.0, reward: {_target_: tvg.reward.iou.IoUReward}}\n",
+    "reward/extra.yaml": "extra: {weight: 1.0, reward: {_target_: tvg.reward.iou.IoUReward}}\n",
     "logger/one.yaml": "one:\n  _target_: calendar.TextCalendar\n",
     "logger/two.yaml": "two:\n  _target_: calendar.TextCalendar\n",
 }

@@ -145,6 +145,7 @@ def test_compat_switches_these_keys_of_training_and_no_others():
         "prompt.system": ("You are a helpful assistant.", None),
         "prompt.video_first": (True, False),
         "prompt.lowercase": (False, True),
+        "data.use_windows": (True, False),
         "policy.scoring_fps": (None, 2.0),
         "policy.sampler_may_cut": (False, True),
         "rollout.top_k": (0, 50),

@@ -127,7 +127,7 @@ class Policy(nn.Module):
             temperature: of the sampler.
 
         Returns:
-            (logprobs, entropy), float32 [N, C]; 0 where masked. Entropy carries no gradient.
+            (logprobs, entropy), float32 [N, C], both differentiable; 0 where masked.
         """
         states = FORWARDS[self.forward_by]
         hidden = states(self, prompts, completion_ids, completion_mask, group_size)
