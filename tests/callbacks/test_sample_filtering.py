@@ -232,6 +232,16 @@ class Counting:
         return self.real(**words)
 
 
+def assert_same_place(one, other):
+    """Steps, epochs and what loggers count are those of a run that was never stopped."""
+    assert one.trainer.global_step == other.trainer.global_step
+    assert one.trainer.current_epoch == other.trainer.current_epoch
+    loops = [done.trainer.fit_loop.epoch_loop for done in (one, other)]
+    assert loops[0]._batches_that_stepped == loops[1]._batches_that_stepped
+    assert one.filtering.next_round == other.filtering.next_round
+    assert one.filtering.scores == other.filtering.scores
+
+
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 7}], ids=["epochs", "steps"])
 def test_killed_anywhere_it_ends_as_if_nothing_had_happened(fit, tmp_path, monkeypatch, limits):
     counting = Counting(monkeypatch)
@@ -244,6 +254,7 @@ def test_killed_anywhere_it_ends_as_if_nothing_had_happened(fit, tmp_path, monke
     }  # fmt: skip
     one, two = ([row["selected"] for row in rows_of(tmp_path / "whole", n)] for n in (1, 2))
     assert one != two  # the policy has changed, and with it what it finds hard
+    assert whole.filtering.next_round == 3
 
     def check(name, kill, *, batches_left, save_every=1, scored_at=None):
         counting = Counting(monkeypatch, kill_at=scored_at)
@@ -255,7 +266,7 @@ def test_killed_anywhere_it_ends_as_if_nothing_had_happened(fit, tmp_path, monke
         assert files_of(tmp_path / name) == files_of(tmp_path / "whole")
         num_shown = len(again.module.shown)
         assert again.module.shown == whole.module.shown[-num_shown:]
-        assert again.trainer.global_step == whole.trainer.global_step
+        assert_same_place(again, whole)
         for key, value in whole.module.state_dict().items():
             assert torch.equal(value, again.module.state_dict()[key]), key
         monkeypatch.undo()
@@ -276,6 +287,48 @@ def test_killed_anywhere_it_ends_as_if_nothing_had_happened(fit, tmp_path, monke
     check("in_epoch", [in_epoch()], batches_left=num_batches)
 
 
+@pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 6}], ids=["epochs", "steps"])
+def test_a_list_may_grow_again(fit, monkeypatch, limits):
+    """Lightning, resumed at the end of a short epoch, would cut the longer one behind it."""
+
+    class Growing:
+        """3, then 6, then 9 examples: one batch, two, three."""
+
+        def __call__(self, examples):
+            return examples[: 3 * (self.filtering.next_round + 1)]
+
+    def run(name, **words):
+        growing = Growing()
+        monkeypatch.setattr(
+            SampleFiltering,
+            "setup",
+            lambda filtering, *_, **__: setattr(growing, "filtering", filtering),
+        )
+        return fit(name, settings={"score_first": True, "select": growing}, **words, **limits)
+
+    whole = run("whole")
+    assert [len(shown) for shown in whole.lists] == [3] * 6
+    hooks = {"on_train_epoch_end": (1, 3), "on_train_epoch_start": (1, 3)}
+    for hook, steps in hooks.items():
+        for step in steps:
+            name = f"{hook}_{step}"
+            with pytest.raises(KilledError):
+                run(name, before=[KillAt(hook, step)])
+            again = run(name, resume=True)
+            assert again.module.shown == whole.module.shown[step:], name
+            assert_same_place(again, whole)
+
+
+def test_predictions_of_other_weights_are_not_taken(fit, tmp_path, monkeypatch):
+    counting = Counting(monkeypatch, kill_at=3)
+    with pytest.raises(KilledError):
+        fit(max_epochs=2)
+    assert len(list((tmp_path / "run" / "filtering").glob("*.partial.jsonl"))) == 1
+    counting.kill_at, counting.num = None, 0
+    fit(max_epochs=2, lr=1e-3)  # the folder's round was begun with other weights
+    assert counting.num == 6
+
+
 def test_a_round_before_the_first_epoch(fit, tmp_path, monkeypatch):
     counting = Counting(monkeypatch, kill_at=1)
     settings = {"score_first": True}
@@ -293,13 +346,19 @@ def test_a_round_before_the_first_epoch(fit, tmp_path, monkeypatch):
 
 def test_what_is_not_scored_keeps_its_difficulty(fit, tmp_path):
     settings = {"rescore": "selected", "select": EASY_FIRST}
-    done = fit(max_epochs=3, settings=settings, data={"shuffle": False})
+    same = {"max_epochs": 3, "settings": settings, "data": {"shuffle": False}}
+    done = fit(**same)
     one, two = rows_of(tmp_path / "run", 1), rows_of(tmp_path / "run", 2)
     kept = [(a, b) for a, b in zip(one, two, strict=True) if not a["selected"]]
     assert kept
     assert all(a["difficulty"] == b["difficulty"] for a, b in kept)
     told = json.loads((tmp_path / "run" / "filtering" / "round_02.json").read_text())
     assert told["num_scored"] == 4
+    with pytest.raises(KilledError):
+        fit("again", before=[KillAt("on_train_batch_start", 5)], **same)
+    resumed = fit("again", resume=True, **same)
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "run")
+    assert_same_place(resumed, done)
     # A curriculum: the order of the selection, from easy to hard.
     by_difficulty = sorted((row for row in two if row["selected"]), key=lambda r: -r["difficulty"])
     assert [qid for batch in done.lists[-2:] for qid in batch] == [r["qid"] for r in by_difficulty]
