@@ -55,6 +55,72 @@ def train(run_dir, checkpoint, world, *more):
     return load_file(run_dir / "export" / "model.safetensors"), logged
 
 
+# Groups of one rank differ earlier than those of the other: one has to wait.
+UNEVEN = """
+import os
+
+def for_some(*, texts, examples):
+    rare = os.environ.get("LOCAL_RANK", "0") == "1"
+    chosen = [sum(map(ord, e.qid)) % 3 == 0 or not rare for e in examples]
+    return [len(t) % 5 * is_chosen for t, is_chosen in zip(texts, chosen)]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ranks_step_together_where_one_waits_for_groups(tiny_checkpoint, tiny_world, tmp_path):
+    (tmp_path / "uneven.py").write_text(UNEVEN)
+    run_dir = tmp_path / "run"
+    overrides = [
+        f"hydra.run.dir={run_dir}",
+        f"model.path={tiny_checkpoint}",
+        "data.world=null",
+        f"data.train_file={tiny_world}/train.json",
+        f"data.val_file={tiny_world}/val.json",
+        f"data.test_file={tiny_world}/test.json",
+        f"data.video_dir={tiny_world}/videos",
+        "data.batch_size=1",
+        "prompt=short",
+        "objective=dapo",
+        "objective.group_size=3",
+        "objective.num_updates=2",
+        "objective.advantage.scale=batch_std",
+        "objective.loss.kl_coef=0.1",
+        "objective.loss.kl_in=reward",
+        "objective.loss.mask_truncated=false",
+        "objective.optimizer.lr=1e-3",
+        "model/adapter=lora",
+        "reward=[format]",
+        "+reward.some.weight=1.0",
+        "+reward.some.reward._target_=uneven.for_some",
+        "+reward.some.reward._partial_=true",
+        "rollout.max_new_tokens=8",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "strategy=ddp",
+        "trainer.max_steps=6",
+        "trainer.val_check_interval=100",
+        "logger=csv",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "tvg.train", *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (metrics,) = run_dir.rglob("metrics.csv")
+    with metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    steps = [row for row in rows if row.get("train/loss")]
+    batches = [row for row in rows if row.get("train/reward/total")]
+    assert len(steps) == 3
+    assert len(batches) > len(steps), "the rank with few groups had to wait"
+    assert (run_dir / "export" / "model.safetensors").is_file()
+
+
 @pytest.mark.timeout(600)
 def test_two_ranks_equal_one(tiny_checkpoint, tiny_world, tmp_path):
     one, logged = train(

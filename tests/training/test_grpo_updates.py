@@ -1,10 +1,14 @@
 """Several updates a rollout, the KL in the reward, dynamic sampling: the module's side of it."""
 
+import functools
+
 import pytest
 import torch
 from grpo_module import learn, logprobs_of, make_module, sample
 from parts import make_parts
 
+from tvg.core.advantage import group_advantages
+from tvg.training.learning import advantages_of_rank
 from tvg.training.resampling import FlatGroupResampling
 
 REWARDS = torch.tensor([0.0, 1.0, 0.5, 0.2] * 3, dtype=torch.float64)
@@ -179,6 +183,22 @@ def test_groups_that_wait_end_with_their_epoch(parts, rollout, monkeypatch):
     take_steps(module, rollout, flat, monkeypatch)
     module.on_train_epoch_end()
     assert resampling.num_batches == 0
+
+
+def test_a_scale_of_the_batch_is_that_of_all_ranks(monkeypatch):
+    theirs = torch.tensor([3.0, 5.0, 1.0, 1.0])
+    mine = torch.tensor([0.0, 1.0])
+
+    def gather(places, value):
+        places[:] = [theirs, value]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    advantage = functools.partial(
+        group_advantages, baseline="group_mean", scale="batch_std", eps=0.0
+    )
+    got = advantages_of_rank(advantage, mine, group_size=2, world_size=2, rank=1)
+    std = torch.tensor([3.0, 5.0, 1.0, 1.0, 0.0, 1.0]).std()
+    torch.testing.assert_close(got, torch.tensor([-0.5, 0.5]) / std)
 
 
 def test_scoring_at_an_assumed_rate_moves_the_positions(parts, rollout):

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tvg.core.parsing import ParsedAnswer
 from tvg.model.flops import rollout_flops
 from tvg.model.policy import Policy
 from tvg.objective.policy_gradient import PolicyObjective
-from tvg.reward.base import Completions
 from tvg.reward.weighted import WeightedReward
 from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.training.base import OptimizerFactory, PolicyModule, ScheduleFactory
-from tvg.training.learning import Advantage, Learnt, advantages_of_rank, kl_penalty, part_loss
+from tvg.training.learning import (
+    Advantage,
+    Learnt,
+    advantages_of_rank,
+    completions_of,
+    kl_penalty,
+    part_loss,
+)
 from tvg.training.preflight import Preflight
 from tvg.training.reference import frozen_copy, in_use
 from tvg.training.resampling import FlatGroupResampling
-from tvg.training.rollout_log import reward_metrics, rollout_rows
+from tvg.training.rollout_log import rollout_metrics, rollout_rows, update_metrics
 from tvg.training.scoring import Part, Scoring
-from tvg.types import LossOutput, PromptBatch, RewardOutput, RolloutBatch
+from tvg.types import LossOutput, PromptBatch, RolloutBatch
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +148,10 @@ class GRPOModule(PolicyModule):
         rollout = self._sample(batch)
         with self.stage("reward"):
             answers = [self.task.parse(text) for text in rollout.texts]
-            rewards = self._score(rollout, answers)
-        self._log_rollout(rollout, answers, rewards)
+            rewards = self.reward(completions_of(rollout, answers))
+        self.log_step(rollout_metrics(rollout, answers, rewards), show=("reward/total",))
+        longest = rollout.completion_mask.sum(1).max().float()
+        self.log_step({"completion/max_length": longest}, reduce="max")
         num_learnt = self._learn_from(rollout, rewards.total.to(self.device))
         return {
             "num_prompts": len(batch),
@@ -184,25 +190,6 @@ class GRPOModule(PolicyModule):
                 seed=self.step_seed(stream),
             )
 
-    def _score(self, rollout: RolloutBatch, answers: list[ParsedAnswer]) -> RewardOutput:
-        examples = [e for e in rollout.prompts.examples for _ in range(self.group_size)]
-        for example in rollout.prompts.examples:
-            if example.segment is None:
-                raise ValueError(f"{example.qid}: reinforcement training needs a true segment")
-        durations = rollout.prompts.duration_s.repeat_interleave(self.group_size).tolist()
-        return self.reward(
-            Completions(
-                texts=rollout.texts,
-                answers=answers,
-                truths=[e.segment for e in examples if e.segment is not None],
-                durations_s=durations,
-                examples=examples,
-                num_tokens=rollout.completion_mask.sum(1).tolist(),
-                is_finished=rollout.is_finished.tolist(),
-                group_size=self.group_size,
-            )
-        )
-
     # -- learning -------------------------------------------------------------------------------
 
     def _learn_from(self, rollout: RolloutBatch, rewards: Tensor) -> int:
@@ -226,7 +213,8 @@ class GRPOModule(PolicyModule):
         for _ in range(num_updates):
             totals = self._update(learnt)
             updates.append({**totals, **self.step_optimizer()})
-        self._log_updates(updates)
+        if updates:
+            self.log_step(update_metrics(updates), show=("loss",))
         return num_updates
 
     def _prepare(self, rollout: RolloutBatch, rewards: Tensor) -> Learnt:
@@ -302,31 +290,6 @@ class GRPOModule(PolicyModule):
     def num_optimizer_steps(self) -> int | float:
         steps = super().num_optimizer_steps() * self.num_updates
         return min(steps, self.trainer.max_steps) if self.trainer.max_steps > 0 else steps
-
-    # -- logs -----------------------------------------------------------------------------------
-
-    def _log_rollout(
-        self, rollout: RolloutBatch, answers: list[ParsedAnswer], rewards: RewardOutput
-    ) -> None:
-        metrics: dict[str, Tensor | float] = {**reward_metrics(rewards, self.group_size)}
-        lengths = rollout.completion_mask.sum(1).float()
-        metrics["completion/length"] = lengths.mean()
-        metrics["completion/truncated"] = 1 - rollout.is_finished.float().mean()
-        metrics["completion/parse_rate"] = statistics.fmean(a.segment is not None for a in answers)
-        self.log_step(metrics, show=("reward/total",))
-        self.log_step({"completion/max_length": lengths.max()}, reduce="max")
-
-    def _log_updates(self, updates: list[dict[str, Tensor]]) -> None:
-        """Means over the updates of a rollout; the learning rate is that of the last one."""
-        if not updates:
-            return
-        means = {name: torch.stack([u[name] for u in updates]).mean() for name in updates[0]}
-        means["learning_rate"] = updates[-1]["learning_rate"]
-        own = ("loss", "grad_norm", "learning_rate")
-        self.log_step(
-            {name if name in own else f"policy/{name}": value for name, value in means.items()},
-            show=("loss",),
-        )
 
 
 def _check(

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tvg.core.parsing import ParsedAnswer
 from tvg.objective.policy_gradient import PolicyObjective
+from tvg.reward.base import Completions
 from tvg.training.scoring import Part
 from tvg.types import LossOutput, RolloutBatch
 
@@ -27,6 +29,31 @@ class Learnt:
     loss_mask: Tensor  # [N, C], nonzero on tokens that carry loss
     denominator: Tensor  # of the loss; of the whole step, as is num_tokens
     num_tokens: Tensor  # in the loss mask
+
+
+def completions_of(rollout: RolloutBatch, answers: list[ParsedAnswer]) -> Completions:
+    """A rollout as rewards see it; `answers` [N] is what the task read in its texts.
+
+    Raises:
+        ValueError: an example has no true segment.
+    """
+    size = rollout.group_size
+    examples = [example for example in rollout.prompts.examples for _ in range(size)]
+    truths = []
+    for example in examples:
+        if example.segment is None:
+            raise ValueError(f"{example.qid}: reinforcement training needs a true segment")
+        truths.append(example.segment)
+    return Completions(
+        texts=rollout.texts,
+        answers=answers,
+        truths=truths,
+        durations_s=rollout.prompts.duration_s.repeat_interleave(size).tolist(),
+        examples=examples,
+        num_tokens=rollout.completion_mask.sum(1).tolist(),
+        is_finished=rollout.is_finished.tolist(),
+        group_size=size,
+    )
 
 
 def part_loss(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tvg.core.parsing import ParsedAnswer
@@ -21,6 +24,25 @@ def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor |
         is_flat = (groups == groups[:, :1]).all(dim=1)
         metrics[f"reward/{name}_flat_groups"] = is_flat.float().mean()
     return metrics
+
+
+def rollout_metrics(
+    rollout: RolloutBatch, answers: list[ParsedAnswer], rewards: RewardOutput
+) -> dict[str, Tensor | float]:
+    """What a rollout says of rewards and completions."""
+    metrics = reward_metrics(rewards, rollout.group_size)
+    metrics["completion/length"] = rollout.completion_mask.sum(1).float().mean()
+    metrics["completion/truncated"] = 1 - rollout.is_finished.float().mean()
+    metrics["completion/parse_rate"] = statistics.fmean(a.segment is not None for a in answers)
+    return metrics
+
+
+def update_metrics(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor | float]:
+    """Means over the updates of a rollout; the learning rate is that of the last one."""
+    means = {name: torch.stack([u[name] for u in updates]).mean() for name in updates[0]}
+    means["learning_rate"] = updates[-1]["learning_rate"]
+    own = ("loss", "grad_norm", "learning_rate")
+    return {name if name in own else f"policy/{name}": value for name, value in means.items()}
 
 
 def rollout_rows(
