@@ -113,3 +113,11 @@ def test_broken_pairs_are_named() -> None:
         paired_bootstrap([0.1], [math.nan])
     with pytest.raises(ValueError, match="resamples"):
         paired_bootstrap([0.1], [0.2], resamples=0)
+
+
+def test_a_strict_recall_leaves_out_the_threshold_itself():
+    ious = [0.3, 0.5, 0.7, 0.1 + 0.2, 0.71]  # 0.1 + 0.2 is a hair more than 0.3 in binary alone
+    names = [f"r1_iou_{threshold}" for threshold in (0.3, 0.5, 0.7)]
+    assert [grounding_metrics(ious, [True] * 5)[n] for n in names] == [1.0, 0.6, 0.4]
+    strict = grounding_metrics(ious, [True] * 5, strict=True)
+    assert [strict[n] for n in names] == [0.6, 0.4, 0.2]
