@@ -73,10 +73,11 @@ def test_resumed_it_stops_at_the_same_step(fit, tiny_grpo, tmp_path, killed_at):
 
 
 def test_several_updates_of_a_batch_count_as_steps(fit, tiny_grpo):
-    rewards = [0.0] * 12
-    module = rewarding(tiny_grpo, rewards, updates_per_batch=2)
+    module = rewarding(tiny_grpo, [0.5] * 12, updates_per_batch=2)
+    stopper = plateau()
     # Steps 2, 4, 6: the first window is the best that there is; four steps later it is over.
-    assert fit(module, callbacks=[plateau()], max_epochs=1).global_step == 6
+    assert fit(module, callbacks=[stopper], max_epochs=1).global_step == 6
+    assert (stopper.best, stopper.best_step) == (0.5, 2)
 
 
 def test_one_rank_is_enough_to_stop_all(fit, tiny_grpo, monkeypatch):
