@@ -123,6 +123,34 @@ def test_sigkill_inside_a_round_changes_nothing(tiny_checkpoint, tiny_world, tmp
     assert one["lr_schedulers"][0]["last_epoch"] == 7  # one schedule through all rounds
 
 
+def test_two_ranks_share_a_round_and_train_on_its_list(tiny_checkpoint, tiny_world, tmp_path):
+    (tmp_path / "crc_parser.py").write_text(PARSER)
+    rounds = {}
+    for name, *words in (
+        ("one", "trainer.devices=1"),
+        ("two", "trainer.devices=2", "strategy=ddp", "data.batch_size=1"),
+    ):
+        more = ["callbacks.sample_filtering.score_first=true", "trainer.max_epochs=2", *words]
+        finish(
+            start(
+                *(tmp_path / name, tiny_checkpoint, tiny_world),
+                *more,
+                CALLS=str(tmp_path / f"calls_{name}"),
+            )
+        )
+        folder = tmp_path / name / "filtering"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "round_00.json", "round_00.jsonl", "round_01.json", "round_01.jsonl"
+        ]  # fmt: skip
+        rounds[name] = files_of(folder)
+        state = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        assert state["global_step"] == 4  # twice four examples, two a step
+        assert state["GroundingDataModule"]["place"]["epoch"] == 2
+        assert (tmp_path / f"calls_{name}").stat().st_size == 12  # each example by one rank
+    for file in ("round_00.json", "round_00.jsonl"):  # with the same weights, the same list
+        assert rounds["one"][file] == rounds["two"][file]
+
+
 def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
