@@ -60,6 +60,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             "evaluate.write_difficulty: one file stands for one data set, but "
             f"data={cfg.data.name} mixes several: evaluate each of them"
         )
+    if difficulty_file is not None and cfg.split != "train":
+        log.warning(
+            "evaluate.write_difficulty: rates the %s split; for a list to train on, split=train",
+            cfg.split,
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     predictions = _predict(cfg, parts, run_dir, device)
     metrics = {
@@ -90,9 +95,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return metrics
 
 
-def summarise(
-    predictions: list[Prediction], *, seed: int, strict: bool = False
-) -> dict[str, Any]:
+def summarise(predictions: list[Prediction], *, seed: int, strict: bool = False) -> dict[str, Any]:
     """Recalls, mIoU and parse rate with 95 % bootstrap intervals over queries."""
     is_parsed = [prediction.is_parsed for prediction in predictions]
     return grounding_metrics(known_ious(predictions), is_parsed, seed=seed, strict=strict)

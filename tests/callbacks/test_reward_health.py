@@ -24,6 +24,7 @@ def row(group: int = 0, *, parsed: bool = True, finished: bool = True, **parts: 
         "qid": "v:0",
         "group": group,
         "segment": [1.0, 2.0] if parsed else None,
+        "parsed": parsed,
         "finished": finished,
         "reward": sum(parts.values()),
         **{f"reward_{name}": value for name, value in parts.items()},
@@ -103,7 +104,7 @@ def test_one_reward_that_is_zero_explains_itself():
     assert list(found) == ["flat.iou"]
     assert found["flat.iou"] == (
         "iou: 0 in 100 % of the last 20 completions, 90 % cannot be parsed, 80 % are cut at "
-        "rollout.max_new_tokens=20: raise it, or ask for less (prompt=answer_only)"
+        "rollout.max_new_tokens=20: raise it, or ask for shorter answers (another prompt=)"
     )
     # Not where nobody pays for it.
     assert "flat.iou" not in causes(rows, paid=["format", "extra"])

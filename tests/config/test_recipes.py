@@ -146,11 +146,18 @@ def test_compat_switches_these_keys_of_training_and_no_others():
         "prompt.video_first": (True, False),
         "prompt.lowercase": (False, True),
         "data.use_windows": (True, False),
+        "policy.token_mean": ("token_mean", "group_token_mean"),
         "policy.scoring_fps": (None, 2.0),
         "policy.sampler_may_cut": (False, True),
         "rollout.top_k": (0, 50),
         "filtering.max_new_tokens": (None, 20),
     }
+
+
+def test_the_release_averages_over_each_group():
+    for compat, reduction in (("none", "token_mean"), ("time_r1", "group_token_mean")):
+        cfg = compose("train", ["experiment=timer1_rl", f"compat={compat}"]).cfg
+        assert cfg.objective.loss.reduction == reduction
 
 
 def test_compat_switches_these_keys_of_evaluation_and_no_others():

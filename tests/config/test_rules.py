@@ -11,6 +11,7 @@ from tvg.config.rules import RULES
 ADAM, CPU_ADAM = "torch.optim.AdamW", "deepspeed.ops.adam.DeepSpeedCPUAdam"
 DEEPSPEED = "lightning.pytorch.strategies.DeepSpeedStrategy"
 SCORED = {"reward": {"iou": {"weight": 1.0}}}
+THINK = {"weight": 1.0, "reward": {"think": True}}
 GRPO = {"objective": {"group_size": 8}, **SCORED}
 CPU = {"accelerator": "cpu", "max_steps": 1}
 FLASH = {"attn_implementation": "flash_attention_2", "dtype": "float32"}
@@ -57,6 +58,16 @@ CASES = {
         "objective.micro_batch_size: 3 prompts a pass, but data.batch_size gives only 2",
         {"objective": {"micro_batch_size": 2}, "data": {"batch_size": 2}},
     ),
+    "reward without a weight": (
+        {"objective": {"group_size": 2}, "reward": {"iou": {"reward": {}}}},
+        "reward.iou.weight: expected a number (0: logged alone), got None",
+        {"objective": {"group_size": 2}, **SCORED},
+    ),
+    "nothing to imitate": (
+        {"objective": {"optimizer": {}}, "prompt": {"answer_format": None}},
+        "prompt.answer_format: supervised training needs one",
+        {"objective": {"optimizer": {}}, "prompt": {"answer_format": "<answer>"}},
+    ),
     "features of a trained trunk": (
         {
             "data": {"cache": {"_target_": "tvg.data.cache.features.FeatureCache"}},
@@ -101,9 +112,9 @@ CASES = {
         {**GRPO, "reward": {"iou": {"weight": 0.0}, "format": {"weight": 1}}},
     ),
     "format out of reach": (
-        {"reward": {"format": {"reward": {"think": True}}}, "prompt": {"think": False}},
+        {"reward": {"format": THINK}, "prompt": {"think": False}},
         "reward.format.reward.think: is True, but prompt.think is False",
-        {"reward": {"format": {"reward": {"think": True}}}, "prompt": {"think": True}},
+        {"reward": {"format": THINK}, "prompt": {"think": True}},
     ),
     "all frozen": (
         {"objective": {"x": 1}, "model": FROZEN},

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from tvg.core.kl import k3
 from tvg.core.ratio import token_log_ratio
-from tvg.core.reduction import Reduction, reduce_tokens, reduction_denominator, token_mean
+from tvg.core.reduction import (
+    Reduction,
+    mean_group_lengths,
+    reduce_tokens,
+    reduction_denominator,
+    token_mean,
+)
 from tvg.core.surrogate import clipped
 
 REDUCTIONS: list[Reduction] = ["token_mean", "sequence_mean", "max_tokens"]
@@ -31,6 +37,41 @@ def test_reductions_by_hand() -> None:
         assert value.dtype == torch.float32
     halved = reduce_tokens(VALUES, MASK, reduction="token_mean", denominator=12.0)
     assert halved.item() == pytest.approx(2.0)
+
+
+def test_the_mean_over_each_groups_tokens_by_hand() -> None:
+    # Two groups of two: (1 + 2 + 3 + 4 + 6) / 5 and (8 + 2) / 2, whatever their lengths.
+    values = torch.cat([VALUES, torch.tensor([[2.0, math.nan, math.nan]])])
+    mask = torch.cat([MASK, MASK[2:]])
+    lengths = mean_group_lengths(mask, group_size=2)
+    assert lengths.tolist() == [2.5, 2.5, 1.0, 1.0]
+    reduction: Reduction = "group_token_mean"
+    denominator = reduction_denominator(mask, reduction)
+    assert denominator == 4
+    whole = reduce_tokens(
+        values, mask, reduction=reduction, denominator=denominator, group_lengths=lengths
+    )
+    assert whole.item() == pytest.approx((16 / 5 + 5) / 2)
+    # A part of a group knows the length of the whole one.
+    parts = [
+        reduce_tokens(
+            values[rows],
+            mask[rows],
+            reduction=reduction,
+            denominator=denominator,
+            group_lengths=lengths[rows],
+        )
+        for rows in ([0, 2], [1], [3])
+    ]
+    assert sum(parts).item() == pytest.approx(whole.item())
+    nothing = reduce_tokens(
+        values,
+        mask * 0,
+        reduction=reduction,
+        denominator=denominator,
+        group_lengths=mean_group_lengths(mask * 0, group_size=2),
+    )
+    assert nothing == 0
 
 
 def test_a_token_mean_carries_no_gradient() -> None:

@@ -20,6 +20,7 @@ from tvg.config import build, compose
 from tvg.core.advantage import group_advantages
 from tvg.core.parsing import parse_answer as parse_by_default
 from tvg.core.parsing_time_r1 import parse_answer as parse_as_released
+from tvg.core.reduction import mean_group_lengths
 from tvg.reward.format import FormatReward
 from tvg.reward.iou import IoUReward
 from tvg.reward.iou_v2 import IoUV2Reward
@@ -137,6 +138,7 @@ def naive_loss(
 ) -> dict[str, float]:
     """One update a rollout, so the ratio is 1 and the clip never acts."""
     sums, means, num_tokens = 0.0, [], 0
+    groups: dict[int, list[float]] = {}
     for n, advantage in enumerate(advantages):
         losses = []
         for t in range(int(mask[n].sum())):
@@ -146,7 +148,13 @@ def naive_loss(
         sums += sum(losses)
         num_tokens += len(losses)
         means.append(sum(losses) / len(losses))
-    return {"token_mean": sums / num_tokens, "sequence_mean": sum(means) / len(means)}
+        groups.setdefault(n // GROUP_SIZE, []).extend(losses)
+    of_groups = [sum(losses) / len(losses) for losses in groups.values()]
+    return {
+        "token_mean": sums / num_tokens,
+        "group_token_mean": sum(of_groups) / len(of_groups),  # as released: a group a pass
+        "sequence_mean": sum(means) / len(means),
+    }
 
 
 # -- and ours ------------------------------------------------------------------------------------
@@ -200,7 +208,7 @@ def test_rewards_and_advantages(names: list[str]) -> None:
     torch.testing.assert_close(advantages, naive, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("reduction", ["token_mean", "group_token_mean", "sequence_mean"])
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_loss(reduction: str, beta: float) -> None:
     total, _ = our_rewards(["iou_v2", "format"], parse_as_released)
@@ -226,6 +234,7 @@ def test_loss(reduction: str, beta: float) -> None:
         loss_mask=mask,
         denominator=objective.denominator(mask),
         num_tokens=mask.sum(),
+        group_lengths=mean_group_lengths(mask, group_size=GROUP_SIZE),
     ).loss
     expected = naive_loss(logprobs, ref, advantages.tolist(), mask, beta=beta)[reduction]
     assert float(ours) == pytest.approx(expected, rel=1e-9, abs=1e-12)

@@ -9,7 +9,7 @@ from parts import make_parts
 from tvg.model.flops import rollout_flops, trunk_flops
 from tvg.model.freezing import freeze_parts
 from tvg.model.shape import shape_of
-from tvg.training.rollout_log import reward_metrics, rollout_rows
+from tvg.training.rollout_log import Said, reward_metrics, rollout_rows
 from tvg.types import RewardOutput, Segment
 
 
@@ -51,7 +51,7 @@ def test_micro_batches_add_up_to_the_whole_step(parts, rollout, kl_coef, reducti
             assert float((parts_of_it[name] - gradient).abs().max() / scale) < 1e-6, name
 
 
-@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("reduction", ["token_mean", "group_token_mean", "sequence_mean"])
 def test_groups_in_parts_give_the_gradient_of_whole_groups(parts, rollout, reduction, monkeypatch):
     without_float32_inside(monkeypatch)
     advantages = torch.linspace(-1, 1, 12, dtype=torch.float64)
@@ -251,7 +251,7 @@ def test_reward_metrics_by_hand():
 def test_a_row_for_each_completion(parts, rollout):
     answers = [parts.task.parse("<answer>1.0 to 2.0</answer>")] * 12
     rewards = RewardOutput(total=torch.arange(12.0), parts={"iou": torch.arange(12.0) / 2})
-    rows = rollout_rows(rollout, answers, rewards)
+    rows = rollout_rows(rollout, Said(answers=answers, needs_segments=True), rewards)
     assert [row["reward"] for row in rows] == list(map(float, range(12)))
     assert rows[5]["qid"] == rollout.prompts.examples[1].qid
     assert rows[5]["segment"] == [1.0, 2.0]

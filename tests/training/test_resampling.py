@@ -37,7 +37,7 @@ def test_a_step_waits_until_its_batch_is_full_of_groups_that_differ(sample):
     resampling.add(rollout, torch.tensor([0.1, 0.1, 0.2, 0.9, 0.3, 0.4]))
     assert resampling.is_full
     assert resampling.kept_share == 0.5
-    taken, rewards = resampling.take(pad_id=0)
+    taken, rewards = resampling.take(num=resampling.num_ready, pad_id=0)
     assert qids(taken) == [named[0], named[1], named[2]]
     assert rewards.tolist() == pytest.approx([0.0, 1.0, 0.2, 0.9, 0.3, 0.4])
     assert taken.texts == [rollout.texts[row] for row in (0, 1, 2, 3, 4, 5)]
@@ -49,7 +49,7 @@ def test_what_is_over_is_left_out_and_nothing_is_carried_over(sample):
     for _ in range(2):
         resampling.add(rollout, torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 0.0]))
     assert resampling.is_full
-    taken, _ = resampling.take(pad_id=0)
+    taken, _ = resampling.take(num=resampling.num_ready, pad_id=0)
     assert len(taken.prompts) == 3
     resampling.add(rollout, torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
     assert not resampling.is_full, "the fourth group of the former step is gone"
@@ -68,15 +68,24 @@ def test_the_search_ends(sample):
     resampling.add(rollout, torch.zeros(4))
     assert resampling.is_exhausted
     assert not resampling.is_full
-    taken, _ = resampling.take(pad_id=0)
+    taken, _ = resampling.take(num=resampling.num_ready, pad_id=0)
     assert qids(taken) == qids(rollout)[1:], "what differs alone, where anything does"
+
+
+def test_a_rank_takes_no_more_than_the_others_have(sample):
+    resampling, rollout = FlatGroupResampling(max_batches=9), sample(3)
+    resampling.add(rollout, torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0]))
+    assert resampling.num_ready == 3
+    taken, rewards = resampling.take(num=2, pad_id=0)
+    assert qids(taken) == qids(rollout)[:2]
+    assert len(rewards) == 4
 
 
 def test_a_step_without_any_difference_has_one_flat_group(sample):
     resampling, rollout = FlatGroupResampling(max_batches=1), sample(3)
     resampling.add(rollout, torch.ones(6))
     assert resampling.is_exhausted
-    taken, rewards = resampling.take(pad_id=0)
+    taken, rewards = resampling.take(num=resampling.num_ready, pad_id=0)
     assert (len(taken.prompts), rewards.tolist()) == (1, [1.0, 1.0])
 
 

@@ -7,7 +7,7 @@ import torch
 
 from tvg.callbacks.reward_causes import tally
 from tvg.core.parsing import parse_answer
-from tvg.training.rollout_log import reward_metrics, rollout_rows
+from tvg.training.rollout_log import Said, reward_metrics, rollout_rows
 from tvg.types import GroundingExample, PromptBatch, RewardOutput, RolloutBatch, Segment
 
 
@@ -74,7 +74,8 @@ def test_rows_and_what_is_counted_of_them():
     total = torch.tensor([1.0, 0.5, 0.25, 0.25])
     rewards = RewardOutput(total=total, parts={"iou": total / 2})
     answers = [parse_answer(text) for text in texts]
-    rows = rollout_rows(make_rollout(texts, group_size=2), answers, rewards)
+    said = Said(answers=answers, needs_segments=True)
+    rows = rollout_rows(make_rollout(texts, group_size=2), said, rewards)
     assert rows[0] == {
         "qid": "v:0",
         "query": "q",
@@ -83,10 +84,17 @@ def test_rows_and_what_is_counted_of_them():
         "reward": 1.0,
         "reward_iou": 0.5,
         "num_tokens": 1,
+        "parsed": True,
         "finished": True,
         "group": 0,
         "text": texts[0],
     }
+    assert [row["parsed"] for row in rows] == [True, False, True, False]
+    # Where nothing asks for segments, an answer block says enough.
+    texts = ("<answer>(B)</answer>", "B", "", "<answer>1</answer>")
+    letters = [parse_answer(text) for text in texts]
+    assert Said(answers=letters, needs_segments=False).is_parsed() == [True, False, False, True]
+    assert Said(answers=letters, needs_segments=True).is_parsed() == [False] * 4
     assert [row["group"] for row in rows] == [0, 0, 1, 1]
     assert [row["finished"] for row in rows] == [True, True, True, False]
     counted = tally(rows)

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 from rich.console import Console
 from rich.table import Table
 
-from tvg.callbacks.sinks import log_file
+from tvg.callbacks.sinks import log_file, logging_step
 from tvg.data.annotation_writer import jsonl_row, lines_text
 from tvg.task.report import Prediction, write_json, write_text
 from tvg.types import GroundingExample
@@ -79,7 +79,7 @@ class RoundRecord:
             log_file(trainer, path, folder="filtering")
         named = {f"train/filtering/{name}": float(value) for name, value in numbers.items()}
         for logger in trainer.loggers:
-            logger.log_metrics(named, step=self.step)
+            logger.log_metrics(named, step=logging_step(trainer))
         log.info(
             "filtering round %d: %d of %d examples selected (scored %d: mean IoU %.3f, %.0f %% at "
             "0, %.0f %% above %g)",

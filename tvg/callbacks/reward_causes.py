@@ -60,7 +60,7 @@ def tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
     values |= {short: [row[name] for row in rows] for name, short in names.items()}
     return Tally(
         num=len(rows),
-        num_parsed=sum(row["segment"] is not None for row in rows),
+        num_parsed=sum(row["parsed"] for row in rows),
         num_finished=sum(row["finished"] for row in rows),
         num_groups=len(groups),
         num_flat_groups=sum(len({row["reward"] for row in group}) == 1 for group in groups),
@@ -157,7 +157,7 @@ def _shares(found: Tally, limits: Limits) -> list[Cause]:
     return causes
 
 
-_RAISE_LENGTH = "raise it, or ask for less (prompt=answer_only)"
+_RAISE_LENGTH = "raise it, or ask for shorter answers (another prompt=)"
 _FORMAT_UNKNOWN = (
     "rollouts.jsonl shows what is written; the model may not know this prompt's answer format: "
     "choose another prompt=, or begin from a supervised start (objective=sft, then model.path)"

@@ -32,6 +32,11 @@ def tensorboard_writers(trainer: pl.Trainer) -> Iterator[Any]:
             yield logger.experiment
 
 
+def logging_step(trainer: pl.Trainer) -> int:
+    """Where metrics of now stand on the loggers' axis, which counts batches, as Lightning does."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
 def log_file(trainer: pl.Trainer, path: Path, *, folder: str | None = None) -> None:
     """Copies a file to MLflow's artifacts, into `folder` there; an older copy is replaced."""
     for client, run_id in mlflow_runs(trainer):

@@ -48,6 +48,16 @@ def kl_without_reference(cfg: Config) -> list[str]:
     ]
 
 
+def nothing_to_imitate(cfg: Config) -> list[str]:
+    """Supervised training writes targets, which a prompt for multiple choice has no format for."""
+    if samples_groups(cfg) or value(cfg, "objective") is None:
+        return []
+    prompt = value(cfg, "prompt")
+    if not isinstance(prompt, Mapping) or prompt.get("answer_format", "") is not None:
+        return []
+    return ["prompt.answer_format: supervised training needs one, but this prompt has null"]
+
+
 def sampler_is_not_policy(cfg: Config) -> list[str]:
     """The log-probabilities are of the whole softmax: the sampler may not cut it."""
     if not samples_groups(cfg):
@@ -78,6 +88,18 @@ def no_reward(cfg: Config) -> list[str]:
         return []
     found = "every weight is 0" if weights else "none is chosen (reward=[format,iou])"
     return [f"reward: learning from samples needs a reward, but {found}"]
+
+
+def reward_without_weight(cfg: Config) -> list[str]:
+    """Every reward says what it is worth."""
+    rewards = value(cfg, "reward")
+    if not isinstance(rewards, Mapping):
+        return []
+    return [
+        f"reward.{name}.weight: expected a number (0: logged alone), got {entry.get('weight')!r}"
+        for name, entry in rewards.items()
+        if isinstance(entry, Mapping) and number(entry, "weight") is None
+    ]
 
 
 def format_reward_out_of_reach(cfg: Config) -> list[str]:
@@ -156,8 +178,10 @@ RULES: tuple[Rule, ...] = (
     micro_batch_over_batch,
     machine.updates_lost_in_half_precision,
     kl_without_reference,
+    nothing_to_imitate,
     sampler_is_not_policy,
     no_reward,
+    reward_without_weight,
     reward.reward_cannot_be_called,
     format_reward_out_of_reach,
     parts.nothing_to_train,

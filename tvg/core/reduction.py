@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Reduction = Literal["token_mean", "sequence_mean", "max_tokens"]
+Reduction = Literal["token_mean", "group_token_mean", "sequence_mean", "max_tokens"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 
@@ -23,9 +23,9 @@ def reduction_denominator(
 
     Args:
         mask: [N, C], nonzero where a token carries loss.
-        reduction: "token_mean": number of those tokens; "sequence_mean": number of completions,
-            those without any token included; "max_tokens": number of completions times
-            `max_tokens`.
+        reduction: "token_mean": number of those tokens; "sequence_mean" and "group_token_mean":
+            number of completions, those without any token included; "max_tokens": number of
+            completions times `max_tokens`.
         max_tokens: length limit of a completion, for "max_tokens" alone.
 
     Returns:
@@ -42,20 +42,29 @@ def reduction_denominator(
 
 
 def reduce_tokens(
-    values: Tensor, mask: Tensor, *, reduction: Reduction, denominator: Tensor | float
+    values: Tensor,
+    mask: Tensor,
+    *,
+    reduction: Reduction,
+    denominator: Tensor | float,
+    group_lengths: Tensor | None = None,
 ) -> Tensor:
     """Sum per-token values to a scalar, with a denominator from outside.
 
-    "token_mean" and "max_tokens" are `sum(values) / denominator` (the first is Time-R1's default,
-    `use_grpo=false`; the second Dr. GRPO, arXiv 2503.20783); "sequence_mean" averages each
-    completion over its own tokens, then sums those averages over `denominator` (arXiv 2402.03300,
-    eq. 3; `use_grpo=true`). A completion without tokens adds 0.
+    "token_mean" and "max_tokens" are `sum(values) / denominator` (the second is Dr. GRPO, arXiv
+    2503.20783); "sequence_mean" averages each completion over its own tokens, then sums those
+    averages over `denominator` (arXiv 2402.03300, eq. 3; Time-R1's `use_grpo=true`);
+    "group_token_mean" divides it by its group's mean length instead, so that groups weigh alike:
+    the mean over a group's tokens, then over groups (Time-R1's default, `use_grpo=false`, which
+    has one group a pass). A completion without tokens adds 0.
 
     Args:
         values: [N, C]; what stands at masked places does not matter, NaN included.
         mask: [N, C], nonzero where a token carries loss.
-        reduction: which of the three.
+        reduction: which of the four.
         denominator: `reduction_denominator` of the whole optimizer step; 0 counts as 1.
+        group_lengths: [N], mean number of tokens with loss of the completions of each one's group;
+            for "group_token_mean" alone.
 
     Returns:
         Scalar in the type of `values`.
@@ -66,7 +75,17 @@ def reduce_tokens(
     kept = values.masked_fill(~is_token, 0)
     if reduction == "sequence_mean":
         kept = kept.sum(dim=1) / is_token.sum(dim=1).clamp(min=1)
+    elif reduction == "group_token_mean":
+        assert group_lengths is not None, "group_token_mean needs the groups' lengths"
+        lengths = group_lengths.to(kept)
+        kept = kept.sum(dim=1) / lengths.where(lengths > 0, 1)
     return kept.sum() / torch.as_tensor(denominator, device=values.device).clamp(min=1)
+
+
+def mean_group_lengths(mask: Tensor, *, group_size: int) -> Tensor:
+    """Mean number of tokens of a completion in each one's group: [N] of mask [N, C], float64."""
+    lengths = mask.bool().sum(dim=1).double().view(-1, group_size)
+    return lengths.mean(dim=1).repeat_interleave(group_size)
 
 
 def token_mean(values: Tensor, mask: Tensor, num_tokens: Tensor | float) -> Tensor:

@@ -52,8 +52,9 @@ class PolicyObjective:
             length-normalised (GSPO, arXiv 2507.18071).
         clip_low: the ratio is clipped below at 1 - clip_low.
         clip_high: the ratio is clipped above at 1 + clip_high.
-        reduction: "token_mean" divides by tokens, "sequence_mean" averages completions' own
-            means, "max_tokens" divides by completions * max_tokens.
+        reduction: "token_mean" divides by tokens, "group_token_mean" by those of each group, then
+            by groups, "sequence_mean" averages completions' own means, "max_tokens" divides by
+            completions * max_tokens.
         max_tokens: length limit of a completion, for "max_tokens".
         kl_coef: weight of the KL to the frozen reference; 0 means that there is no reference.
         kl_estimator: "k1", "k2" or "k3", see `tvg.core.kl`.
@@ -162,6 +163,7 @@ class PolicyObjective:
         loss_mask: Tensor,
         denominator: Tensor,
         num_tokens: Tensor,
+        group_lengths: Tensor | None = None,
     ) -> LossOutput:
         """Loss of some completions of a step, and their share of the step's metrics.
 
@@ -179,6 +181,7 @@ class PolicyObjective:
             denominator: of the whole optimizer step, from `denominator`.
             num_tokens: tokens in the loss mask of the whole optimizer step; the entropy bonus and
                 the metrics are means over them.
+            group_lengths: [N], for reduction "group_token_mean" (`mean_group_lengths`).
         """
         log_ratio = RATIOS[self.ratio_level](logprobs, old_logprobs, loss_mask)
         clip = {"clip_low": self.clip_low, "clip_high": self.clip_high}
@@ -195,7 +198,11 @@ class PolicyObjective:
             if self.kl_in == "loss":
                 per_token = per_token + self.kl_coef * kl
         loss = reduce_tokens(
-            per_token, loss_mask, reduction=self.reduction, denominator=denominator
+            per_token,
+            loss_mask,
+            reduction=self.reduction,
+            denominator=denominator,
+            group_lengths=group_lengths,
         )
         if self.needs_entropy_gradient:
             bonus = reduce_tokens(

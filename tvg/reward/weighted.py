@@ -42,6 +42,11 @@ class WeightedReward:
         self.weights = dict(weights)
         self._wanted = {name: wanted_fields(name, reward) for name, reward in rewards.items()}
 
+    @property
+    def reads_segments(self) -> bool:
+        """Whether any reward compares with the true segments."""
+        return any("truths" in wanted for wanted in self._wanted.values())
+
     def __call__(self, completions: Completions) -> RewardOutput:
         """Score N completions.
 

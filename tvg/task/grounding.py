@@ -64,7 +64,8 @@ class GroundingTask:
         self.lowercase = lowercase
         self.strip_period = strip_period
         self.parser = parser
-        self.prefill = prefill
+        # A command line cannot hold line breaks: there, they are typed as in YAML's strings.
+        self.prefill = None if prefill is None else prefill.replace("\\n", "\n")
         self.frame_times = frame_times
         if answer_format is not None:
             _check_fields("prompt.answer_format", answer_format, {"start_s": 0.0, "end_s": 1.0})

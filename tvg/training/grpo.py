@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tvg.core.reduction import mean_group_lengths
 from tvg.model.flops import rollout_flops
 from tvg.model.policy import Policy
 from tvg.objective.policy_gradient import PolicyObjective
@@ -23,11 +24,12 @@ from tvg.training.learning import (
     completions_of,
     kl_penalty,
     part_loss,
+    sampler_gap,
 )
 from tvg.training.preflight import Preflight
 from tvg.training.reference import frozen_copy, in_use
 from tvg.training.resampling import FlatGroupResampling
-from tvg.training.rollout_log import rollout_metrics, rollout_rows, update_metrics
+from tvg.training.rollout_log import Said, rollout_metrics, rollout_rows, update_metrics
 from tvg.training.scoring import Part, Scoring
 from tvg.types import LossOutput, PromptBatch, RolloutBatch
 
@@ -149,10 +151,12 @@ class GRPOModule(PolicyModule):
         with self.stage("reward"):
             answers = [self.task.parse(text) for text in rollout.texts]
             rewards = self.reward(completions_of(rollout, answers))
-        self.log_step(rollout_metrics(rollout, answers, rewards), show=("reward/total",))
+        said = Said(answers=answers, needs_segments=self.reward.reads_segments)
+        self.log_step(rollout_metrics(rollout, said, rewards), show=("reward/total",))
         longest = rollout.completion_mask.sum(1).max().float()
         self.log_step({"completion/max_length": longest}, reduce="max")
-        num_learnt = self._learn_from(rollout, rewards.total.to(self.device))
+        is_last = self.trainer.is_last_batch or batch_idx + 1 >= self.trainer.num_training_batches
+        num_learnt = self._learn_from(rollout, rewards.total.to(self.device), is_last=is_last)
         return {
             "num_prompts": len(batch),
             "num_tokens": int(rollout.completion_mask.sum()),
@@ -163,7 +167,7 @@ class GRPOModule(PolicyModule):
                 is_encoded=is_encoded,
                 num_updates=num_learnt,
             ),
-            "rollout_rows": rollout_rows(rollout, answers, rewards),
+            "rollout_rows": rollout_rows(rollout, said, rewards),
             "stage_s": self.stages.take(),
         }
 
@@ -192,12 +196,15 @@ class GRPOModule(PolicyModule):
 
     # -- learning -------------------------------------------------------------------------------
 
-    def _learn_from(self, rollout: RolloutBatch, rewards: Tensor) -> int:
-        """Takes the optimizer steps of a rollout; returns how many: 0 while a step still fills."""
+    def _learn_from(self, rollout: RolloutBatch, rewards: Tensor, *, is_last: bool) -> int:
+        """Takes the optimizer steps of a rollout; returns how many: 0 while a step still fills.
+
+        `is_last`: of its epoch; what waits for more groups is not in a checkpoint, so it is learnt.
+        """
         if self.resampling is not None:
             self.resampling.add(rollout, rewards)
-            is_full = self._on_every_rank(self.resampling.is_full)
-            if not (is_full or self.resampling.is_exhausted):
+            is_full = bool(self._least(self.resampling.is_full))
+            if not (is_full or is_last or self.resampling.is_exhausted):
                 return 0
             self.log_step(
                 {
@@ -205,13 +212,14 @@ class GRPOModule(PolicyModule):
                     "sampling/kept_groups": self.resampling.kept_share,
                 }
             )
-            rollout, rewards = self.resampling.take(pad_id=self.policy.pad_id)
+            num = self._least(self.resampling.num_ready)
+            rollout, rewards = self.resampling.take(num=num, pad_id=self.policy.pad_id)
         learnt = self._prepare(rollout, rewards)
         left = self.trainer.max_steps - self.global_step if self.trainer.max_steps > 0 else None
         num_updates = self.num_updates if left is None else min(self.num_updates, left)
-        updates = []
+        updates: list[dict[str, Tensor]] = []
         for _ in range(num_updates):
-            totals = self._update(learnt)
+            totals = self._update(learnt, is_first=not updates)
             updates.append({**totals, **self.step_optimizer()})
         if updates:
             self.log_step(update_metrics(updates), show=("loss",))
@@ -246,14 +254,15 @@ class GRPOModule(PolicyModule):
             loss_mask=loss_mask,
             denominator=self.mean_over_ranks(self.loss.denominator(loss_mask)),
             num_tokens=self.mean_over_ranks(loss_mask.sum()),
+            group_lengths=mean_group_lengths(loss_mask, group_size=self.group_size),
         )
 
-    def _update(self, learnt: Learnt) -> dict[str, Tensor]:
+    def _update(self, learnt: Learnt, *, is_first: bool = True) -> dict[str, Tensor]:
         """Back-propagates the loss of a rollout; returns its metrics."""
 
         def loss_of(part: Part) -> LossOutput:
             logprobs, entropy = self.scoring.logprobs(self.policy, part.of(learnt.rollout))
-            return part_loss(
+            output = part_loss(
                 self.loss,
                 learnt,
                 part,
@@ -261,6 +270,10 @@ class GRPOModule(PolicyModule):
                 entropy=entropy,
                 divides_by_sampler=self.old_logprobs == "sampler",
             )
+            if is_first:  # before the policy has moved
+                gap = sampler_gap(learnt, part, logprobs)
+                return LossOutput(loss=output.loss, metrics={**output.metrics, "sampler_gap": gap})
+            return output
 
         return self.backward_micro_batches(self.scoring.parts(learnt.rollout), loss_of)
 
@@ -274,18 +287,22 @@ class GRPOModule(PolicyModule):
         with used as reference:
             return self.scoring.frozen_logprobs(reference, rollout, parts)
 
-    def _on_every_rank(self, flag: bool) -> bool:
+    def _least(self, number: int) -> int:
+        """The least of all ranks' numbers."""
         if self.trainer.world_size == 1:
-            return flag
-        gathered = self.all_gather(torch.tensor(float(flag), device=self.device))
+            return number
+        gathered = self.all_gather(torch.tensor(float(number), device=self.device))
         assert isinstance(gathered, Tensor)
-        return bool(gathered.min() > 0)
+        return int(gathered.min())
 
-    def on_train_epoch_end(self) -> None:
-        if self.resampling is not None and self.resampling.num_batches:
-            # What waits for more groups is not in a checkpoint: it ends with its epoch.
-            log.info("%d batches left no full step", self.resampling.num_batches)
-            self.resampling.clear()
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.resampling is not None and self.trainer.max_steps == -1:
+            log.warning(
+                "objective.resample_flat_groups: a step may take several batches, so the run has "
+                "fewer steps than the learning-rate schedule spans (those of trainer.max_epochs): "
+                "set trainer.max_steps where that matters"
+            )
 
     def num_optimizer_steps(self) -> int | float:
         steps = super().num_optimizer_steps() * self.num_updates

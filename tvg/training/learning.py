@@ -29,6 +29,7 @@ class Learnt:
     loss_mask: Tensor  # [N, C], nonzero on tokens that carry loss
     denominator: Tensor  # of the loss; of the whole step, as is num_tokens
     num_tokens: Tensor  # in the loss mask
+    group_lengths: Tensor  # [N], mean number of tokens with loss in each completion's group
 
 
 def completions_of(rollout: RolloutBatch, answers: list[ParsedAnswer]) -> Completions:
@@ -79,7 +80,7 @@ def part_loss(
     rows = part.rows(learnt.rollout.group_size)
     mask = learnt.loss_mask[rows.to(learnt.loss_mask.device)]
     at_sampling = learnt.olds.get(part, logprobs.detach())
-    output = loss(
+    return loss(
         logprobs=logprobs,
         old_logprobs=mine.old_logprobs if divides_by_sampler else at_sampling,
         ref_logprobs=learnt.references.get(part),
@@ -90,9 +91,22 @@ def part_loss(
         loss_mask=mask,
         denominator=learnt.denominator,
         num_tokens=learnt.num_tokens,
+        group_lengths=learnt.group_lengths[rows.to(learnt.group_lengths.device)],
     )
-    gap = ((at_sampling - mine.old_logprobs).abs() * mask).sum() / learnt.num_tokens.clamp(min=1)
-    return LossOutput(loss=output.loss, metrics={**output.metrics, "sampler_gap": gap})
+
+
+def sampler_gap(learnt: Learnt, part: Part, logprobs: Tensor) -> Tensor:
+    """A part's share of the mean distance, in nats, of the sampler's log-probs from the policy's.
+
+    Args:
+        learnt: the whole rollout.
+        part: some of it.
+        logprobs: [N of the part, C] of the policy as it was at sampling.
+    """
+    rows = part.rows(learnt.rollout.group_size)
+    mask = learnt.loss_mask[rows.to(learnt.loss_mask.device)]
+    gap = (logprobs.detach() - part.of(learnt.rollout).old_logprobs).abs()
+    return (gap * mask).sum() / learnt.num_tokens.clamp(min=1)
 
 
 def kl_penalty(

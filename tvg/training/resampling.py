@@ -18,8 +18,8 @@ class FlatGroupResampling:
     same number of groups and nothing is carried over.
 
     Args:
-        max_batches: batches sampled for one step at most; then it is taken with the groups that
-            there are (a flat one, where there is none at all: ranks step together).
+        max_batches: batches sampled for one step at most; then, and at an epoch's end, it is taken
+            with the groups that there are (a flat one, where there is none at all).
 
     Raises:
         ValueError: `max_batches` is below 1.
@@ -71,17 +71,24 @@ class FlatGroupResampling:
         return self.num_batches >= self.max_batches
 
     @property
+    def num_ready(self) -> int:
+        """Groups that this rank could learn from now; a flat one counts where no other is there."""
+        return max(min(len(self._kept), self._wanted), 1)
+
+    @property
     def kept_share(self) -> float:
         """Share of the sampled groups whose rewards differ."""
         return len(self._kept) / max(self.num_groups, 1)
 
-    def take(self, *, pad_id: int) -> tuple[RolloutBatch, Tensor]:
-        """The groups of the step and their rewards [N]; then everything is forgotten.
+    def take(self, *, num: int, pad_id: int) -> tuple[RolloutBatch, Tensor]:
+        """Some groups and their rewards [N]; then everything is forgotten.
 
         Args:
+            num: of groups, at most `num_ready` on every rank: all ranks go through equally many
+                passes, which some strategies count on.
             pad_id: fills shorter rows.
         """
-        chosen = self._kept[: self._wanted] or self._flat
+        chosen = self._kept[:num] or self._flat
         rollout = join_rollouts([part for part, _ in chosen], pad_id=pad_id)
         rewards = torch.cat([group for _, group in chosen])
         self.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,20 @@ from torch import Tensor
 
 from tvg.core.parsing import ParsedAnswer
 from tvg.types import RewardOutput, RolloutBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What was read in N completions."""
+
+    answers: list[ParsedAnswer]
+    needs_segments: bool  # a reward looks for them; else any answer block will do
+
+    def is_parsed(self) -> list[bool]:
+        """Whether each completion says what was asked for."""
+        if self.needs_segments:
+            return [answer.segment is not None for answer in self.answers]
+        return [answer.answer is not None for answer in self.answers]
 
 
 def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor | float]:
@@ -27,32 +42,32 @@ def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor |
 
 
 def rollout_metrics(
-    rollout: RolloutBatch, answers: list[ParsedAnswer], rewards: RewardOutput
+    rollout: RolloutBatch, said: Said, rewards: RewardOutput
 ) -> dict[str, Tensor | float]:
     """What a rollout says of rewards and completions."""
     metrics = reward_metrics(rewards, rollout.group_size)
     metrics["completion/length"] = rollout.completion_mask.sum(1).float().mean()
     metrics["completion/truncated"] = 1 - rollout.is_finished.float().mean()
-    metrics["completion/parse_rate"] = statistics.fmean(a.segment is not None for a in answers)
+    metrics["completion/parse_rate"] = statistics.fmean(said.is_parsed())
     return metrics
 
 
 def update_metrics(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor | float]:
     """Means over the updates of a rollout; the learning rate is that of the last one."""
-    means = {name: torch.stack([u[name] for u in updates]).mean() for name in updates[0]}
+    names = dict.fromkeys(name for update in updates for name in update)
+    means = {n: torch.stack([u[n] for u in updates if n in u]).mean() for n in names}
     means["learning_rate"] = updates[-1]["learning_rate"]
     own = ("loss", "grad_norm", "learning_rate")
     return {name if name in own else f"policy/{name}": value for name, value in means.items()}
 
 
-def rollout_rows(
-    rollout: RolloutBatch, answers: list[ParsedAnswer], rewards: RewardOutput
-) -> list[dict[str, Any]]:
+def rollout_rows(rollout: RolloutBatch, said: Said, rewards: RewardOutput) -> list[dict[str, Any]]:
     """One plain row a completion, for tables; `group` is its prompt's place in the batch."""
     rows = []
     lengths = rollout.completion_mask.sum(1).tolist()
     finished = rollout.is_finished.tolist()
-    for n, (text, answer) in enumerate(zip(rollout.texts, answers, strict=True)):
+    parsed = said.is_parsed()
+    for n, (text, answer) in enumerate(zip(rollout.texts, said.answers, strict=True)):
         example = rollout.prompts.examples[n // rollout.group_size]
         rows.append(
             {
@@ -63,6 +78,7 @@ def rollout_rows(
                 "reward": float(rewards.total[n]),
                 **{f"reward_{name}": float(values[n]) for name, values in rewards.parts.items()},
                 "num_tokens": lengths[n],
+                "parsed": parsed[n],
                 "finished": finished[n],
                 "group": n // rollout.group_size,
                 "text": text,
