@@ -70,3 +70,21 @@ def read_metrics(run_dir: Path) -> dict[str, float]:
     header, *rows = (run_dir / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
     cells = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
     return {name: float(value) for row in cells for name, value in row.items() if value}
+
+
+def test_a_search_for_groups_ends_with_its_epoch(command, world, tiny_checkpoint, tmp_path):
+    """Else a run over a short list of flat groups would go on for ever without a step."""
+    done = command(
+        "train",
+        *world,
+        "objective=dapo",
+        f"model.path={tiny_checkpoint}",
+        *[word for word in SMALL if not word.startswith(("reward", "+reward"))],
+        "reward=[format]",  # which nothing of six tokens keeps to
+        "data.limit_train=4",
+        f"run_dir={tmp_path / 'run'}",
+    )
+    assert done.code == 0, done.err
+    row = read_metrics(tmp_path / "run")
+    assert row["train/sampling/kept_groups"] == 0
+    assert row["train/sampling/batches"] == 2  # an epoch's

@@ -135,3 +135,8 @@ def test_a_parser_of_ones_own():
 def test_a_prompt_without_a_supervised_target():
     with pytest.raises(ValueError, match=r"^prompt.answer_format: null: this prompt has no"):
         make_task(answer_format=None).target(Segment(0.0, 1.0))
+
+
+def test_line_breaks_of_a_prefill_can_be_typed():
+    assert make_task(prefill=r"<think>\n\n</think>").prefill == "<think>\n\n</think>"
+    assert make_task(prefill="a\nb").prefill == "a\nb"
