@@ -121,7 +121,8 @@ def test_trunk_and_mergers_are_the_whole_tower(made):
     torch.testing.assert_close(got.embeds, embeds, atol=1e-5, rtol=0)
     assert len(got.deepstack) == len(deepstack) == len(mergers(made.plain)) - 1
     for ours, theirs in zip(got.deepstack, deepstack, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        # transformers 5.16 hands them out flat.
+        torch.testing.assert_close(ours, theirs.view_as(ours), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("way", ["shared_prefix", "repeated"])
