@@ -4,14 +4,10 @@ And difficulties as a command of their own, read back by the data that they are 
 """
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
+from killed_runs import assert_same, finish, kill_when_there, start_training
 
 from tvg.config import compose
 from tvg.core.interval import segment_iou
@@ -43,7 +39,6 @@ def parse(text, *, anywhere):
 
 def start(run_dir, checkpoint, world, *more, **environment):
     overrides = [
-        f"hydra.run.dir={run_dir}",
         f"model.path={checkpoint}",
         "data.world=null",
         f"data.train_file={world}/train.json",
@@ -70,24 +65,7 @@ def start(run_dir, checkpoint, world, *more, **environment):
         "logger=csv",
         *more,
     ]
-    return subprocess.Popen(
-        [sys.executable, "-m", "tvg.train", *overrides],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(run_dir.parent),
-            **environment,
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, output[-3000:]
-    return output
+    return start_training(run_dir, overrides, **environment)
 
 
 def test_sigkill_inside_a_round_changes_nothing(tiny_checkpoint, tiny_world, tmp_path):
@@ -103,12 +81,7 @@ def test_sigkill_inside_a_round_changes_nothing(tiny_checkpoint, tiny_world, tmp
         *(killed, *run),
         **{"CALLS": str(tmp_path / "calls"), "BLOCK_AT": "5", "BLOCK_FILE": str(marker)},
     )
-    while not marker.exists():
-        assert process.poll() is None, process.communicate()[0][-3000:]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
-    assert process.returncode == -signal.SIGKILL
+    kill_when_there(process, marker)
     assert not (killed / "filtering" / "round_01.json").exists()
     finish(start(killed, *run, "resume=true", CALLS=str(tmp_path / "calls_again")))
     assert (tmp_path / "calls_again").stat().st_size == 12 - 4  # two batches of two were done
@@ -153,21 +126,6 @@ def test_two_ranks_share_a_round_and_train_on_its_list(tiny_checkpoint, tiny_wor
 
 def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def assert_same(one, other):
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
-            assert_same(*pair)
-    else:
-        assert one == other
 
 
 @pytest.fixture

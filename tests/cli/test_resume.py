@@ -2,13 +2,10 @@
 
 import csv
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
+from killed_runs import assert_same, finish, kill_when_there, start_training
 
 STEPS = 6
 # A reward without weight that, where it is asked to, stops in the middle of a step.
@@ -46,7 +43,6 @@ DAPO = (
 
 def start(run_dir, checkpoint, world, *more, **environment):
     overrides = [
-        f"hydra.run.dir={run_dir}",
         f"model.path={checkpoint}",
         "data.world=null",
         f"data.train_file={world}/train.json",
@@ -70,32 +66,7 @@ def start(run_dir, checkpoint, world, *more, **environment):
         "logger=csv",
         *more,
     ]
-    return subprocess.Popen(
-        [sys.executable, "-m", "tvg.train", *overrides],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(run_dir.parent),
-            **environment,
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, output[-3000:]
-
-
-def kill_when_there(process, marker):
-    while not marker.exists():
-        assert process.poll() is None, process.communicate()[0][-3000:]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
-    assert process.returncode == -signal.SIGKILL
+    return start_training(run_dir, overrides, **environment)
 
 
 def logged(run_dir):
@@ -140,18 +111,3 @@ def test_sigkill_and_resume_change_nothing(tiny_checkpoint, tiny_world, tmp_path
     assert len(losses) == STEPS / num_updates
     assert len(steps) > len(losses) or objective is GRPO, "batches that left no full step"
     assert logged(tmp_path / "killed") == metrics
-
-
-def assert_same(one, other):
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
-            assert_same(*pair)
-    else:
-        assert one == other
