@@ -6,10 +6,12 @@ checkpoints of the family.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import (
+    PreTrainedTokenizerFast,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
@@ -31,6 +33,29 @@ VISION_HIDDEN, VISION_HEADS = 64, 2
 # Pixel limits of the real processors.
 _QWEN2_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 _QWEN3_SIZE = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
+
+
+def text_config(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    hidden_size: int,
+    intermediate_size: int,
+    num_layers: int,
+    initializer_range: float,
+    rope: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Of a tiny language model, by the names that all families give; `rope`: its frequencies."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": hidden_size // HEAD_SIZE,
+        "num_key_value_heads": hidden_size // HEAD_SIZE // 2,
+        "initializer_range": initializer_range,
+        "rope_parameters": {"rope_type": "default", **rope},
+        **ends(tokenizer),
+    }
 
 
 def write_tiny_qwen2_vl(
@@ -56,21 +81,14 @@ def write_tiny_qwen2_vl(
     """
     tokenizer = train_tokenizer(corpus or all_queries(), vocab_size=VOCABULARY)
     config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": intermediate_size,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": hidden_size // HEAD_SIZE,
-            "num_key_value_heads": hidden_size // HEAD_SIZE // 2,
-            "initializer_range": initializer_range,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [4, 6, 6],
-            },
-            **ends(tokenizer),
-        },
+        text_config=text_config(
+            tokenizer,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_layers=num_layers,
+            initializer_range=initializer_range,
+            rope={"rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+        ),
         vision_config={
             "depth": 2,
             "embed_dim": VISION_HIDDEN,
@@ -114,23 +132,15 @@ def write_tiny_qwen3_vl(
     """
     tokenizer = train_tokenizer(corpus or all_queries(), vocab_size=VOCABULARY)
     config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": intermediate_size,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": hidden_size // HEAD_SIZE,
-            "num_key_value_heads": hidden_size // HEAD_SIZE // 2,
-            "head_dim": HEAD_SIZE,
-            "initializer_range": initializer_range,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 5e6,
-                "mrope_section": [6, 5, 5],
-                "mrope_interleaved": True,
-            },
-            **ends(tokenizer),
-        },
+        text_config=text_config(
+            tokenizer,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_layers=num_layers,
+            initializer_range=initializer_range,
+            rope={"rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+        )
+        | {"head_dim": HEAD_SIZE},
         vision_config={
             "depth": 3,
             "hidden_size": VISION_HIDDEN,

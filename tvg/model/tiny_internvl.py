@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from tvg.data.synthetic.templates import all_queries
-from tvg.model.tiny import ends, save_random, token_id
-from tvg.model.tiny_families import HEAD_SIZE, VISION_HEADS, VISION_HIDDEN, VOCABULARY
+from tvg.model.tiny import save_random, token_id
+from tvg.model.tiny_families import VISION_HEADS, VISION_HIDDEN, VOCABULARY, text_config
 from tvg.model.tiny_tokenizer import train_tokenizer
 
 TOKEN_SIDE = 28  # in pixels
@@ -65,18 +65,15 @@ def write_tiny_internvl(
     num_tokens = (frame_side // TOKEN_SIDE) ** 2  # of a frame
     tokenizer = _tokenizer(corpus or all_queries())
     config = InternVLConfig(
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": intermediate_size,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": hidden_size // HEAD_SIZE,
-            "num_key_value_heads": hidden_size // HEAD_SIZE // 2,
-            "initializer_range": initializer_range,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-            **ends(tokenizer),
-        },
+        text_config=text_config(
+            tokenizer,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_layers=num_layers,
+            initializer_range=initializer_range,
+            rope={"rope_theta": 1e6},
+        )
+        | {"model_type": "qwen2"},
         vision_config={
             "num_hidden_layers": 2,
             "hidden_size": VISION_HIDDEN,
