@@ -10,16 +10,22 @@ import torch
 from safetensors.torch import load_file
 
 
-def train(run_dir, checkpoint, world, *more):
-    overrides = [
+def on_world(run_dir, checkpoint, world):
+    return [
         f"hydra.run.dir={run_dir}",
         f"model.path={checkpoint}",
-        "objective=sft",
         "data.world=null",
         f"data.train_file={world}/train.json",
         f"data.val_file={world}/val.json",
         f"data.test_file={world}/test.json",
         f"data.video_dir={world}/videos",
+    ]
+
+
+def train(run_dir, checkpoint, world, *more):
+    overrides = [
+        *on_world(run_dir, checkpoint, world),
+        "objective=sft",
         "prompt=short",
         # Answers of different lengths: one rank has more tokens than the other.
         "prompt.answer_format='<answer>{start_s} to {end_s}</answer>'",
@@ -72,13 +78,7 @@ def test_ranks_step_together_where_one_waits_for_groups(tiny_checkpoint, tiny_wo
     (tmp_path / "uneven.py").write_text(UNEVEN)
     run_dir = tmp_path / "run"
     overrides = [
-        f"hydra.run.dir={run_dir}",
-        f"model.path={tiny_checkpoint}",
-        "data.world=null",
-        f"data.train_file={tiny_world}/train.json",
-        f"data.val_file={tiny_world}/val.json",
-        f"data.test_file={tiny_world}/test.json",
-        f"data.video_dir={tiny_world}/videos",
+        *on_world(run_dir, tiny_checkpoint, tiny_world),
         "data.batch_size=1",
         "prompt=short",
         "objective=dapo",
