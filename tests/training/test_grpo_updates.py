@@ -164,15 +164,37 @@ def test_a_step_waits_for_groups_that_differ(parts, rollout, monkeypatch):
     flat = torch.tensor([0.0, 1.0, 0.5, 0.2, *[0.3] * 8], dtype=torch.float64)
     updates, _, logged = take_steps(module, rollout, flat, monkeypatch)
     assert (updates, logged) == ([], {})
-    first = module.step_seed(0)
     assert module._learn_from(rollout, flat, is_last=False) == 0
     assert resampling.num_batches == 2
-    assert module.step_seed(2) != first, "prompts that come again get other draws"
     module._learn_from(rollout, REWARDS, is_last=False)
     assert float(logged["sampling/batches"]) == 3
     assert float(logged["sampling/kept_groups"]) == pytest.approx(5 / 9)
     assert len(updates) == 1
     assert resampling.num_batches == 0
+
+
+def test_prompts_that_come_again_before_a_step_get_other_draws(parts, rollout, monkeypatch):
+    resampling = FlatGroupResampling(max_batches=4)
+    module = make_module(parts, resample_flat_groups=resampling)
+    seeds = []
+    monkeypatch.setattr(module.rollout, "generate", lambda **given: seeds.append(given["seed"]))
+    for _ in range(3):
+        module._sample(rollout.prompts)
+        resampling.add(rollout, REWARDS)
+    assert len(set(seeds)) == 3
+
+
+def test_a_rank_that_is_full_waits_for_the_others(parts, rollout, monkeypatch):
+    module = make_module(parts, resample_flat_groups=FlatGroupResampling(max_batches=4))
+    theirs = iter([0.0])  # is the other rank full?
+    monkeypatch.setattr(type(module._trainer), "world_size", 2)
+    monkeypatch.setattr(
+        module, "all_gather", lambda mine: torch.stack([mine, torch.tensor(next(theirs))])
+    )
+    assert module._learn_from(rollout, REWARDS, is_last=False) == 0
+    assert module.resampling.is_full
+    theirs = iter([1.0, 5.0])
+    assert [module._least(3), module._least(3)] == [1, 3]
 
 
 def test_groups_that_wait_are_learnt_at_the_end_of_their_epoch(parts, rollout, monkeypatch):
