@@ -252,3 +252,15 @@ def test_impossible_settings_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=named):
         WeightedReward(rewards=rewards, weights=weights)
+
+
+def test_whether_anything_looks_for_segments():
+    def letters(*, texts):
+        return [0.0 for _ in texts]
+
+    def overlap(*, truths):
+        return [0.0 for _ in truths]
+
+    assert not WeightedReward(rewards={"a": letters}, weights={"a": 1.0}).reads_segments
+    both = WeightedReward(rewards={"a": letters, "b": overlap}, weights={"a": 1.0, "b": 0.0})
+    assert both.reads_segments

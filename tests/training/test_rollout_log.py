@@ -7,7 +7,7 @@ import torch
 
 from tvg.callbacks.reward_causes import tally
 from tvg.core.parsing import parse_answer
-from tvg.training.rollout_log import Said, reward_metrics, rollout_rows
+from tvg.training.rollout_log import Said, reward_metrics, rollout_rows, update_metrics
 from tvg.types import GroundingExample, PromptBatch, RewardOutput, RolloutBatch, Segment
 
 
@@ -101,3 +101,15 @@ def test_rows_and_what_is_counted_of_them():
     assert (counted.num, counted.num_parsed, counted.num_finished) == (4, 2, 3)
     assert (counted.num_groups, counted.num_flat_groups) == (2, 1)
     assert counted.ranges == {"": (0.25, 1.0), "iou": (0.125, 0.5)}
+
+
+def test_of_several_updates_means_are_told_and_the_last_learning_rate():
+    updates = [
+        {"loss": torch.tensor(1.0), "kl": torch.tensor(0.5), "learning_rate": torch.tensor(0.4)},
+        {"loss": torch.tensor(3.0), "kl": torch.tensor(1.5), "learning_rate": torch.tensor(0.2)},
+    ]
+    updates[0]["sampler_gap"] = torch.tensor(0.25)  # told of the first alone
+    told = {name: float(value) for name, value in update_metrics(updates).items()}
+    assert told == pytest.approx(
+        {"loss": 2.0, "policy/kl": 1.0, "learning_rate": 0.2, "policy/sampler_gap": 0.25}
+    )
