@@ -9,6 +9,6 @@ def test_the_axis_counts_batches_as_lightnings_own_metrics_do():
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     loop = trainer.fit_loop.epoch_loop
     loop._batches_that_stepped = 3
-    loop.manual_optimization.optim_step_progress.total.completed = 6  # two updates a batch
+    loop.automatic_optimization.optim_progress.optimizer.step.total.completed = 6
     assert trainer.global_step == 6
     assert logging_step(trainer) == 3
