@@ -17,6 +17,7 @@ from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.callbacks.run_record import package_versions, source_revision
 from tvg.config import CONF_DIR, check, entry_point
 from tvg.core.metrics import grounding_metrics
+from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotation_writer import annotation_text, format_of
 from tvg.data.annotations import MixedSets
 from tvg.task.report import (
@@ -66,6 +67,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             cfg.split,
         )
     run_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers_of_run(run_dir)
     predictions = _predict(cfg, parts, run_dir, device)
     metrics = {
         "dataset": parts.data.name,

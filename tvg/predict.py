@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from tvg.config import CONF_DIR, build, check, entry_point
 from tvg.core.parsing import parse_answer
+from tvg.core.writing import remove_leftovers
 from tvg.data.clip import ClipLoader
 from tvg.data.collate import PromptCollator
 from tvg.data.dataset import Sample
@@ -35,6 +36,7 @@ def predict(cfg: DictConfig, console: Console | None = None) -> Prediction:
     picture = Path(cfg.picture)
     picture_format(picture)
     output_folder_check(picture.parent)
+    remove_leftovers(picture.parent)
     device = choose_device(cfg.device)
     if not str(cfg.query).strip():
         raise ValueError("query: a sentence is needed, got an empty one")

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.config import CONF_DIR, build, check, entry_point
+from tvg.core.writing import remove_leftovers
 from tvg.data.annotations import SPLITS, AnnotationSet, MixedSets, Split
 from tvg.data.inspection import Inspection, inspect, total_of
 from tvg.data.inspection_report import (
@@ -173,6 +174,8 @@ def _write(cfg: DictConfig, report: dict[str, Any], total: Inspection) -> None:
             report_path or run_dir / "report.json",
             overview_path or run_dir / "overview.png",
         )
+    for path in filter(None, (report_path, overview_path)):
+        remove_leftovers(Path(path).parent)
     files = []
     if report_path is not None:
         files.append(write_json(report_path, report))

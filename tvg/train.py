@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from tvg.config import CONF_DIR, build, check, entry_point
 from tvg.config.recorded import RECORD_FILE, record_text
+from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotations import Split
 from tvg.estimate import show_estimate
 from tvg.model.loading import Checkpoint, export_checkpoint
@@ -24,7 +25,13 @@ from tvg.reward.weighted import WeightedReward
 from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import output_folder_check
-from tvg.training.checkpoint import CHECKPOINTS, LAST, AtomicCheckpointIO, resume_path
+from tvg.training.checkpoint import (
+    CHECKPOINTS,
+    LAST,
+    AtomicCheckpointIO,
+    resume_path,
+    save_last,
+)
 from tvg.training.datamodule_base import PromptDataModule
 from tvg.training.noise import quiet_libraries
 
@@ -108,13 +115,14 @@ def train(cfg: DictConfig) -> float | None:
     run_dir = Path(cfg.run_dir)
     output_folder_check(run_dir)
     ckpt_path = resume_path(cfg.resume, run_dir)
+    remove_leftovers_of_run(run_dir)
     seed_everything(cfg.seed, workers=True, verbose=False)
     parts = build_parts(cfg, split="train")
     module = build_module(cfg, parts)
     trainer = build_trainer(cfg)
     trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
     if trainer.checkpoint_callback is not None:  # the end of a run, whatever its saving interval
-        trainer.save_checkpoint(run_dir / CHECKPOINTS / LAST)
+        save_last(trainer, run_dir / CHECKPOINTS / LAST)
     if trainer.is_global_zero:
         folder = export_checkpoint(
             parts.policy,

@@ -50,8 +50,8 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkeypat
         seen.append((torch.load(target)["step"], torch.load(source)["step"]))
         raise OSError(28, "No space left on device", str(source))
 
-    monkeypatch.setattr("tvg.training.checkpoint.os.replace", replace)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("tvg.core.writing.os.replace", replace)
+    with pytest.warns(UserWarning, match="No space left"):
         io.save_checkpoint({"step": 2}, path)
     assert seen == [(1, 2)]
     assert files(tmp_path) == [LAST]
@@ -61,8 +61,23 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkeypat
 def run_dir(tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / LAST).touch()
+    torch.save({}, folder / "checkpoints" / LAST)
     return folder
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no checksum")
+
+
+@pytest.mark.parametrize("resume", [True, "auto", "checkpoints/last.ckpt"])
+def test_a_broken_checkpoint_is_named_before_anything_starts(run_dir, resume):
+    last = run_dir / "checkpoints" / LAST
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, last)
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    chosen = str(run_dir / resume) if isinstance(resume, str) and "/" in resume else resume
+    with pytest.raises(ValueError, match=rf"^resume: {last}: does not match its checksum"):
+        resume_path(chosen, run_dir)
 
 
 @pytest.mark.parametrize("resume", [True, "auto"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoProcessor
 
+from tvg.core.writing import whole_folder
 from tvg.model.adapters import Adapter, has_adapters, merged_state, save_adapter
 from tvg.model.families import family_of, read_config
 from tvg.model.freezing import freeze_parts
@@ -165,10 +163,11 @@ def export_checkpoint(
         processor: tokenizer, video processor and chat template.
         folder: to write.
         notes: further text files, name -> content.
+
+    Raises:
+        OSError: the disk is full or cannot be written; names the folder and the disk.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as temporary:
         if has_adapters(policy.model):
             policy.model.save_pretrained(temporary, state_dict=merged_state(policy.model))
             save_adapter(policy.model, temporary / ADAPTER)
@@ -177,17 +176,6 @@ def export_checkpoint(
         processor.save_pretrained(temporary)
         for name, text in notes.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        temporary.chmod(0o755)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
+from tvg.core.writing import whole_file
 from tvg.plot.style import FIGURE_DPI
 
 
@@ -35,17 +35,12 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
     Raises:
         ValueError: the suffix is none that matplotlib can write.
+        OSError: the disk is full or cannot be written; names the file and the disk.
     """
     path = Path(path)
     file_format = picture_format(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with warnings.catch_warnings():
-            # A query may hold characters that no installed font has; they show as boxes.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-            figure.savefig(temporary, format=file_format, dpi=FIGURE_DPI, facecolor="white")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, sync=False) as temporary, warnings.catch_warnings():
+        # A query may hold characters that no installed font has; they show as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(temporary, format=file_format, dpi=FIGURE_DPI, facecolor="white")
     return path

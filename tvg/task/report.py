@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tvg.core.writing import whole_file
 from tvg.types import Segment
 
 
@@ -32,18 +33,17 @@ class Prediction:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes UTF-8 text so that the file is either complete or not there; makes its folder."""
+    """Writes UTF-8 text so that the file is either complete or not there; makes its folder.
+
+    Raises:
+        OSError: the disk is full or cannot be written; names the file and the disk.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        whole_file(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as file,
+    ):
+        file.write(text)
     return path
 
 

@@ -1,31 +1,103 @@
-"""Checkpoints that are whole or absent."""
+"""Checkpoints that are whole or absent, with a checksum that is compared when they are read."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
+import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from tvg.core.writing import disk_errors, whole_file
+from tvg.training.checkpoint_file import BrokenCheckpoint, ChecksumWriter, check_checkpoint
 
 CHECKPOINTS = "checkpoints"  # folder of a run; conf/callbacks/checkpoint.yaml writes there, too
 LAST = "last.ckpt"
+_KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a kill never leaves half a checkpoint."""
+    """Streams a checkpoint into a file beside the target and renames it.
+
+    Neither a kill nor a full disk leaves half a checkpoint, and the former one stays until the
+    new one is whole. A checkpoint that cannot be written is no reason to end a training: it is
+    reported, kept in `failure`, and tried again at the next saving step. `save_last` raises it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: OSError | None = None  # of the last save; None: it is on disk
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
     ) -> None:
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        if storage_options is not None:
+            raise TypeError("storage_options are not supported")
+        self.failure = None
         try:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+            _write(checkpoint, Path(path))
+        except OSError as error:
+            # Raised on this rank alone, it would leave the others waiting for it.
+            self.failure = error
+            kept = "the former checkpoint stays" if Path(path).exists() else "there is none yet"
+            rank_zero_warn(
+                f"no checkpoint was saved: {error.filename}: {error.strerror}; {kept}, and the "
+                "next saving step tries again"
+            )
+
+    def load_checkpoint(
+        self, path: _PATH, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Reads a checkpoint of a training.
+
+        Raises:
+            ValueError: it is empty, truncated, changed or incomplete; names the file.
+        """
+        check_checkpoint(Path(path))
+        try:
+            with disk_errors(path):
+                found = torch.load(path, map_location=map_location, weights_only=weights_only)
+        except OSError:
+            raise
+        except Exception as error:  # torch raises many kinds, none of them its own
+            problem = str(error).split("\n")[0]
+            raise BrokenCheckpoint(Path(path), f"cannot be read ({problem})") from error
+        missing = [key for key in _KEYS if not isinstance(found, dict) or key not in found]
+        if missing:
+            raise BrokenCheckpoint(Path(path), f"is no checkpoint of a training: no {missing[0]}")
+        return dict(found)
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        writer = ChecksumWriter(file)
+        try:
+            torch.save(checkpoint, cast(IO[bytes], writer))
+        except Exception:
+            if writer.error is not None:  # torch closes its archive, which raises another one
+                raise writer.error from None
+            raise
+        writer.finish()
+
+
+def save_last(trainer: Trainer, path: Path) -> None:
+    """Saves a checkpoint on all ranks; every rank must call this.
+
+    Raises:
+        OSError: it could not be written; on every rank.
+    """
+    trainer.save_checkpoint(path)
+    io = trainer.strategy.checkpoint_io
+    error = io.failure if isinstance(io, AtomicCheckpointIO) else None
+    found = None if error is None else (error.errno, error.strerror, str(error.filename))
+    found = trainer.strategy.broadcast(found)
+    if found is not None:
+        number, text, name = found
+        advice = "once there is room, the same command with resume=true goes on from the last one"
+        raise OSError(number, f"{text}; {advice}" if path.exists() else text, name)
 
 
 def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
@@ -37,8 +109,9 @@ def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
         run_dir: the run's folder.
 
     Raises:
-        ValueError: `resume` names a file that does not exist, or the run folder holds a
-            checkpoint and `resume` is not set (going on would mix two runs).
+        ValueError: `resume` names a file that does not exist, is empty, truncated or changed, or
+            the run folder holds a checkpoint and `resume` is not set (going on would mix two
+            runs).
     """
     last = run_dir / CHECKPOINTS / LAST
     if resume is True and not last.exists():
@@ -47,7 +120,7 @@ def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
             "anew where there is none"
         )
     if resume in (True, "auto"):
-        return last if last.exists() else None
+        return _checked(last) if last.exists() else None
     if resume in (None, False):
         if last.exists():
             raise ValueError(
@@ -58,4 +131,14 @@ def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
     path = Path(str(resume))
     if not path.exists():
         raise ValueError(f"resume: no such checkpoint: {path}")
+    return _checked(path)
+
+
+def _checked(path: Path) -> Path:
+    """Returns the path of a file that is as it was written, or of a folder (sharded states)."""
+    if path.is_file():
+        try:
+            check_checkpoint(path)
+        except BrokenCheckpoint as error:
+            raise ValueError(f"resume: {error}") from error
     return path

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tvg.core.interval import segment_iou
+from tvg.core.writing import disk_errors
 from tvg.data.readers.record import ReadReport
 from tvg.data.readers.rules import VIDEO_MISSING
 from tvg.model.policy import Policy
@@ -168,14 +169,15 @@ class PartialPredictions:
     def extend(self, predictions: Iterable[Prediction]) -> None:
         """Appends a batch; it is on disk when this returns."""
         fresh = list(predictions)
-        if self.num_batches == 0:
-            self.path.write_text(self._head() + "\n", encoding="utf-8")
-        else:
-            self._drop_half_line()
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([asdict(p) for p in fresh]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with disk_errors(self.path):
+            if self.num_batches == 0:
+                self.path.write_text(self._head() + "\n", encoding="utf-8")
+            else:
+                self._drop_half_line()
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([asdict(p) for p in fresh]) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         self.num_batches += 1
         self.done += fresh
 

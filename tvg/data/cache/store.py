@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import socket
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import safetensors.torch
 from torch import Tensor
+
+from tvg.core.writing import remove_leftovers, whole_file
 
 SUFFIX = ".safetensors"
 FAILURE_SUFFIX = ".failed.json"  # of what stands in the place of an entry that cannot be made
@@ -24,7 +23,6 @@ _BEFORE_CHECKSUM = f'{{"__metadata__":{{"{_FIELD}":"'.encode()
 _CHECKSUM_AT = 8 + len(_BEFORE_CHECKSUM)
 _CHECKSUM_DIGITS = 32
 _NO_CHECKSUM = b"0" * _CHECKSUM_DIGITS
-_STALE_S = 24 * 3600.0  # after which an unfinished file of another machine counts as left over
 
 
 class CorruptEntry(ValueError):  # noqa: N818 - it names a thing found, as VideoInfo does
@@ -89,7 +87,6 @@ class EntryStore:
             OSError: the folder cannot be written to, or the disk is full.
         """
         path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(path, _serialized(key, tensors, meta))
         return path
 
@@ -100,7 +97,6 @@ class EntryStore:
             OSError: the folder cannot be written to, or the disk is full.
         """
         path = self._failure_path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(path, json.dumps({"problem": problem}).encode())
         return path
 
@@ -130,12 +126,8 @@ class EntryStore:
 
     def remove_leftovers(self) -> list[Path]:
         """Removes the unfinished files of processes that were killed while writing."""
-        removed = []
-        for path in self.folder.glob("??/.*.tmp"):
-            if _is_left_over(path):
-                path.unlink(missing_ok=True)
-                removed.append(path)
-        return sorted(removed)
+        folders = sorted(self.folder.glob("??"))
+        return [path for folder in folders for path in remove_leftovers(folder)]
 
     def stored_keys(self) -> Iterator[str]:
         """Yields the key of every entry that is there, in no order."""
@@ -163,15 +155,9 @@ class EntryStore:
 
 
 def _write_whole(path: Path, data: bytes | bytearray) -> None:
-    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
-    try:
-        # No fsync: what a power cut leaves half written is found by its checksum.
+    # No fsync: what a power cut leaves half written is found by its checksum.
+    with whole_file(path, sync=False) as temporary:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        # Where the disk failed, removing may fail too: the first error is the one to hear of.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _serialized(key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> bytearray:
@@ -196,24 +182,3 @@ def _about(data: bytearray) -> _About:
 
 def _checksum(data: bytearray) -> bytes:
     return hashlib.blake2b(data, digest_size=_CHECKSUM_DIGITS // 2).hexdigest().encode()
-
-
-def _host() -> str:
-    return socket.gethostname().replace(".", "-") or "host"
-
-
-def _is_left_over(path: Path) -> bool:
-    """Whether the process that a temporary file names has ended."""
-    *_, host, process, _ = path.name.split(".")
-    if host != _host():  # a process elsewhere cannot be asked
-        try:
-            return time.time() - path.stat().st_mtime > _STALE_S
-        except FileNotFoundError:
-            return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, ValueError):
-        return False
-    return False

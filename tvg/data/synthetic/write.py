@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -12,6 +10,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from tvg.core.writing import remove_leftovers, whole_folder
 from tvg.data.synthetic.drawing import draw_clip
 from tvg.data.synthetic.encoding import encode_h264
 from tvg.data.synthetic.world import ClipScript, WorldSettings, script_clip
@@ -67,9 +66,9 @@ def write_world(
         ]
         for split, num in num_clips.items()
     }
-    unfinished = root.with_name(f".{root.name}.unfinished-{os.getpid()}")
-    (unfinished / "videos").mkdir(parents=True)
-    try:
+    remove_leftovers(root.parent)
+    with whole_folder(root) as unfinished:
+        (unfinished / "videos").mkdir()
         every = [script for split in scripts.values() for script in split]
         for done, _ in enumerate(_draw_all(every, unfinished / "videos", num_workers), start=1):
             if progress is not None:
@@ -77,10 +76,6 @@ def write_world(
         for split, members in scripts.items():
             _write_json(unfinished / f"{split}.json", {s.video_id: annotation(s) for s in members})
         _write_json(unfinished / _MANIFEST, manifest)
-        unfinished.rename(root)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return root
 
 
