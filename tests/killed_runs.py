@@ -19,7 +19,7 @@ Process = subprocess.Popen[str]
 def start_training(run_dir: Path, overrides: Sequence[str], **environment: str) -> Process:
     """tvg-train, which finds modules beside `run_dir`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tvg.train", f"hydra.run.dir={run_dir}", *overrides],
+        [sys.executable, "-m", "tvg.cli.train", f"hydra.run.dir={run_dir}", *overrides],
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",

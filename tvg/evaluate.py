@@ -1,4 +1,4 @@
-"""tvg-evaluate: predictions and metrics of a checkpoint on one split of a dataset."""
+"""Evaluation: predictions and metrics of a checkpoint on one split of a dataset."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.callbacks.run_record import package_versions, source_revision
-from tvg.config import CONF_DIR, check, entry_point
 from tvg.core.metrics import grounding_metrics
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotation_writer import annotation_text, format_of
@@ -143,15 +141,3 @@ def _predict(
         )
     partial.remove()
     return predictions
-
-
-@entry_point
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
-def main(cfg: DictConfig) -> None:
-    """The console script."""
-    check(cfg)
-    evaluate(cfg)
-
-
-if __name__ == "__main__":
-    main()

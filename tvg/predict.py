@@ -1,4 +1,4 @@
-"""tvg-predict: the moment of one sentence in one video file, with a picture of it."""
+"""Prediction: the moment of one sentence in one video file, with a picture of it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.markup import escape
 
-from tvg.config import CONF_DIR, build, check, entry_point
+from tvg.config import build
 from tvg.core.parsing import parse_answer
 from tvg.core.writing import remove_leftovers
 from tvg.data.clip import ClipLoader
@@ -114,15 +113,3 @@ def _print(console: Console, prediction: Prediction, clip: VideoClip) -> None:
     console.print(f"segment: {start_s:.2f} to {end_s:.2f} s")
     if prediction.truth is not None:
         console.print(f"temporal IoU with the truth: {prediction.iou:.3f}")
-
-
-@entry_point
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
-def main(cfg: DictConfig) -> None:
-    """The console script."""
-    check(cfg)
-    predict(cfg)
-
-
-if __name__ == "__main__":
-    main()

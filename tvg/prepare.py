@@ -1,4 +1,4 @@
-"""tvg-prepare: checks a dataset, video by video, and fills its cache before any training."""
+"""Preparation: checks a dataset, video by video, and fills its cache before any training."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
 from tvg.callbacks.evaluation_log import log_evaluation
-from tvg.config import CONF_DIR, build, check, entry_point
+from tvg.config import build
 from tvg.core.writing import remove_leftovers
 from tvg.data.annotations import SPLITS, AnnotationSet, MixedSets, Split
 from tvg.data.inspection import Inspection, inspect, total_of
@@ -199,15 +198,3 @@ def _stop_if_unusable(
         if not inspection.examples:
             path = inspection.report.annotation_file
             raise ValueError(f"{path}: no example is left.\n{inspection.report}")
-
-
-@entry_point
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="prepare")
-def main(cfg: DictConfig) -> None:
-    """The console script."""
-    check(cfg)
-    prepare(cfg)
-
-
-if __name__ == "__main__":
-    main()

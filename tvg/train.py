@@ -1,4 +1,4 @@
-"""tvg-train: one training run, or a job made of several (see the `job` key)."""
+"""Training: from a composed config to a trained policy and its export."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 
-from tvg.config import CONF_DIR, build, check, entry_point
+from tvg.config import build
 from tvg.config.recorded import RECORD_FILE, record_text
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotations import Split
-from tvg.estimate import show_estimate
 from tvg.model.loading import Checkpoint, export_checkpoint
 from tvg.model.policy import Policy
 from tvg.reward.weighted import WeightedReward
@@ -152,17 +150,3 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         plugins=[AtomicCheckpointIO()],
     )
     return trainer
-
-
-@entry_point
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
-def main(cfg: DictConfig) -> Any:
-    """The console script."""
-    check(cfg)
-    if cfg.train.estimate:
-        return show_estimate(cfg)
-    return build(cfg.job)(cfg)
-
-
-if __name__ == "__main__":
-    main()

@@ -54,7 +54,7 @@ def command(
         _point_handlers_to(sys.stderr)
         code = 0
         try:
-            import_module(f"tvg.{name}").main()
+            import_module(f"tvg.cli.{name}").main()
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capsys.readouterr()

@@ -263,11 +263,17 @@ def test_help_is_readable(command, name, tmp_path):
 
 
 def test_a_real_command_fails_as_cleanly(files):
-    script = Path(sys.executable).with_name("tvg-predict")
     video = files / "videos" / "clip.mp4"
     video.write_bytes(video.read_bytes()[:3000])
     done = subprocess.run(
-        [str(script), f"video={video}", "query=a ball", "picture=out/p.png"],
+        [
+            sys.executable,
+            "-m",
+            "tvg.cli.predict",
+            f"video={video}",
+            "query=a ball",
+            "picture=out/p.png",
+        ],
         cwd=files.parent,
         capture_output=True,
         text=True,

@@ -24,7 +24,7 @@ REAL = [
     ("timerft", "timer1/train_2k5.json", 2475, 2500, (48, 34, 31, 29), 0, 0),
     ("tvgbench", "timer1/tvgbench.json", None, 800, (27, 27, 21, 10), 11, 0),
 ]
-SCRIPT = str(Path(sys.executable).with_name("tvg-prepare"))
+COMMAND = [sys.executable, "-m", "tvg.cli.prepare"]
 CHECK = ["data.video_dir=null", "prepare.check_only=true", "prepare.report=r.json"]
 
 
@@ -376,7 +376,7 @@ def start(words: list[str], folder: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *prefix,
-            SCRIPT,
+            *COMMAND,
             *words,
             f"hydra.run.dir={folder}/run",
             *more,

@@ -43,7 +43,7 @@ def train(run_dir, checkpoint, world, *more):
         *more,
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "tvg.train", *overrides],
+        [sys.executable, "-m", "tvg.cli.train", *overrides],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -103,7 +103,7 @@ def test_ranks_step_together_where_one_waits_for_groups(tiny_checkpoint, tiny_wo
         "logger=csv",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "tvg.train", *overrides],
+        [sys.executable, "-m", "tvg.cli.train", *overrides],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,

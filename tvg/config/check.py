@@ -19,7 +19,7 @@ from tvg.config.nodes import (
     referenced,
     unresolvable,
 )
-from tvg.config.rules import RULES
+from tvg.config.rules import IMPORTING_RULES, RULES
 from tvg.config.targets import target_problems
 
 # Groups whose options put themselves under their own name: logger.mlflow, reward.iou.
@@ -42,18 +42,21 @@ def check(cfg: DictConfig | Composition) -> None:
 
 
 def find_problems(composition: Composition) -> list[str]:
-    """One line for every problem of a composed config."""
+    """One line for every problem of a composed config.
+
+    Targets are imported, which may take many seconds, only where nothing else is wrong.
+    """
     cfg = composition.cfg
+    values = plain(cfg)
     problems = (
         unknown_keys(composition)
         + [f"{path}: a value is needed ({path}=...)" for path in missing(cfg)]
         + entries_without_target(composition)
-        + target_problems(cfg)
         + unresolvable(cfg)
+        + [problem for rule in RULES for problem in rule(values)]
     )
-    values = plain(cfg)
-    for rule in RULES:
-        problems += rule(values)
+    if not problems:
+        problems = target_problems(cfg) + [p for rule in IMPORTING_RULES for p in rule(values)]
     return list(dict.fromkeys(problems))
 
 

@@ -24,6 +24,7 @@ from tvg.config.resolvers import register_resolvers
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _OURS = "TVG_CLEAN_ERRORS"  # says that HYDRA_FULL_ERROR was set here, not by the user
 _HINT = f"({_FULL_ERROR}=1 shows where it was raised)"
+_MISSING_VALUE = re.compile(r"Missing mandatory value: ([\w.]+)")
 _NO_SUCH_KEY = re.compile(r"Could not override '([^']+)'")
 
 
@@ -38,6 +39,9 @@ def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def command(cfg: DictConfig | None = None) -> Any:
+        # torch's OpenMP reads it when it is loaded: waiting threads then sleep. By default they
+        # spin, which makes training on a CPU many times slower beside other jobs.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if os.environ.get(_FULL_ERROR) == "1" and _OURS not in os.environ:
             return main(cfg)
         # Hydra would print and exit by itself; asked for the full error, it lets it through.
@@ -52,10 +56,10 @@ def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
             message = user_message(error)
             if message is None:
                 raise
-            print(f"{Path(sys.argv[0]).name}: {message}\n{_HINT}", file=sys.stderr)
+            print(f"{program()}: {message}\n{_HINT}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
-            print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+            print(f"{program()}: interrupted", file=sys.stderr)
             sys.exit(130)
         finally:
             for name, value in before.items():
@@ -67,6 +71,13 @@ def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def program() -> str:
+    """The command's name: `tvg-train`, also where it was started by `python -m tvg.cli.train`."""
+    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
+    package, _, name = str(module).rpartition(".")
+    return f"tvg-{name}" if package == "tvg.cli" else Path(sys.argv[0]).name
+
+
 def user_message(error: Exception) -> str | None:
     """What to tell the user; None where the error is a bug that needs its traceback."""
     if isinstance(error, ConfigCompositionException) and _NO_SUCH_KEY.search(str(error)):
@@ -74,6 +85,8 @@ def user_message(error: Exception) -> str | None:
     if isinstance(error, YAMLError):
         return str(error)  # names file, line and column
     if isinstance(error, OmegaConfBaseException) and not _passed_through_us(error):
+        if (found := _MISSING_VALUE.search(str(error))) is not None:
+            return f"{found.group(1)}: a value is needed ({found.group(1)}=...)"
         return str(error).replace("\n    full_key: ", ", at ").split("\n")[0]
     if isinstance(error, OverrideParseException) and "=" in (error.override or ""):
         return _unreadable_value(error.override)
@@ -94,7 +107,7 @@ def _raised_by_us(error: BaseException) -> bool:
     if not frames:
         return False
     names = frames[-1][0].f_globals
-    # Under `python -m tvg.prepare` that module is called __main__; its specification knows.
+    # Under `python -m tvg.cli.prepare` that module is called __main__; its specification knows.
     name = getattr(names.get("__spec__"), "name", None) or names.get("__name__", "")
     return str(name).startswith("tvg.")
 
@@ -137,7 +150,7 @@ def _unreadable_value(override: str) -> str:
 
 def _unknown_overrides(first: str) -> str:
     """One line for every override on the command line whose key does not exist."""
-    name = Path(sys.argv[0]).stem.removeprefix("tvg-")
+    name = Path(program()).stem.removeprefix("tvg-")
     rest = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     bad: list[str] = [first]
     known: set[str] = set()

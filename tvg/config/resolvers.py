@@ -56,8 +56,8 @@ def basename(path: str) -> str:
 
 
 def module_doc(name: str) -> str:
-    """The docstring of the entry point `tvg.name`, for its --help."""
-    module = sys.modules.get(f"tvg.{name}", sys.modules["__main__"])
+    """The docstring of the entry point `tvg.cli.name`, for its --help."""
+    module = sys.modules.get(f"tvg.cli.{name}", sys.modules["__main__"])
     return inspect.cleandoc(module.__doc__ or "")
 
 

@@ -182,7 +182,6 @@ RULES: tuple[Rule, ...] = (
     sampler_is_not_policy,
     no_reward,
     reward_without_weight,
-    reward.reward_cannot_be_called,
     format_reward_out_of_reach,
     parts.nothing_to_train,
     parts.frozen_part_to_be_trained,
@@ -202,3 +201,6 @@ RULES: tuple[Rule, ...] = (
     on_missing_unknown,
     preparation_without_end,
 )
+
+# These import what the config names, so that they run after all others have passed.
+IMPORTING_RULES: tuple[Rule, ...] = (reward.reward_cannot_be_called,)

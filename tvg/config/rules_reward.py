@@ -9,12 +9,10 @@ from typing import Any
 
 from tvg.config.targets import locate
 from tvg.config.values import Config, value
-from tvg.reward.base import FIELDS
-from tvg.reward.signature import wanted_fields
 
 
 def reward_cannot_be_called(cfg: Config) -> list[str]:
-    """A reward is called with what its signature names, of what there is."""
+    """A reward is called with what its signature names, of what there is; imports the rewards."""
     problems = []
     for name, entry in (value(cfg, "reward") or {}).items():
         node = value(entry, "reward") if isinstance(entry, Mapping) else None
@@ -37,6 +35,8 @@ def _problems(path: str, name: str, node: Mapping[str, Any]) -> list[str]:
     if node.get("_partial_"):
         settings = {key: item for key, item in node.items() if key in parameters}
         return _uncallable(path, name, functools.partial(target, **settings))
+    from tvg.reward.base import FIELDS  # imports torch
+
     if parameters.keys() & FIELDS:
         return [f"{path}: {node['_target_']} is a function: it needs _partial_: true beside it"]
     return []
@@ -50,6 +50,8 @@ def _problems_of_class(path: str, name: str, target: type) -> list[str]:
 
 
 def _uncallable(path: str, name: str, reward: Any) -> list[str]:
+    from tvg.reward.signature import wanted_fields  # imports torch
+
     try:
         wanted_fields(name, reward)
     except ValueError as error:

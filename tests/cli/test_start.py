@@ -1,0 +1,111 @@
+"""What needs no tensor is answered without torch, which takes ten seconds to import."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+COMMANDS = ("train", "evaluate", "predict", "prepare")
+HEAVY = ("torch", "torchvision", "transformers", "lightning", "mlflow", "matplotlib", "av")
+
+RUN = """
+import contextlib, importlib, io, json, sys
+
+command, heavy, cases = json.loads(sys.argv[1])
+main = importlib.import_module(f"tvg.cli.{command}").main
+for words in cases:
+    sys.argv = [f"tvg-{command}", *words]
+    code, err = 0, io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    loaded = [name for name in heavy if name in sys.modules]
+    print(json.dumps({"words": words, "code": code, "loaded": loaded, "error": err.getvalue()}))
+"""
+
+CASES = {
+    "train": {
+        "--help": (0, ""),
+        "--cfg job": (0, ""),
+        "sed=1": (2, "sed: no such config key"),
+        "objective.group_sise=4": (2, "did you mean 'objective.group_size'?"),
+        "model=smal": (2, "Could not find 'model/smal'"),
+        "seed=???": (2, "seed: a value is needed"),
+        "objective.group_size=1": (2, "objective.group_size: a group needs at least 2"),
+        "+trainer.gradient_clip_val=1 trainer.precision=16": (2, "trainer.precision: 16"),
+    },
+    "evaluate": {
+        "--help": (0, ""),
+        "model.path=???": (2, "model.path: a value is needed"),
+        "splt=val": (2, "did you mean 'split'?"),
+    },
+    "predict": {
+        "--help": (0, ""),
+        "model.path=x query=x": (2, "video: a value is needed"),
+        "rollout=x": (2, "Could not find 'rollout/x'"),
+    },
+    "prepare": {
+        "--help": (0, ""),
+        "data.on_missing=no": (2, "data.on_missing: expected error or skip"),
+        "prepare.num_worker=2": (2, "did you mean 'prepare.num_workers'?"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_answers_that_need_no_tensor_import_no_torch(name, tmp_path):
+    cases = CASES[name]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps([name, HEAVY, [case.split() for case in cases]])],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [" ".join(answer["words"]) for answer in answers] == list(cases)
+    for answer, (code, text) in zip(answers, cases.values(), strict=True):
+        assert answer["loaded"] == [], answer
+        assert answer["code"] == code, answer
+        assert text in answer["error"], answer
+
+
+def test_console_scripts_name_functions_that_exist():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert sorted(project["scripts"]) == sorted(f"tvg-{name}" for name in COMMANDS)
+    for target in project["scripts"].values():
+        module, _, function = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_a_module_run_by_python_calls_itself_the_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tvg.cli.train", "sed=1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stderr.startswith("tvg-train: sed: no such config key; did you mean 'seed'?")
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(command, monkeypatch, given, used):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert command("train", "--cfg", "job").code == 0
+    assert os.environ["OMP_WAIT_POLICY"] == used

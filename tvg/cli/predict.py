@@ -1,0 +1,22 @@
+"""tvg-predict: the moment of one sentence in one video file, with a picture of it."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from tvg.config import CONF_DIR, check, entry_point
+
+
+@entry_point
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
+def main(cfg: DictConfig) -> None:
+    """The console script."""
+    check(cfg)
+    from tvg.predict import predict
+
+    predict(cfg)
+
+
+if __name__ == "__main__":
+    main()
