@@ -21,6 +21,7 @@ from tvg.data.decode import (
     chunks,
 )
 from tvg.data.decode_pyav import PyAVVideo
+from tvg.data.media import NO_LIMITS, MediaLimits, media_url
 from tvg.data.packets import FileIndex, inspect_file
 
 
@@ -35,10 +36,12 @@ class DecordDecoder(VideoDecoder):
 
     Args:
         num_threads: decoding threads; 0 lets the library choose.
+        limits: files beyond them are refused.
     """
 
-    def __init__(self, *, num_threads: int) -> None:
+    def __init__(self, *, num_threads: int, limits: MediaLimits = NO_LIMITS) -> None:
         self.num_threads = num_threads
+        self.limits = limits
 
     def import_library(self) -> None:
         import av  # noqa: F401
@@ -53,15 +56,18 @@ class DecordDecoder(VideoDecoder):
         import decord
 
         path = check_file(path)
-        info, index = inspect_file(path)
-        try:
-            reader = decord.VideoReader(str(path), num_threads=self.num_threads)
-        except (RuntimeError, decord.DECORDError, AssertionError) as error:
-            raise VideoError(path, f"cannot be opened by decord ({_reason(error)})") from error
-        if _is_safe(reader, index):
-            yield _DecordVideo(path, reader, info)
-            return
-        video = PyAVVideo(path, info, index, num_threads=self.num_threads)
+        info, index = inspect_file(path, self.limits)
+        # decord's own FFmpeg guesses a format anew, and follows playlists: so it gets only files in
+        # formats that their first bytes tell from every other. It takes names in UTF-8 only.
+        if index.is_indexed and _is_utf8(path):
+            try:
+                reader = decord.VideoReader(media_url(path), num_threads=self.num_threads)
+            except (RuntimeError, decord.DECORDError, AssertionError) as error:
+                raise VideoError(path, f"cannot be opened by decord ({_reason(error)})") from error
+            if _is_safe(reader, index):
+                yield _DecordVideo(path, reader, info)
+                return
+        video = PyAVVideo(path, info, index, num_threads=self.num_threads, limits=self.limits)
         try:
             yield video
         finally:
@@ -96,15 +102,21 @@ def _is_safe(reader: Any, index: FileIndex) -> bool:
     """Whether decord sees the same frames in a file as its packets show."""
     import decord
 
-    if not index.is_indexed or reader.get_key_indices() != index.key_indices:
-        return False
-    if len(reader) != len(index.pts):
+    if reader.get_key_indices() != index.key_indices or len(reader) != len(index.pts):
         return False
     try:
         first_frame = reader.get_batch([0]).asnumpy()[0]
     except (RuntimeError, decord.DECORDError):
         return False
     return np.array_equal(first_frame, index.first_frame)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tvg.data.decode import Frames, VideoDecoder, VideoError, VideoInfo, check_file, chunks
-from tvg.data.packets import FileIndex, inspect_file, open_container, reason, to_rgb
+from tvg.data.media import NO_LIMITS, MediaLimits, open_media, reason
+from tvg.data.packets import FileIndex, inspect_file, to_rgb
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -28,10 +29,12 @@ class PyAVDecoder(VideoDecoder):
 
     Args:
         num_threads: decoding threads; 0 lets FFmpeg choose.
+        limits: files beyond them are refused.
     """
 
-    def __init__(self, *, num_threads: int) -> None:
+    def __init__(self, *, num_threads: int, limits: MediaLimits = NO_LIMITS) -> None:
         self.num_threads = num_threads
+        self.limits = limits
 
     def import_library(self) -> None:
         import av  # noqa: F401
@@ -39,8 +42,8 @@ class PyAVDecoder(VideoDecoder):
     @contextmanager
     def open(self, path: str | os.PathLike[str]) -> Iterator[PyAVVideo]:
         path = check_file(path)
-        info, index = inspect_file(path)
-        video = PyAVVideo(path, info, index, num_threads=self.num_threads)
+        info, index = inspect_file(path, self.limits)
+        video = PyAVVideo(path, info, index, num_threads=self.num_threads, limits=self.limits)
         try:
             yield video
         finally:
@@ -50,9 +53,18 @@ class PyAVDecoder(VideoDecoder):
 class PyAVVideo:
     """One file, opened for decoding when frames are asked for."""
 
-    def __init__(self, path: Path, info: VideoInfo, index: FileIndex, *, num_threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        info: VideoInfo,
+        index: FileIndex,
+        *,
+        num_threads: int,
+        limits: MediaLimits,
+    ) -> None:
         self.info = info
         self._path, self._index, self._num_threads = path, index, num_threads
+        self._limits = limits
         self._opened = ExitStack()
         self._decoded: Iterator[VideoFrame] = iter(())
         self._wanted: frozenset[int] | None = None  # times of the frames asked for; None: all
@@ -154,7 +166,9 @@ class PyAVVideo:
     def _restart(self) -> None:
         """Opens the file anew: not every container can seek to its start."""
         self._opened.close()
-        self._container, self._stream = self._opened.enter_context(open_container(self._path))
+        self._container, self._stream = self._opened.enter_context(
+            open_media(self._path, self._limits)
+        )
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = self._num_threads
         self._decoded = self._decode()

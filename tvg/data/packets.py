@@ -5,8 +5,6 @@ This tells a whole file from a truncated one, and at what time each frame is sho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tvg.data.decode import Frames, VideoError, VideoInfo
+from tvg.data.media import NO_LIMITS, MediaLimits, open_media, reason
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -52,37 +51,17 @@ class _Packets:
     is_cut: bool = False  # a packet is incomplete
 
 
-@contextmanager
-def open_container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens a file for PyAV with its main video stream; every failure is a VideoError."""
-    import av
-
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, UnicodeDecodeError) as error:
-        raise VideoError(
-            path, f"is not a readable video ({reason(error)}); expected a complete video file"
-        ) from error
-    with container:
-        stream = container.streams.best("video")
-        if stream is None:
-            raise VideoError(path, "has no video stream; expected a video file")
-        if stream.codec_context is None:
-            raise VideoError(path, "has a video stream of a codec that FFmpeg cannot decode")
-        yield container, stream  # type: ignore[misc]
-
-
-def inspect_file(path: Path) -> tuple[VideoInfo, FileIndex]:
+def inspect_file(path: Path, limits: MediaLimits = NO_LIMITS) -> tuple[VideoInfo, FileIndex]:
     """Reads all packets of a file and decodes its first frame.
 
     Frames that an edit list hides (the usual trace of cutting without re-encoding) do not count.
 
     Raises:
-        VideoError: no frame at all, no frame rate, or the packets end before the length that the
-            file states.
+        VideoError: no frame at all, no frame rate, more than `limits` allow, or the packets end
+            before the length that the file states.
     """
-    with open_container(path) as (container, stream):
-        packets = _read_packets(path, container, stream)
+    with open_media(path, limits) as (container, stream):
+        packets = _read_packets(path, container, stream, limits)
         if not packets.shown:
             raise VideoError(path, "has a video stream without a single frame")
         _check_complete(path, container, stream, packets)
@@ -91,9 +70,10 @@ def inspect_file(path: Path) -> tuple[VideoInfo, FileIndex]:
             raise VideoError(path, "states no frame rate")
         is_indexed = _is_indexed(container)
         pts, key_indices = _times(packets, may_reorder=bool(stream.codec_context.has_b_frames))
-    first_frame = _first_frame(path)
+    first_frame = _first_frame(path, limits)
     height, width, _ = first_frame.shape
     info = VideoInfo(num_frames=len(packets.shown), fps=fps, height=height, width=width)
+    limits.check_duration(path, info.duration_s)
     index = FileIndex(
         pts=pts, key_indices=key_indices, is_indexed=is_indexed, first_frame=first_frame
     )
@@ -108,12 +88,9 @@ def to_rgb(frame: VideoFrame) -> Frames:
     return np.rot90(pixels, round(frame.rotation / 90) % 4)
 
 
-def reason(error: Exception) -> str:
-    """Returns FFmpeg's own words, without the number and the file name around them."""
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _read_packets(path: Path, container: InputContainer, stream: VideoStream) -> _Packets:
+def _read_packets(
+    path: Path, container: InputContainer, stream: VideoStream, limits: MediaLimits
+) -> _Packets:
     import av
 
     packets = _Packets(shown=[])
@@ -128,6 +105,7 @@ def _read_packets(path: Path, container: InputContainer, stream: VideoStream) ->
             packets.is_cut |= packet.is_corrupt  # the last one of a file cut within it
             if packet.stream_index == stream.index:
                 packets.num_packets += 1
+                limits.check_frames(path, packets.num_packets)
                 if not packet.is_discard:
                     packets.shown.append((packet.pts, packet.dts, packet.is_keyframe))
     except av.FFmpegError as error:
@@ -182,11 +160,11 @@ def _times(packets: _Packets, *, may_reorder: bool) -> tuple[list[int], list[int
     )
 
 
-def _first_frame(path: Path) -> Frames:
+def _first_frame(path: Path, limits: MediaLimits) -> Frames:
     """Decodes the first frame: no other place tells the size that rotation leaves."""
     import av
 
-    with open_container(path) as (container, stream):
+    with open_media(path, limits) as (container, stream):
         try:
             frame = next(container.decode(stream), None)
         except av.FFmpegError as error:
