@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 
 from tvg.config import build
-from tvg.config.recorded import RECORD_FILE, record_text
+from tvg.config.record_file import RECORD_FILE
+from tvg.config.recorded import record_text
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotations import Split
 from tvg.model.loading import Checkpoint, export_checkpoint
@@ -115,6 +116,7 @@ def train(cfg: DictConfig) -> float | None:
     ckpt_path = resume_path(cfg.resume, run_dir)
     remove_leftovers_of_run(run_dir)
     seed_everything(cfg.seed, workers=True, verbose=False)
+    record = record_text(cfg)  # before the checkpoint it may come from moves
     parts = build_parts(cfg, split="train")
     module = build_module(cfg, parts)
     trainer = build_trainer(cfg)
@@ -126,7 +128,7 @@ def train(cfg: DictConfig) -> float | None:
             parts.policy,
             parts.processor,
             run_dir / EXPORT,
-            notes={RECORD_FILE: record_text(cfg)},
+            notes={RECORD_FILE: record},
         )
         log.info("exported to %s", folder)
     miou = trainer.callback_metrics.get("val/miou")

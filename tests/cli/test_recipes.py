@@ -51,7 +51,7 @@ def run(command, world, tiny_checkpoint, run_dir: Path, recipe: str, *words: str
 def test_two_steps(command, world, tiny_checkpoint, tmp_path, recipe):
     run(command, world, tiny_checkpoint, tmp_path / "run", recipe)
     record = (tmp_path / "run" / "export" / RECORD_FILE).read_text()
-    assert "tvg.core.parsing.parse_answer" in record
+    assert "parser: default" in record
     assert ("{time_s:.1f}s" in record) == (recipe == "timelens_rlvr")
 
 
