@@ -60,7 +60,7 @@ class VideoClip:
 
     frames: Tensor  # uint8 [T, 3, H, W], H and W multiples of patch * merge
     sampled_fps: float  # frames per second really sampled, not the rate asked for
-    frame_times_s: Tensor  # float64 [T], relative to the window's start
+    frame_times_s: Tensor  # float64 [T], when each frame appears, relative to the window's start
     duration_s: float  # of the clip as found in the file
 
 
@@ -71,7 +71,7 @@ class EncodedClip:
     features: Tensor  # bfloat16 [patches, vision hidden size], before the merger
     grid_thw: Tensor  # int64 [3] in patches
     sampled_fps: float
-    frame_times_s: Tensor  # float64 [T], relative to the window's start
+    frame_times_s: Tensor  # float64 [T], when each frame appears, relative to the window's start
     duration_s: float
 
 

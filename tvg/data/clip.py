@@ -27,13 +27,14 @@ from tvg.types import LeadIn, Segment, VideoClip
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What is shown of a file: `num_shown` of the frames `first` to `last`.
+    """What is shown of a file: `num_shown` of its steps `first` to `last`.
 
-    The frames are numbered as if the lead-in had been inserted into the file before `first`.
+    A step is a frame where the rate is constant (`VideoInfo`). The steps are numbered as if the
+    lead-in had been inserted into the file before `first`.
     """
 
     first: int
-    last: int  # included; counts the lead-in's frames
+    last: int  # included; counts the lead-in's steps
     num_lead_in: int
     num_shown: int
     size: tuple[int, int]  # height, width
@@ -71,8 +72,10 @@ class ClipLoader:
 
         A file that is cut to the window already is shown whole (`resolve_window`). A lead-in is
         sampled as if it were part of the file, so the clip is that of a file with as many more
-        frames. Times are relative to the window's start, or to the lead-in's. `sampled_fps` is
-        frames shown per second of the frames in the window and the lead-in, as in qwen-vl-utils.
+        frames. Times are relative to the window's start, or to the lead-in's: when each frame
+        appears, so that in a file of a variable rate one that was on screen before the window
+        has a time below 0. `sampled_fps` is frames shown per second of the frames in the window
+        and the lead-in, as in qwen-vl-utils.
 
         Raises:
             VideoError: the file cannot be read in full, in time, holds no frame in the window, or
@@ -84,14 +87,14 @@ class ClipLoader:
                 plan = self._plan(info, window, lead_in)
             except ValueError as error:
                 raise VideoError(path, str(error)) from error
-            indices = frame_indices(plan.first, plan.last, plan.num_shown)
-            frames = _read_frames(video, indices, plan, lead_in)
+            steps = frame_indices(plan.first, plan.last, plan.num_shown)
+            frames = _read_frames(video, steps, plan, lead_in)
         start_s, end_s = plan.bounds_s
         return VideoClip(
             frames=frames,
-            sampled_fps=plan.num_shown / (plan.last - plan.first + 1) * info.fps,
-            frame_times_s=torch.tensor(indices, dtype=torch.float64) / info.fps - start_s,
-            duration_s=end_s - start_s + plan.num_lead_in / info.fps,
+            sampled_fps=plan.num_shown / (plan.last - plan.first + 1) * info.step_fps,
+            frame_times_s=_times_s(info, steps, plan) - start_s,
+            duration_s=end_s - start_s + plan.num_lead_in / info.step_fps,
         )
 
     def frame_count_and_size(
@@ -107,12 +110,13 @@ class ClipLoader:
 
     def _plan(self, info: VideoInfo, window: Segment | None, lead_in: LeadIn | None) -> _Plan:
         # A stream without frames or rate has no duration: the sampling below says so.
-        if info.num_frames > 0 and info.fps > 0:
+        num_steps, step_fps = info.num_steps, info.step_fps
+        if num_steps > 0 and step_fps > 0:
             window = resolve_window(window, info.duration_s)
-        first, last = frame_range(info.num_frames, info.fps, window)
-        num_lead_in = num_lead_in_frames(lead_in, info.fps)
+        first, last = frame_range(num_steps, step_fps, window)
+        num_lead_in = num_lead_in_frames(lead_in, step_fps)
         last += num_lead_in
-        num_shown = num_sampled_frames(last - first + 1, info.fps, self.sampling)
+        num_shown = num_sampled_frames(last - first + 1, step_fps, self.sampling)
         size = smart_resize(
             info.height,
             info.width,
@@ -126,23 +130,34 @@ class ClipLoader:
             num_lead_in=num_lead_in,
             num_shown=num_shown,
             size=size,
-            bounds_s=window_bounds(info.num_frames, info.fps, window),
+            bounds_s=window_bounds(num_steps, step_fps, window),
         )
 
 
-def _read_frames(
-    video: OpenVideo, indices: list[int], plan: _Plan, lead_in: LeadIn | None
-) -> Tensor:
+def _times_s(info: VideoInfo, steps: list[int], plan: _Plan) -> Tensor:
+    """Returns float64 [T]: when each shown frame appears, in the seconds of `_Plan`'s steps."""
+    # One division in float64, as in qwen-vl-utils: other ways differ in the last bit.
+    times_s = torch.tensor(steps, dtype=torch.float64) / info.step_fps
+    own = [i for i, step in enumerate(steps) if step >= plan.first + plan.num_lead_in]
+    if info.variable is not None:
+        in_file = info.variable.appearance_times_s([steps[i] - plan.num_lead_in for i in own])
+        lead_in_s = plan.num_lead_in / info.step_fps
+        times_s[own] = torch.tensor(in_file, dtype=torch.float64) + lead_in_s
+    return times_s
+
+
+def _read_frames(video: OpenVideo, steps: list[int], plan: _Plan, lead_in: LeadIn | None) -> Tensor:
     """Returns uint8 [T, 3, H, W]: the lead-in's frames, then the file's."""
     start = plan.first + plan.num_lead_in  # of the file's own frames among the shown ones
-    wanted = [index - plan.num_lead_in for index in indices if index >= start]
-    num_filler = len(indices) - len(wanted)
+    wanted = video.info.frame_indices([step - plan.num_lead_in for step in steps if step >= start])
+    num_filler = len(steps) - len(wanted)
     if not num_filler:
-        return _read_resized(video, indices, plan.size)
+        return _read_resized(video, wanted, plan.size)
     assert lead_in is not None
     is_frozen = lead_in.kind == "freeze"
     # The first frame is read with the others: the decoder goes through the file once.
-    read = _read_resized(video, [plan.first] * is_frozen + wanted, plan.size)
+    first_frame_index = video.info.frame_indices([plan.first])
+    read = _read_resized(video, first_frame_index * is_frozen + wanted, plan.size)
     first_frame, rest = (read[:1], read[1:]) if is_frozen else (None, read)
     return torch.cat([_filler(lead_in, num_filler, plan.size, first_frame), rest])
 

@@ -149,8 +149,11 @@ def _empty_batch(unreadable: list[str]) -> PromptBatch:
 
 
 def step_times(frame_times_s: Tensor, frames_per_step: int) -> list[list[float]]:
-    """The times of each step's frames; the last frame stands in for those that are missing."""
-    times = frame_times_s.tolist()
+    """The times of each step's frames; the last frame stands in for those that are missing.
+
+    A frame that was on screen before the clip began has the time 0 in a prompt.
+    """
+    times = frame_times_s.clamp(min=0.0).tolist()
     times += times[-1:] * (-len(times) % frames_per_step)
     return [times[i : i + frames_per_step] for i in range(0, len(times), frames_per_step)]
 

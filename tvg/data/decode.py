@@ -20,6 +20,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tvg.data.timeline import VariableRate
+
 Frames = NDArray[np.uint8]  # [t, H, W, 3], RGB
 
 CHUNK_BYTES = 32 * 2**20  # of decoded frames held at once
@@ -39,16 +41,33 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a file holds."""
+    """What a file holds.
+
+    A file is sampled on `num_steps` steps of time at `step_fps` per second. At a constant rate
+    these are its frames; at a variable rate see `tvg.data.timeline`.
+    """
 
     num_frames: int
     fps: float  # average over the file
     height: int  # as shown, after the rotation that the file asks for
     width: int
+    variable: VariableRate | None = None  # None: the rate is constant
 
     @property
     def duration_s(self) -> float:
-        return self.num_frames / self.fps
+        return self.num_steps / self.step_fps
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_frames if self.variable is None else self.variable.num_steps
+
+    @property
+    def step_fps(self) -> float:
+        return self.fps if self.variable is None else self.variable.step_fps
+
+    def frame_indices(self, steps: Sequence[int]) -> list[int]:
+        """Returns the frame on screen at each step."""
+        return list(steps) if self.variable is None else self.variable.frame_indices(steps)
 
 
 class OpenVideo(Protocol):

@@ -137,9 +137,10 @@ def _shown_s(request: ClipRequest, info: VideoInfo | str) -> float:
     """The seconds that a clip has in its file, and its lead-in's."""
     assert isinstance(info, VideoInfo), info  # the others have been left out
     window = resolve_window(request.window, info.duration_s)
-    start_s, end_s = window_bounds(info.num_frames, info.fps, window)
+    start_s, end_s = window_bounds(info.num_steps, info.step_fps, window)
     # as long as the clip that `ClipLoader` gives
-    return end_s - start_s + num_lead_in_frames(request.lead_in, info.fps) / info.fps
+    lead_in = num_lead_in_frames(request.lead_in, info.step_fps)
+    return end_s - start_s + lead_in / info.step_fps
 
 
 def _held_against(

@@ -6,13 +6,15 @@ This tells a whole file from a truncated one, and at what time each frame is sho
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from tvg.data.decode import Frames, VideoError, VideoInfo
 from tvg.data.media import NO_LIMITS, MediaLimits, open_media, reason
+from tvg.data.timeline import VariableRate, variable_rate
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -41,18 +43,27 @@ class FileIndex:
     first_frame: Frames
 
 
+class _Shown(NamedTuple):
+    """The packet of a shown frame; times in stream units."""
+
+    pts: int | None
+    dts: int | None
+    is_key: bool
+    duration: int | None
+
+
 @dataclass(kw_only=True)
 class _Packets:
     """One reading of all packets."""
 
     num_packets: int = 0  # of the video stream
-    shown: list[tuple[int | None, int | None, bool]]  # (pts, dts, is key frame) of shown frames
+    shown: list[_Shown]  # in the order of decoding
     end_s: float = 0.0  # of the last packet of any stream
     is_cut: bool = False  # a packet is incomplete
 
 
 def inspect_file(path: Path, limits: MediaLimits = NO_LIMITS) -> tuple[VideoInfo, FileIndex]:
-    """Reads all packets of a file and decodes its first frame.
+    """Reads all packets of a file and decodes its first frame, or remembers both.
 
     Frames that an edit list hides (the usual trace of cutting without re-encoding) do not count.
 
@@ -60,19 +71,45 @@ def inspect_file(path: Path, limits: MediaLimits = NO_LIMITS) -> tuple[VideoInfo
         VideoError: no frame at all, no frame rate, more than `limits` allow, or the packets end
             before the length that the file states.
     """
+    state = path.stat()
+    return _inspect(path, (state.st_ino, state.st_size, state.st_mtime_ns), limits)
+
+
+@lru_cache(maxsize=4)  # several windows of one file are often asked for in a row
+def _inspect(
+    path: Path, state: tuple[int, int, int], limits: MediaLimits
+) -> tuple[VideoInfo, FileIndex]:
     with open_media(path, limits) as (container, stream):
         packets = _read_packets(path, container, stream, limits)
         if not packets.shown:
             raise VideoError(path, "has a video stream without a single frame")
         _check_complete(path, container, stream, packets)
         fps = float(stream.average_rate or stream.guessed_rate or 0)
-        if not fps > 0:
-            raise VideoError(path, "states no frame rate")
+        time_base = float(stream.time_base or 0)
+        format_name = container.format.name
         is_indexed = _is_indexed(container)
-        pts, key_indices = _times(packets, may_reorder=bool(stream.codec_context.has_b_frames))
-    first_frame = _first_frame(path, limits)
+        pts, key_indices = _times(
+            packets,
+            may_reorder=bool(stream.codec_context.has_b_frames),
+            is_avi=format_name == "avi",
+        )
+    first_frame, delay = _first_frame(path, limits)
+    variable = _variable_rate(
+        pts if pts and format_name != "avi" else _times_by_dts(packets, delay),
+        last_frame_s=_last_duration(packets, format_name) * time_base or None,
+        time_base=time_base,
+        stated_fps=fps,
+    )
+    if variable is None and not fps > 0:
+        raise VideoError(path, "states no frame rate")
     height, width, _ = first_frame.shape
-    info = VideoInfo(num_frames=len(packets.shown), fps=fps, height=height, width=width)
+    info = VideoInfo(
+        num_frames=len(packets.shown),
+        fps=fps if variable is None else len(packets.shown) / variable.duration_s,
+        height=height,
+        width=width,
+        variable=variable,
+    )
     limits.check_duration(path, info.duration_s)
     index = FileIndex(
         pts=pts, key_indices=key_indices, is_indexed=is_indexed, first_frame=first_frame
@@ -107,7 +144,9 @@ def _read_packets(
                 packets.num_packets += 1
                 limits.check_frames(path, packets.num_packets)
                 if not packet.is_discard:
-                    packets.shown.append((packet.pts, packet.dts, packet.is_keyframe))
+                    packets.shown.append(
+                        _Shown(packet.pts, packet.dts, packet.is_keyframe, packet.duration)
+                    )
     except av.FFmpegError as error:
         raise VideoError(
             path, f"is damaged ({reason(error)}); expected a complete video file"
@@ -145,30 +184,68 @@ def _is_indexed(container: InputContainer) -> bool:
     return bool(INDEXED_FORMATS.intersection(container.format.name.split(",")))
 
 
-def _times(packets: _Packets, *, may_reorder: bool) -> tuple[list[int], list[int]]:
+def _times(packets: _Packets, *, may_reorder: bool, is_avi: bool) -> tuple[list[int], list[int]]:
     """Returns `FileIndex.pts` and `key_indices`."""
-    known = [pts for pts, _, _ in packets.shown if pts is not None]
-    # AVI passes off times of decoding as times of showing: wrong where frames are reordered.
-    shifts = {None if pts is None or dts is None else pts - dts for pts, dts, _ in packets.shown}
-    is_fake = may_reorder and len(shifts) == 1 and len(packets.shown) > 1
-    if is_fake or len(set(known)) < len(packets.shown):
+    shown = packets.shown
+    known = [packet.pts for packet in shown if packet.pts is not None]
+    # AVI holds times of decoding only. FFmpeg guesses the others: wrong where frames are reordered.
+    shifts = {None if p.pts is None or p.dts is None else p.pts - p.dts for p in shown}
+    is_fake = may_reorder and (is_avi or len(shifts) == 1) and len(shown) > 1
+    if is_fake or len(set(known)) < len(shown):
         return [], []
     ordered = sorted(known)
     place = {pts: index for index, pts in enumerate(ordered)}
-    return ordered, sorted(
-        place[pts] for pts, _, is_key in packets.shown if is_key and pts in place
+    return ordered, sorted(place[p.pts] for p in shown if p.is_key and p.pts is not None)
+
+
+def _times_by_dts(packets: _Packets, delay: int) -> list[int]:
+    """Returns when frames are shown, by the times of decoding; empty where those are not known.
+
+    A decoder gives its first frame after taking `delay` further packets, and from then on one
+    frame per packet. The time of decoding of the packet taken last is the frame's time. After the
+    last packet the last interval repeats.
+    """
+    known = [packet.dts if packet.dts is not None else packet.pts for packet in packets.shown]
+    ticks = sorted(tick for tick in known if tick is not None)
+    if len(ticks) < len(known) or len(ticks) < 2:
+        return []
+    step = ticks[-1] - ticks[-2]
+    return ticks[delay:] + [ticks[-1] + step * (i + 1) for i in range(min(delay, len(ticks)))]
+
+
+def _last_duration(packets: _Packets, format_name: str) -> int:
+    """Returns how long the last frame is shown, in stream units; 0: unknown."""
+    if format_name == "avi":  # one tick, whatever the ticks are
+        return 0
+    # MP4 states the intervals of decoding: the last one is the last frame's.
+    is_mp4 = "mp4" in format_name
+    last = packets.shown[-1] if is_mp4 else max(packets.shown, key=lambda p: p.pts or 0)
+    return last.duration or 0
+
+
+def _variable_rate(
+    ticks: list[int], *, last_frame_s: float | None, time_base: float, stated_fps: float
+) -> VariableRate | None:
+    """Returns the times of a file's frames; None: its rate is constant, or no times are known."""
+    if not ticks:
+        return None
+    return variable_rate(
+        [tick * time_base for tick in ticks], last_frame_s=last_frame_s, stated_fps=stated_fps
     )
 
 
-def _first_frame(path: Path, limits: MediaLimits) -> Frames:
-    """Decodes the first frame: no other place tells the size that rotation leaves."""
+def _first_frame(path: Path, limits: MediaLimits) -> tuple[Frames, int]:
+    """Decodes the first frame: no other place tells the size that rotation leaves.
+
+    Returns also the number of packets that the decoder took before the one that gave it.
+    """
     import av
 
     with open_media(path, limits) as (container, stream):
         try:
-            frame = next(container.decode(stream), None)
+            for delay, packet in enumerate(container.demux(stream)):
+                for frame in packet.decode():
+                    return to_rgb(frame), delay
         except av.FFmpegError as error:
             raise VideoError(path, f"cannot be decoded ({reason(error)})") from error
-    if frame is None:
-        raise VideoError(path, "cannot be decoded: its packets give no frame")
-    return to_rgb(frame)
+    raise VideoError(path, "cannot be decoded: its packets give no frame")

@@ -16,7 +16,7 @@ from tvg.data.decode import VideoError, check_file
 from tvg.data.sampling import FrameSampling
 from tvg.types import LeadIn, Segment
 
-VERSION = 1  # of what is kept and how it is computed: raise it when either changes
+VERSION = 2  # of what is kept and how it is computed: raise it when either changes
 EDGE_BYTES = 64 * 1024  # of a file's beginning and end: headers and indices stand there
 
 
