@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from tvg.config import build
 from tvg.core.parsing import parse_answer
+from tvg.core.printable import printable, printable_line
 from tvg.core.writing import remove_leftovers
 from tvg.data.clip import ClipLoader
 from tvg.data.collate import PromptCollator
@@ -63,7 +64,7 @@ def predict(cfg: DictConfig, console: Console | None = None) -> Prediction:
     )
     save_figure(figure, picture)
     write_json(picture.with_suffix(".json"), prediction.__dict__)
-    console.print(f"picture: {escape(str(picture))}")
+    console.print(f"picture: {escape(printable_line(str(picture)))}")
     return prediction
 
 
@@ -105,7 +106,7 @@ def _print(console: Console, prediction: Prediction, clip: VideoClip) -> None:
     )
     thought = parse_answer(prediction.text).thought
     if thought:
-        console.print(f"reasoning: {escape(thought.strip())}")
+        console.print(f"reasoning: {escape(printable(thought.strip()))}")
     if prediction.segment is None:
         console.print(f"no segment in the answer: {escape(repr(prediction.text))}")
         return

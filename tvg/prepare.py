@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.config import build
+from tvg.core.printable import printable_line
 from tvg.core.writing import remove_leftovers
 from tvg.data.annotations import SPLITS, AnnotationSet, MixedSets, Split
 from tvg.data.inspection import Inspection, inspect, total_of
@@ -160,7 +161,7 @@ def _show(
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:
     for line in shortened(lines):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(printable_line(line), soft_wrap=True, highlight=False, markup=False)
 
 
 def _write(cfg: DictConfig, report: dict[str, Any], total: Inspection) -> None:

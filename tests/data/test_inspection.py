@@ -84,6 +84,18 @@ def test_a_stated_duration_may_differ_by_a_second_or_5_percent(stated_s, found_s
     assert len(found.examples) == 2
 
 
+def test_any_query_of_a_clip_may_state_a_wrong_duration():
+    queries = [
+        example("a:0"),
+        example("a:1", duration_s=10.0),
+        example("a:2", duration_s=99.0),
+        example("a:3", duration_s=98.0),
+    ]
+    found = inspected(queries, {"a": info(10)})
+    assert found.num_other_duration == 1  # once a clip
+    assert [d.example_ids for d in found.report.defects.values()] == [["a:2"]]
+
+
 def test_a_window_is_compared_with_its_own_part():
     inside = example("a:0", window=Segment(20.0, 30.0))
     precut = example("b:0", video="b", window=Segment(20.0, 30.0))

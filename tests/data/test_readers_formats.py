@@ -259,6 +259,12 @@ def test_own_lines(write: Write) -> None:
     assert result.examples[2].window == (5, 9)
 
 
+def test_a_users_own_keys_are_kept(write: Write) -> None:
+    own = {"id": 7, "vid": "x", "video_id": "y", "query_type": "z", "difficulty_rank": 3}
+    (example,) = read_jsonl(write(lines({**OWN, **own})), None, **TRAINING).examples
+    assert example.extra == own
+
+
 CHARADES = {"a": {"timestamps": [[1, 2]], "sentences": ["someone knocks"]}}
 
 
@@ -334,6 +340,24 @@ BAD = [
     (read_jsonl, changed(OWN, window=[3, 1]), "line 1: window: expected 0 <= start < end"),
     (read_jsonl, changed(OWN, hint=[3, 1]), "line 1: hint: expected start < end"),
     (read_custom, {"video": "a", "segment": [1, 2]}, "line 1: query: expected a text"),
+    *(
+        (
+            read_custom,
+            {**{k: v for k, v in OWN.items() if k != meant}, key: OWN.get(meant, 5)},
+            f"line 1: unknown key '{key}'; did you mean '{meant}'",
+        )
+        for key, meant in {
+            "querry": "query",
+            "segments": "segment",
+            "vidéo": "video",
+            "difficulti": "difficulty",
+            "durations": "duration",
+            "windows": "window",
+            "predicton": "prediction",
+            "qurey": "query",
+        }.items()
+    ),
+    (read_timelens_100k, changed(TIMELENS, evnts=[]) | {"events": None}, "did you mean 'events'"),
     (read_custom, lines(OWN) + "{\n", "line 2: not JSON"),
     (read_custom, "", "is empty"),
     (read_custom, {}, SHAPES + "dict {}"),

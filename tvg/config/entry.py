@@ -20,6 +20,7 @@ from tvg.config.compose import compose
 from tvg.config.errors import did_you_mean
 from tvg.config.nodes import parent_of, walk
 from tvg.config.resolvers import register_resolvers
+from tvg.core.printable import printable
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _OURS = "TVG_CLEAN_ERRORS"  # says that HYDRA_FULL_ERROR was set here, not by the user
@@ -56,7 +57,7 @@ def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
             message = user_message(error)
             if message is None:
                 raise
-            print(f"{program()}: {message}\n{_HINT}", file=sys.stderr)
+            print(f"{program()}: {printable(message)}\n{_HINT}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print(f"{program()}: interrupted", file=sys.stderr)

@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tvg.core.printable import printable_line
 from tvg.data.timeline import VariableRate
 
 Frames = NDArray[np.uint8]  # [t, H, W, 3], RGB
@@ -31,7 +32,7 @@ class VideoError(ValueError):
     """A video that cannot be used; the message names the file, what was found and expected."""
 
     def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
-        super().__init__(f"{os.fspath(path)}: {problem}")
+        super().__init__(printable_line(f"{os.fspath(path)}: {problem}"))
         self.path = os.fspath(path)
         self.problem = problem
 

@@ -92,13 +92,13 @@ def inspect(
     examples = [e for e in result.examples if e.qid not in bad]
     report = deepcopy(result.report)
     report.leave_out(VIDEO_UNREADABLE, bad)  # by id: a mixture may hold an example several times
-    clips: dict[ClipRequest, GroundingExample] = {}  # with its first query
-    for example in examples:
-        if example.video_path is not None:
-            clips.setdefault(request_of(example), example)
-    others = [e.qid for r, e in clips.items() if _is_of_other_duration(e, infos[r.path])]
+    clips = dict.fromkeys(request_of(e) for e in examples if e.video_path is not None)
+    others: dict[ClipRequest, str] = {}  # with the first query that states another duration
+    for e in examples:
+        if e.video_path is not None and _is_of_other_duration(e, infos[e.video_path]):
+            others.setdefault(request_of(e), e.qid)
     shown_s = {request: _shown_s(request, infos[request.path]) for request in clips}
-    for qid in others:
+    for qid in others.values():
         report.add(OTHER_DURATION, qid, "kept")
     examples = _held_against(shown_s, examples, report, is_training="train" in splits)
     return Inspection(

@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from tvg.core.printable import printable_line
 from tvg.data.annotations import AnnotationSet, MixedSets
 from tvg.data.files import VideoFinder
 from tvg.data.inspection import Inspection
@@ -42,7 +43,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
 
 def as_table(title: str, inspections: Sequence[Inspection]) -> Table:
     """A row an annotation file."""
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=escape(printable_line(title)), title_justify="left")
     for column in ("split", "videos", "queries", "kept", "repaired", "missing", "unreadable"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for inspection in inspections:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tvg.core.printable import printable_line
 from tvg.core.writing import whole_file
 from tvg.types import Segment
 
@@ -143,10 +144,12 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Any]], *, title: str | None
         metrics: name of the policy -> dict of `tvg.core.metrics.grounding_metrics`.
         title: stands above the table.
     """
-    table = Table(title=title and escape(title), title_justify="left", header_style="bold")
+    table = Table(
+        title=title and escape(printable_line(title)), title_justify="left", header_style="bold"
+    )
     table.add_column("metric", no_wrap=True)
     for name in metrics:
-        table.add_column(escape(name), justify="right", no_wrap=True)
+        table.add_column(escape(printable_line(name)), justify="right", no_wrap=True)
     names = dict.fromkeys(key for values in metrics.values() for key in values if key != "ci95")
     for name in names:
         table.add_row(escape(name), *(_cell(values, name) for values in metrics.values()))

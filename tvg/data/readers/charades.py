@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from tvg.data.files import EXTENSIONS, load_json_object, shown
-from tvg.data.readers.fields import get_duration, get_hint, get_object, get_spans, get_text
+from tvg.data.readers.fields import (
+    check_keys,
+    get_duration,
+    get_hint,
+    get_object,
+    get_spans,
+    get_text,
+)
 from tvg.data.readers.record import Query, ReadResult
 from tvg.data.readers.rules import read_queries
 
@@ -18,6 +26,7 @@ _NAMES = {
     "sentences": ("sentences", "queries"),
     "hints": ("hints",),
 }
+_KNOWN = (*chain(*_NAMES.values()), "duration", "video_duration")
 
 
 def read_charades(
@@ -57,6 +66,7 @@ def charades_queries(path: Path, data: dict[str, Any]) -> Iterator[Query]:
     for video, entry in data.items():
         where = f"{path}: id {video!r}"
         entry = get_object(where, entry, "duration, timestamps and sentences")
+        check_keys(where, entry, _KNOWN)
         duration_s = get_duration(where, entry)
         lists = _lists(where, entry)
         names = {key: name for key, (name, _) in lists.items()}

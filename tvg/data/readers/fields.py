@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from tvg.data.files import shown
@@ -36,6 +38,26 @@ def get_object(where: str, value: Any, expected: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected an object with {expected}, got {shown(value)}")
     return value
+
+
+def check_keys(where: str, entry: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuses a misspelt key: one that almost is a known key, which the entry does not state.
+
+    Other unknown keys are a user's own; see `get_extra`.
+    """
+    for key in entry:
+        meant = None if key in known else _meant(key, tuple(known))
+        if meant is not None and entry.get(meant) is None:
+            raise ValueError(f"{where}: unknown key {key!r}; did you mean {meant!r}?")
+
+
+@lru_cache(maxsize=1024)
+def _meant(key: str, known: tuple[str, ...]) -> str | None:
+    # "id" beside "qid" and "difficulty_rank" beside "difficulty" are keys of their own.
+    near = [
+        name for name in known if min(len(name), len(key)) > 3 and abs(len(name) - len(key)) < 3
+    ]
+    return next(iter(difflib.get_close_matches(key, near, n=1, cutoff=0.75)), None)
 
 
 def get_text(where: str, value: Any) -> str:

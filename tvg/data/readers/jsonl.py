@@ -12,6 +12,7 @@ from tvg.data.files import EXTENSIONS, load_json, load_json_lines, open_text, sh
 from tvg.data.readers.charades import charades_queries
 from tvg.data.readers.fields import (
     QueryIds,
+    check_keys,
     clip_duration,
     get_duration,
     get_extra,
@@ -131,6 +132,8 @@ def _custom_queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
 def _records(places: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     for where, entry in places:
         if not (isinstance(entry, dict) and "video" in entry):
+            if isinstance(entry, dict) and {"query", "segment"} & set(entry):
+                check_keys(where, entry, _KNOWN)
             raise ValueError(f"{where}: expected {_SHAPES}, got {shown(entry)}")
         yield where, entry
 
@@ -139,6 +142,7 @@ def _queries(places: Iterable[tuple[str, Any]], extensions: Sequence[str]) -> It
     ids = QueryIds()
     for where, entry in places:
         entry = get_object(where, entry, "video, query and segment")
+        check_keys(where, entry, _KNOWN)
         video = get_name(f"{where}: video", entry.get("video"))
         own_qid = ids.next(without_extension(video, extensions))
         window = _window(f"{where}: window", entry.get("window"))

@@ -10,6 +10,7 @@ from typing import Literal
 from tvg.data.files import EXTENSIONS, load_json_list
 from tvg.data.readers.fields import (
     QueryIds,
+    check_keys,
     get_duration,
     get_extra,
     get_name,
@@ -68,6 +69,7 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
     for index, entry in enumerate(load_json_list(path)):
         where = f"{path}: entry {index}"
         entry = get_object(where, entry, "video, timestamp and sentence")
+        check_keys(where, entry, _KNOWN)
         video = get_name(f"{where}: video", entry.get("video"))
         window = get_window(
             f"{where}: video_start and video_end", entry.get("video_start"), entry.get("video_end")

@@ -10,6 +10,7 @@ from typing import Literal
 from tvg.data.files import EXTENSIONS, load_json_lines, shown
 from tvg.data.readers.fields import (
     QueryIds,
+    check_keys,
     get_duration,
     get_extra,
     get_name,
@@ -62,6 +63,7 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
     for number, entry in load_json_lines(path):
         where = f"{path}: line {number}"
         entry = get_object(where, entry, "video_path, duration and events")
+        check_keys(where, entry, _KNOWN_OF_VIDEO)
         video = get_name(f"{where}: video_path", entry.get("video_path"))
         duration_s = get_duration(where, entry)
         events = entry.get("events")
@@ -71,6 +73,7 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
         for index, event in enumerate(events):
             place = f"{where}: events[{index}]"
             event = get_object(place, event, "query and span")
+            check_keys(place, event, _KNOWN_OF_EVENT)
             spans = get_spans(f"{place}: span", event.get("span"))
             yield Query(
                 qid=ids.next(without_extension(video, extensions)),

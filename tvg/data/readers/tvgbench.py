@@ -13,6 +13,7 @@ from tvg.data.readers.fields import (
     NUMBER,
     QueryIds,
     as_number,
+    check_keys,
     get_duration,
     get_extra,
     get_name,
@@ -70,6 +71,7 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
     for index, entry in enumerate(load_json_list(path)):
         where = f"{path}: entry {index}"
         entry = get_object(where, entry, "path, question and answer")
+        check_keys(where, entry, _KNOWN)
         video = get_name(f"{where}: path", entry.get("path"))
         window = get_window(f"{where}: start and end", entry.get("start"), entry.get("end"))
         yield Query(
