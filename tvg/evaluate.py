@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.callbacks.run_record import package_versions, source_revision
+from tvg.callbacks.steady import steady
 from tvg.core.metrics import grounding_metrics
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotation_writer import annotation_text, format_of
@@ -80,7 +81,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         write_text(difficulty_file, annotation_text(difficulty_file, scored))
         log.info("wrote %s", difficulty_file)
     write_json(run_dir / "metrics.json", metrics)
-    loggers = build_all(cfg.get("logger"))
+    loggers = steady(build_all(cfg.get("logger")))
     write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(cfg, resolve=True))
     write_json(run_dir / "run.json", {"source": source_revision(), "versions": package_versions()})
     files = [

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tvg.callbacks.evaluation_log import log_evaluation
+from tvg.callbacks.steady import steady
 from tvg.config import build
 from tvg.core.printable import printable_line
 from tvg.core.writing import remove_leftovers
@@ -166,10 +167,9 @@ def _print_lines(console: Console, lines: Sequence[str]) -> None:
 
 def _write(cfg: DictConfig, report: dict[str, Any], total: Inspection) -> None:
     """Writes report and picture where they are asked for; loggers get both in any case."""
-    loggers = build_all(cfg.get("logger"))
     run_dir = Path(cfg.run_dir)
     report_path, overview_path = cfg.prepare.report, cfg.prepare.overview
-    if loggers:
+    if cfg.get("logger"):
         report_path, overview_path = (
             report_path or run_dir / "report.json",
             overview_path or run_dir / "overview.png",
@@ -182,6 +182,7 @@ def _write(cfg: DictConfig, report: dict[str, Any], total: Inspection) -> None:
     if overview_path is not None:
         figure = draw_overview_of(total.examples, title=report["dataset"])
         files.append(save_figure(figure, overview_path))
+    loggers = steady(build_all(cfg.get("logger")))  # their stores may fail: the report is written
     log_evaluation(loggers, report, files=files, prefix="prepare", folder="prepare")
 
 

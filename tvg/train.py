@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 
+from tvg.callbacks.steady import steady
 from tvg.config import build
 from tvg.config.record_file import RECORD_FILE
 from tvg.config.recorded import record_text
@@ -147,7 +148,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     trainer: Trainer = build(cfg.trainer)(
         strategy=build(cfg.strategy),
-        logger=build_all(cfg.get("logger")),
+        logger=steady(build_all(cfg.get("logger"))),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
     )

@@ -10,7 +10,7 @@ from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from tvg.callbacks import mlflow_logger
+from tvg.callbacks import mlflow_store
 from tvg.callbacks.mlflow_logger import make_mlflow_logger
 
 
@@ -95,7 +95,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_store_that_another_process_makes_is_waited_for(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(mlflow_logger, "_LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(mlflow_store, "_LOCK_TIMEOUT_S", 0.1)
     lock = FileLock(store.removeprefix("sqlite:///") + ".lock")
     with lock, pytest.raises(ValueError, match="another process has been making"):
         make(store, tmp_path)

@@ -2,71 +2,78 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from tvg.callbacks.mlflow_client import UNSENT_FILE, ResendingClient
+from tvg.callbacks.mlflow_store import (
+    SQLITE,
+    database_of,
+    make_store,
+    quiet,
+    store_error,
+    store_lock,
+)
 from tvg.task.report import write_json
 
 RUN_FILE = "mlflow_run.json"
-_SQLITE = "sqlite:///"
-_LOCK_TIMEOUT_S = 180.0
+_PARENT_TAG = "mlflow.parentRunId"  # mlflow.utils.mlflow_tags: importing it takes seconds
+_STATUS = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED"}
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the some fifty lines that making the tables of a new store logs."""
-    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+class RunLogger(MLFlowLogger):
+    """Lightning's MLFlowLogger on a run that is there already, by a client that never raises.
 
-
-def _database(tracking_uri: str) -> Path | None:
-    """The file of an sqlite store, absolute; None for every other store."""
-    if not tracking_uri.startswith(_SQLITE):
-        return None
-    return Path(tracking_uri.removeprefix(_SQLITE)).expanduser().absolute()
-
-
-@contextlib.contextmanager
-def _store_lock(database: Path | None) -> Iterator[None]:
-    """Lets one process at a time make the store and the experiment (sqlite stores only).
-
-    Raises:
-        ValueError: the store's folder cannot be written, or another process keeps the lock.
+    Args:
+        experiment_name: of the run.
+        experiment_id: of the run.
+        tracking_uri: the store.
+        run_id: the run.
+        client: writes to it.
     """
-    if database is None:
-        yield
-        return
-    lock = FileLock(f"{database}.lock")
-    with contextlib.ExitStack() as held:
-        try:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock.acquire(timeout=_LOCK_TIMEOUT_S))
-        except Timeout as error:
-            raise ValueError(
-                f"logger.tracking_uri: another process has been making {database} for "
-                f"{_LOCK_TIMEOUT_S:.0f} s; remove {lock.lock_file} if there is none"
-            ) from error
-        except OSError as error:
-            raise ValueError(f"logger.tracking_uri: cannot write {database}: {error}") from error
-        yield
+
+    def __init__(
+        self,
+        *,
+        experiment_name: str,
+        experiment_id: str,
+        tracking_uri: str,
+        run_id: str,
+        client: ResendingClient,
+    ) -> None:
+        super().__init__(experiment_name=experiment_name, tracking_uri=tracking_uri, run_id=run_id)
+        self._ids = (experiment_id, run_id)
+        self._resending = client
+
+    @property
+    def experiment(self) -> Any:
+        """The client."""
+        return self._resending
+
+    @property
+    def experiment_id(self) -> str:
+        return self._ids[0]
+
+    @property
+    def run_id(self) -> str:
+        return self._ids[1]
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Ends the run, and sends what still waits.
+
+        Args:
+            status: Lightning's word, or a name of `mlflow.entities.RunStatus`.
+        """
+        self._resending.set_terminated(self.run_id, _STATUS.get(status, status.upper()))
 
 
 def _experiment_id(client: Any, name: str, database: Path | None) -> str:
@@ -135,33 +142,54 @@ def make_mlflow_logger(
         tags: further tags of the run.
 
     Raises:
-        ValueError: the sqlite store cannot be written, or the experiment was deleted.
+        ValueError: the store cannot be written, is damaged or does not answer, or the experiment
+            was deleted. Later, when the run is logged to, nothing of the store raises.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return DummyLogger()
     # A run needs no network but its own tracking server's; the user's own setting wins.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Writes that fail are sent again later: MLflow's own seven tries of two minutes are too long.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    import mlflow
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
-    from mlflow.tracking.context.registry import resolve_tags
-    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+    from sqlalchemy.exc import SQLAlchemyError
 
     run_dir = Path(run_dir)
-    database = _database(tracking_uri)
+    database = database_of(tracking_uri)
     if database is not None:
-        tracking_uri = f"{_SQLITE}{database}"
-        if not database.exists():
-            rank_zero_info(f"Making the MLflow store {database} (about ten seconds, once)")
-    with _store_lock(database), _quiet():
-        client = MlflowClient(tracking_uri)
-        experiment_id = _experiment_id(client, experiment_name, database)
-    run_id = _known_run(client, run_dir, tracking_uri)
-    if run_id is None:
-        parent = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}
-        all_tags = resolve_tags({**{k: str(v) for k, v in (tags or {}).items()}, **parent})
-        run = client.create_run(experiment_id, tags=all_tags, run_name=run_name)
-        run_id = run.info.run_id
-        kept = {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": tracking_uri}
-        write_json(run_dir / RUN_FILE, kept)
-    else:
-        client.update_run(run_id, status="RUNNING")
-    return MLFlowLogger(experiment_name=experiment_name, tracking_uri=tracking_uri, run_id=run_id)
+        tracking_uri = f"{SQLITE}{database}"
+    try:
+        with store_lock(database), quiet(level=logging.CRITICAL):
+            if database is not None:
+                make_store(database)
+            client = MlflowClient(tracking_uri)
+            experiment_id = _experiment_id(client, experiment_name, database)
+        run_id = _known_run(client, run_dir, tracking_uri)
+        if run_id is None:
+            parent = {_PARENT_TAG: parent_run_id} if parent_run_id else {}
+            run_id = _new_run(client, experiment_id, run_name, {**(tags or {}), **parent})
+            kept = {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": tracking_uri}
+            write_json(run_dir / RUN_FILE, kept)
+        else:
+            client.update_run(run_id, status="RUNNING")
+    except (MlflowException, SQLAlchemyError) as error:
+        raise store_error(str(error), database) from error
+    mlflow.set_tracking_uri(tracking_uri)
+    file = run_dir / UNSENT_FILE
+    return RunLogger(
+        experiment_name=experiment_name,
+        experiment_id=experiment_id,
+        tracking_uri=tracking_uri,
+        run_id=run_id,
+        client=ResendingClient(client, run_id=run_id, database=database, file=file),
+    )
+
+
+def _new_run(client: Any, experiment_id: str, run_name: str | None, tags: dict[str, Any]) -> str:
+    from mlflow.tracking.context.registry import resolve_tags
+
+    texts = resolve_tags({name: str(value) for name, value in tags.items()})
+    return str(client.create_run(experiment_id, tags=texts, run_name=run_name).info.run_id)

@@ -15,7 +15,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from tvg.callbacks.reward_causes import Cause, Limits, Tally, find_causes, tally
-from tvg.callbacks.sinks import log_file, mlflow_runs, tensorboard_writers
+from tvg.callbacks.sinks import log_file, mlflow_runs, on_tensorboard
+from tvg.callbacks.steady import reported_only
 
 log = logging.getLogger(__name__)
 
@@ -123,12 +124,15 @@ class RewardHealth(Callback):
     def _tell(self, trainer: pl.Trainer, cause: Cause) -> None:
         line = f"step {trainer.global_step}: {cause.message}"
         log.log(logging.WARNING if cause.is_grave else logging.INFO, "reward health, %s", line)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(line + "\n")
+        with reported_only(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(line + "\n")
         log_file(trainer, self.path)
         tag = re.sub(r"[^\w.-]", "_", f"reward_health.{cause.name}")
         for client, run_id in mlflow_runs(trainer):
             client.set_tag(run_id, tag, line)
-        for writer in tensorboard_writers(trainer):
-            writer.add_text("reward_health", line, global_step=trainer.global_step)
+        step = trainer.global_step
+        on_tensorboard(
+            trainer, lambda writer: writer.add_text("reward_health", line, global_step=step)
+        )

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from tvg.callbacks.sinks import log_table
+from tvg.callbacks.steady import reported_only
 from tvg.task.report import write_text
 
 FILE_NAME = "rollouts.jsonl"
@@ -113,7 +114,9 @@ class RolloutTable(Callback):
         if not (is_due and rows and trainer.is_global_zero):
             return
         kept = [{"step": step, **plain(row)} for row in rows[: self.max_rows]]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        with reported_only(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(lines)
         log_table(trainer, table_columns(kept), name="rollouts", step=step)

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from tvg.callbacks.sinks import log_file, mlflow_runs, tensorboard_writers
+from tvg.callbacks.sinks import log_file, mlflow_runs, on_tensorboard
 from tvg.task.report import write_json, write_text
 
 _PACKAGES = (
@@ -133,9 +133,9 @@ class RunRecord(Callback):
         for client, run_id in mlflow_runs(trainer):
             self._set_tags(client, run_id, record)
             self._set_params(client, run_id)
-        for writer in tensorboard_writers(trainer):
-            indented = "\n".join("    " + line for line in self.config_yaml.splitlines())
-            writer.add_text("config", indented, global_step=trainer.global_step)
+        text = "\n".join("    " + line for line in self.config_yaml.splitlines())
+        step = trainer.global_step
+        on_tensorboard(trainer, lambda writer: writer.add_text("config", text, global_step=step))
 
     def _write_config(self) -> Path:
         path = self.run_dir / "config.yaml"
@@ -167,7 +167,12 @@ class RunRecord(Callback):
         A param of MLflow cannot be changed: where a resumed run has another value, the first one
         stays, and config.yaml tells what holds now.
         """
-        known = client.get_run(run_id).data.params
+        from mlflow.exceptions import MlflowException
+
+        try:
+            known = client.get_run(run_id).data.params
+        except MlflowException:  # gone or locked; the client keeps what is logged
+            known = {}
         for name, value in self.summary.items():
             text = str(value)[:_MLFLOW_PARAM_LENGTH]
             if name not in known:

@@ -5,13 +5,14 @@ All functions do nothing where no such logger is on, and on every rank but zero.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
+
+from tvg.callbacks.steady import reported_only
 
 
 def mlflow_runs(trainer: pl.Trainer) -> Iterator[tuple[Any, str]]:
@@ -23,13 +24,14 @@ def mlflow_runs(trainer: pl.Trainer) -> Iterator[tuple[Any, str]]:
             yield logger.experiment, logger.run_id
 
 
-def tensorboard_writers(trainer: pl.Trainer) -> Iterator[Any]:
-    """The SummaryWriter of every TensorBoard logger."""
+def on_tensorboard(trainer: pl.Trainer, write: Callable[[Any], None]) -> None:
+    """Calls `write` with the SummaryWriter of TensorBoard loggers; a full disk is a warning."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            yield logger.experiment
+            with reported_only(logger.log_dir):
+                write(logger.experiment)
 
 
 def logging_step(trainer: pl.Trainer) -> int:
@@ -46,13 +48,16 @@ def log_file(trainer: pl.Trainer, path: Path, *, folder: str | None = None) -> N
 def log_picture(trainer: pl.Trainer, path: Path, *, tag: str, step: int) -> None:
     """Shows a picture file in MLflow (artifact folder `pictures`) and in TensorBoard."""
     log_file(trainer, path, folder="pictures")
-    for writer in tensorboard_writers(trainer):
+
+    def show(writer: Any) -> None:
         import numpy as np
         from PIL import Image
 
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         writer.add_image(tag, pixels, global_step=step, dataformats="HWC")
+
+    on_tensorboard(trainer, show)
 
 
 def log_table(trainer: pl.Trainer, columns: dict[str, list[Any]], *, name: str, step: int) -> None:
@@ -67,17 +72,10 @@ def log_table(trainer: pl.Trainer, columns: dict[str, list[Any]], *, name: str, 
         name: of the table.
         step: optimizer steps done.
     """
-    file = f"{name}/step_{step:08d}.json"
     for client, run_id in mlflow_runs(trainer):
-        if any(known.path == file for known in client.list_artifacts(run_id, name)):
-            # The encoding of MlflowClient.log_table, which would append to the file.
-            rows = [list(row) for row in zip(*columns.values(), strict=True)]
-            table = {"columns": list(columns), "data": rows}
-            client.log_text(run_id, json.dumps(table, ensure_ascii=False), file)
-        else:
-            client.log_table(run_id, columns, file)
-    for writer in tensorboard_writers(trainer):
-        writer.add_text(name, markdown_table(columns), global_step=step)
+        client.log_table(run_id, columns, f"{name}/step_{step:08d}.json")
+    text = markdown_table(columns)
+    on_tensorboard(trainer, lambda writer: writer.add_text(name, text, global_step=step))
 
 
 def markdown_table(columns: dict[str, list[Any]]) -> str:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from tvg.callbacks.sinks import log_picture
+from tvg.callbacks.steady import reported_only
 from tvg.plot.save import save_figure
 from tvg.plot.timeline import TimelineRow, draw_timelines
 from tvg.task.report import Prediction
@@ -42,5 +43,7 @@ class Timelines(Callback):
         ]
         step = trainer.global_step
         figure = draw_timelines(rows, title=f"Validation at step {step}")
-        path = save_figure(figure, self.folder / f"val_timelines_step_{step:08d}.png")
-        log_picture(trainer, path, tag="val/timelines", step=step)
+        path = self.folder / f"val_timelines_step_{step:08d}.png"
+        with reported_only(path):
+            save_figure(figure, path)
+            log_picture(trainer, path, tag="val/timelines", step=step)

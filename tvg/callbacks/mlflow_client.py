@@ -1,0 +1,257 @@
+"""An MLflow client whose writes never raise: those that fail are kept and sent again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from tvg.callbacks.mlflow_store import problem_of, quiet
+from tvg.task.report import write_text
+
+UNSENT_FILE = "mlflow_unsent.jsonl"
+_PROBE_S = 1.0  # that a step waits for a locked sqlite store; MLflow itself would wait for 20
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
+_LARGEST_SHARE = 0.1  # of a run's time that failing attempts may take
+_END_PATIENCE_S, _FAILED_PATIENCE_S = 60.0, 10.0  # for a store to come back when a run ends
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """One call of MlflowClient that changes the run, in values that JSON holds."""
+
+    call: str
+    arguments: dict[str, Any]  # but for the run's id, which a resumed run may change
+
+
+class ResendingClient:
+    """Has MlflowClient's methods; those that write to the run keep what could not be sent.
+
+    Failed writes wait in `file`, one JSON object a line, and go out in order before the next
+    write: after a pause at first 5 s, then up to 60 s long, at the end of the run, and when the
+    run is resumed. Times and steps are those of logging; the stores keep one value of equal time
+    and step, so that a write sent twice shows once.
+
+    Args:
+        client: the MlflowClient.
+        run_id: the run that is written to.
+        database: file of an sqlite store, to find out fast that it is locked or gone; None: none.
+        file: where writes wait; those of a killed run in it are sent first.
+    """
+
+    def __init__(self, client: Any, *, run_id: str, database: Path | None, file: Path) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._database = database
+        self._file = file
+        self._waiting = _read(file)
+        self._pause_s = _FIRST_PAUSE_S
+        self._next_try_s = 0.0
+        self._has_warned = False
+        if self._waiting:
+            self._send_waiting()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not of the client: asked for by copy and pickle
+            raise AttributeError(name)
+        return getattr(self._client, name)
+
+    @property
+    def num_waiting(self) -> int:
+        """Writes that are still to be sent."""
+        return len(self._waiting)
+
+    def log_batch(
+        self,
+        run_id: str,
+        metrics: Sequence[Any] = (),
+        params: Sequence[Any] = (),
+        tags: Sequence[Any] = (),
+        synchronous: bool | None = None,
+    ) -> None:
+        self._write(
+            "log_batch",
+            metrics=[[m.key, m.value, m.timestamp, m.step] for m in metrics],
+            params=[[p.key, p.value] for p in params],
+            tags=[[t.key, t.value] for t in tags],
+        )
+
+    def log_param(self, run_id: str, key: str, value: Any) -> None:
+        self._write("log_param", key=key, value=str(value))
+
+    def set_tag(self, run_id: str, key: str, value: Any) -> None:
+        self._write("set_tag", key=key, value=str(value))
+
+    def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
+        path = str(Path(local_path).absolute())
+        self._write("log_artifact", local_path=path, artifact_path=artifact_path)
+
+    def log_table(self, run_id: str, data: dict[str, list[Any]], artifact_file: str) -> None:
+        """Unlike MlflowClient's, replaces a table of that name."""
+        self._write("log_table", data=data, artifact_file=artifact_file)
+
+    def set_terminated(
+        self, run_id: str, status: str | None = None, end_time: int | None = None
+    ) -> None:
+        """Ends the run, and waits some time for what is still to be sent."""
+        end_time = end_time or int(time.time() * 1000)
+        self._write("set_terminated", status=status, end_time=end_time)
+        is_success = status in (None, "FINISHED")
+        self._drain(_END_PATIENCE_S if is_success else _FAILED_PATIENCE_S)
+        if self._waiting:
+            rank_zero_warn(
+                f"MLflow: {len(self._waiting)} writes of this run could not be sent and are kept "
+                f"in {self._file}; the same command with resume=true sends them"
+            )
+
+    def _write(self, call: str, **arguments: Any) -> None:
+        write = Write(call=call, arguments=arguments)
+        is_time = time.monotonic() >= self._next_try_s
+        if (self._waiting and not (is_time and self._send_waiting())) or not self._try(write):
+            self._keep(write)
+
+    def _keep(self, write: Write) -> None:
+        self._waiting.append(write)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(_line(write))
+        except OSError as error:  # in memory it waits on
+            log.warning("cannot write %s: %s", self._file, error)
+
+    def _send_waiting(self) -> bool:
+        """Sends what waits, in order; whether nothing waits any more.
+
+        A write that fails while the store answers (an artifact on a full disk) lets others pass.
+        """
+        number = len(self._waiting)
+        failed: list[Write] = []
+        while self._waiting:
+            if self._try(self._waiting[0]):
+                self._waiting.pop(0)
+            elif self._answers():
+                failed.append(self._waiting.pop(0))
+            else:
+                break
+        self._waiting[:0] = failed
+        if len(self._waiting) < number:
+            try:
+                self._rewrite_file()
+            except OSError as error:  # sent again after a kill, which changes nothing
+                log.warning("cannot write %s: %s", self._file, error)
+        if self._waiting:
+            return False
+        log.info("MLflow: the %d writes that waited have been sent", number)
+        self._pause_s, self._has_warned = _FIRST_PAUSE_S, False
+        return True
+
+    def _rewrite_file(self) -> None:
+        if self._waiting:
+            write_text(self._file, "".join(map(_line, self._waiting)))
+        else:
+            self._file.unlink(missing_ok=True)
+
+    def _drain(self, patience_s: float) -> None:
+        end_s = time.monotonic() + patience_s
+        while self._waiting and not self._send_waiting() and time.monotonic() < end_s:
+            if self._database is not None and not self._database.exists():
+                return
+            time.sleep(1.0)
+
+    def _answers(self) -> bool:
+        try:
+            with quiet(level=logging.CRITICAL):
+                self._client.get_run(self._run_id)
+        except Exception:
+            return False
+        return True
+
+    def _try(self, write: Write) -> bool:
+        """Sends a write; False if it has to be sent again."""
+        begin_s = time.monotonic()
+        problem = None if self._database is None else problem_of(self._database, wait_s=_PROBE_S)
+        if problem is None:
+            try:
+                with quiet(level=logging.CRITICAL):
+                    _send(self._client, self._run_id, write)
+                return True
+            except Exception as error:  # of any library between here and the server
+                problem = f"{error}".strip().split("\n")[0] or type(error).__name__
+                if _is_refused(error, write):
+                    rank_zero_warn(f"MLflow refuses to log {write.call}: {problem}")
+                    return True
+        now_s = time.monotonic()
+        pause_s = max(self._pause_s, (now_s - begin_s) / _LARGEST_SHARE)
+        self._next_try_s = now_s + pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        if not self._has_warned:
+            self._has_warned = True
+            store = self._database or "the tracking server"
+            rank_zero_warn(
+                f"MLflow: {store} cannot be written ({problem}); the run goes on, and what it "
+                f"logs waits in {self._file}"
+            )
+        return False
+
+
+def _send(client: Any, run_id: str, write: Write) -> None:
+    if write.call == "log_batch":
+        from mlflow.entities import Metric, Param, RunTag
+
+        values = write.arguments
+        client.log_batch(
+            run_id,
+            metrics=[Metric(*metric) for metric in values["metrics"]],
+            params=[Param(*param) for param in values["params"]],
+            tags=[RunTag(*tag) for tag in values["tags"]],
+        )
+    elif write.call == "log_table":
+        _replace_table(client, run_id, write.arguments["data"], write.arguments["artifact_file"])
+    else:
+        getattr(client, write.call)(run_id, **write.arguments)
+
+
+def _replace_table(client: Any, run_id: str, columns: dict[str, list[Any]], file: str) -> None:
+    folder = file.rpartition("/")[0]
+    if any(known.path == file for known in client.list_artifacts(run_id, folder or None)):
+        # The encoding of MlflowClient.log_table, which would append to the file.
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        table = {"columns": list(columns), "data": rows}
+        client.log_text(run_id, json.dumps(table, ensure_ascii=False), file)
+    else:
+        client.log_table(run_id, columns, file)
+
+
+def _is_refused(error: Exception, write: Write) -> bool:
+    """Whether a write would fail again whenever it were sent."""
+    if write.call == "log_artifact" and not Path(write.arguments["local_path"]).exists():
+        return True
+    return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
+
+
+def _line(write: Write) -> str:
+    return json.dumps(asdict(write), default=str) + "\n"
+
+
+def _read(file: Path) -> list[Write]:
+    """The writes that a killed or finished run left; its end is none of the resumed run."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    writes = []
+    for line in lines:
+        try:
+            write = Write(**json.loads(line))
+        except (ValueError, TypeError):  # cut off when the run was killed
+            continue
+        if write.call != "set_terminated":
+            writes.append(write)
+    return writes

@@ -1,0 +1,135 @@
+"""The sqlite store of MLflow: made whole or not at all, and looked at before it is written to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_info
+
+from tvg.core.writing import remove_leftovers, whole_file
+
+SQLITE = "sqlite:///"
+KEY = "logger.tracking_uri"
+_LOCK_TIMEOUT_S = 180.0
+_BUSY_TIMEOUT_S = 60.0  # that a start waits for a store that another process has locked
+
+
+@contextlib.contextmanager
+def quiet(*, level: int = logging.WARNING) -> Iterator[None]:
+    """Silences the some fifty lines that making the tables of a new store logs.
+
+    Args:
+        level: the lowest that is still shown; MLflow logs failed writes as errors.
+    """
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, former in zip(loggers, levels, strict=True):
+            logger.setLevel(former)
+
+
+def database_of(tracking_uri: str) -> Path | None:
+    """The file of an sqlite store, absolute; None for every other store."""
+    if not tracking_uri.startswith(SQLITE):
+        return None
+    return Path(tracking_uri.removeprefix(SQLITE)).expanduser().absolute()
+
+
+@contextlib.contextmanager
+def store_lock(database: Path | None) -> Iterator[None]:
+    """Lets one process at a time make the store and the experiment (sqlite stores only).
+
+    Raises:
+        ValueError: the store's folder cannot be written, or another process keeps the lock.
+    """
+    if database is None:
+        yield
+        return
+    lock = FileLock(f"{database}.lock")
+    with contextlib.ExitStack() as held:
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock.acquire(timeout=_LOCK_TIMEOUT_S))
+        except Timeout as error:
+            raise ValueError(
+                f"{KEY}: another process has been making {database} for "
+                f"{_LOCK_TIMEOUT_S:.0f} s; remove {lock.lock_file} if there is none"
+            ) from error
+        except OSError as error:
+            raise ValueError(f"{KEY}: cannot write {database}: {error}") from error
+        yield
+
+
+def make_store(database: Path) -> None:
+    """Makes a missing store in a file beside it, and renames that: a kill leaves no half store.
+
+    To be called with the store's lock.
+
+    Raises:
+        ValueError: there is a store, but it is damaged or stays locked; says what to do.
+        OSError: the disk is full or cannot be written.
+    """
+    remove_leftovers(database.parent)
+    if database.exists() and database.stat().st_size > 0:
+        problem = problem_of(database, wait_s=_BUSY_TIMEOUT_S)
+        if problem is not None:
+            raise store_error(problem, database)
+        return
+    from mlflow.tracking import MlflowClient
+
+    rank_zero_info(f"Making the MLflow store {database} (about ten seconds, once)")
+    with whole_file(database) as temporary:
+        MlflowClient(f"{SQLITE}{temporary}").search_experiments(max_results=1)
+
+
+def problem_of(database: Path, *, wait_s: float) -> str | None:
+    """Why a store cannot be written to, as sqlite says; None if it can.
+
+    Never makes the file.
+
+    Args:
+        database: file of the store.
+        wait_s: for another process to free its lock.
+    """
+    if not database.exists():
+        return "it is gone"
+    uri = f"{database.as_uri()}?mode=rw"
+    try:
+        connection = sqlite3.connect(uri, uri=True, timeout=wait_s, isolation_level=None)
+        with contextlib.closing(connection):
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        return str(error)
+    return None
+
+
+def store_error(problem: str, database: Path | None) -> ValueError:
+    """The error of a store that a run cannot start with: what it is and what to do."""
+    first = problem.strip().split("\n")[0]
+    if database is None:
+        return ValueError(f"{KEY}: the MLflow server gave no answer: {first}; logger=[] needs none")
+    file = shlex.quote(str(database))
+    if "locked" in first:
+        return ValueError(
+            f"{KEY}: another process keeps the MLflow store {database} locked ({first}): end it "
+            f"(`fuser {file}` shows it), or choose another store"
+        )
+    if "readonly" in first or "unable to open" in first:
+        return ValueError(f"{KEY}: cannot write {database}: {first}")
+    return ValueError(
+        f"{KEY}: {database} is no whole MLflow store ({first}): it was damaged, left half made by "
+        f"a kill, or made by another version of MLflow. With another version, run `mlflow db "
+        f"upgrade {shlex.quote(f'{SQLITE}{database}')}` after a backup; else move it away (`mv "
+        f"{file} {shlex.quote(f'{database}.broken')}`), and the next start makes a new one"
+    )

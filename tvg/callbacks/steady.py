@@ -1,0 +1,67 @@
+"""Loggers and reports whose errors never end a training."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
+
+from tvg.core.writing import disk_errors
+
+_METHODS = (
+    "log_metrics",
+    "log_hyperparams",
+    "log_graph",
+    "save",
+    "finalize",
+    "after_save_checkpoint",
+)
+
+
+@contextlib.contextmanager
+def reported_only(target: str | Path) -> Iterator[None]:
+    """Turns an error of the disk into a warning, for files that a training can do without.
+
+    Args:
+        target: file or folder that the block writes.
+    """
+    try:
+        with disk_errors(target):
+            yield
+    except OSError as error:
+        rank_zero_warn(f"{error.filename}: {error.strerror}; the run goes on without it")
+
+
+def steady(loggers: Sequence[Logger]) -> list[Logger]:
+    """Makes every error that these loggers raise while they log a warning, once per logger.
+
+    The run's own files are complete without them; MLflow's writes are sent again besides, see
+    `tvg.callbacks.mlflow_client`.
+    """
+    for logger in loggers:
+        failures: list[Exception] = []
+        for name in _METHODS:
+            guarded = _guarded(getattr(logger, name), type(logger).__name__, failures)
+            setattr(logger, name, guarded)
+    return list(loggers)
+
+
+def _guarded(
+    method: Callable[..., Any], logger: str, failures: list[Exception]
+) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:  # of any library that logs
+            if not failures:
+                rank_zero_warn(f"{logger} cannot log ({error}); the run goes on")
+            failures.append(error)
+            return None
+
+    return call
