@@ -19,7 +19,8 @@ from tvg.config.record_file import RECORD_FILE
 from tvg.config.recorded import record_text
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotations import Split
-from tvg.model.loading import Checkpoint, export_checkpoint
+from tvg.model.exporting import export_checkpoint, rehearse_export
+from tvg.model.loading import Checkpoint
 from tvg.model.policy import Policy
 from tvg.reward.weighted import WeightedReward
 from tvg.rollout.base import Rollout
@@ -117,10 +118,12 @@ def train(cfg: DictConfig) -> float | None:
     ckpt_path = resume_path(cfg.resume, run_dir)
     remove_leftovers_of_run(run_dir)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    record = record_text(cfg)  # before the checkpoint it may come from moves
+    notes = {RECORD_FILE: record_text(cfg)}  # before the checkpoint it may come from moves
     parts = build_parts(cfg, split="train")
     module = build_module(cfg, parts)
     trainer = build_trainer(cfg)
+    if trainer.is_global_zero:
+        rehearse_export(parts.policy, parts.processor, run_dir / EXPORT, notes=notes)
     trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
     if trainer.checkpoint_callback is not None:  # the end of a run, whatever its saving interval
         save_last(trainer, run_dir / CHECKPOINTS / LAST)
@@ -129,7 +132,7 @@ def train(cfg: DictConfig) -> float | None:
             parts.policy,
             parts.processor,
             run_dir / EXPORT,
-            notes={RECORD_FILE: record},
+            notes=notes,
         )
         log.info("exported to %s", folder)
     miou = trainer.callback_metrics.get("val/miou")

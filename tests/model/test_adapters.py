@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tvg.model.adapters import drop_adapters, merged_state
-from tvg.model.loading import Checkpoint, export_checkpoint
+from tvg.model.exporting import export_checkpoint
+from tvg.model.loading import Checkpoint
 from tvg.training.reference import frozen_copy
 
 

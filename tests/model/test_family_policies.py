@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from tvg.data.sampling import FrameSampling
+from tvg.model.exporting import export_checkpoint
 from tvg.model.families import FAMILIES, family_of, mergers
 from tvg.model.freezing import freeze_parts
-from tvg.model.loading import export_checkpoint
 from tvg.model.shape import count_parameters, shape_of
 from tvg.model.vision import encode_trunk, merge_features, trunk_fingerprint
 from tvg.rollout.shared_prefix import SharedPrefixRollout

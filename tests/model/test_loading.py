@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from tvg.model.adapters import no_adapter
-from tvg.model.loading import Checkpoint, export_checkpoint
+from tvg.model.exporting import export_checkpoint
+from tvg.model.loading import Checkpoint
 
 
 def spec(path, **changes):

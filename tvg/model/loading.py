@@ -1,21 +1,22 @@
-"""From a Hugging Face folder to a policy, and back to a folder."""
+"""From a Hugging Face folder to a policy; `tvg.model.exporting` is the way back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoProcessor
 
-from tvg.core.writing import whole_folder
-from tvg.model.adapters import Adapter, has_adapters, merged_state, save_adapter
+from tvg.model.adapters import Adapter
+from tvg.model.exporting import savable_generation_config
 from tvg.model.families import family_of, read_config
+from tvg.model.folder_files import check_folder_files, one_line
 from tvg.model.freezing import freeze_parts
 from tvg.model.policy import Policy
+from tvg.model.weight_files import check_weight_files
 
-ADAPTER = "adapter"  # folder of an export
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -63,13 +64,14 @@ class Checkpoint:
         self.freeze_language = freeze_language
         self.gradient_checkpointing = gradient_checkpointing
         self.adapter = adapter
+        self._is_checked = False
         _check_attention(attn_implementation)
 
     def folder(self) -> Path:
         """The checkpoint's folder, made first where it is one to be created.
 
         Raises:
-            ValueError: the folder is missing or holds no checkpoint of a supported family.
+            ValueError: the folder is missing, holds no checkpoint, or more than data.
         """
         if self.path is None:
             assert self.create is not None
@@ -81,17 +83,27 @@ class Checkpoint:
                 f"model.path: {self.path} holds no config.json; expected a Hugging Face checkpoint "
                 "folder (an `export/` folder of a run is one)"
             )
+        if not self._is_checked:
+            check_folder_files(self.path)
+            self._is_checked = True
         return self.path
 
     def load_processor(self) -> Any:
         """Tokenizer, video processor and chat template, padding on the left."""
         folder = self.folder()
         try:
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+            processor = AutoProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # files from elsewhere make libraries raise anything
             raise ValueError(
-                f"model.path: no processor could be loaded from {folder}: {error}"
+                f"model.path: no processor could be loaded from {folder}: {one_line(error)}"
             ) from error
+        if not hasattr(processor, "tokenizer") or not hasattr(processor, "chat_template"):
+            raise ValueError(
+                f"model.path: the files of {folder} make a {type(processor).__name__}; expected a "
+                "processor with a tokenizer"
+            )
         if processor.chat_template is None:
             raise ValueError(f"model.path: the processor in {folder} has no chat template")
         return processor
@@ -120,17 +132,32 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> An
     """Loads the weights of a supported family from a local folder.
 
     Raises:
-        ValueError: the folder's model type is not supported, or its weights cannot be read.
+        ValueError: the folder's model type is not supported, its weights are no safetensors, are
+            incomplete, or differ from their checksums.
     """
     family = family_of(read_config(folder))
+    check_weight_files(folder)
     try:
-        model = family.model_class.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
+        model, found = family.model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except OSError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # files from elsewhere make libraries raise anything
         raise ValueError(
-            f"model.path: no weights could be loaded from {folder}: {error}"
+            f"model.path: no weights could be loaded from {folder}: {one_line(error)}"
         ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"model.path: the weights in {folder} lack {len(missing)} of the model's tensors, "
+            f"{missing[0]} among them"
+        )
+    model.generation_config = savable_generation_config(model.generation_config, folder)
     return model.eval()
 
 
@@ -140,6 +167,11 @@ def make_policy(model: Any, tokenizer: Any, *, forward_by: str) -> Policy:
     vision_tokens = family_of(model.config).vision_tokens
     eos = model.generation_config.eos_token_id
     eos_ids = [eos] if isinstance(eos, int) else list(eos or [])
+    if any(not isinstance(token, int) or not 0 <= token < len(tokenizer) for token in eos_ids):
+        raise ValueError(
+            f"model.path: eos_token_id of generation_config.json: expected ids below "
+            f"{len(tokenizer)}, got {eos_ids}"
+        )
     if tokenizer.eos_token_id not in eos_ids:
         eos_ids.append(tokenizer.eos_token_id)
     return Policy(
@@ -149,34 +181,6 @@ def make_policy(model: Any, tokenizer: Any, *, forward_by: str) -> Policy:
         pad_id=int(tokenizer.pad_token_id),
         forward_by=forward_by,
     )
-
-
-def export_checkpoint(
-    policy: Policy, processor: Any, folder: Path, *, notes: Mapping[str, str]
-) -> Path:
-    """Writes a plain Hugging Face folder, whole or not at all; replaces an older one.
-
-    Adapters are merged into the weights; by themselves they are in `adapter/` inside the folder.
-
-    Args:
-        policy: its weights and config.
-        processor: tokenizer, video processor and chat template.
-        folder: to write.
-        notes: further text files, name -> content.
-
-    Raises:
-        OSError: the disk is full or cannot be written; names the folder and the disk.
-    """
-    with whole_folder(folder) as temporary:
-        if has_adapters(policy.model):
-            policy.model.save_pretrained(temporary, state_dict=merged_state(policy.model))
-            save_adapter(policy.model, temporary / ADAPTER)
-        else:
-            policy.model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-        for name, text in notes.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-    return folder
 
 
 def _check_attention(attn_implementation: str) -> None:

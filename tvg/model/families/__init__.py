@@ -17,6 +17,7 @@ from tvg.model.families.internvl import InternVL
 from tvg.model.families.qwen2_5_vl import Qwen2_5VL
 from tvg.model.families.qwen2_vl import Qwen2VL
 from tvg.model.families.qwen3_vl import Qwen3VL
+from tvg.model.folder_files import one_line
 
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": Qwen2VL(),
@@ -45,9 +46,15 @@ def read_config(folder: Path) -> Any:
     """The config of a checkpoint of a supported family.
 
     Raises:
-        ValueError: its model type is not supported.
+        ValueError: it cannot be read, or its model type is not supported.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a file from elsewhere makes the library raise anything
+        raise ValueError(
+            f"model.path: {folder / 'config.json'} is no config that transformers can read: "
+            f"{one_line(error)}"
+        ) from error
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"model.path: {folder} is of type {config.model_type!r}, supported: {sorted(FAMILIES)}"

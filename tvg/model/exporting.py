@@ -1,0 +1,113 @@
+"""From a policy to a plain Hugging Face folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from tvg.core.writing import unfinished_path, whole_folder
+from tvg.model.adapters import has_adapters, merged_state, save_adapter
+from tvg.model.folder_files import one_line
+from tvg.model.policy import Policy
+from tvg.model.weight_files import CHECKSUM_FILE, checksum_text
+
+log = logging.getLogger(__name__)
+
+ADAPTER = "adapter"  # folder of an export
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def export_checkpoint(
+    policy: Policy, processor: Any, folder: Path, *, notes: Mapping[str, str]
+) -> Path:
+    """Writes a plain Hugging Face folder, whole or not at all; replaces an older one.
+
+    Adapters are merged into the weights; by themselves they are in `adapter/` inside the folder.
+    `weights.sha256` holds the checksums of the weights, which are compared when they are loaded.
+
+    Args:
+        policy: its weights and config.
+        processor: tokenizer, video processor and chat template.
+        folder: to write.
+        notes: further text files, name -> content.
+
+    Raises:
+        OSError: the disk is full or cannot be written; names the folder and the disk.
+    """
+    with whole_folder(folder) as temporary:
+        if has_adapters(policy.model):
+            policy.model.save_pretrained(temporary, state_dict=merged_state(policy.model))
+            save_adapter(policy.model, temporary / ADAPTER)
+        else:
+            policy.model.save_pretrained(temporary)
+        _write_rest(processor, temporary, notes)
+        (temporary / CHECKSUM_FILE).write_text(checksum_text(temporary), encoding="utf-8")
+    return folder
+
+
+def rehearse_export(
+    policy: Policy, processor: Any, folder: Path, *, notes: Mapping[str, str]
+) -> None:
+    """Writes what an export holds beside its weights, and removes it: what fails, fails now.
+
+    Args:
+        policy: as for `export_checkpoint`; so are the others.
+        processor: see there.
+        folder: see there; it is not touched.
+        notes: see there.
+
+    Raises:
+        ValueError: a file would not be written, or the disk has too little room for the weights.
+    """
+    temporary = unfinished_path(folder.with_name(f"{folder.name}-rehearsal"))
+    try:
+        temporary.mkdir(parents=True)
+        policy.model.config.save_pretrained(temporary)
+        policy.model.generation_config.save_pretrained(temporary)
+        _write_rest(processor, temporary, notes)
+    except Exception as error:  # libraries raise anything
+        raise ValueError(f"the export to {folder} would fail: {one_line(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    needed = sum(value.numel() * value.element_size() for value in policy.model.parameters())
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise ValueError(
+            f"run_dir: the export to {folder} needs {needed / 2**30:.1f} GiB, the disk has "
+            f"{free / 2**30:.1f} GiB left"
+        )
+
+
+def _write_rest(processor: Any, folder: Path, notes: Mapping[str, str]) -> None:
+    processor.save_pretrained(folder)
+    for name, text in notes.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def savable_generation_config(config: GenerationConfig, folder: Path) -> GenerationConfig:
+    """A generation config that transformers saves: without the settings that it refuses.
+
+    It reads files that it would not write, such as `do_sample: false` with a `temperature`. tvg
+    samples by its own settings and reads only the ids of tokens.
+
+    Args:
+        config: of a loaded model.
+        folder: where it came from, for the message.
+    """
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        kept = {name: getattr(config, name, None) for name in _TOKEN_IDS}
+        log.warning(
+            "%s/generation_config.json: transformers refuses to save it (%s); an export will hold "
+            "its token ids only",
+            folder,
+            one_line(error),
+        )
+        return GenerationConfig(**kept)
+    return config
