@@ -68,19 +68,37 @@ class PyAVVideo:
         self._opened = ExitStack()
         self._decoded: Iterator[VideoFrame] = iter(())
         self._wanted: frozenset[int] | None = None  # times of the frames asked for; None: all
+        self._sought_pts: int | None = None  # of the last seek; None: decoded from the start
 
     def close(self) -> None:
         self._opened.close()
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frames]:
+        source = self._source(indices)
+        shown: VideoFrame | None = None
+        pixels: Frames | None = None
+        for chunk in chunks(indices, self.info):
+            parts = []
+            for index in chunk:
+                frame = self._next(source, index)
+                if frame is not shown or pixels is None:  # frames that repeat are converted once
+                    shown, pixels = frame, self._to_pixels(frame, index)
+                parts.append(pixels)
+            yield np.stack(parts)
+
+    def check(self, indices: Sequence[int]) -> None:
+        """Decodes the frames of `indices` and drops them: VideoError where they are damaged."""
+        source = self._source(indices)
+        for index in indices:
+            self._next(source, index)
+
+    def _source(self, indices: Sequence[int]) -> Iterator[VideoFrame]:
         pts = self._index.pts
         self._wanted = frozenset(pts[index] for index in indices) if pts else None
         self._restart()
-        source = self._by_time(indices) if pts else self._by_count(indices)
-        for chunk in chunks(indices, self.info):
-            yield np.stack([self._next(source, index) for index in chunk])
+        return self._by_time(indices) if pts else self._by_count(indices)
 
-    def _next(self, source: Iterator[Frames], index: int) -> Frames:
+    def _next(self, source: Iterator[VideoFrame], index: int) -> VideoFrame:
         import av
 
         try:
@@ -95,34 +113,36 @@ class PyAVVideo:
                 f"frame {index} cannot be decoded, of {self.info.num_frames} that its packets "
                 f"promise",
             )
-        if frame.shape != (self.info.height, self.info.width, 3):
-            raise VideoError(
-                self._path,
-                f"changes its frame size at frame {index}: {frame.shape[1]}x{frame.shape[0]} "
-                f"after {self.info.width}x{self.info.height}",
-            )
         return frame
 
-    def _by_count(self, indices: Sequence[int]) -> Iterator[Frames]:
+    def _to_pixels(self, frame: VideoFrame, index: int) -> Frames:
+        pixels = to_rgb(frame)
+        if pixels.shape != (self.info.height, self.info.width, 3):
+            raise VideoError(
+                self._path,
+                f"changes its frame size at frame {index}: {pixels.shape[1]}x{pixels.shape[0]} "
+                f"after {self.info.width}x{self.info.height}",
+            )
+        return pixels
+
+    def _by_count(self, indices: Sequence[int]) -> Iterator[VideoFrame]:
         """Decodes everything from the start and counts."""
         wanted = iter(indices)
         index = next(wanted, None)
         for position, frame in enumerate(self._decoded):
-            if index != position:
-                continue
-            pixels = to_rgb(frame)
+            self._check_whole(frame)
             while index == position:
-                yield pixels
+                yield frame
                 index = next(wanted, None)
             if index is None:
                 return
 
-    def _by_time(self, indices: Sequence[int]) -> Iterator[Frames]:
+    def _by_time(self, indices: Sequence[int]) -> Iterator[VideoFrame]:
         """Decodes each wanted frame by the time at which it is shown."""
         position = -1  # of the frame decoded last
-        pixels: Frames | None = None
+        frame: VideoFrame | None = None
         for index in indices:
-            if index != position or pixels is None:
+            if index != position or frame is None:
                 key = self._key_before(index)
                 if key - position >= MIN_SKIP_FRAMES:
                     self._seek(key)
@@ -133,8 +153,8 @@ class PyAVVideo:
                     frame = self._advance_to(index)
                 if frame is None:
                     return
-                position, pixels = index, to_rgb(frame)
-            yield pixels
+                position = index
+            yield frame
 
     def _key_before(self, index: int) -> int:
         """Returns the last key frame at or before `index`."""
@@ -143,15 +163,32 @@ class PyAVVideo:
         return keys[place] if place >= 0 else 0
 
     def _advance_to(self, index: int) -> VideoFrame | None:
-        """Decodes on to a frame; None when it does not come."""
+        """Decodes on to a frame; None when it does not come, or not whole after a seek."""
         wanted = self._index.pts[index]
         for frame in self._decoded:
+            if frame.is_corrupt:
+                if self._sought_pts is None:
+                    self._check_whole(frame)
+                elif frame.pts is None or frame.pts >= self._sought_pts:
+                    return None
+                # Frames before the key frame may need others from before it: they are not shown.
             if frame.pts is not None and frame.pts >= wanted:
                 return frame if frame.pts == wanted else None
         return None
 
+    def _check_whole(self, frame: VideoFrame) -> None:
+        """Raises VideoError for a frame that FFmpeg patched up: those after it build on it."""
+        if frame.is_corrupt:
+            place = "" if frame.time is None else f" at {frame.time:.2f} s"
+            raise VideoError(
+                self._path,
+                f"is damaged: the frame{place} cannot be decoded without errors; expected a "
+                f"complete video file",
+            )
+
     def _seek(self, index: int) -> None:
-        self._container.seek(self._index.pts[index], stream=self._stream)
+        self._sought_pts = self._index.pts[index]
+        self._container.seek(self._sought_pts, stream=self._stream)
         self._decoded = self._decode()
 
     def _decode(self) -> Iterator[VideoFrame]:
@@ -171,4 +208,5 @@ class PyAVVideo:
         )
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = self._num_threads
+        self._sought_pts = None
         self._decoded = self._decode()

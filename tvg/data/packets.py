@@ -245,6 +245,8 @@ def _first_frame(path: Path, limits: MediaLimits) -> tuple[Frames, int]:
         try:
             for delay, packet in enumerate(container.demux(stream)):
                 for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise VideoError(path, "is damaged: its first frame has errors")
                     return to_rgb(frame), delay
         except av.FFmpegError as error:
             raise VideoError(path, f"cannot be decoded ({reason(error)})") from error
