@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tvg.config import compose
+from tvg.core.interruption import advising
 from tvg.core.metrics import paired_bootstrap
 from tvg.evaluate import PREDICTIONS_FILE, evaluate, summarise
 from tvg.plot.filmstrip import draw_filmstrip
@@ -65,7 +66,18 @@ def run_demo(
     Returns:
         mIoU after GRPO on the test queries.
     """
-    run_dir = Path(cfg.run_dir)
+    with advising("finished stages and checkpoints are kept: the same command goes on after them"):
+        return _run_stages(Path(cfg.run_dir), seed, shared, sft, grpo, evaluation)
+
+
+def _run_stages(
+    run_dir: Path,
+    seed: int,
+    shared: Sequence[str],
+    sft: Sequence[str],
+    grpo: Sequence[str],
+    evaluation: Sequence[str],
+) -> float:
     _refuse_lost_overrides()
     _begin(run_dir, [seed, *shared, *sft, *grpo, *evaluation])
     common = [*shared, f"seed={seed}"]

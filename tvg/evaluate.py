@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.callbacks.run_record import package_versions, source_revision
 from tvg.callbacks.steady import steady
+from tvg.core.interruption import advising
 from tvg.core.metrics import grounding_metrics
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotation_writer import annotation_text, format_of
@@ -67,7 +68,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers_of_run(run_dir)
-    predictions = _predict(cfg, parts, run_dir, device)
+    with advising("predictions so far are kept: the same command goes on after them"):
+        predictions = _predict(cfg, parts, run_dir, device)
     metrics = {
         "dataset": parts.data.name,
         "split": cfg.split,

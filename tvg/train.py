@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from omegaconf import DictConfig
 
+from tvg.callbacks.catching_up import CatchingUp, ValidationRecord
+from tvg.callbacks.run_status import ending_runs
 from tvg.callbacks.steady import steady
 from tvg.config import build
 from tvg.config.record_file import RECORD_FILE
 from tvg.config.recorded import record_text
+from tvg.core import interruption
+from tvg.core.interruption import Interrupted
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotations import Split
 from tvg.model.exporting import export_checkpoint, rehearse_export
@@ -35,6 +39,7 @@ from tvg.training.checkpoint import (
 )
 from tvg.training.datamodule_base import PromptDataModule
 from tvg.training.noise import quiet_libraries
+from tvg.training.stopping import StoppableModule, resume_advice
 
 log = logging.getLogger(__name__)
 
@@ -111,9 +116,21 @@ def build_reward(cfg: DictConfig) -> WeightedReward:
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Trains, and writes `export/`, a plain Hugging Face folder; returns the last val/miou."""
-    quiet_libraries()
+    """Trains, and writes `export/`, a plain Hugging Face folder; returns the last val/miou.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; the step in progress was finished and saved.
+    """
     run_dir = Path(cfg.run_dir)
+    try:
+        return _train(cfg, run_dir)
+    except Interrupted as stop:
+        stop.advice = resume_advice(run_dir)
+        raise
+
+
+def _train(cfg: DictConfig, run_dir: Path) -> float | None:
+    quiet_libraries()
     output_folder_check(run_dir)
     ckpt_path = resume_path(cfg.resume, run_dir)
     remove_leftovers_of_run(run_dir)
@@ -121,21 +138,28 @@ def train(cfg: DictConfig) -> float | None:
     notes = {RECORD_FILE: record_text(cfg)}  # before the checkpoint it may come from moves
     parts = build_parts(cfg, split="train")
     module = build_module(cfg, parts)
-    trainer = build_trainer(cfg)
-    if trainer.is_global_zero:
-        rehearse_export(parts.policy, parts.processor, run_dir / EXPORT, notes=notes)
-    trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
-    if trainer.checkpoint_callback is not None:  # the end of a run, whatever its saving interval
-        save_last(trainer, run_dir / CHECKPOINTS / LAST)
-    if trainer.is_global_zero:
-        folder = export_checkpoint(
-            parts.policy,
-            parts.processor,
-            run_dir / EXPORT,
-            notes=notes,
-        )
-        log.info("exported to %s", folder)
-    miou = trainer.callback_metrics.get("val/miou")
+    validations = ValidationRecord(run_dir=run_dir)
+    catching_up = CatchingUp(record=validations)
+    trainer = build_trainer(cfg, first=catching_up, last=validations)
+    with ending_runs(trainer.loggers):
+        if trainer.is_global_zero:
+            rehearse_export(parts.policy, parts.processor, run_dir / EXPORT, notes=notes)
+        trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
+        if isinstance(module, StoppableModule) and module.is_stopped:
+            interruption.check()
+        catching_up.finish(trainer, module, parts.data)
+        if trainer.checkpoint_callback is not None:  # the end, whatever the saving interval
+            save_last(trainer, run_dir / CHECKPOINTS / LAST)
+        interruption.release()
+        if trainer.is_global_zero:
+            folder = export_checkpoint(
+                parts.policy,
+                parts.processor,
+                run_dir / EXPORT,
+                notes=notes,
+            )
+            log.info("exported to %s", folder)
+    miou = trainer.callback_metrics.get("val/miou", validations.metrics().get("val/miou"))
     return None if miou is None else float(miou)
 
 
@@ -144,15 +168,22 @@ def build_all(nodes: DictConfig | None) -> list[Any]:
     return [build(node) for node in (nodes or {}).values() if node is not None]
 
 
-def build_trainer(cfg: DictConfig) -> Trainer:
-    """Builds the Lightning trainer with its loggers, callbacks and strategy."""
-    callbacks = build_all(cfg.get("callbacks"))
+def build_trainer(
+    cfg: DictConfig, *, first: Callback | None = None, last: Callback | None = None
+) -> Trainer:
+    """Builds the Lightning trainer with its loggers, callbacks and strategy.
+
+    `first` and `last` stand around the callbacks of the config; those that save come after them.
+    """
+    callbacks = [c for c in (first, *build_all(cfg.get("callbacks")), last) if c is not None]
     if not cfg.trainer.get("enable_progress_bar", True):
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
-    trainer: Trainer = build(cfg.trainer)(
-        strategy=build(cfg.strategy),
-        logger=steady(build_all(cfg.get("logger"))),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-    )
+    loggers = steady(build_all(cfg.get("logger")))
+    with ending_runs(loggers):
+        trainer: Trainer = build(cfg.trainer)(
+            strategy=build(cfg.strategy),
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+        )
     return trainer
