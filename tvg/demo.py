@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tvg.config import compose
-from tvg.core.interruption import advising
+from tvg.config.run_folder import claimed
 from tvg.core.metrics import paired_bootstrap
 from tvg.evaluate import PREDICTIONS_FILE, evaluate, summarise
 from tvg.plot.filmstrip import draw_filmstrip
@@ -66,11 +66,13 @@ def run_demo(
     Returns:
         mIoU after GRPO on the test queries.
     """
-    with advising("finished stages and checkpoints are kept: the same command goes on after them"):
-        return _run_stages(Path(cfg.run_dir), seed, shared, sft, grpo, evaluation)
+    _refuse_lost_overrides()
+    with claimed(cfg, "demo") as folder:
+        folder.begin()
+        return _run_demo(folder.path, seed, shared, sft, grpo, evaluation)
 
 
-def _run_stages(
+def _run_demo(
     run_dir: Path,
     seed: int,
     shared: Sequence[str],
@@ -78,7 +80,6 @@ def _run_stages(
     grpo: Sequence[str],
     evaluation: Sequence[str],
 ) -> float:
-    _refuse_lost_overrides()
     _begin(run_dir, [seed, *shared, *sft, *grpo, *evaluation])
     common = [*shared, f"seed={seed}"]
     clock = _Clock()

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.callbacks.run_record import package_versions, source_revision
 from tvg.callbacks.steady import steady
-from tvg.core.interruption import advising
+from tvg.config.run_folder import RunFolder, claimed
 from tvg.core.metrics import grounding_metrics
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotation_writer import annotation_text, format_of
@@ -51,8 +51,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     A stopped evaluation is taken up again by the same command in the same `run_dir`.
     """
     quiet_libraries()
-    run_dir = Path(cfg.run_dir)
-    output_folder_check(run_dir)
+    with claimed(cfg, "evaluate") as folder:
+        return _evaluate(cfg, folder)
+
+
+def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
+    run_dir = folder.path
     device = choose_device(cfg.device)
     difficulty_file = _difficulty_file(cfg)
     parts = build_parts(cfg, split=cfg.split)
@@ -66,10 +70,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             "evaluate.write_difficulty: rates the %s split; for a list to train on, split=train",
             cfg.split,
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
+    folder.begin()
     remove_leftovers_of_run(run_dir)
-    with advising("predictions so far are kept: the same command goes on after them"):
-        predictions = _predict(cfg, parts, run_dir, device)
+    partial = _partial(cfg, parts, run_dir, device)
+    predictions = _predict(cfg, parts, partial, device)
     metrics = {
         "dataset": parts.data.name,
         "split": cfg.split,
@@ -83,6 +87,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         write_text(difficulty_file, annotation_text(difficulty_file, scored))
         log.info("wrote %s", difficulty_file)
     write_json(run_dir / "metrics.json", metrics)
+    partial.remove()  # its predictions and what was asked for are on disk
     loggers = steady(build_all(cfg.get("logger")))
     write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(cfg, resolve=True))
     write_json(run_dir / "run.json", {"source": source_revision(), "versions": package_versions()})
@@ -117,22 +122,29 @@ def _difficulty_file(cfg: DictConfig) -> Path | None:
     return path
 
 
-def _predict(
+def _partial(
     cfg: DictConfig, parts: Parts, run_dir: Path, device: torch.device
-) -> list[Prediction]:
-    policy = parts.policy.to(device)
+) -> PartialPredictions:
+    """What an earlier run of the same evaluation has predicted."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     settings = json.dumps({key: resolved[key] for key in DECISIVE}, sort_keys=True)
     examples = parts.data.examples(cfg.split)  # a file may have changed under the same name
     told = repr([(e.qid, e.query, e.segment, e.window, e.lead_in) for e in examples])
-    decides = fingerprint(policy) + hashlib.sha256((settings + told).encode()).hexdigest()[:16]
-    partial = PartialPredictions(run_dir / "predictions.partial.jsonl", decides)
+    digest = hashlib.sha256((settings + told).encode()).hexdigest()[:16]
+    decides = fingerprint(parts.policy.to(device)) + digest
+    return PartialPredictions(run_dir / "predictions.partial.jsonl", decides)
+
+
+def _predict(
+    cfg: DictConfig, parts: Parts, partial: PartialPredictions, device: torch.device
+) -> list[Prediction]:
+    examples = parts.data.examples(cfg.split)
     skip = min(partial.num_batches * parts.data.eval_batch_size, len(examples))
     if skip:
         log.info("going on behind %d of %d queries done before", skip, len(examples))
     with tqdm(total=len(examples), initial=skip, unit="query", desc="evaluate") as bar:
-        predictions = predict_all(
-            policy=policy,
+        return predict_all(
+            policy=parts.policy.to(device),
             tokenizer=parts.processor.tokenizer,
             task=parts.task,
             rollout=parts.rollout.greedy() if cfg.greedy else parts.rollout,
@@ -142,5 +154,3 @@ def _predict(
             partial=partial,
             on_batch=bar.update,
         )
-    partial.remove()
-    return predictions

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tvg.config import build
+from tvg.config.run_folder import claimed
 from tvg.core.parsing import parse_answer
 from tvg.core.printable import printable, printable_line
 from tvg.core.writing import remove_leftovers
@@ -32,7 +33,11 @@ from tvg.types import GroundingExample, Segment, VideoClip
 def predict(cfg: DictConfig, console: Console | None = None) -> Prediction:
     """Prints the segment and the reasoning; writes a filmstrip and a JSON file."""
     quiet_libraries()
-    console = console or Console()
+    with claimed(cfg, "predict"):
+        return _predicted(cfg, console or Console())
+
+
+def _predicted(cfg: DictConfig, console: Console) -> Prediction:
     picture = Path(cfg.picture)
     picture_format(picture)
     output_folder_check(picture.parent)

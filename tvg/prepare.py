@@ -15,7 +15,7 @@ from rich.console import Console
 from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.callbacks.steady import steady
 from tvg.config import build
-from tvg.core.interruption import advising
+from tvg.config.run_folder import RunFolder, claimed
 from tvg.core.printable import printable_line
 from tvg.core.writing import remove_leftovers
 from tvg.data.annotations import SPLITS, AnnotationSet, MixedSets, Split
@@ -51,6 +51,11 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
         ValueError: videos are missing or cannot be read and `data.on_missing` is "error" (the
             report is written all the same); or a file leaves no example.
     """
+    with claimed(cfg, "prepare") as folder:
+        return _prepare(cfg, folder, console or Console())
+
+
+def _prepare(cfg: DictConfig, folder: RunFolder, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     _check_outputs(cfg)
     # What is missing is not fatal before everything has been looked at.
@@ -60,8 +65,7 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
     results = _read(data, cfg.prepare.split)
     others = {splits: _outside_share(data, splits) for splits in results}
     looked_at = [e for r in results.values() for e in r.examples]
-    with advising("clips cached so far are kept: the same command goes on after them"):
-        videos = _look(cfg, data, [*looked_at, *(e for more in others.values() for e in more)])
+    videos = _look(cfg, data, [*looked_at, *(e for more in others.values() for e in more)])
     inspections = [
         inspect(result, splits, videos.failed, videos.infos, also=others[splits])
         for splits, result in results.items()
@@ -74,7 +78,9 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 3),
         "splits": {split: as_json(i) for i in inspections for split in i.splits},
     }
-    _show(console or Console(), data, inspections, videos)
+    _show(console, data, inspections, videos)
+    if cfg.get("logger"):
+        folder.begin()  # its files stay, whatever they report
     _write(cfg, report, total)
     _stop_if_unusable(cfg, data.source, inspections)
     return report

@@ -6,21 +6,22 @@ import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 
-from tvg.callbacks.catching_up import CatchingUp, ValidationRecord
-from tvg.callbacks.run_status import ending_runs
+from tvg.callbacks.mlflow_guard import state_kept
+from tvg.callbacks.run_start import RunStart
 from tvg.callbacks.steady import steady
 from tvg.config import build
 from tvg.config.record_file import RECORD_FILE
 from tvg.config.recorded import record_text
-from tvg.core import interruption
-from tvg.core.interruption import Interrupted
+from tvg.config.resume_rules import refuse_changes
+from tvg.config.run_folder import RunFolder, check_resumed, claimed
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotations import Split
 from tvg.model.exporting import export_checkpoint, rehearse_export
@@ -29,7 +30,6 @@ from tvg.model.policy import Policy
 from tvg.reward.weighted import WeightedReward
 from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
-from tvg.task.report import output_folder_check
 from tvg.training.checkpoint import (
     CHECKPOINTS,
     LAST,
@@ -39,7 +39,6 @@ from tvg.training.checkpoint import (
 )
 from tvg.training.datamodule_base import PromptDataModule
 from tvg.training.noise import quiet_libraries
-from tvg.training.stopping import StoppableModule, resume_advice
 
 log = logging.getLogger(__name__)
 
@@ -116,50 +115,37 @@ def build_reward(cfg: DictConfig) -> WeightedReward:
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Trains, and writes `export/`, a plain Hugging Face folder; returns the last val/miou.
-
-    Raises:
-        Interrupted: SIGINT or SIGTERM; the step in progress was finished and saved.
-    """
-    run_dir = Path(cfg.run_dir)
-    try:
-        return _train(cfg, run_dir)
-    except Interrupted as stop:
-        stop.advice = resume_advice(run_dir)
-        raise
-
-
-def _train(cfg: DictConfig, run_dir: Path) -> float | None:
+    """Trains, and writes `export/`, a plain Hugging Face folder; returns the last val/miou."""
     quiet_libraries()
-    output_folder_check(run_dir)
+    with claimed(cfg, "train") as folder, state_kept(folder.path, lambda: folder.has_begun):
+        return _train(cfg, folder)
+
+
+def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
+    run_dir = folder.path
     ckpt_path = resume_path(cfg.resume, run_dir)
+    start = run_start(folder, ckpt_path)
     remove_leftovers_of_run(run_dir)
     seed_everything(cfg.seed, workers=True, verbose=False)
     notes = {RECORD_FILE: record_text(cfg)}  # before the checkpoint it may come from moves
     parts = build_parts(cfg, split="train")
     module = build_module(cfg, parts)
-    validations = ValidationRecord(run_dir=run_dir)
-    catching_up = CatchingUp(record=validations)
-    trainer = build_trainer(cfg, first=catching_up, last=validations)
-    with ending_runs(trainer.loggers):
-        if trainer.is_global_zero:
-            rehearse_export(parts.policy, parts.processor, run_dir / EXPORT, notes=notes)
-        trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
-        if isinstance(module, StoppableModule) and module.is_stopped:
-            interruption.check()
-        catching_up.finish(trainer, module, parts.data)
-        if trainer.checkpoint_callback is not None:  # the end, whatever the saving interval
-            save_last(trainer, run_dir / CHECKPOINTS / LAST)
-        interruption.release()
-        if trainer.is_global_zero:
-            folder = export_checkpoint(
-                parts.policy,
-                parts.processor,
-                run_dir / EXPORT,
-                notes=notes,
-            )
-            log.info("exported to %s", folder)
-    miou = trainer.callback_metrics.get("val/miou", validations.metrics().get("val/miou"))
+    trainer = build_trainer(cfg, start)
+    if trainer.is_global_zero:
+        rehearse_export(parts.policy, parts.processor, run_dir / EXPORT, notes=notes)
+    trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
+    folder.begin()  # where nothing was left to train
+    if trainer.checkpoint_callback is not None:  # the end of a run, whatever its saving interval
+        save_last(trainer, run_dir / CHECKPOINTS / LAST)
+    if trainer.is_global_zero:
+        export = export_checkpoint(
+            parts.policy,
+            parts.processor,
+            run_dir / EXPORT,
+            notes=notes,
+        )
+        log.info("exported to %s", export)
+    miou = trainer.callback_metrics.get("val/miou")
     return None if miou is None else float(miou)
 
 
@@ -168,22 +154,31 @@ def build_all(nodes: DictConfig | None) -> list[Any]:
     return [build(node) for node in (nodes or {}).values() if node is not None]
 
 
-def build_trainer(
-    cfg: DictConfig, *, first: Callback | None = None, last: Callback | None = None
-) -> Trainer:
-    """Builds the Lightning trainer with its loggers, callbacks and strategy.
+def run_start(folder: RunFolder, checkpoint: Path | None) -> RunStart:
+    """The callback that begins a run; a checkpoint of another run is refused here if it can be.
 
-    `first` and `last` stand around the callbacks of the config; those that save come after them.
+    Raises:
+        ValueError: the checkpoint's run had settings that a resumed run cannot change.
     """
-    callbacks = [c for c in (first, *build_all(cfg.get("callbacks")), last) if c is not None]
+    if checkpoint is not None:
+        check_resumed(checkpoint, folder.identity)
+    return RunStart(
+        decides=folder.identity.decides,
+        compare=partial(refuse_changes, now=folder.identity, where=str(checkpoint)),
+        begin=folder.begin,
+        checkpoint=checkpoint,
+    )
+
+
+def build_trainer(cfg: DictConfig, start: RunStart) -> Trainer:
+    """Builds the Lightning trainer with its loggers, callbacks and strategy."""
+    callbacks = [start, *build_all(cfg.get("callbacks"))]
     if not cfg.trainer.get("enable_progress_bar", True):
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
-    loggers = steady(build_all(cfg.get("logger")))
-    with ending_runs(loggers):
-        trainer: Trainer = build(cfg.trainer)(
-            strategy=build(cfg.strategy),
-            logger=loggers,
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-        )
+    trainer: Trainer = build(cfg.trainer)(
+        strategy=build(cfg.strategy),
+        logger=steady(build_all(cfg.get("logger"))),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+    )
     return trainer

@@ -8,8 +8,6 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 
-from tvg.callbacks.run_status import ending_runs
-
 
 def log_evaluation(
     loggers: Sequence[Logger],
@@ -25,10 +23,9 @@ def log_evaluation(
         for name, value in metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    with ending_runs(loggers):
-        for logger in loggers:
-            logger.log_metrics(numbers, step=0)
-            if isinstance(logger, MLFlowLogger):
-                for file in files:
-                    logger.experiment.log_artifact(logger.run_id, str(file), folder)
-            logger.finalize("success")
+    for logger in loggers:
+        logger.log_metrics(numbers, step=0)
+        if isinstance(logger, MLFlowLogger):
+            for file in files:
+                logger.experiment.log_artifact(logger.run_id, str(file), folder)
+        logger.finalize("success")

@@ -96,7 +96,7 @@ def _cpu_name() -> str:
 
 
 class RunRecord(Callback):
-    """Writes `config.yaml` and `run.json` into the run folder and into MLflow when a fit starts.
+    """Writes `config.yaml` and `run.json` into the run folder and into MLflow when training begins.
 
     A resumed run whose config changed keeps the former one as `config.1.yaml`, `config.2.yaml`
     and so on. MLflow gets the files as artifacts, the revision and the versions as tags, and
@@ -117,7 +117,7 @@ class RunRecord(Callback):
         self.config_yaml = config_yaml
         self.summary = summary or {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         record = {

@@ -7,19 +7,25 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+
+from tvg.config.identity import identity_of
 
 _RUN_NAME = "TVG_RUN_NAME"
+_NO_PART_OF_A_JOB = ("resume=", "name=", "run_dir=", "hydra.")
+_READABLE = 60  # characters of the overrides in the name of a job's folder
+_attempts = [1]  # at a run name that no other run has
 
 
 def register_resolvers() -> None:
     """Registers the functions of this module as `${run_name:}` and so on; may be called again."""
-    for resolver in (basename, module_doc, mul, resolved_config, run_name, short_hash):
+    for resolver in _RESOLVERS:
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -30,14 +36,39 @@ def run_name() -> str:
     (they have a LOCAL_RANK) take the name of the process that started them.
     """
     inherited = os.environ.get(_RUN_NAME)
-    return inherited if inherited and "LOCAL_RANK" in os.environ else _new_run_name()
+    return inherited if inherited and "LOCAL_RANK" in os.environ else _new_run_name(_attempts[-1])
+
+
+def next_run_name() -> None:
+    """Gives this run another name, ending in `_2`, `_3` and so on: the present one is taken."""
+    _attempts.append(_attempts[-1] + 1)
 
 
 @functools.cache
-def _new_run_name() -> str:
-    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+def _new_run_name(attempt: int = 1) -> str:
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}" + (f"_{attempt}" if attempt > 1 else "")
     os.environ[_RUN_NAME] = name
     return name
+
+
+def identity(command: str, *, _root_: DictConfig) -> str:
+    """Ten hexadecimal digits of all that decides the result of a job; names its default folder."""
+    return identity_of(command, _root_).digest
+
+
+def job_folder(overrides: ListConfig) -> str:
+    """The folder of a job of a sweep: its overrides, readable in part, and a hash of all of them.
+
+    The same job has the same folder in every sweep, whatever its number.
+    """
+    words = [str(word) for word in overrides if not str(word).startswith(_NO_PART_OF_A_JOB)]
+    told = "_".join(f"{key.rpartition('.')[2]}-{value}" for key, _, value in _parts(words))
+    readable = re.sub(r"[^\w.-]+", "-", told)[:_READABLE].strip("-._")
+    return f"{readable}_{short_hash(sorted(words))}" if readable else short_hash(sorted(words))
+
+
+def _parts(words: list[str]) -> list[tuple[str, str, str]]:
+    return [word.partition("=") for word in words]
 
 
 def short_hash(*values: Any) -> str:
@@ -81,3 +112,8 @@ def mul(*factors: float) -> float:
     for factor in factors:
         product *= factor
     return product
+
+
+_RESOLVERS = (
+    basename, identity, job_folder, module_doc, mul, resolved_config, run_name, short_hash
+)  # fmt: skip

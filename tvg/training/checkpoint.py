@@ -110,8 +110,8 @@ def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
 
     Raises:
         ValueError: `resume` names a file that does not exist, is empty, truncated or changed, or
-            the run folder holds a checkpoint and `resume` is not set (going on would mix two
-            runs).
+            the run folder holds a checkpoint and `resume` is not set, or is another run's (going
+            on would mix two runs).
     """
     last = run_dir / CHECKPOINTS / LAST
     if resume is True and not last.exists():
@@ -131,6 +131,11 @@ def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
     path = Path(str(resume))
     if not path.exists():
         raise ValueError(f"resume: no such checkpoint: {path}")
+    if last.exists() and run_dir.resolve() not in path.resolve().parents:
+        raise ValueError(
+            f"run_dir: {run_dir} already holds a run ({last}), and resume={path} is another one's: "
+            "choose another run_dir"
+        )
     return _checked(path)
 
 

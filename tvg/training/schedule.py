@@ -32,3 +32,15 @@ def warmup_schedule(
     return get_scheduler(
         name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=num_steps
     )
+
+
+def set_rates(schedule: LambdaLR) -> None:
+    """Sets the learning rates that a schedule gives for the step that it is at.
+
+    A restored optimizer holds the rate of the schedule that it was saved with, which is 0 at the
+    end of a run that is then extended. Where the schedule is the same nothing changes.
+    """
+    groups = schedule.optimizer.param_groups
+    factors = [rate_of(schedule.last_epoch) for rate_of in schedule.lr_lambdas]
+    for group, base_rate, factor in zip(groups, schedule.base_lrs, factors, strict=True):
+        group["lr"] = base_rate * factor

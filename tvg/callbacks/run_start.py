@@ -1,0 +1,72 @@
+"""The start of a run, fresh or resumed: what is compared, applied and written when it begins."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch.optim.lr_scheduler import LambdaLR
+
+from tvg.training.schedule import set_rates
+
+KEY = "run_identity"  # in a checkpoint
+log = logging.getLogger(__name__)
+
+
+class RunStart(Callback):
+    """Keeps a run's identity in its checkpoints, and refuses those of other runs.
+
+    Args:
+        decides: dotted config key -> value of all that decides the run.
+        compare: given the same of a checkpoint, raises a ValueError where the run cannot go on
+            from it.
+        begin: called when training begins, on every rank.
+        checkpoint: what is resumed; None: nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        decides: Mapping[str, Any],
+        compare: Callable[[Mapping[str, Any]], None],
+        begin: Callable[[], None],
+        checkpoint: Path | None,
+    ) -> None:
+        super().__init__()
+        self.decides = dict(decides)
+        self.compare = compare
+        self.begin = begin
+        self.checkpoint = checkpoint
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[KEY] = self.decides
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        held = checkpoint.get(KEY)
+        if held is None:
+            raise ValueError(
+                f"resume: {self.checkpoint} records no settings to compare with: it was not "
+                "written by tvg-train, or by an earlier version; model.path takes an export"
+            )
+        self.compare(held)
+        done = int(checkpoint["global_step"])
+        if 0 <= trainer.max_steps < done:
+            raise ValueError(
+                f"trainer.max_steps: {trainer.max_steps}, but {self.checkpoint} is at step {done}"
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the schedule at its step, of the length that the run has now."""
+        if self.checkpoint is not None:
+            for config in trainer.lr_scheduler_configs:
+                if isinstance(config.scheduler, LambdaLR):
+                    set_rates(config.scheduler)
+        self.begin()

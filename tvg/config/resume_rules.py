@@ -1,0 +1,62 @@
+"""What may differ between a training run and its resumption; whatever is not here may not.
+
+| key | when a run is resumed |
+|---|---|
+| trainer.max_steps, max_epochs, max_time | applied; the schedule spans the new length |
+| loggers, callbacks (but sample_filtering), progress, validation interval | applied |
+| data workers, folders of caches, moved files of equal content, test split | applied |
+| micro-batches, gradient checkpointing, offloading, accelerator | applied; equal up to rounding |
+| model, data, prompt, rewards, objective, schedule, seed and all else | refused by name |
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+from tvg.config.identity import Identity, differences
+
+MAY_CHANGE = (
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "trainer.max_time",
+    "trainer.accelerator",
+    "trainer.val_check_interval",
+    "trainer.check_val_every_n_epoch",
+    "trainer.limit_val_batches",
+    "trainer.num_sanity_val_steps",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+    "data.eval_batch_size",
+    "data.decoder.*",  # decoders give the same frames
+    "model.gradient_checkpointing",
+    "objective.micro_batch_size",
+    "objective.micro_batch_completions",
+    "objective.reference_offload",
+    "objective.preflight*",
+)
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value at a dotted key."""
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
+
+
+def refuse_changes(before: Mapping[str, Any], now: Identity, *, where: str) -> None:
+    """Stops a run that would resume another one under settings that it cannot change.
+
+    Args:
+        before: `Identity.decides` of the run to resume.
+        now: of the run that resumes it.
+        where: the folder or checkpoint, for the error.
+
+    Raises:
+        ValueError: naming the keys that differ, with both values.
+    """
+    found = differences(before, now.decides, may_change=may_change)
+    if found:
+        raise ValueError(
+            f"resume: {where} was trained with other settings, which a resumed run cannot change: "
+            f"{found}; give them as they were, or start a new run (another name)"
+        )

@@ -1,0 +1,263 @@
+"""The folder of a run: claimed by one process, of one job, and removed where nothing was done."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+
+from tvg.config.hydra_folders import is_first_rank, remove_empty
+from tvg.config.identity import IDENTITY_FILE, Identity, differences, identity_of, read_identity
+from tvg.config.nodes import plain
+from tvg.config.outputs import WRITTEN, Place, check_outputs, single_files
+from tvg.config.resume_rules import may_change, refuse_changes
+from tvg.core.printable import PrintableFormatter
+from tvg.task.report import output_folder_check, write_json
+
+LOCK_FILE = ".lock"
+_MANY = 10**6  # log records kept until the run begins
+_LINE = "[%(asctime)s][%(name)s][%(levelname)s] %(message)s"
+
+
+class RunFolder:
+    """A claimed run folder.
+
+    Attributes:
+        path: the folder.
+        identity: of the job that claims it.
+        has_begun: whether the run has left something that is worth keeping.
+    """
+
+    def __init__(self, path: Path, identity: Identity, logger: _HeldLog | None) -> None:
+        self.path = path
+        self.identity = identity
+        self.has_begun = False
+        self._log = logger
+
+    def begin(self) -> None:
+        """Makes the folder this job's: from here on a failure leaves it as it is."""
+        if self.has_begun:
+            return
+        self.has_begun = True
+        if self._log is None:  # another rank's
+            return
+        self.write_identity()
+        self._log.release()
+
+    def write_identity(self) -> None:
+        """Writes `identity.json`, with the command line for whoever reads it."""
+        write_json(self.path / IDENTITY_FILE, {**self.identity.as_json(), "command_line": sys.argv})
+
+
+@contextmanager
+def claimed(cfg: DictConfig, command: str) -> Iterator[RunFolder]:
+    """Holds the run folder of a job, which no other process can then claim.
+
+    Until `RunFolder.begin` nothing of it is kept: a command that fails before leaves a new folder
+    removed, and a used one as it was. Ranks other than the first claim nothing. The lock dies with
+    its process.
+
+    Args:
+        cfg: the resolved config.
+        command: "train", "evaluate", "predict", "prepare" or "demo".
+
+    Raises:
+        ValueError: another process holds the folder, it belongs to another job, an output is an
+            input (ConfigError), or it cannot be written.
+    """
+    run_dir = Path(str(cfg.run_dir))
+    identity = identity_of(command, cfg)
+    if not is_first_rank():
+        yield RunFolder(run_dir, identity, None)
+        return
+    values = _values(cfg)
+    check_outputs(command, values)
+    output_folder_check(run_dir)
+    _refuse_other_job(run_dir, identity, cfg.get("resume"))
+    with ExitStack() as stack:
+        made = _missing_folders(run_dir)
+        before = _entries(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        folder: RunFolder | None = None
+        try:
+            stack.enter_context(locked(run_dir / LOCK_FILE, f"run_dir: {run_dir}"))
+            _refuse_other_job(run_dir, identity, cfg.get("resume"))  # as the last holder left it
+            log = stack.enter_context(_held_log(run_dir / f"{command}.log"))
+            folder = RunFolder(run_dir, identity, log)
+            if read_identity(run_dir) is None:  # a start that is killed is known again by it
+                folder.write_identity()
+            for place in single_files(command, values):
+                stack.enter_context(_locked_file(place))
+            yield folder
+            folder.begin()
+        finally:
+            if folder is not None and not folder.has_begun:
+                _remove_new(run_dir, before)
+            if folder is None or not folder.has_begun:
+                remove_empty(made)
+
+
+def _values(cfg: DictConfig) -> dict[str, Any]:
+    values = {}
+    for key in map(str, cfg):
+        if key != "callbacks":
+            with suppress(ValueError):
+                values[key] = plain(cfg[key])
+    return values
+
+
+@contextmanager
+def locked(lock_file: Path, what: str) -> Iterator[None]:
+    """Holds a lock file, on which the system keeps no lock longer than its process lives.
+
+    Raises:
+        ValueError: another process holds it; begins with `what`.
+    """
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{what} is in use by another process{_holder(lock_file)}: wait until it ends, or "
+            "choose another place"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{what}: cannot lock {lock_file}: {error.strerror}") from error
+    with suppress(OSError):
+        lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+    try:
+        yield
+    finally:
+        lock_file.unlink(missing_ok=True)  # while it is held: a waiter notices
+        lock.release()
+
+
+@contextmanager
+def _locked_file(place: Place) -> Iterator[None]:
+    """Holds a file that is to be written outside the run folder."""
+    key, path = place
+    made = _missing_folders(path.parent)
+    output_folder_check(path.parent).mkdir(parents=True, exist_ok=True)
+    lock_file = path.with_name(f".{path.name}.lock")
+    try:
+        with locked(lock_file, f"{key}: {path}"):
+            yield
+    finally:
+        remove_empty(made)
+
+
+def _holder(lock_file: Path) -> str:
+    try:
+        told = lock_file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+    return f" ({told})" if told else ""
+
+
+def _refuse_other_job(run_dir: Path, identity: Identity, resume: Any) -> None:
+    """Stops a job whose run folder holds another one's files.
+
+    Raises:
+        ValueError: naming the keys in which the two differ.
+    """
+    held = read_identity(run_dir)
+    if held is None:
+        used = [name for name in WRITTEN[identity.command] if (run_dir / name).exists()]
+        if used:
+            raise ValueError(
+                f"run_dir: {run_dir} already holds a run that records no settings ({used[0]}, but "
+                f"no {IDENTITY_FILE}): choose another run_dir or name"
+            )
+        return
+    if held.command != identity.command:
+        raise ValueError(
+            f"run_dir: {run_dir} already holds a run of another command ({held.command}): choose "
+            "another run_dir or name"
+        )
+    if identity.command == "train" and resume not in (None, False):
+        refuse_changes(held.decides, identity, where=str(run_dir))
+    found = differences(
+        held.decides,
+        identity.decides,
+        may_change=may_change if identity.command == "train" else lambda key: False,
+    )
+    if found:
+        raise ValueError(
+            f"run_dir: {run_dir} already holds a run with other settings: {found}; choose another "
+            "run_dir or name"
+        )
+
+
+def check_resumed(checkpoint: Path, identity: Identity) -> None:
+    """Compares a run with the one whose checkpoint it goes on from, before anything is loaded.
+
+    A checkpoint that was moved out of its run folder is compared when it is loaded.
+
+    Raises:
+        ValueError: as `refuse_changes`.
+    """
+    held = read_identity(checkpoint.parent.parent)
+    if held is not None and held.command == "train":
+        refuse_changes(held.decides, identity, where=str(checkpoint))
+
+
+class _HeldLog:
+    """A log file that is written from the moment on at which a run begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = logging.FileHandler(path, encoding="utf-8", delay=True)
+        self._file.setFormatter(PrintableFormatter(_LINE))
+        self.handler = logging.handlers.MemoryHandler(
+            _MANY, flushLevel=logging.CRITICAL + 1, target=self._file, flushOnClose=False
+        )
+
+    def release(self) -> None:
+        """Writes what was held, and all that follows at once."""
+        self.handler.flush()
+        self.handler.capacity = 1
+
+    def close(self) -> None:
+        self.handler.close()
+        self._file.close()
+
+
+@contextmanager
+def _held_log(path: Path) -> Iterator[_HeldLog]:
+    held = _HeldLog(path)
+    logging.getLogger().addHandler(held.handler)
+    try:
+        yield held
+    finally:
+        logging.getLogger().removeHandler(held.handler)
+        held.close()
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """The folder and its parents as far as they are missing, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _entries(folder: Path) -> set[Path]:
+    """What lies in a run folder, and in the folders of its loggers."""
+    with suppress(OSError):
+        return {*folder.iterdir(), *folder.glob("csv/*"), *folder.glob("tensorboard/*")}
+    return set()
+
+
+def _remove_new(run_dir: Path, before: set[Path]) -> None:
+    """Removes what a run that did not begin has put into its folder."""
+    for path in sorted(_entries(run_dir) - before, reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
