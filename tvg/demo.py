@@ -18,6 +18,7 @@ from rich.table import Table
 
 from tvg.config import compose
 from tvg.config.run_folder import claimed
+from tvg.core.interruption import advising
 from tvg.core.metrics import paired_bootstrap
 from tvg.evaluate import PREDICTIONS_FILE, evaluate, summarise
 from tvg.plot.filmstrip import draw_filmstrip
@@ -69,10 +70,12 @@ def run_demo(
     _refuse_lost_overrides()
     with claimed(cfg, "demo") as folder:
         folder.begin()
-        return _run_demo(folder.path, seed, shared, sft, grpo, evaluation)
+        advice = "finished stages and checkpoints are kept: the same command goes on after them"
+        with advising(advice):
+            return _run_stages(folder.path, seed, shared, sft, grpo, evaluation)
 
 
-def _run_demo(
+def _run_stages(
     run_dir: Path,
     seed: int,
     shared: Sequence[str],

@@ -16,6 +16,7 @@ from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.callbacks.run_record import package_versions, source_revision
 from tvg.callbacks.steady import steady
 from tvg.config.run_folder import RunFolder, claimed
+from tvg.core.interruption import advising
 from tvg.core.metrics import grounding_metrics
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotation_writer import annotation_text, format_of
@@ -72,8 +73,9 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         )
     folder.begin()
     remove_leftovers_of_run(run_dir)
-    partial = _partial(cfg, parts, run_dir, device)
-    predictions = _predict(cfg, parts, partial, device)
+    with advising("predictions so far are kept: the same command goes on after them"):
+        partial = _partial(cfg, parts, run_dir, device)
+        predictions = _predict(cfg, parts, partial, device)
     metrics = {
         "dataset": parts.data.name,
         "split": cfg.split,

@@ -16,6 +16,7 @@ from tvg.callbacks.evaluation_log import log_evaluation
 from tvg.callbacks.steady import steady
 from tvg.config import build
 from tvg.config.run_folder import RunFolder, claimed
+from tvg.core.interruption import advising
 from tvg.core.printable import printable_line
 from tvg.core.writing import remove_leftovers
 from tvg.data.annotations import SPLITS, AnnotationSet, MixedSets, Split
@@ -65,7 +66,8 @@ def _prepare(cfg: DictConfig, folder: RunFolder, console: Console) -> dict[str, 
     results = _read(data, cfg.prepare.split)
     others = {splits: _outside_share(data, splits) for splits in results}
     looked_at = [e for r in results.values() for e in r.examples]
-    videos = _look(cfg, data, [*looked_at, *(e for more in others.values() for e in more)])
+    with advising("clips cached so far are kept: the same command goes on after them"):
+        videos = _look(cfg, data, [*looked_at, *(e for more in others.values() for e in more)])
     inspections = [
         inspect(result, splits, videos.failed, videos.infos, also=others[splits])
         for splits, result in results.items()

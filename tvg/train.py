@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from omegaconf import DictConfig
 
+from tvg.callbacks.catching_up import CatchingUp, ValidationRecord
 from tvg.callbacks.mlflow_guard import state_kept
 from tvg.callbacks.run_start import RunStart
+from tvg.callbacks.run_status import ending_runs
 from tvg.callbacks.steady import steady
 from tvg.config import build
 from tvg.config.record_file import RECORD_FILE
 from tvg.config.recorded import record_text
 from tvg.config.resume_rules import refuse_changes
 from tvg.config.run_folder import RunFolder, check_resumed, claimed
+from tvg.core import interruption
+from tvg.core.interruption import Interrupted
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotations import Split
 from tvg.model.exporting import export_checkpoint, rehearse_export
@@ -39,6 +43,7 @@ from tvg.training.checkpoint import (
 )
 from tvg.training.datamodule_base import PromptDataModule
 from tvg.training.noise import quiet_libraries
+from tvg.training.stopping import StoppableModule, resume_advice
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +120,18 @@ def build_reward(cfg: DictConfig) -> WeightedReward:
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Trains, and writes `export/`, a plain Hugging Face folder; returns the last val/miou."""
+    """Trains, and writes `export/`, a plain Hugging Face folder; returns the last val/miou.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; the step in progress was finished and saved.
+    """
     quiet_libraries()
-    with claimed(cfg, "train") as folder, state_kept(folder.path, lambda: folder.has_begun):
-        return _train(cfg, folder)
+    try:
+        with claimed(cfg, "train") as folder, state_kept(folder.path, lambda: folder.has_begun):
+            return _train(cfg, folder)
+    except Interrupted as stop:
+        stop.advice = resume_advice(Path(cfg.run_dir))
+        raise
 
 
 def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
@@ -130,22 +143,29 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
     notes = {RECORD_FILE: record_text(cfg)}  # before the checkpoint it may come from moves
     parts = build_parts(cfg, split="train")
     module = build_module(cfg, parts)
-    trainer = build_trainer(cfg, start)
-    if trainer.is_global_zero:
-        rehearse_export(parts.policy, parts.processor, run_dir / EXPORT, notes=notes)
-    trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
-    folder.begin()  # where nothing was left to train
-    if trainer.checkpoint_callback is not None:  # the end of a run, whatever its saving interval
-        save_last(trainer, run_dir / CHECKPOINTS / LAST)
-    if trainer.is_global_zero:
-        export = export_checkpoint(
-            parts.policy,
-            parts.processor,
-            run_dir / EXPORT,
-            notes=notes,
-        )
-        log.info("exported to %s", export)
-    miou = trainer.callback_metrics.get("val/miou")
+    validations = ValidationRecord(run_dir=run_dir)
+    catching_up = CatchingUp(record=validations)
+    trainer = build_trainer(cfg, first=(start, catching_up), last=(validations,))
+    with ending_runs(trainer.loggers):
+        if trainer.is_global_zero:
+            rehearse_export(parts.policy, parts.processor, run_dir / EXPORT, notes=notes)
+        trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
+        folder.begin()  # where nothing was left to train
+        if isinstance(module, StoppableModule) and module.is_stopped:
+            interruption.check()
+        catching_up.finish(trainer, module, parts.data)
+        if trainer.checkpoint_callback is not None:  # the end, whatever the saving interval
+            save_last(trainer, run_dir / CHECKPOINTS / LAST)
+        interruption.release()
+        if trainer.is_global_zero:
+            export = export_checkpoint(
+                parts.policy,
+                parts.processor,
+                run_dir / EXPORT,
+                notes=notes,
+            )
+            log.info("exported to %s", export)
+    miou = trainer.callback_metrics.get("val/miou", validations.metrics().get("val/miou"))
     return None if miou is None else float(miou)
 
 
@@ -170,15 +190,22 @@ def run_start(folder: RunFolder, checkpoint: Path | None) -> RunStart:
     )
 
 
-def build_trainer(cfg: DictConfig, start: RunStart) -> Trainer:
-    """Builds the Lightning trainer with its loggers, callbacks and strategy."""
-    callbacks = [start, *build_all(cfg.get("callbacks"))]
+def build_trainer(
+    cfg: DictConfig, *, first: Sequence[Callback] = (), last: Sequence[Callback] = ()
+) -> Trainer:
+    """Builds the Lightning trainer with its loggers, callbacks and strategy.
+
+    `first` and `last` stand around the callbacks of the config; those that save come after them.
+    """
+    callbacks = [*first, *build_all(cfg.get("callbacks")), *last]
     if not cfg.trainer.get("enable_progress_bar", True):
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
-    trainer: Trainer = build(cfg.trainer)(
-        strategy=build(cfg.strategy),
-        logger=steady(build_all(cfg.get("logger"))),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-    )
+    loggers = steady(build_all(cfg.get("logger")))
+    with ending_runs(loggers):
+        trainer: Trainer = build(cfg.trainer)(
+            strategy=build(cfg.strategy),
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+        )
     return trainer

@@ -132,6 +132,7 @@ def fit(tiny_checkpoint, tiny_world, train_file, tmp_path):
             optimizer=functools.partial(torch.optim.AdamW, lr=lr),
             schedule=functools.partial(warmup_schedule, name="linear", warmup_steps=0),
             max_grad_norm=None,
+            max_skipped_steps=5,
             part_lr={},
             seed=0,
         )

@@ -82,6 +82,7 @@ def make_module(parts, *, lr=0.0):
         optimizer=functools.partial(torch.optim.AdamW, lr=lr),
         schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
         max_grad_norm=1.0,
+        max_skipped_steps=5,
         part_lr={},
         seed=0,
     )

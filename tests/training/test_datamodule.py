@@ -225,6 +225,7 @@ def test_no_training_precision_rounds_the_frame_rates(
         optimizer=functools.partial(torch.optim.SGD, lr=0.1),
         schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
         max_grad_norm=None,
+        max_skipped_steps=5,
         part_lr={},
         seed=0,
     )

@@ -134,7 +134,9 @@ def test_a_step_counts_its_operations(fixed_vision, monkeypatch):
     monkeypatch.setattr(
         module.rollout, "generate", lambda **given: sampled.append(generate(**given)) or sampled[0]
     )
-    monkeypatch.setattr(module, "step_optimizer", lambda: {"learning_rate": torch.zeros(())})
+    monkeypatch.setattr(
+        module, "step_optimizer", lambda *_, **__: {"learning_rate": torch.zeros(())}
+    )
     monkeypatch.setattr(module, "log_step", lambda *_, **__: None)
     batch = fixed_vision.batch(2)
     outputs = module.training_step(batch, 0)

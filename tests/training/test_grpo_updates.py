@@ -44,7 +44,7 @@ def take_steps(module, rollout, rewards, monkeypatch, *, rate=0.0, is_last=False
     updates, found, logged = [], [], {}
     update = module._update
 
-    def step():
+    def step(loss, *, describe):
         with torch.no_grad():
             for parameter in module.policy.parameters():
                 if parameter.grad is not None:

@@ -26,6 +26,7 @@ def sft_module(made, **changes):
         "optimizer": functools.partial(torch.optim.AdamW, lr=1e-2),
         "schedule": functools.partial(warmup_schedule, name="linear", warmup_steps=0),
         "max_grad_norm": 1.0,
+        "max_skipped_steps": 5,
         "part_lr": {},
         "seed": 0,
     }

@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 
+from tvg.callbacks.run_status import ending_runs
+
 
 def log_evaluation(
     loggers: Sequence[Logger],
@@ -23,9 +25,10 @@ def log_evaluation(
         for name, value in metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    for logger in loggers:
-        logger.log_metrics(numbers, step=0)
-        if isinstance(logger, MLFlowLogger):
-            for file in files:
-                logger.experiment.log_artifact(logger.run_id, str(file), folder)
-        logger.finalize("success")
+    with ending_runs(loggers):
+        for logger in loggers:
+            logger.log_metrics(numbers, step=0)
+            if isinstance(logger, MLFlowLogger):
+                for file in files:
+                    logger.experiment.log_artifact(logger.run_id, str(file), folder)
+            logger.finalize("success")

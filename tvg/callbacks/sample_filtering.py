@@ -109,7 +109,7 @@ class SampleFiltering(Callback):
         if self._is_due(trainer):
             self._make_round(trainer, pl_module, save=True)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._remove_partials(trainer, but=None)
         if trainer.is_global_zero:
             print_rounds(self.run_dir / FOLDER)

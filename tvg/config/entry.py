@@ -21,6 +21,7 @@ from tvg.config.errors import did_you_mean
 from tvg.config.hydra_folders import remove_unused
 from tvg.config.nodes import parent_of, walk
 from tvg.config.resolvers import register_resolvers
+from tvg.core.interruption import Interrupted, handled
 from tvg.core.printable import printable
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -36,6 +37,9 @@ def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
     Errors for users are what Hydra says of config files and overrides, every `ValueError` that
     `tvg` raises, and files that cannot be read or written. Anything else is a bug and keeps its
     traceback. `HYDRA_FULL_ERROR=1` shows every traceback.
+
+    SIGINT and SIGTERM, at whatever time, end the command with exit code 130 or 143 and the advice
+    that `Interrupted` carries.
     """
     register_resolvers()
 
@@ -44,6 +48,15 @@ def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
         # torch's OpenMP reads it when it is loaded: waiting threads then sleep. By default they
         # spin, which makes training on a CPU many times slower beside other jobs.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        try:
+            with handled():
+                return run(cfg)
+        except Interrupted as stop:
+            lines = [f"{program()}: stopped by {stop}", *stop.advice]
+            print("\n".join(lines), file=sys.stderr)
+            sys.exit(stop.exit_code)
+
+    def run(cfg: DictConfig | None) -> Any:
         if os.environ.get(_FULL_ERROR) == "1" and _OURS not in os.environ:
             return main(cfg)
         # Hydra would print and exit by itself; asked for the full error, it lets it through.

@@ -6,10 +6,10 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -22,9 +22,11 @@ from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction
 from tvg.training.evaluation import known_ious, predict_batch
+from tvg.training.nonfinite import Describe, SkippedSteps
 from tvg.training.parameter_groups import parameter_groups
 from tvg.training.run_length import estimated_batches
 from tvg.training.stages import StageClock
+from tvg.training.stopping import StoppableModule
 from tvg.types import LossOutput, PromptBatch
 
 FINGERPRINT_VALUES = 4096  # of each tensor
@@ -33,7 +35,7 @@ ScheduleFactory = Callable[[Optimizer, int], LambdaLR]
 Part = TypeVar("Part")
 
 
-class PolicyModule(LightningModule):
+class PolicyModule(StoppableModule):
     """A policy under training, with greedy validation.
 
     One batch is one optimizer step of this rank; `micro_batch_size` prompts go through a forward
@@ -49,6 +51,8 @@ class PolicyModule(LightningModule):
         optimizer: given parameter groups, makes the optimizer.
         schedule: given the optimizer and the number of steps, makes the learning-rate schedule.
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
+        max_skipped_steps: training stops after so many steps in a row whose loss or gradients are
+            not finite; a step of that kind leaves weights and optimizer as they are.
         part_lr: learning rates of their own for "vision", "merger", "language" and "adapter";
             None: the optimizer's.
         seed: every draw is a function of this seed, the step and the rank.
@@ -68,6 +72,7 @@ class PolicyModule(LightningModule):
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
         max_grad_norm: float | None,
+        max_skipped_steps: int,
         part_lr: Mapping[str, float | None],
         seed: int,
     ) -> None:
@@ -85,6 +90,7 @@ class PolicyModule(LightningModule):
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.max_grad_norm = max_grad_norm
+        self.skipped_steps = SkippedSteps(max_skipped_steps)
         parameter_groups(policy.model, part_lr)  # now rather than behind minutes of starting
         self.part_lr = part_lr
         self.seed = seed
@@ -141,24 +147,58 @@ class PolicyModule(LightningModule):
         """Times a part of the step."""
         return self.stages(name, self.device)
 
-    def step_optimizer(self) -> dict[str, Tensor]:
-        """Clips, steps and moves the schedule; returns gradient norm and learning rate."""
-        with self.stage("optimizer"):
-            return self._step_optimizer()
+    def step_optimizer(self, loss: Tensor, *, describe: Describe) -> dict[str, Tensor]:
+        """Clips, steps and moves the schedule; returns what is to be logged about it.
 
-    def _step_optimizer(self) -> dict[str, Tensor]:
+        A loss or gradients that are not finite are thrown away, on all ranks; the step counts all
+        the same (for `max_steps`, the schedule and every draw).
+
+        Args:
+            loss: of this rank's step, detached.
+            describe: gives rows about the step's examples, should training stop here.
+
+        Raises:
+            ValueError: too many such steps in a row.
+        """
+        with self.stage("optimizer"):
+            return self._step_optimizer(loss, describe)
+
+    def _step_optimizer(self, loss: Tensor, describe: Describe) -> dict[str, Tensor]:
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
-        rate = optimizer.param_groups[0]["lr"]
-        if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
+        rate, step = optimizer.param_groups[0]["lr"], self.global_step
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):  # leaves out such steps by itself
+            optimizer.step()
+            norm = torch.as_tensor(self._engine().get_global_grad_norm())
+            is_skipped = not self._engine().was_step_applied()
+        else:
             trained = [p for p in self.policy.parameters() if p.grad is not None]
             norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm or float("inf"))
-        optimizer.step()
-        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            norm = torch.as_tensor(self._engine().get_global_grad_norm())
+            is_skipped = not self._on_all_ranks(bool(norm.isfinite() & loss.isfinite()))
+            if is_skipped:  # without gradients, a step changes neither weights nor moments
+                optimizer.zero_grad(set_to_none=True)
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        return {"grad_norm": norm, "learning_rate": torch.tensor(rate)}
+        file = f"skipped_step_{step + 1:08d}_rank_{self.global_rank}.json"
+        self.skipped_steps.note(
+            is_skipped=is_skipped,
+            step=step,
+            loss=float(loss),
+            grad_norm=float(norm),
+            describe=describe,
+            file=Path(self.trainer.default_root_dir) / file,
+        )
+        return {
+            "grad_norm": norm,
+            "learning_rate": torch.tensor(rate),
+            "skipped_steps": torch.tensor(float(self.skipped_steps.num)),
+        }
+
+    def _on_all_ranks(self, is_true: bool) -> bool:
+        if self.trainer.world_size == 1:
+            return is_true
+        return self.trainer.strategy.reduce_boolean_decision(is_true, all=True)
 
     def step_seed(self, stream: int = 0) -> int:
         """A seed that is a function of run seed, optimizer step, rank and stream alone."""
@@ -252,6 +292,7 @@ class PolicyModule(LightningModule):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
         checkpoint["initial_fingerprint"] = self.initial_fingerprint
+        checkpoint["skipped_steps"] = self.skipped_steps.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         expected = self._trained()
@@ -269,6 +310,8 @@ class PolicyModule(LightningModule):
                 f"model.path holds now (fingerprint {checkpoint.get('initial_fingerprint')}, "
                 f"now {self.initial_fingerprint})"
             )
+        if "skipped_steps" in checkpoint:  # older checkpoints do not say
+            self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])
 
     def _trained(self) -> set[str]:
         """Names in the state dict of all that training changes; the rest is in model.path."""

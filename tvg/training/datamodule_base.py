@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from tvg.core.interruption import ignore_in_worker
 from tvg.data.annotations import SPLITS, Split
 from tvg.data.clip import ClipLoader
 from tvg.data.collate import PromptCollator
@@ -203,6 +204,7 @@ class PromptDataModule(ExamplesDataModule):
             # Decoders and the tokenizer hold threads, which do not survive a fork.
             options |= {"multiprocessing_context": "spawn", "prefetch_factor": 2}
             options["persistent_workers"] = True  # starting one costs seconds of imports
+            options["worker_init_fn"] = ignore_in_worker
         return options
 
     def _ranks(self) -> tuple[int, int]:

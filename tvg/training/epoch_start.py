@@ -1,7 +1,9 @@
-"""How Lightning's loops are brought to a clean start of an epoch, with other batches than before.
+"""How Lightning's loops are brought to a clean start, of an epoch or of a run that is resumed.
 
 Lightning keeps its loader and the number of its batches for the whole run, and a run resumed at the
-end of an epoch begins in one of three stages of that end. This is the only place that knows.
+end of an epoch begins in one of three stages of that end. A checkpoint saved in
+`on_train_batch_end` is older than the step's place in the logs and its validation, both of which
+Lightning takes for done. This is the only place that knows.
 """
 
 from __future__ import annotations
@@ -33,3 +35,38 @@ def begin_epoch_afresh(trainer: Trainer) -> None:
     loop.reset_restart_stage()
     batches.reset_restart_stage()
     batches.restarting = False  # the counts of its current epoch are then set to 0
+
+
+def step_metrics(trainer: Trainer) -> dict[str, float]:
+    """What Lightning is about to log of the step in progress; empty where it logs nothing now."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return {}
+    metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+    return {**metrics, "epoch": float(trainer.current_epoch)} if metrics else {}
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether a validation follows the batch that was trained on last.
+
+    To be called in `on_train_start` of a resumed run, or when the fit is over.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    return bool(trainer.val_check_batch) and loop._should_check_val_fx(fetcher)
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Validates from the first batch on, in `on_train_start`, as between two training steps."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    forget_half_validation(trainer)
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+
+
+def forget_half_validation(trainer: Trainer) -> None:
+    """Makes a resumed run not go on in a validation that the checkpoint was saved in."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    loop.reset_restart_stage()

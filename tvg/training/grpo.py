@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from tvg.training.learning import (
     part_loss,
     sampler_gap,
 )
+from tvg.training.nonfinite import completion_rows
 from tvg.training.preflight import Preflight
 from tvg.training.reference import frozen_copy, in_use
 from tvg.training.resampling import FlatGroupResampling
@@ -62,7 +64,7 @@ class GRPOModule(PolicyModule):
         scoring_fps: the frame rate that log-probabilities assume; None: the true one.
         preflight: compares sampler and trainer before the first step; None to skip it.
         policy, tokenizer, task, eval_rollout, micro_batch_size, optimizer, schedule,
-            max_grad_norm, part_lr, seed: as for `PolicyModule`.
+            max_grad_norm, max_skipped_steps, part_lr, seed: as for `PolicyModule`.
 
     Raises:
         ValueError: a group of fewer than 2, no update, or a KL weight without a reference.
@@ -92,6 +94,7 @@ class GRPOModule(PolicyModule):
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
         max_grad_norm: float | None,
+        max_skipped_steps: int,
         part_lr: Mapping[str, float | None],
         seed: int,
     ) -> None:
@@ -104,6 +107,7 @@ class GRPOModule(PolicyModule):
             optimizer=optimizer,
             schedule=schedule,
             max_grad_norm=max_grad_norm,
+            max_skipped_steps=max_skipped_steps,
             part_lr=part_lr,
             seed=seed,
         )
@@ -194,6 +198,10 @@ class GRPOModule(PolicyModule):
                 seed=self.step_seed(stream),
             )
 
+    @property
+    def is_between_steps(self) -> bool:
+        return self.resampling is None or self.resampling.num_batches == 0
+
     # -- learning -------------------------------------------------------------------------------
 
     def _learn_from(self, rollout: RolloutBatch, rewards: Tensor, *, is_last: bool) -> int:
@@ -217,10 +225,17 @@ class GRPOModule(PolicyModule):
         learnt = self._prepare(rollout, rewards)
         left = self.trainer.max_steps - self.global_step if self.trainer.max_steps > 0 else None
         num_updates = self.num_updates if left is None else min(self.num_updates, left)
+        describe = partial(
+            completion_rows,
+            rollout.prompts.examples,
+            rollout.texts,
+            rewards.tolist(),
+            group_size=self.group_size,
+        )
         updates: list[dict[str, Tensor]] = []
         for _ in range(num_updates):
             totals = self._update(learnt, is_first=not updates)
-            updates.append({**totals, **self.step_optimizer()})
+            updates.append({**totals, **self.step_optimizer(totals["loss"], describe=describe)})
         if updates:
             self.log_step(update_metrics(updates), show=("loss",))
         return num_updates

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from tqdm import tqdm
 
+from tvg.core import interruption
 from tvg.rollout.base import Rollout
 from tvg.task.report import Prediction
 from tvg.training.base import PolicyModule, fingerprint
@@ -51,6 +52,11 @@ class Rescoring:
         """
         examples = list({example.qid: example for example in examples}.values())  # each once
         rollout = self._rollout()
+
+        def on_batch(num_predictions: int) -> None:
+            bar.update(num_predictions)
+            interruption.check()  # what has been predicted is on disk
+
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = PartialPredictions(self._partial_path(), self._fingerprint(rollout, examples))
         skip = partial.num_batches * self.data.eval_batch_size
@@ -76,7 +82,7 @@ class Rescoring:
                 seed=self.module.seed,
                 device=self.module.device,
                 partial=partial,
-                on_batch=bar.update,
+                on_batch=on_batch,
             )
         return {prediction.qid: prediction for prediction in self._of_all_ranks(done)}
 

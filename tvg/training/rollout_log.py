@@ -53,11 +53,11 @@ def rollout_metrics(
 
 
 def update_metrics(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor | float]:
-    """Means over the updates of a rollout; the learning rate is that of the last one."""
+    """Means over the updates of a rollout; learning rate and counts are those of the last one."""
     names = dict.fromkeys(name for update in updates for name in update)
     means = {n: torch.stack([u[n] for u in updates if n in u]).mean() for n in names}
-    means["learning_rate"] = updates[-1]["learning_rate"]
-    own = ("loss", "grad_norm", "learning_rate")
+    means |= {n: updates[-1][n] for n in ("learning_rate", "skipped_steps") if n in names}
+    own = ("loss", "grad_norm", "learning_rate", "skipped_steps")
     return {name if name in own else f"policy/{name}": value for name, value in means.items()}
 
 

@@ -10,6 +10,7 @@ from tvg.data.collate import pad_rows
 from tvg.objective.supervised import supervised_loss
 from tvg.task.grounding import GroundingTask
 from tvg.training.base import PolicyModule
+from tvg.training.nonfinite import example_row
 from tvg.types import LossOutput, PromptBatch
 
 
@@ -30,7 +31,10 @@ class SFTModule(PolicyModule):
             return supervised_loss(logprobs, entropy, mask[rows], num_tokens=num_tokens)
 
         totals = self.backward_micro_batches(self.micro_batches(len(batch)), loss_of)
-        self.log_step({**totals, **self.step_optimizer()}, show=("loss",))
+        taken = self.step_optimizer(
+            totals["loss"], describe=lambda: [example_row(e) for e in batch.examples]
+        )
+        self.log_step({**totals, **taken}, show=("loss",))
         return {
             "num_prompts": len(batch),
             "num_tokens": int(mask.sum()),

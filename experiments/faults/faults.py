@@ -1,0 +1,297 @@
+"""Trainings killed and stopped at many moments: what they end with must be the undisturbed run's.
+
+Each moment has a folder of its own with a new MLflow store. The command runs in a process that was
+forked from this one, which has done the imports, and is sent a signal after a share of the time
+that the undisturbed run takes. Then the same command is run again, to its end. See README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import re
+import signal
+import sqlite3
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STEPS = 6
+REWARD = """
+def length(*, texts, **rest):
+    return [len(text) % 5 for text in texts]
+"""
+COMMON = (
+    "data=synthetic",
+    "data.world.num_clips={train:6,val:3,test:3}",
+    "data.world.num_workers=0",
+    "data.batch_size=2",
+    "data.eval_batch_size=1",
+    "prompt=short",
+    "reward=[format,iou]",
+    "+reward.length.weight=1.0",
+    "+reward.length.reward._target_=faults_reward.length",
+    "+reward.length.reward._partial_=true",
+    "objective.group_size=3",
+    "objective.optimizer.lr=1e-3",
+    "objective.loss.kl_coef=0.1",
+    "rollout.max_new_tokens=6",
+    "trainer=cpu",
+    "callbacks.checkpoint.every_n_train_steps=1",
+    "callbacks.progress.style=lines",
+    "logger=[mlflow,csv]",
+    "resume=auto",
+)
+VARIANTS = {
+    "grpo": (f"trainer.max_steps={STEPS}", "trainer.val_check_interval=2"),
+    "filtering": (
+        "trainer.max_steps=-1",
+        "trainer.max_epochs=3",
+        "trainer.limit_val_batches=0",
+        "+callbacks=[sample_filtering]",
+        "data/selection@callbacks.sample_filtering.select=top",
+        "callbacks.sample_filtering.select.k=4",
+    ),
+}
+
+
+@dataclass
+class Moment:
+    """One disturbed run."""
+
+    variant: str
+    name: str
+    after_s: float
+    exit_code: int
+    step: int | None  # of the checkpoint that the signal left
+    num_logged: int  # steps with metrics then
+    status: str | None  # of the MLflow run then
+    problems: list[str] = field(default_factory=list)
+
+
+def start(folder: Path, words: list[str]) -> int:
+    """Forks a process that runs `tvg-train` in `folder`; returns its id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    os.chdir(folder)
+    log = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = ["tvg-train", *words]
+    from tvg.cli.train import main
+
+    main()
+    sys.exit(0)
+
+
+def wait(child: int, *, timeout_s: float | None = None) -> int | None:
+    """The exit code, negative for a signal; None where it still runs after the time."""
+    ends = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        done, status = os.waitpid(child, 0 if ends is None else os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if ends is not None and time.monotonic() > ends:
+            return None
+        time.sleep(0.005)
+
+
+def checkpoint(folder: Path) -> dict[str, Any] | None:
+    path = folder / "run/checkpoints/last.ckpt"
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def metrics_csv(folder: Path) -> dict[tuple[str, str], set[str]]:
+    """(step, metric) -> every value that was logged; two of them are a difference."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for path in folder.glob("run/csv/*/metrics.csv"):
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name and value and name not in ("step", "epoch") and "perf/" not in name:
+                        found.setdefault((row["step"], name), set()).add(value)
+    return found
+
+
+def metrics_mlflow(folder: Path) -> dict[tuple[str, str], set[str]]:
+    found: dict[tuple[str, str], set[str]] = {}
+    run_id = json.loads((folder / "run/mlflow_run.json").read_text())["run_id"]
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        query = "select step, key, value from metrics where run_uuid = ?"
+        for step, key, value in store.execute(query, (run_id,)):
+            if not key.startswith("perf/") and key != "epoch":
+                found.setdefault((str(step), key), set()).add(repr(value))
+    return found
+
+
+def mlflow_status(folder: Path) -> str | None:
+    record = folder / "run/mlflow_run.json"
+    if not record.exists():
+        return None
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        query = "select status from runs where run_uuid = ?"
+        return store.execute(query, (json.loads(record.read_text())["run_id"],)).fetchone()[0]
+
+
+def files(folder: Path) -> set[str]:
+    """Relative paths, without the ids of MLflow's runs and without what counts the starts."""
+    names = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    kept = {re.sub(r"\b[0-9a-f]{32}\b", "RUN", re.sub(r"version_\d+", "version", n)) for n in names}
+    return {name for name in kept if not name.endswith((".db-journal", "train.log"))}
+
+
+def differences(whole: Any, other: Any, place: str = "") -> list[str]:
+    """Where two nested states differ in any bit."""
+    if isinstance(whole, torch.Tensor):
+        return [] if torch.equal(whole, other) else [place]
+    if isinstance(whole, dict):
+        if whole.keys() != other.keys():
+            return [f"{place}: keys"]
+        return [d for key in whole for d in differences(whole[key], other[key], f"{place}.{key}")]
+    if isinstance(whole, list | tuple):
+        if len(whole) != len(other):
+            return [f"{place}: length"]
+        pairs = enumerate(zip(whole, other, strict=True))
+        return [d for n, pair in pairs for d in differences(*pair, f"{place}.{n}")]
+    return [] if whole == other else [place]
+
+
+def compare(whole: Path, other: Path) -> list[str]:
+    """What a resumed run ended with that the undisturbed one did not, or the other way round."""
+    problems = []
+    states = checkpoint(whole), checkpoint(other)
+    if states[0] is None or states[1] is None:
+        return ["no checkpoint"]
+    for name in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        problems += [f"{name}{d}" for d in differences(states[0][name], states[1][name])[:3]]
+    for kind, read in (("csv", metrics_csv), ("mlflow", metrics_mlflow)):
+        one, two = read(whole), read(other)
+        for key in sorted(one.keys() | two.keys()):
+            if one.get(key) != two.get(key):
+                problems.append(f"{kind} {key}: {one.get(key)} became {two.get(key)}")
+    extra, missing = files(other) - files(whole), files(whole) - files(other)
+    problems += [f"left over: {n}" for n in sorted(extra)]
+    problems += [f"missing: {n}" for n in sorted(missing)]
+    return problems
+
+
+def disturb(
+    variant: str, whole: Path, folder: Path, words: list[str], number: int, after_s: float
+) -> Moment:
+    """Sends a signal, looks at what it left, runs to the end and compares."""
+    child = start(folder, words)
+    code = wait(child, timeout_s=after_s)
+    if code is None:
+        os.kill(child, number)
+        code = wait(child)
+    assert code is not None
+    state = checkpoint(folder)
+    moment = Moment(
+        variant=variant,
+        name=signal.Signals(number).name,
+        after_s=after_s,
+        exit_code=code,
+        step=None if state is None else state["global_step"],
+        num_logged=sum(name == "train/loss" for _, name in metrics_csv(folder)),
+        status=None if number == signal.SIGKILL else mlflow_status(folder),
+    )
+    expected = {signal.SIGKILL: -signal.SIGKILL}.get(number, 128 + number)
+    if code not in (0, expected):
+        moment.problems.append(f"exit code {code}, expected {expected}")
+    if code == 128 + number:
+        if (moment.step or 0) != moment.num_logged:
+            moment.problems.append(f"step {moment.step} saved, {moment.num_logged} logged")
+        if moment.status not in (None, "KILLED"):
+            moment.problems.append(f"MLflow status {moment.status}")
+        if "stopped by" not in (folder / "output.txt").read_text():
+            moment.problems.append("no word about the signal")
+    again = wait(start(folder, words))
+    if again != 0:
+        moment.problems.append(f"the resumed run ended with {again}")
+    else:
+        if mlflow_status(folder) != "FINISHED":
+            moment.problems.append("the resumed run is not FINISHED")
+        moment.problems += compare(whole, folder)
+    return moment
+
+
+def run(work: Path, *, num_kills: int, num_signals: int, variants: list[str]) -> list[Moment]:
+    """All moments, spread evenly over the time of the undisturbed run."""
+    from tvg.data.synthetic.templates import all_queries
+    from tvg.model.tiny import write_tiny_checkpoint
+
+    (work / "faults_reward.py").write_text(REWARD)
+    sys.path.insert(0, str(work))
+    if not (work / "tiny").exists():
+        child = os.fork()
+        if not child:  # what torch starts for this must not be in the processes forked later
+            write_tiny_checkpoint(work / "tiny", corpus=all_queries(), seed=0, num_layers=2)
+            os._exit(0)
+        assert wait(child) == 0
+    common = [*COMMON, f"model.path={work / 'tiny'}", f"data.world.root={work / 'world'}"]
+    moments = []
+    for variant in variants:
+        words = [*common, *VARIANTS[variant], "hydra.run.dir=run"]
+        assert wait(start(work / f"{variant}_first", words)) == 0  # draws the world
+        whole, began = work / f"{variant}_whole", time.monotonic()
+        assert wait(start(whole, words)) == 0, (whole / "output.txt").read_text()
+        whole_s = time.monotonic() - began
+        print(f"{variant}: the undisturbed run takes {whole_s:.1f} s", flush=True)
+        plans = [(signal.SIGKILL, num_kills)]
+        plans += [(number, num_signals) for number in (signal.SIGTERM, signal.SIGINT)]
+        for number, count in plans:
+            for index in range(count):
+                name = f"{variant}_{signal.Signals(number).name}_{index:02d}"
+                share = (index + 0.5) / count
+                moment = disturb(variant, whole, work / name, words, number, share * whole_s)
+                moments.append(moment)
+                print(line(moment), flush=True)
+    return moments
+
+
+def line(moment: Moment) -> str:
+    result = "; ".join(moment.problems[:5]) or "equal"
+    step = "-" if moment.step is None else moment.step
+    cells = (moment.variant, moment.name, f"{moment.after_s:.1f}", moment.exit_code, step)
+    return f"| {' | '.join(map(str, (*cells, moment.status or '-', result)))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("work", type=Path, help="an empty folder")
+    parser.add_argument("--kills", type=int, default=20, help="SIGKILLs a variant")
+    parser.add_argument("--signals", type=int, default=10, help="SIGTERMs and SIGINTs a variant")
+    parser.add_argument("--variants", nargs="+", choices=[*VARIANTS], default=["grpo"])
+    given = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # What the command imports when it starts to work.
+    import mlflow.tracking  # noqa: F401
+
+    import tvg.callbacks.catching_up
+    import tvg.callbacks.mlflow_logger
+    import tvg.train
+    import tvg.training.grpo  # noqa: F401
+
+    given.work.mkdir(parents=True, exist_ok=True)
+    moments = run(
+        given.work.resolve(),
+        num_kills=given.kills,
+        num_signals=given.signals,
+        variants=given.variants,
+    )
+    bad = [moment for moment in moments if moment.problems]
+    print(f"{len(moments) - len(bad)} of {len(moments)} runs ended as the undisturbed one")
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""A training that a signal or an error ends, wherever, goes on as if nothing had happened."""
+
+import csv
+import json
+from importlib import import_module
+
+import pytest
+import torch
+from killed_runs import assert_same
+
+STEPS = 3
+# A callback that ends the run in a hook, and a logger that ends it before it logs.
+ENDING = """
+import os, signal
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+
+
+class Dead(BaseException):  # no logger and no command may take it for an error
+    pass
+
+
+class End(Callback):
+    def __init__(self, hook, call, signum):
+        self.calls = 0
+
+        def end(*arguments):
+            self.calls += 1
+            if self.calls == call and signum is None:
+                raise Dead
+            if self.calls == call:
+                os.kill(os.getpid(), signum)
+
+        setattr(self, hook, end)
+
+
+class EndingCSV(CSVLogger):
+    def __init__(self, save_dir, name, dies_at):
+        super().__init__(save_dir, name)
+        self.dies_at = dies_at
+
+    def log_metrics(self, metrics, step):
+        if step == self.dies_at and "train/loss" in metrics:
+            raise Dead
+        super().log_metrics(metrics, step)
+
+
+def length(*, texts, **rest):
+    return [len(text) % 5 for text in texts]
+"""
+
+
+@pytest.fixture
+def train(command, world, tiny_checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "ending.py").write_text(ENDING)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run(name, *words, dies_at="null"):
+        return command(
+            "train",
+            *world,
+            f"model.path={tiny_checkpoint}",
+            f"hydra.run.dir={tmp_path / name}",
+            "data.batch_size=2",
+            "data.eval_batch_size=1",
+            "prompt=short",
+            "reward=[format]",
+            "+reward.length.weight=1.0",
+            "+reward.length.reward._target_=ending.length",
+            "+reward.length.reward._partial_=true",
+            "rollout.max_new_tokens=6",
+            "objective.group_size=3",
+            "objective.optimizer.lr=1e-3",
+            "objective.preflight=null",
+            "trainer=cpu",
+            f"trainer.max_steps={STEPS}",
+            "trainer.val_check_interval=3",
+            "trainer.enable_progress_bar=false",
+            "callbacks=[checkpoint]",
+            "callbacks.checkpoint.every_n_train_steps=1",
+            "logger=csv",
+            "logger.csv._target_=ending.EndingCSV",
+            f"+logger.csv.dies_at={dies_at}",
+            *words,
+        )
+
+    return run
+
+
+def at(hook, call, signum="null"):
+    target = "+callbacks.end._target_=ending.End"
+    settings = {"hook": hook, "call": call, "signum": signum}
+    return [target, *(f"+callbacks.end.{key}={value}" for key, value in settings.items())]
+
+
+def logged(run_dir):
+    """(step, metric) -> texts as logged, each once."""
+    found = {}
+    for path in run_dir.rglob("metrics.csv"):
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and name not in ("step", "epoch"):
+                        found.setdefault((row["step"], name), set()).add(value)
+    return found
+
+
+def assert_ended_alike(one, other):
+    states = [
+        torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (one, other)
+    ]
+    assert states[0]["global_step"] == states[1]["global_step"] == STEPS
+    for name in ("state_dict", "optimizer_states", "lr_schedulers", "GroundingDataModule"):
+        assert_same(states[0][name], states[1][name])
+    metrics = logged(one)
+    assert {"train/loss", "train/skipped_steps", "val/miou"} <= {name for _, name in metrics}
+    assert logged(other) == metrics
+    validated = [json.loads((path / "validation.json").read_text()) for path in (one, other)]
+    assert validated[0] == validated[1]
+    assert (other / "export" / "model.safetensors").is_file()
+
+
+def test_a_killed_run_misses_no_metrics(train, tmp_path):
+    assert train("whole").code == 0
+    with pytest.raises(import_module("ending").Dead):
+        train("killed", "resume=auto", dies_at=1)  # a checkpoint of step 2, and none of its metrics
+    assert ("1", "train/loss") not in logged(tmp_path / "killed")
+    with pytest.raises(import_module("ending").Dead):
+        train("killed", "resume=auto", *at("on_validation_start", 1))  # the last one
+    assert ("2", "train/loss") in logged(tmp_path / "killed")
+    assert ("2", "val/miou") not in logged(tmp_path / "killed")
+    assert train("killed", "resume=auto").code == 0
+    assert_ended_alike(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_signal_saves_the_step_in_progress(train, tmp_path):
+    assert train("whole").code == 0
+    stopped = tmp_path / "stopped"
+    # None but the end of a run is saved, were it not for the signal.
+    rarely = "callbacks.checkpoint.every_n_train_steps=100"
+    for step, code, words in (
+        (0, 143, at("on_fit_start", 1, 15)),
+        (1, 143, at("on_train_batch_start", 1, 15)),
+        (3, 130, at("on_validation_batch_start", 2, 2)),
+    ):
+        done = train("stopped", "resume=auto", rarely, *words)
+        assert done.code == code, done.err
+        name = "SIGTERM" if code == 143 else "SIGINT"
+        assert f"tvg-train: stopped by {name}" in done.lines
+        assert "Traceback" not in done.err
+        if step == 0:
+            assert done.lines[-1] == "no checkpoint was saved yet: the same command starts anew"
+            continue
+        path = stopped / "checkpoints" / "last.ckpt"
+        assert done.lines[-2] == f"saved {path}"
+        assert done.lines[-1].startswith("to go on: tvg-train data=synthetic")
+        assert done.lines[-1].endswith(" resume=true")
+        assert torch.load(path, weights_only=True)["global_step"] == step
+        assert (str(step - 1), "train/loss") in logged(stopped)
+        assert not (stopped / "export").exists()
+    assert train("stopped", "resume=true").code == 0
+    assert_ended_alike(tmp_path / "whole", stopped)

@@ -1,0 +1,106 @@
+"""SIGINT and SIGTERM become an exception, at once or when the step in progress is done."""
+
+import os
+import signal
+
+import pytest
+
+from tvg.core import interruption
+from tvg.core.interruption import Interrupted, advising, handled, hold, pending, release
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_raises_at_once(number, code):
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as caught, handled():
+        send(number)
+    assert (caught.value.exit_code, str(caught.value)) == (code, signal.Signals(number).name)
+    assert signal.getsignal(number) is before
+    assert pending() is None
+
+
+def test_a_held_signal_waits_for_the_release(capfd):
+    with handled():
+        hold()
+        send(signal.SIGTERM)
+        assert pending() == signal.SIGTERM
+        assert "SIGTERM: stopping after this step" in capfd.readouterr().err
+        with pytest.raises(Interrupted):
+            release()
+
+
+def test_a_second_signal_does_not_wait():
+    with handled():
+        hold()
+        send(signal.SIGINT)
+        with pytest.raises(Interrupted) as caught:
+            send(signal.SIGTERM)
+        assert caught.value.signum == signal.SIGINT  # what was asked first
+
+
+def test_a_signal_during_the_clean_up_does_not_disturb_it():
+    with handled():
+        with pytest.raises(Interrupted):
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            interruption.check()
+
+
+def test_a_third_signal_ends_the_process():
+    child = os.fork()
+    if child == 0:
+        with handled():
+            try:
+                send(signal.SIGTERM)
+            except Interrupted:
+                send(signal.SIGTERM)
+                send(signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+
+
+def test_hold_takes_signals_back_from_a_library():
+    with handled():
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        hold()
+        send(signal.SIGTERM)
+        assert pending() == signal.SIGTERM
+        with pytest.raises(Interrupted):
+            release()
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with handled():
+            send(signal.SIGINT)
+            assert pending() is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_outside_of_a_command_nothing_is_held():
+    before = signal.getsignal(signal.SIGTERM)
+    hold()
+    release()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interruption_carries_the_advice_of_the_work():
+    with pytest.raises(Interrupted) as caught, handled(), advising("go on"):
+        send(signal.SIGTERM)
+    assert caught.value.advice == ["go on"]
+
+
+def test_a_forked_child_ends_as_any_process():
+    with handled():
+        child = os.fork()
+        if child == 0:
+            send(signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM

@@ -1,0 +1,152 @@
+"""SIGINT and SIGTERM as one exception: raised at once, or held back until a step is done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(BaseException):
+    """A signal asked this process to end; like KeyboardInterrupt, no `except Exception` catches it.
+
+    Attributes:
+        signum: the signal.
+        advice: lines for the user: what was kept, and how to go on.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+        self.advice: list[str] = []
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports of a process that this signal ended: 130 or 143."""
+        return 128 + self.signum
+
+
+@dataclass
+class _State:
+    """Of this process; signals belong to the process, so there is one."""
+
+    owner: int | None = None  # process id of the command; None: no command handles signals
+    is_held: bool = False
+    is_raised: bool = False
+    num_received: int = 0
+    signum: int | None = None
+
+
+_state = _State()
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """Turns SIGINT and SIGTERM into `Interrupted` while a command runs.
+
+    The first signal raises at once or, while signals are held, sets `pending`; the second one
+    raises at once in any case; a third ends the process without any clean-up. A signal that the
+    caller ignores (`nohup`, background jobs) stays ignored. Only the main thread can do this, and
+    only the outermost call does.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or _state.owner == os.getpid():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _state.__init__(owner=os.getpid())  # type: ignore[misc]
+    try:
+        _install()
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _state.__init__()  # type: ignore[misc]
+
+
+def hold() -> None:
+    """Holds signals back from now on: whoever works in steps looks at `pending` between two.
+
+    Takes the signals back from libraries that have installed handlers of their own meanwhile.
+    """
+    if _state.owner == os.getpid():
+        _state.is_held = True
+        _install()
+
+
+def release() -> None:
+    """Ends `hold`.
+
+    Raises:
+        Interrupted: a signal came meanwhile.
+    """
+    _state.is_held = False
+    check()
+
+
+def pending() -> int | None:
+    """The signal that asked this process to end; None where there was none."""
+    return _state.signum
+
+
+def ask(signum: int) -> None:
+    """Takes note that the command has to end, as another rank says."""
+    if _state.signum is None:
+        _state.signum = signum
+
+
+def check() -> None:
+    """Raises what is pending.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    if _state.signum is not None:
+        _state.is_raised = True
+        raise Interrupted(_state.signum)
+
+
+@contextmanager
+def advising(*lines: str) -> Iterator[None]:
+    """Gives an interruption of the work inside this advice for the user."""
+    try:
+        yield
+    except Interrupted as stop:
+        stop.advice = list(lines)
+        raise
+
+
+def ignore_in_worker(worker: int = 0) -> None:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the main process alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _install() -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _receive)
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    if _state.owner != os.getpid():  # a forked child: not the command
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    _state.num_received += 1
+    ask(number)
+    if _state.is_raised:
+        if _state.num_received > 2:  # somebody does not want to wait for the clean-up
+            os._exit(128 + number)
+        return
+    if _state.is_held and _state.num_received == 1:
+        name = signal.Signals(number).name
+        # Not through sys.stderr, which a handler may find in the middle of a line.
+        os.write(2, f"\n{name}: stopping after this step (once more: at once)\n".encode())
+        return
+    check()

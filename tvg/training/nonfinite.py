@@ -1,0 +1,117 @@
+"""Steps whose loss or gradients are not finite: left out, counted, and at some point an error."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tvg.task.report import write_json
+from tvg.types import GroundingExample
+
+log = logging.getLogger(__name__)
+
+Describe = Callable[[], list[dict[str, Any]]]
+
+
+class SkippedSteps:
+    """Counts the steps that were left out, in all and in a row.
+
+    Args:
+        max_in_a_row: so many steps in a row are an error, at least 1.
+
+    Raises:
+        ValueError: `max_in_a_row` is below 1; names its key.
+    """
+
+    def __init__(self, max_in_a_row: int) -> None:
+        if max_in_a_row < 1:
+            raise ValueError(
+                f"objective.max_skipped_steps: expected at least 1, got {max_in_a_row}"
+            )
+        self.max_in_a_row = max_in_a_row
+        self.num = 0
+        self.num_in_a_row = 0
+
+    def note(
+        self,
+        *,
+        is_skipped: bool,
+        step: int,
+        loss: float,
+        grad_norm: float,
+        describe: Describe,
+        file: Path,
+    ) -> None:
+        """Takes note of a step.
+
+        Args:
+            is_skipped: the same on every rank.
+            step: optimizer steps before this one.
+            loss: of this rank.
+            grad_norm: of all ranks.
+            describe: gives rows about the step's examples, for the file.
+            file: where they are saved when training stops.
+
+        Raises:
+            ValueError: too many steps in a row were skipped; names the file.
+        """
+        if not is_skipped:
+            self.num_in_a_row = 0
+            return
+        self.num += 1
+        self.num_in_a_row += 1
+        log.warning(
+            "step %d is skipped: its loss is %g, the norm of its gradients %g (%d skipped so far)",
+            *(step + 1, loss, grad_norm, self.num),
+        )
+        if self.num_in_a_row < self.max_in_a_row:
+            return
+        found = {"step": step + 1, "loss": _plain(loss), "grad_norm": _plain(grad_norm)}
+        write_json(file, {**found, "rows": _plain(describe())})
+        raise ValueError(
+            f"objective.max_skipped_steps: {self.num_in_a_row} steps in a row had a loss or "
+            f"gradients that are not finite, the last of them step {step + 1} (loss {loss:g}, "
+            f"gradient norm {grad_norm:g}); its batch is in {file}. The last checkpoint holds "
+            "weights from before any of them; a lower objective.optimizer.lr or another "
+            "trainer.precision may help"
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        return {"num": self.num, "num_in_a_row": self.num_in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.num, self.num_in_a_row = state["num"], state["num_in_a_row"]
+
+
+def example_row(example: GroundingExample, **more: Any) -> dict[str, Any]:
+    """What finds an example again, with what is to be said about it."""
+    segment = None if example.segment is None else list(example.segment)
+    video = str(example.video_path or example.video)
+    row = {"qid": example.qid, "video": video, "query": example.query, "truth": segment}
+    return {**row, **more}
+
+
+def completion_rows(
+    examples: Sequence[GroundingExample],
+    texts: Sequence[str],
+    rewards: Sequence[float],
+    *,
+    group_size: int,
+) -> list[dict[str, Any]]:
+    """One row a completion; N texts and rewards, N = group_size * examples."""
+    return [
+        example_row(examples[n // group_size], reward=reward, completion=text)
+        for n, (text, reward) in enumerate(zip(texts, rewards, strict=True))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinity as text: JSON has no such numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value

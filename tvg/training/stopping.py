@@ -1,0 +1,100 @@
+"""How a signal ends training: between two steps, with a checkpoint, on all ranks at once."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from tvg.core import interruption
+from tvg.training.checkpoint import CHECKPOINTS, LAST, save_last
+
+
+def stop_is_asked(trainer: Trainer) -> bool:
+    """Whether any rank received SIGINT or SIGTERM; all ranks have to call it together."""
+    mine = interruption.pending() is not None
+    if trainer.world_size == 1:
+        return mine
+    asked = trainer.strategy.reduce_boolean_decision(mine, all=False)
+    if asked:
+        interruption.ask(signal.SIGTERM)
+    return asked
+
+
+def resume_advice(run_dir: Path, argv: Sequence[str] | None = None) -> list[str]:
+    """Lines that say what a stopped training kept and which command goes on with it.
+
+    Args:
+        run_dir: folder of the run.
+        argv: of the command; None: this process's.
+    """
+    words = list(sys.argv if argv is None else argv)[1:]
+    last = run_dir / CHECKPOINTS / LAST
+    if not last.exists():
+        return ["no checkpoint was saved yet: the same command starts anew"]
+    kept = [word for word in words if word.partition("=")[0] not in ("resume", "+resume")]
+    if {"-m", "--multirun"} & set(words):
+        return [f"saved {last}", "to go on: the same sweep with resume=auto"]
+    if not any(w.partition("=")[0] in ("name", "run_dir", "hydra.run.dir") for w in kept):
+        kept.append(f"hydra.run.dir={run_dir}")
+    command = shlex.join(["tvg-train", *kept, "resume=true"])
+    return [f"saved {last}", f"to go on: {command}"]
+
+
+class StoppableModule(LightningModule):
+    """A module whose training ends on SIGINT or SIGTERM as soon as the step in progress is done.
+
+    `last.ckpt` is saved then, the step's metrics are logged, and `trainer.fit` ends early; between
+    the batches of a validation it ends by `Interrupted`, and the resumed run validates again. A
+    signal before the first step, or while nothing is trained, raises `Interrupted` at once.
+    Whoever calls `trainer.fit` has to call `interruption.release` afterwards.
+    """
+
+    is_stopped = False  # a checkpoint for the stop has been saved
+
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether the last batch ended an optimizer step, so that a checkpoint holds all of it."""
+        return True
+
+    def on_train_start(self) -> None:
+        self.is_stopped = False
+        interruption.hold()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.is_stopped:  # trainer.min_steps keeps Lightning from stopping
+            interruption.check()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # After the hooks of all callbacks: their state belongs to the step, too.
+        if self.is_between_steps and stop_is_asked(self.trainer):
+            self._save_for_stop()
+            self.trainer.should_stop = True
+
+    def on_validation_start(self) -> None:
+        self._stop_in_validation()
+
+    def on_validation_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._stop_in_validation()
+
+    def _stop_in_validation(self) -> None:
+        if stop_is_asked(self.trainer):
+            # Outside of a fit nothing was trained since the last checkpoint.
+            if self.trainer.state.fn == TrainerFn.FITTING and not self.is_stopped:
+                self._save_for_stop()
+            interruption.check()
+
+    def _save_for_stop(self) -> None:
+        callback = self.trainer.checkpoint_callback
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+            save_last(self.trainer, Path(callback.dirpath) / LAST)
+        self.is_stopped = True
