@@ -63,6 +63,21 @@ def test_a_failed_folder_leaves_the_former_one(tmp_path, error):
     assert (folder / "weights").read_text() == "second"
 
 
+def test_a_folder_comes_back_where_its_successor_cannot_be_renamed(tmp_path, monkeypatch):
+    folder = tmp_path / "export"
+    with whole_folder(folder) as temporary:
+        (temporary / "weights").write_text("first")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "bad disk")
+
+    monkeypatch.setattr(writing.os, "replace", fail)
+    with pytest.raises(OSError, match="Input/output"), whole_folder(folder):
+        pass
+    assert names(tmp_path) == ["export"]
+    assert (folder / "weights").read_text() == "first"
+
+
 FULL = [
     OSError(errno.ENOSPC, "No space left on device"),
     OSError(errno.EDQUOT, "Disk quota exceeded"),

@@ -41,16 +41,19 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     temporary = unfinished_path(folder)
     former = temporary.with_suffix(".old")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same number
-    try:
-        with disk_errors(folder):
+    with disk_errors(folder):
+        try:
             temporary.mkdir(parents=True)
             yield temporary
             if folder.exists():
+                shutil.rmtree(former, ignore_errors=True)
                 folder.rename(former)
             os.replace(temporary, folder)
-        shutil.rmtree(former, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            if former.exists() and not folder.exists():
+                former.rename(folder)
+            shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -68,8 +71,8 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = unfinished_path(path)
-    try:
-        with disk_errors(path):
+    with disk_errors(path):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             if sync:
@@ -77,10 +80,10 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
             os.replace(temporary, path)
             if sync:
                 _sync(path.parent)
-    finally:
-        # Where the disk failed, removing may fail too: the first error is the one to report.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        finally:
+            # Where the disk failed, removing may fail too: the first error is the one to report.
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 @contextlib.contextmanager
