@@ -19,6 +19,7 @@ from tvg.core.writing import remove_leftovers
 from tvg.data.clip import ClipLoader
 from tvg.data.collate import PromptCollator
 from tvg.data.dataset import Sample
+from tvg.data.query_text import query_problem
 from tvg.model.loading import Checkpoint
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import picture_format, save_figure
@@ -45,6 +46,8 @@ def _predicted(cfg: DictConfig, console: Console) -> Prediction:
     device = choose_device(cfg.device)
     if not str(cfg.query).strip():
         raise ValueError("query: a sentence is needed, got an empty one")
+    if (problem := query_problem(str(cfg.query), max_chars=None)) is not None:
+        raise ValueError(f"query: {problem}")
     window, truth = _segment(cfg, "window"), _segment(cfg, "truth")
     loader: ClipLoader = build(cfg.loader)(decoder=build(cfg.decoder))
     clip = loader.load(Path(cfg.video), window)  # before the model: the cheaper thing to go wrong
