@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,20 @@ def test_overlap_rewards(answer: str, iou: float, iou_v2: float) -> None:
     truth = Segment(4.0, 12.0)
     assert score(IoUReward(), completion(answer), truth=truth) == pytest.approx(iou)
     assert score(IoUV2Reward(), completion(answer), truth=truth) == pytest.approx(iou_v2)
+
+
+def test_iou_v2_can_take_the_stated_duration() -> None:
+    """Truth 4 to 12, answer 8 to 12: IoU 0.5, the start 4 s off; the file is 40 s long."""
+    asked = {"truth": Segment(4.0, 12.0), "duration_s": 40.0}
+    answer = completion("8.00 to 12.00")
+    assert score(IoUV2Reward(), answer, **asked) == pytest.approx(0.5 * (1 - 4 / 40))
+    stated = IoUV2Reward(duration="annotation")
+    examples = [replace(make_completions([answer], **asked).examples[0], duration_s=20.0)]
+    assert score(stated, answer, **asked, examples=examples) == pytest.approx(0.5 * (1 - 4 / 20))
+    unstated = [replace(examples[0], duration_s=None)]
+    assert score(stated, answer, **asked, examples=unstated) == pytest.approx(0.5 * (1 - 4 / 40))
+    with pytest.raises(ValueError, match=r"^reward.iou_v2.reward.duration: expected clip or ann"):
+        IoUV2Reward(duration="file")  # type: ignore[arg-type]
 
 
 def test_a_reversed_truth_earns_nothing() -> None:

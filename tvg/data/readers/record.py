@@ -27,6 +27,7 @@ class Query:
     hint: Segment | None = None
     extra: Mapping[str, str | float] = field(default_factory=dict)
     num_spans: int = 1  # `segment` is the first of so many
+    raw_sentence: str | None = None  # with the outer blanks of the file; None: not kept
 
 
 @dataclass(kw_only=True)
