@@ -17,7 +17,6 @@ from tvg.callbacks.run_record import package_versions, source_revision
 from tvg.callbacks.steady import steady
 from tvg.config.run_folder import RunFolder, claimed
 from tvg.core.interruption import advising
-from tvg.core.metrics import grounding_metrics
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotation_writer import annotation_text, format_of
 from tvg.data.annotations import MixedSets
@@ -34,8 +33,8 @@ from tvg.training.base import fingerprint
 from tvg.training.evaluation import (
     PartialPredictions,
     choose_device,
-    exact_ious,
     predict_all,
+    score,
     with_difficulty,
 )
 from tvg.training.noise import quiet_libraries
@@ -106,9 +105,8 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
 
 def summarise(predictions: list[Prediction], *, seed: int, strict: bool = False) -> dict[str, Any]:
-    """Recalls, mIoU and parse rate with 95 % bootstrap intervals over queries."""
-    is_parsed = [prediction.is_parsed for prediction in predictions]
-    return grounding_metrics(exact_ious(predictions), is_parsed, seed=seed, strict=strict)
+    """Recalls, mIoU, parse and exact-format rate with 95 % bootstrap intervals over queries."""
+    return score(predictions, seed=seed, strict=strict)
 
 
 def _difficulty_file(cfg: DictConfig) -> Path | None:

@@ -73,6 +73,7 @@ def _read(folder: Path) -> object:
         (
             *("system", "video_first", "lowercase", "strip_period"),
             *("parser", "prefill", "frame_times", "query_blanks", "rate_any_numbers"),
+            "strict_answer",
         ),
         "recorded",
     )

@@ -72,6 +72,7 @@ def test_no_such_fallback(tmp_path):
         (
             *("system", "video_first", "lowercase", "strip_period"),
             *("parser", "prefill", "frame_times", "query_blanks", "rate_any_numbers"),
+            "strict_answer",
         ),
         "recorded",
     )

@@ -29,6 +29,15 @@ def test_by_hand() -> None:
     assert json.loads(json.dumps(metrics)) == metrics
 
 
+def test_the_share_of_exactly_formatted_answers() -> None:
+    metrics = grounding_metrics([0.5, 0.5], [True, True], exact_format=[True, False])
+    assert (metrics["parse_rate"], metrics["exact_format_rate"]) == (1.0, 0.5)
+    assert list(metrics["ci95"]) == [name for name in metrics if name not in ("n", "ci95")]
+    assert "exact_format_rate" not in grounding_metrics([0.5], [True])
+    with pytest.raises(ValueError, match="got 1 IoUs, 1 and 2 flags"):
+        grounding_metrics([0.5], [True], exact_format=[True, False])
+
+
 def test_recalls_compare_exactly() -> None:
     """A tie on paper counts; what is below it by 1e-12 does not, and neither does rounding help."""
     tie, below, above = (

@@ -14,7 +14,7 @@ from tvg.reward.base import Reward
 from tvg.reward.boundary import BoundaryReward
 from tvg.reward.choice import ChoiceReward
 from tvg.reward.diversity import DiversityReward
-from tvg.reward.format import FormatReward
+from tvg.reward.format import ExactFormatReward, FormatReward
 from tvg.reward.giou import GIoUReward
 from tvg.reward.iou import IoUReward
 from tvg.reward.iou_v2 import IoUV2Reward
@@ -93,6 +93,12 @@ def test_format_reward() -> None:
     assert score(FormatReward(think=False), answer_only, truth=truth) == 1.0
     assert score(FormatReward(think=False), completion("junk"), truth=truth) == 0.0
     assert score(FormatReward(think=True), completion("1 to 2") + ".", truth=truth) == 0.0
+
+
+def test_an_exact_format_reward_looks_into_the_answer() -> None:
+    texts = [completion(answer) for answer in ("1.00 to 2.00", "1.00 to 2 2", "1 to 2", "junk")]
+    assert scores(ExactFormatReward(), texts) == [1.0, 0.0, 0.0, 0.0]
+    assert scores(FormatReward(think=True), texts) == [1.0] * 4  # as Time-R1: the tags alone
 
 
 # Truth 4 to 12: 8 s long.

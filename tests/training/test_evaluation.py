@@ -16,6 +16,7 @@ from tvg.training.evaluation import (
     known_ious,
     predict_all,
     predict_batch,
+    score,
     with_difficulty,
 )
 from tvg.types import GroundingExample, Segment
@@ -248,3 +249,12 @@ def test_difficulty_can_be_rated_by_the_first_two_numbers():
         assert rated[0].difficulty == pytest.approx(100 * 5.5 / 8.5)
         assert (rated[1].difficulty, rated[1].prediction) == (difficulty, segment)
         assert (rated[2].difficulty, rated[2].prediction) == (None, None)
+
+
+def test_a_score_holds_the_share_of_exact_answers():
+    exact, not_exact = replace(FOUND, is_exact=True), replace(FOUND, is_exact=False)
+    assert score([exact, exact, not_exact, exact])["exact_format_rate"] == 0.75
+    assert "exact_format_rate" not in score([exact, FOUND])  # not known of one
+    tie = replace(FOUND, segment=Segment(3.3, 6.8), truth=Segment(3.3, 8.3))
+    assert score([tie])["r1_iou_0.7"] == 1.0  # in floats 0.6999999999999998
+    assert score([tie], strict=True)["r1_iou_0.7"] == 0.0

@@ -30,12 +30,13 @@ PROMPT_OPTIONS = {
     "query_blanks": TEXT,
     "parser": TEXT,
     "rate_any_numbers": FLAG,
+    "strict_answer": FLAG,
     "prefill": TEXT_OR_NULL,
     "frame_times": TEXT_OR_NULL,
 }
 LATER_PROMPT_OPTIONS = {  # records of older versions lack them
     *("parser", "prefill", "frame_times"),
-    *("query_blanks", "rate_any_numbers"),
+    *("query_blanks", "rate_any_numbers", "strict_answer"),
 }
 SAMPLING_OPTIONS = {
     "fps": NUMBER,

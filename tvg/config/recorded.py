@@ -128,6 +128,7 @@ def recorded_prompt(
     query_blanks: str,
     parser: Callable[..., Any] | Literal["recorded"],
     rate_any_numbers: bool | Literal["recorded"],
+    strict_answer: bool | Literal["recorded"],
     prefill: str | None,
     frame_times: str | None,
 ) -> GroundingTask:
@@ -143,6 +144,7 @@ def recorded_prompt(
         query_blanks: see there.
         parser: see there.
         rate_any_numbers: see there.
+        strict_answer: see there.
         prefill: see there.
         frame_times: see there.
 
@@ -159,6 +161,7 @@ def recorded_prompt(
         "query_blanks": query_blanks,
         "parser": parser,
         "rate_any_numbers": rate_any_numbers,
+        "strict_answer": strict_answer,
         "prefill": prefill,
         "frame_times": frame_times,
     }

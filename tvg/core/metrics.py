@@ -27,6 +27,7 @@ def grounding_metrics(
     ious: Sequence[float | Fraction],
     parsed: Sequence[bool],
     *,
+    exact_format: Sequence[bool] | None = None,
     thresholds: Sequence[float] = (0.3, 0.5, 0.7),
     strict: bool = False,
     seed: int = 0,
@@ -38,21 +39,24 @@ def grounding_metrics(
         ious: IoU of each query, 0 where nothing was parsed; exact ones (`exact_iou`) make exact
             recalls, a float counts as the shortest decimal that names it.
         parsed: whether a segment could be read from each answer.
+        exact_format: whether each answer has exactly the asked format; None where not known.
         thresholds: of the recalls.
         strict: recalls count IoU > m, as the published Time-R1 scorer does.
         seed: of the bootstrap; the same seed gives the same intervals.
         resamples: number of bootstrap samples.
 
     Returns:
-        {"n", "miou", "r1_iou_0.3", ..., "parse_rate", "ci95": {name: [low, high]}}, ready for JSON.
+        {"n", "miou", "r1_iou_0.3", ..., "parse_rate", "exact_format_rate" (where it is
+        known), "ci95": {name: [low, high]}}, ready for JSON.
 
     Raises:
         ValueError: if there is no query, the lengths differ, or an IoU is not in [0, 1].
     """
-    if not len(ious) or len(ious) != len(parsed):
+    flags = [parsed] if exact_format is None else [parsed, exact_format]
+    if not len(ious) or any(len(some) != len(ious) for some in flags):
         raise ValueError(
             "metrics need at least one query and one parse flag for each: "
-            f"got {len(ious)} IoUs, {len(parsed)} flags"
+            f"got {len(ious)} IoUs, {' and '.join(str(len(some)) for some in flags)} flags"
         )
     for index, value in enumerate(ious):
         if not 0 <= value <= 1 + _IOU_NOISE:
@@ -64,6 +68,8 @@ def grounding_metrics(
         hits = [float(iou > least if strict else iou >= least) for iou in exact]
         scores[f"r1_iou_{threshold:g}"] = torch.tensor(hits, dtype=torch.float64)
     scores["parse_rate"] = torch.tensor([float(is_parsed) for is_parsed in parsed]).double()
+    if exact_format is not None:
+        scores["exact_format_rate"] = torch.tensor([float(flag) for flag in exact_format]).double()
     per_query = torch.stack(list(scores.values()), dim=1)
     intervals = _bootstrap_intervals(per_query, seed=seed, resamples=resamples)
     means = per_query.mean(dim=0).tolist()

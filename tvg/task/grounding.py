@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, get_args
 
-from tvg.core.parsing import ParsedAnswer, parse_answer
+from tvg.core.answer_format import answer_pattern, is_exact
+from tvg.core.parsing import THINK_CLOSE, ParsedAnswer, parse_answer
 from tvg.core.parsing_time_r1 import first_two_numbers
 from tvg.types import GroundingExample, Segment
 
@@ -37,6 +39,8 @@ class GroundingTask:
             all that the reader kept, as its evaluation does.
         rate_any_numbers: an answer without a range is rated by the first two numbers of its text
             (as Time-R1's difficulty scoring does); see `rated_segment`.
+        strict_answer: a segment counts only in a completion of exactly the asked format
+            (`has_exact_format`); False: wherever the parser finds one, trailing text included.
         parser: reads a completion; called with the text and `anywhere`, as `parse` is.
         prefill: text behind the generation prompt, so that each completion goes on from it: an
             empty think block answers at once. Part of the prompt: not sampled, not scored, not seen
@@ -66,6 +70,7 @@ class GroundingTask:
         frame_times: str | None = None,
         query_blanks: QueryBlanks = "strip",
         rate_any_numbers: bool = False,
+        strict_answer: bool = False,
     ) -> None:
         if query_blanks not in get_args(QueryBlanks):
             raise ValueError(
@@ -85,10 +90,14 @@ class GroundingTask:
         self.frame_times = frame_times
         self.query_blanks = query_blanks
         self.rate_any_numbers = rate_any_numbers
+        self.strict_answer = strict_answer
         if answer_format is not None:
             _check_fields("prompt.answer_format", answer_format, {"start_s": 0.0, "end_s": 1.0})
         if frame_times is not None:
             _check_fields("prompt.frame_times", frame_times, {"time_s": 0.0})
+        self._exact_answer = answer_pattern(answer_format)
+        is_thought_written = self.prefill is not None and THINK_CLOSE in self.prefill
+        self._thinks = think and not is_thought_written
 
     def query_text(self, query: str) -> str:
         """The query as it stands in the prompt."""
@@ -128,7 +137,14 @@ class GroundingTask:
             anywhere: take the last range of the whole text where the answer block holds none: for
                 evaluation, as published. A reward is earned inside the block only.
         """
-        return self.parser(text, anywhere=anywhere)
+        parsed = self.parser(text, anywhere=anywhere)
+        if self.strict_answer and parsed.segment is not None and not self.has_exact_format(text):
+            return replace(parsed, segment=None)
+        return parsed
+
+    def has_exact_format(self, text: str) -> bool:
+        """Whether a completion has exactly the asked format, digits after the point included."""
+        return is_exact(text, self._exact_answer, think=self._thinks)
 
     def rated_segment(self, text: str) -> Segment | None:
         """The segment by which a completion rates its query's difficulty."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tvg.core.interval import exact_iou, segment_iou
+from tvg.core.metrics import grounding_metrics
 from tvg.core.writing import disk_errors
 from tvg.data.readers.record import ReadReport
 from tvg.data.readers.rules import VIDEO_MISSING
@@ -56,6 +57,7 @@ def predict_batch(
                 text=text,
                 duration_s=duration_s,
                 is_parsed=segment is not None,
+                is_exact=task.has_exact_format(text),
             )
         )
     return predictions
@@ -103,6 +105,27 @@ def exact_ious(predictions: Iterable[Prediction]) -> list[Fraction]:
     predictions = list(predictions)
     known_ious(predictions)
     return [exact_iou(prediction.segment, prediction.truth) for prediction in predictions]
+
+
+def score(
+    predictions: Sequence[Prediction], *, seed: int = 0, strict: bool = False
+) -> dict[str, Any]:
+    """Recalls, mIoU, parse rate and share of exactly formatted answers, by `grounding_metrics`.
+
+    Args:
+        predictions: with known truths.
+        seed: of the bootstrap.
+        strict: recalls count IoU > m.
+    """
+    flags = [prediction.is_exact for prediction in predictions]
+    known = [flag for flag in flags if flag is not None]
+    return grounding_metrics(
+        exact_ious(predictions),
+        [prediction.is_parsed for prediction in predictions],
+        exact_format=known if len(known) == len(flags) else None,
+        seed=seed,
+        strict=strict,
+    )
 
 
 def with_difficulty(
