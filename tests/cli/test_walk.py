@@ -250,7 +250,8 @@ def test_6_predicted(command, walked, tiny_world):
     assert "clip: 6.0" in done.out
     assert "12 frames at" in done.out
     assert "28x28 pixels" in done.out  # as recorded, not as Qwen's
-    assert ("segment:" in done.out) == found["is_parsed"]
+    assert (" of the file" in done.out.split("segment:")[-1]) == found["is_parsed"]
+    assert found["window"] == [2.0, 8.0]
     assert sorted(p.name for p in picture.parent.iterdir()) == ["answer.json", "answer.png"]
 
 
