@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "trainer.profiler",
     "data.eval_batch_size",
     "data.decoder.*",  # decoders give the same frames
+    "data.template_limits.*",
     "model.gradient_checkpointing",
     "objective.micro_batch_size",
     "objective.micro_batch_completions",

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from tvg.core.interruption import ignore_in_worker
 from tvg.data.annotations import SPLITS, Split
+from tvg.data.chat_template import DEFAULT_LIMITS, TemplateLimits
 from tvg.data.clip import ClipLoader
 from tvg.data.collate import PromptCollator
 from tvg.data.dataset import ClipSource, GroundingDataset, OnUnreadable
@@ -20,7 +21,6 @@ from tvg.task.grounding import GroundingTask
 from tvg.training.datamodule_examples import Examples, ExamplesDataModule, check_counts
 from tvg.training.datamodule_loaders import Envelope, EnvelopeCollator, EvalLoader, UnreadableClips
 from tvg.training.training_list import TrainingList
-from tvg.types import GroundingExample
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -44,6 +44,7 @@ class PromptDataModule(ExamplesDataModule):
         task: what is asked; None where only annotations and files are looked at.
         processor: tokenizer, video processor and chat template; None likewise.
         seed: of the shuffle.
+        template_limits: of time and memory of the checkpoint's chat template.
 
     Raises:
         ValueError: a count is too small, or as `ExamplesDataModule`; names its key.
@@ -62,6 +63,7 @@ class PromptDataModule(ExamplesDataModule):
     task: GroundingTask | None
     processor: Any | None
     seed: int
+    template_limits: TemplateLimits = DEFAULT_LIMITS
     clips: ClipSource = field(init=False)  # what batches are made of
     unreadable: UnreadableClips = field(init=False)  # met while batches were made
     training: TrainingList = field(init=False)  # what the next training epoch shows
@@ -79,14 +81,9 @@ class PromptDataModule(ExamplesDataModule):
                 task=self.task,
                 processor=self.processor,
                 max_prompt_tokens=self.max_prompt_tokens,
+                template_limits=self.template_limits,
             )
         self._datasets: dict[str, tuple[Examples, GroundingDataset]] = {}
-
-    def query_problem(self, example: GroundingExample) -> str | None:
-        problem = super().query_problem(example)
-        if problem is None and self.collator is not None:
-            problem = self.collator.query_problem(example)
-        return problem
 
     # -- loaders --------------------------------------------------------------------------------
 
@@ -198,7 +195,6 @@ class PromptDataModule(ExamplesDataModule):
                 loader=self.clips,
                 memory_cache=self.memory_cache,
                 on_unreadable=on_unreadable,
-                problem_of=self.collator.prompt_problem if self.collator is not None else None,
                 fit_segments=fits,
             )
             self._datasets[key] = known = (examples, dataset)

@@ -1,0 +1,162 @@
+"""Chat templates of checkpoints, rendered in a process with a limit on time and memory.
+
+A template is a program that comes with a checkpoint. Jinja's sandbox keeps it from files and
+modules, but not from loops without end or from filling the memory; its process does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_WORKER = Path(__file__).with_name("chat_worker.py")
+_MAX_ANSWER_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateLimits:
+    """What rendering one prompt may take.
+
+    Attributes:
+        timeout_s: the most time, the start of the process included.
+        memory_mib: the most memory of the process; Python and Jinja take about 50 of it.
+    """
+
+    timeout_s: float
+    memory_mib: int
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "memory_mib"):
+            if getattr(self, name) <= 0:
+                raise ValueError(
+                    f"template_limits.{name}: expected more than 0, got {getattr(self, name)}"
+                )
+
+
+DEFAULT_LIMITS = TemplateLimits(timeout_s=30.0, memory_mib=512)
+
+
+def render_chat(
+    processor: Any, messages: Sequence[Mapping[str, Any]], limits: TemplateLimits
+) -> str:
+    """The text of chat turns with the generation prompt, as `processor.apply_chat_template` has it.
+
+    Args:
+        processor: with `chat_template` and `tokenizer`.
+        messages: chat turns in Hugging Face's format.
+        limits: of time and memory.
+
+    Raises:
+        ValueError: the template fails, or exceeds a limit; one line.
+    """
+    template = processor.chat_template
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    if not isinstance(template, str):
+        raise ValueError(f"chat template: expected a text, got {type(template).__name__}")
+    values = {
+        **{name: str(token) for name, token in _special_tokens(processor.tokenizer).items()},
+        "messages": messages,
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": True,
+    }
+    request = json.dumps({"template": template, "values": values})
+    with _LOCK:
+        return _worker(limits).ask(request)
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, Any]:
+    return {name: token for name, token in tokenizer.special_tokens_map.items() if token}
+
+
+class _Worker:
+    """A process that renders, and the two pipes to it."""
+
+    def __init__(self, limits: TemplateLimits) -> None:
+        self.limits = limits
+        self.owner = os.getpid()  # a forked process must not share the pipes
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(_WORKER), str(limits.memory_mib)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def ask(self, request: str) -> str:
+        try:
+            answer = json.loads(self._exchange(request.encode() + b"\n"))
+        except (ValueError, OSError) as error:
+            self.stop()
+            reason = str(error) if isinstance(error, _LimitError) else "its process ended"
+            raise ValueError(f"the checkpoint's chat template cannot be used: {reason}") from error
+        if "error" in answer:
+            raise ValueError(f"the checkpoint's chat template cannot be used: {answer['error']}")
+        return str(answer["text"])
+
+    def _exchange(self, request: bytes) -> bytes:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(request)
+        self.process.stdin.flush()
+        deadline_s = time.monotonic() + self.limits.timeout_s
+        descriptor, received = self.process.stdout.fileno(), bytearray()
+        while not received.endswith(b"\n"):
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0 or not select.select([descriptor], [], [], left_s)[0]:
+                raise _LimitError(f"it takes more than {self.limits.timeout_s:g} s")
+            block = os.read(descriptor, 2**16)
+            if not block or len(received) > _MAX_ANSWER_BYTES:
+                raise OSError
+            received += block
+        return bytes(received)
+
+    def stop(self) -> None:
+        if self.owner == os.getpid():
+            self.process.kill()
+            self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+
+class _LimitError(ValueError):
+    """A limit was exceeded."""
+
+
+_LOCK = threading.Lock()
+_RUNNING: dict[TemplateLimits, _Worker] = {}
+
+
+def _worker(limits: TemplateLimits) -> _Worker:
+    """This process's worker, started at first use and again where it was stopped."""
+    found = _RUNNING.get(limits)
+    if found is None or found.owner != os.getpid() or found.process.poll() is not None:
+        found = _RUNNING[limits] = _Worker(limits)
+    return found
+
+
+@atexit.register
+def _stop_all() -> None:
+    for worker in _RUNNING.values():
+        worker.stop()
+
+
+os.register_at_fork(after_in_child=lambda: _forget())
+
+
+def _forget() -> None:
+    """A forked process starts a worker of its own."""
+    global _LOCK
+    _LOCK = threading.Lock()
+    _RUNNING.clear()

@@ -1,0 +1,92 @@
+"""The child's side of `tvg.data.chat_template`: renders templates within a memory limit.
+
+Run as a script, so that it imports Jinja and nothing of tvg. Each line of its input is a request in
+JSON, `{"template": ..., "values": {...}}`; each line of its output an answer, `{"text": ...}` or
+`{"error": ...}`. The environment is that of transformers (utils/chat_template_utils.py), sandboxed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import resource
+import signal
+import sys
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MAX_CHARS = 4 * 2**20  # of a rendered prompt
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`, which marks answers for training and changes no text."""
+
+    tags = {"generation"}  # noqa: RUF012 - as in the base class
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(template: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    return environment.from_string(template)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def answer(request: dict[str, Any], memory_mib: int) -> dict[str, str]:
+    """What a request gives; whatever goes wrong in a template is an error of that template."""
+    try:
+        text = _compiled(request["template"]).render(**request["values"])
+    except MemoryError:
+        return {"error": f"it needs more than {memory_mib} MiB of memory"}
+    except Exception as error:  # a template can raise anything
+        return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+    if len(text) > MAX_CHARS:
+        return {"error": f"it writes {len(text):,} characters; at most {MAX_CHARS:,} are taken"}
+    return {"text": text}
+
+
+def main() -> None:
+    """Answers requests until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    memory_mib = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mib * 2**20, memory_mib * 2**20))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(answer(json.loads(line), memory_mib)) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
