@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvg.core.answer_format import answer_pattern, is_exact
 from tvg.core.parsing import parse_answer
 from tvg.reward.base import Completions
 from tvg.types import GroundingExample, Segment
 
 TRUTH = Segment(0.0, 10.0)
+EXACT = answer_pattern("<answer>{start_s:.2f} to {end_s:.2f}</answer>")
 
 
 def make_completions(
@@ -37,6 +39,7 @@ def make_completions(
         "examples": [example] * len(texts),
         "num_tokens": [len(text.split()) for text in texts],
         "is_finished": [True] * len(texts),
+        "is_exact": [is_exact(text, EXACT, think=True) for text in texts],
         "group_size": max(1, len(texts)),
     }
     return Completions(**{**settings, **changes})

@@ -215,13 +215,15 @@ def _print(
     num = metrics["grpo"]["n"]
     table = Table(title=f"{num} test queries of the drawn world", title_justify="left")
     table.add_column("policy")
-    for column in ("mIoU (95 %)", "R1@0.3", "R1@0.5", "R1@0.7", "parsed"):
+    for column in ("mIoU (95 %)", "R1@0.3", "R1@0.5", "R1@0.7", "parsed", "exact format"):
         table.add_column(column, justify="right")
     for name, values in metrics.items():
         low, high = values["ci95"]["miou"]
-        shares = (values[k] for k in ("r1_iou_0.3", "r1_iou_0.5", "r1_iou_0.7", "parse_rate"))
+        shares = [values[k] for k in ("r1_iou_0.3", "r1_iou_0.5", "r1_iou_0.7", "parse_rate")]
+        exact = values.get("exact_format_rate")  # blind baselines write no answers
         miou = f"{values['miou']:.3f} ({low:.3f}-{high:.3f})"
-        table.add_row(LABELS[name], miou, *(f"{share:.1%}" for share in shares))
+        cells = [f"{share:.1%}" for share in shares]
+        table.add_row(LABELS[name], miou, *cells, "-" if exact is None else f"{exact:.1%}")
     console.print(table)
     low, high = gain["ci95"]
     console.print(

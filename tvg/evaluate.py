@@ -17,7 +17,6 @@ from tvg.callbacks.run_record import package_versions, source_revision
 from tvg.callbacks.steady import steady
 from tvg.config.run_folder import RunFolder, claimed
 from tvg.core.interruption import advising
-from tvg.core.metrics import grounding_metrics
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.data.annotation_writer import annotation_text, format_of
 from tvg.data.annotations import MixedSets
@@ -34,8 +33,8 @@ from tvg.training.base import fingerprint
 from tvg.training.evaluation import (
     PartialPredictions,
     choose_device,
-    known_ious,
     predict_all,
+    score,
     with_difficulty,
 )
 from tvg.training.noise import quiet_libraries
@@ -85,7 +84,7 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     }
     write_predictions(run_dir / PREDICTIONS_FILE, predictions)
     if difficulty_file is not None:
-        scored = with_difficulty(parts.data.examples(cfg.split), predictions)
+        scored = with_difficulty(parts.data.examples(cfg.split), predictions, parts.task)
         write_text(difficulty_file, annotation_text(difficulty_file, scored))
         log.info("wrote %s", difficulty_file)
     write_json(run_dir / "metrics.json", metrics)
@@ -106,9 +105,8 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
 
 def summarise(predictions: list[Prediction], *, seed: int, strict: bool = False) -> dict[str, Any]:
-    """Recalls, mIoU and parse rate with 95 % bootstrap intervals over queries."""
-    is_parsed = [prediction.is_parsed for prediction in predictions]
-    return grounding_metrics(known_ious(predictions), is_parsed, seed=seed, strict=strict)
+    """Recalls, mIoU, parse and exact-format rate with 95 % bootstrap intervals over queries."""
+    return score(predictions, seed=seed, strict=strict)
 
 
 def _difficulty_file(cfg: DictConfig) -> Path | None:
@@ -131,7 +129,7 @@ def _partial(
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     settings = json.dumps({key: resolved[key] for key in DECISIVE}, sort_keys=True)
     examples = parts.data.examples(cfg.split)  # a file may have changed under the same name
-    told = repr([(e.qid, e.query, e.segment, e.window, e.lead_in) for e in examples])
+    told = repr([(e.qid, e.raw_query or e.query, e.segment, e.window, e.lead_in) for e in examples])
     digest = hashlib.sha256((settings + told).encode()).hexdigest()[:16]
     decides = fingerprint(parts.policy.to(device)) + digest
     return PartialPredictions(run_dir / "predictions.partial.jsonl", decides)

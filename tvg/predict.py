@@ -19,6 +19,9 @@ from tvg.core.writing import remove_leftovers
 from tvg.data.clip import ClipLoader
 from tvg.data.collate import PromptCollator
 from tvg.data.dataset import Sample
+from tvg.data.decode import VideoError
+from tvg.data.query_text import query_problem
+from tvg.data.sampling import literal_window
 from tvg.model.loading import Checkpoint
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import picture_format, save_figure
@@ -45,8 +48,11 @@ def _predicted(cfg: DictConfig, console: Console) -> Prediction:
     device = choose_device(cfg.device)
     if not str(cfg.query).strip():
         raise ValueError("query: a sentence is needed, got an empty one")
+    if (problem := query_problem(str(cfg.query), max_chars=None)) is not None:
+        raise ValueError(f"query: {problem}")
     window, truth = _segment(cfg, "window"), _segment(cfg, "truth")
     loader: ClipLoader = build(cfg.loader)(decoder=build(cfg.decoder))
+    window = _window_of(loader, Path(cfg.video), window)
     clip = loader.load(Path(cfg.video), window)  # before the model: the cheaper thing to go wrong
     example = GroundingExample(
         qid="query",
@@ -58,7 +64,7 @@ def _predicted(cfg: DictConfig, console: Console) -> Prediction:
         window=window,
     )
     prediction = _predict(cfg, Sample(example, clip), device)
-    _print(console, prediction, clip)
+    _print(console, prediction, clip, window)
     figure = draw_filmstrip(
         clip.frames,
         clip.frame_times_s,
@@ -66,9 +72,10 @@ def _predicted(cfg: DictConfig, console: Console) -> Prediction:
         predicted=prediction.segment,
         truth=truth,
         query=example.query,
+        time_label=_time_label(window),
     )
     save_figure(figure, picture)
-    write_json(picture.with_suffix(".json"), prediction.__dict__)
+    write_json(picture.with_suffix(".json"), _as_json(prediction, window))
     console.print(f"picture: {escape(printable_line(str(picture)))}")
     return prediction
 
@@ -106,19 +113,89 @@ def _is_seconds(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _print(console: Console, prediction: Prediction, clip: VideoClip) -> None:
+def _window_of(loader: ClipLoader, video: Path, window: Segment | None) -> Segment | None:
+    """Returns the window that is shown: as given, or an error."""
+    if window is None:
+        return None
+    try:
+        return literal_window(window, loader.decoder.probe(video).duration_s)
+    except VideoError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"window: {video}: {error}") from error
+
+
+def _in_file(segment: Segment | None, window: Segment | None) -> Segment | None:
+    """Returns a segment of the window in the file's own seconds."""
+    if segment is None or window is None:
+        return segment
+    return Segment(segment.start_s + window.start_s, segment.end_s + window.start_s)
+
+
+def _time_label(window: Segment | None) -> str:
+    if window is None:
+        return "time (s)"
+    return f"time in the window (s); 0 is {window.start_s:g} s of the file"
+
+
+def _oddity(segment: Segment | None, duration_s: float) -> str | None:
+    """Returns what no true segment of a clip can be, in words."""
+    if segment is None:
+        return None
+    if segment.start_s > segment.end_s:
+        return "is reversed: its start is after its end"
+    if segment.start_s >= duration_s:
+        return f"lies after the clip, which is {duration_s:.2f} s long"
+    if segment.end_s > duration_s + 0.005:  # as printed
+        return f"ends after the clip, which is {duration_s:.2f} s long"
+    return None
+
+
+def _as_json(prediction: Prediction, window: Segment | None) -> dict[str, Any]:
+    """Returns the prediction, whose segments count from the window's start, and the file's times.
+
+    `window` and `segment_in_file` are in the file's seconds; `oddity` says what is wrong.
+    """
+    return {
+        **prediction.__dict__,
+        "window": window,
+        "segment_in_file": _in_file(prediction.segment, window),
+        "oddity": _oddity(prediction.segment, prediction.duration_s),
+    }
+
+
+def _print(
+    console: Console, prediction: Prediction, clip: VideoClip, window: Segment | None
+) -> None:
     frames, _, height, width = clip.frames.shape
+    part = f" (window: {_span(window)} of the file)" if window else ""
     console.print(
-        f"clip: {clip.duration_s:.2f} s, {frames} frames at {clip.sampled_fps:.3g} per second, "
-        f"{width}x{height} pixels"
+        f"clip: {clip.duration_s:.2f} s{part}, {frames} frames at {clip.sampled_fps:.3g} per "
+        f"second, {width}x{height} pixels",
+        soft_wrap=True,
     )
     thought = parse_answer(prediction.text).thought
     if thought:
         console.print(f"reasoning: {escape(printable(thought.strip()))}")
-    if prediction.segment is None:
+    segment = prediction.segment
+    if segment is None:
         console.print(f"no segment in the answer: {escape(repr(prediction.text))}")
         return
-    start_s, end_s = prediction.segment
-    console.print(f"segment: {start_s:.2f} to {end_s:.2f} s")
+    if window is None:
+        console.print(f"segment: {_span(segment)}")
+    else:
+        console.print(
+            f"segment: {_span(segment)} of the window, "
+            f"{_span(_in_file(segment, window))} of the file",
+            soft_wrap=True,
+        )
+    oddity = _oddity(segment, clip.duration_s)
+    if oddity is not None:
+        console.print(f"the segment {oddity}", soft_wrap=True)
     if prediction.truth is not None:
         console.print(f"temporal IoU with the truth: {prediction.iou:.3f}")
+
+
+def _span(segment: Segment | None) -> str:
+    assert segment is not None
+    return f"{segment.start_s:.2f} to {segment.end_s:.2f} s"

@@ -157,7 +157,7 @@ def _show(
     console.print(as_table(f"{data.name}: as read", inspections))
     _print_lines(console, defect_lines(inspections))
     total = total_of(inspections)
-    lines = problem_lines(missing_files(data.source, total.report.missing), total.unreadable)
+    lines = _problems(data.source, total)
     _print_lines(console, lines)
     done = videos.prepared
     if done is not None:
@@ -168,6 +168,11 @@ def _show(
             highlight=False,
         )
         _print_lines(console, [f"{path}: was damaged, built again" for path in done.rebuilt])
+
+
+def _problems(source: AnnotationSet | MixedSets, total: Inspection) -> list[str]:
+    missing = missing_files(source, total.report.missing)
+    return problem_lines(missing, total.unreadable, total.report.unusable_queries)
 
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:
@@ -200,11 +205,12 @@ def _stop_if_unusable(
     cfg: DictConfig, source: AnnotationSet | MixedSets, inspections: Sequence[Inspection]
 ) -> None:
     total = total_of(inspections)
-    lines = problem_lines(missing_files(source, total.report.missing), total.unreadable)
+    lines = _problems(source, total)
     if lines and cfg.data.on_missing == "error":
         if len(lines) == 1:
             raise ValueError(lines[0])
-        head = f"{len(lines)} videos cannot be used (data.on_missing=skip leaves them out):"
+        what = "videos or queries" if total.report.unusable_queries else "videos"
+        head = f"{len(lines)} {what} cannot be used (data.on_missing=skip leaves them out):"
         raise ValueError("\n".join([head, *(f"  {line}" for line in shortened(lines))]))
     for inspection in inspections:
         if not inspection.examples:

@@ -96,6 +96,7 @@ def score(texts: list[str], parser: Parser, reward: WeightedReward) -> None:
             examples=[example] * num,
             num_tokens=[100] * num,
             is_finished=[True] * num,
+            is_exact=[False] * num,
             group_size=num,
         )
     )

@@ -34,7 +34,7 @@ def main(paths: list[str]) -> None:
     gains = [run["gain"] for run in runs]
     shown = [f"{g['miou']:+.3f} ({g['ci95'][0]:+.3f} to {g['ci95'][1]:+.3f})" for g in gains]
     print(row("gain of GRPO (95 %)", shown, f"{statistics.fmean(g['miou'] for g in gains):+.3f}"))
-    for metric in ("r1_iou_0.3", "r1_iou_0.5", "r1_iou_0.7", "parse_rate"):
+    for metric in ("r1_iou_0.3", "r1_iou_0.5", "r1_iou_0.7", "parse_rate", "exact_format_rate"):
         pairs = [(run["sft"][metric], run["grpo"][metric]) for run in runs]
         means = [statistics.fmean(values) for values in zip(*pairs, strict=True)]
         shown = [f"{a:.3f} → {b:.3f}" for a, b in pairs]

@@ -15,26 +15,41 @@ from tvg.callbacks.reward_health import KL, RewardHealth
 from tvg.config import CONF_DIR
 
 LIMITS = Limits(
-    max_unparsed=0.5, max_truncated=0.5, max_flat_groups=0.9, max_kl=1.0, max_new_tokens=20
+    max_unparsed=0.5,
+    max_truncated=0.5,
+    max_flat_groups=0.9,
+    max_kl=1.0,
+    max_new_tokens=20,
+    max_exact_drop=0.1,
 )
 
 
-def row(group: int = 0, *, parsed: bool = True, finished: bool = True, **parts: float):
+def row(
+    group: int = 0,
+    *,
+    parsed: bool = True,
+    finished: bool = True,
+    exact: bool = True,
+    **parts: float,
+):
     return {
         "qid": "v:0",
         "group": group,
         "segment": [1.0, 2.0] if parsed else None,
         "parsed": parsed,
+        "exact": exact,
         "finished": finished,
         "reward": sum(parts.values()),
         **{f"reward_{name}": value for name, value in parts.items()},
     }
 
 
-def causes(rows, *, paid=None, kl=None, limits=LIMITS) -> dict[str, str]:
+def causes(rows, *, paid=None, kl=None, limits=LIMITS, best_exact=0.0) -> dict[str, str]:
     found = tally(rows)
     paid = [name for name in found.ranges if name] if paid is None else paid
-    told = find_causes(found, limits, paid=paid, penalties=["overlong"], kl=kl)
+    told = find_causes(
+        found, limits, paid=paid, penalties=["overlong"], kl=kl, best_exact=best_exact
+    )
     return {cause.name: cause.message for cause in told}
 
 
@@ -58,6 +73,7 @@ def test_counts_of_one_rollout_and_of_several():
         num=4,
         num_parsed=3,
         num_finished=3,
+        num_exact=4,
         num_groups=2,
         num_flat_groups=1,
         ranges={"": (1.0, 1.5), "format": (0.5, 1.0), "iou": (0.0, 1.0)},
@@ -68,6 +84,17 @@ def test_counts_of_one_rollout_and_of_several():
     assert (both.unparsed, both.truncated) == pytest.approx((1 / 6, 1 / 6))
     assert both.flat_groups == pytest.approx(1 / 3)
     assert both.constant("iou") is None
+
+
+def test_a_falling_share_of_exact_answers_is_told():
+    rows = group(0.1, 0.5) + group(0.3, 0.4, exact=False, number=1)
+    assert causes(rows, best_exact=0.59) == {}  # 50 % of all are exact
+    (message,) = causes(rows, best_exact=0.61).values()
+    assert message.startswith("50 % of the last 4 answers have exactly the asked format, 61 % had")
+    assert "reward=[format_exact,...]" in message
+    assert "prompt.strict_answer=true" in message
+    unparsed = group(0.1, 0.5, parsed=False, exact=False)
+    assert list(causes(unparsed, best_exact=1.0)) == ["unparsed"]
 
 
 # -- causes ---------------------------------------------------------------------------------------
@@ -225,6 +252,26 @@ def test_the_kl_is_the_mean_of_the_window(fit, tiny_grpo, tmp_path):
     fit(tiny_grpo(), callbacks=[Feed([GOOD] * 6, kl=1.5), make_health(tmp_path)])
     assert len(lines(tmp_path)) == 1
     assert "the KL to the reference is 1.5 a token" in lines(tmp_path)[0]
+
+
+DRIFTED = group(0.1, 0.2, exact=False)
+
+
+def test_a_fall_of_exact_answers_is_told_once(fit, tiny_grpo, tmp_path):
+    rollouts = [GOOD, GOOD, GOOD, DRIFTED, DRIFTED, DRIFTED]
+    fit(tiny_grpo(), callbacks=[Feed(rollouts), make_health(tmp_path)])
+    assert [line.split(":")[0] for line in lines(tmp_path)] == ["step 4"]
+    assert "50 % of the last 4 answers have exactly the asked format, 100 %" in lines(tmp_path)[0]
+
+
+def test_a_resumed_run_knows_the_best_share(fit, tiny_grpo, tmp_path):
+    before, after = make_health(tmp_path), make_health(tmp_path)
+    fit(tiny_grpo(), callbacks=[Feed([GOOD] * 6), before])
+    after.load_state_dict(before.state_dict())
+    fit(tiny_grpo(), callbacks=[Feed([DRIFTED] * 6), after])
+    assert len(lines(tmp_path)) == 1
+    fit(tiny_grpo(), callbacks=[Feed([DRIFTED] * 6), make_health(tmp_path / "new")])
+    assert lines(tmp_path / "new") == []  # never better: nothing has fallen
 
 
 def test_other_ranks_are_silent(fit, tiny_grpo, tmp_path, monkeypatch):

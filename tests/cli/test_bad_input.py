@@ -231,7 +231,7 @@ def test_an_output_folder_that_cannot_be_written(attempt, files, name, key, leaf
         ("predict", "window=[5,2]", "window: expected [start_s, end_s] with start_s < end_s"),
         ("predict", "window=5", "window: expected [start_s, end_s] with start_s < end_s, got 5"),
         ("predict", "truth=[a,b]", "truth: expected [start_s, end_s] with start_s < end_s"),
-        ("predict", "window=[90,95]", "clip.mp4: "),
+        ("predict", "window=[90,95]", "clip.mp4: expected a part of the file, 0 to "),
         ("predict", "picture=x.docx", "cannot write a picture to x.docx: the suffix must be"),
         ("train", "data.eval_batch_size=0", "data.eval_batch_size: expected at least 1, got 0"),
         ("train", "data.limit_val=0", "data.limit_val: expected at least 1, got 0"),

@@ -133,6 +133,24 @@ def collection(tmp_path, write_video):
     return write
 
 
+def test_queries_that_cannot_be_asked_are_reported(command, collection, tmp_path):
+    options = collection(2, [])
+    data = json.loads((tmp_path / "a.json").read_text())
+    data["good0"]["sentences"] = ["a \ud800 b", "fine"]
+    data["good1"]["sentences"] = ["fine", "\x1b[2J" + "x" * 1_000_000]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    done = command("prepare", *options, "prepare.num_workers=0")
+    assert "2 videos or queries cannot be used" in done.error
+    assert "good0:0: the query holds \\ud800" in done.error
+    assert "good1:1: the query has 1000004 characters, data.max_query_chars=4000" in done.error
+    report = report_of("r.json")
+    assert (report["kept"], report["dropped"]) == (2, {"with a query that cannot be asked": 2})
+    assert list(report["unusable_queries"]) == ["good0:0", "good1:1"]
+    done = command("prepare", *options, "prepare.num_workers=0", "data.on_missing=skip")
+    assert done.code == 0, done.err
+    assert "2 with a query that cannot be asked, skipped: good0:0, good1:1" in done.out
+
+
 def entries(folder: Path) -> dict[str, bytes]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {p.name: p.read_bytes() for p in files if p.name != ".prepare.lock"}

@@ -26,7 +26,10 @@ SMALL = [
     "rollout.max_new_tokens=12",
     "data.limit_val=2",
 ]
-METRICS = ("n", "miou", "r1_iou_0.3", "r1_iou_0.5", "r1_iou_0.7", "parse_rate")
+METRICS = (
+    *("n", "miou", "r1_iou_0.3", "r1_iou_0.5", "r1_iou_0.7"),
+    *("parse_rate", "exact_format_rate"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,13 @@ def test_3_reinforced_with_everything_in_mlflow(command, world, walked):
     assert columns["train/policy/kl"][1] > 0
     assert all(gap < 1e-4 for gap in columns["train/policy/sampler_gap"])
     assert columns["train/policy/importance_ratio"] == pytest.approx([1.0, 1.0])
-    for name in ("reward/total", "reward/iou", "reward/format", "completion/parse_rate"):
+    for name in (
+        "reward/total",
+        "reward/iou",
+        "reward/format",
+        "completion/parse_rate",
+        "completion/exact_format_rate",
+    ):
         assert all(0 <= value <= 3 for value in columns[f"train/{name}"]), name
     assert len(columns["perf/tokens_per_s"]) == 2
     rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
@@ -157,7 +166,8 @@ def test_4_evaluated(command, world, walked):
     metrics = json.loads((run / "metrics.json").read_text())
     predictions = read_predictions(run / "predictions.jsonl")
     first = json.loads((run / "predictions.jsonl").read_text().splitlines()[0])
-    keys = {"qid", "video", "query", "segment", "truth", "iou", "text", "duration_s", "is_parsed"}
+    keys = {"qid", "video", "query", "segment", "truth", "iou", "text", "duration_s"}
+    keys |= {"is_parsed", "is_exact"}
     assert first.keys() == keys
     assert metrics["n"] == len(predictions) > 0
     assert (metrics["dataset"], metrics["split"]) == ("synthetic", "test")
@@ -240,7 +250,8 @@ def test_6_predicted(command, walked, tiny_world):
     assert "clip: 6.0" in done.out
     assert "12 frames at" in done.out
     assert "28x28 pixels" in done.out  # as recorded, not as Qwen's
-    assert ("segment:" in done.out) == found["is_parsed"]
+    assert (" of the file" in done.out.split("segment:")[-1]) == found["is_parsed"]
+    assert found["window"] == [2.0, 8.0]
     assert sorted(p.name for p in picture.parent.iterdir()) == ["answer.json", "answer.png"]
 
 

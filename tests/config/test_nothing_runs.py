@@ -72,7 +72,8 @@ def _read(folder: Path) -> object:
     settings = dict.fromkeys(
         (
             *("system", "video_first", "lowercase", "strip_period"),
-            *("parser", "prefill", "frame_times"),
+            *("parser", "prefill", "frame_times", "query_blanks", "rate_any_numbers"),
+            "strict_answer",
         ),
         "recorded",
     )

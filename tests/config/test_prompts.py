@@ -59,7 +59,7 @@ def test_a_run_from_a_recorded_prompt_records_it_as_it_was_changed(tmp_path):
 def test_records_of_older_versions_still_load(tmp_path):
     folder = exported(tmp_path / "a", "prompt=think")
     record = OmegaConf.load(folder / "tvg.yaml")
-    for key in ("parser", "prefill", "frame_times"):
+    for key in ("parser", "prefill", "frame_times", "query_blanks", "rate_any_numbers"):
         del record.prompt[key]
     OmegaConf.save(record, folder / "tvg.yaml")
     task = asked(folder)
@@ -71,7 +71,8 @@ def test_no_such_fallback(tmp_path):
     settings = dict.fromkeys(
         (
             *("system", "video_first", "lowercase", "strip_period"),
-            *("parser", "prefill", "frame_times"),
+            *("parser", "prefill", "frame_times", "query_blanks", "rate_any_numbers"),
+            "strict_answer",
         ),
         "recorded",
     )

@@ -150,7 +150,11 @@ def test_compat_switches_these_keys_of_training_and_no_others():
         "policy.scoring_fps": (None, 2.0),
         "policy.sampler_may_cut": (False, True),
         "rollout.top_k": (0, 50),
-        "filtering.max_new_tokens": (None, 20),
+        "prompt.query_blanks": ("strip", "before_period"),
+        "prompt.rate_any_numbers": (False, True),
+        "policy.iou_v2_duration": ("clip", "annotation"),
+        "filtering.max_new_tokens": (None, 1024),
+        "filtering.round_max_new_tokens": (200, 20),
     }
 
 
@@ -164,6 +168,8 @@ def test_compat_switches_these_keys_of_evaluation_and_no_others():
     assert switched("evaluate", "model.path=x", "prompt=think") == {
         "prompt.parser._target_": PARSERS,
         "prompt.strip_period": (True, False),
+        "prompt.query_blanks": ("strip", "keep"),
+        "prompt.rate_any_numbers": (False, True),
         "evaluate.strict_recall": (False, True),
     }
 

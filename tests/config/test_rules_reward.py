@@ -8,7 +8,9 @@ import pytest
 
 from tvg.config import compose
 from tvg.config.check import find_problems
-from tvg.config.rules_reward import reward_cannot_be_called
+from tvg.config.rules_reward import reward_cannot_be_called, reward_cannot_be_named
+from tvg.reward.iou import IoUReward
+from tvg.reward.weighted import WeightedReward
 
 REWARDS = """
 def plain(*, texts):
@@ -98,3 +100,38 @@ def test_it_is_one_of_the_rules():
     node = "{weight:1.0,reward:{_target_:rewards_to_check.plain}}"
     problems = find_problems(compose("train", [f"+reward.own={node}"]))
     assert [p for p in problems if p.startswith("reward.own")] != []
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("total", "the logs use it"),
+        ("kl_penalty", "the logs use it"),
+        ("iou_std", "the logs use it"),
+        ("x_flat_groups", "the logs use it"),
+        *(
+            (name, "has to begin with a letter")
+            for name in ("iou@0.5", "a/b", "a.b", "", "1", "-a")
+        ),
+        *((name, "begin with a letter") for name in ("a b", "_a", "ü", "a\n", "a:b", "a=1")),
+    ],
+)
+def test_names_that_no_reward_can_have(name: str, why: str) -> None:
+    for names in ([name], ["iou", name]):
+        (problem,) = reward_cannot_be_named({"reward": {key: {} for key in names}})
+        assert problem.startswith(f"reward.{name}: {name!r} cannot name a reward: ")
+        assert why in problem
+    with pytest.raises(ValueError, match="cannot name a reward"):
+        WeightedReward(rewards={name: IoUReward()}, weights={name: 1.0})
+
+
+def test_names_that_rewards_can_have() -> None:
+    names = ("iou", "iou_v2", "std", "Total", "a-b", "total_2", "keywords")
+    assert reward_cannot_be_named({"reward": {key: {} for key in names}}) == []
+    assert reward_cannot_be_named({}) == []
+
+
+def test_a_reserved_name_is_refused_at_composition() -> None:
+    node = "{weight:1.0,reward:{_target_:tvg.reward.iou.IoUReward}}"
+    problems = find_problems(compose("train", [f"+reward.total={node}"]))
+    assert [problem.partition(":")[0] for problem in problems] == ["reward.total"]

@@ -1,13 +1,22 @@
 """Temporal IoU against numbers worked out by hand."""
 
 import math
+import random
+from fractions import Fraction
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvg.core.interval import boundary_distance, segment_giou, segment_iou, temporal_iou
+from tvg.core.interval import (
+    boundary_distance,
+    exact_iou,
+    segment_giou,
+    segment_iou,
+    temporal_iou,
+)
+from tvg.core.metrics import grounding_metrics
 from tvg.types import Segment
 
 NAN, INF = math.nan, math.inf
@@ -136,3 +145,48 @@ def test_distance_of_ends():
     assert boundary_distance(Segment(4, 12), Segment(6, 14)) == 2
     assert boundary_distance(Segment(4, 12), Segment(8, 12)) == 2  # (4 + 0) / 2
     assert boundary_distance(Segment(0, 10), Segment(2, 8)) == 2  # inside: both ends count
+
+
+def on_paper(a: tuple[int, int], b: tuple[int, int]) -> Fraction:
+    """IoU of segments in whole hundredths of a second."""
+    inter = max(0, min(a[1], b[1]) - max(a[0], b[0]))
+    return Fraction(inter, a[1] - a[0] + b[1] - b[0] - inter)
+
+
+def test_ties_on_paper_are_ties() -> None:
+    # 3.5 / 5.0; in floats 0.6999999999999998.
+    assert exact_iou(Segment(3.3, 6.8), Segment(3.3, 8.3)) == Fraction(7, 10)
+    rng = random.Random(0)
+    num_ties = num_wrong = 0
+    for _ in range(3000):
+        start, length = rng.randint(0, 9999), 10 * rng.randint(1, 400)
+        share = rng.choice([3, 5, 7])
+        truth = (start, start + length)
+        pred = (start, start + length * share // 10 - rng.choice([0, 0, 1]))
+        if pred[1] <= pred[0]:
+            continue
+        iou = on_paper(pred, truth)
+        segments = [Segment(*(hundredths / 100 for hundredths in pair)) for pair in (pred, truth)]
+        assert exact_iou(*segments) == iou
+        name, least = f"r1_iou_0.{share}", Fraction(share, 10)
+        assert grounding_metrics([exact_iou(*segments)], [True], resamples=1)[name] == (
+            iou >= least
+        )
+        num_ties += iou == least
+        num_wrong += (segment_iou(*segments) >= share / 10) != (iou >= least)
+    assert num_ties > 1000
+    assert num_wrong > 100  # where the comparison of floats errs
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=4, max_size=4))
+def test_an_exact_iou_is_that_of_floats_but_for_rounding(ends: list[float]) -> None:
+    a, b = Segment(*ends[:2]), Segment(*ends[2:])
+    exact = exact_iou(a, b)
+    assert 0 <= exact <= 1
+    if all(abs(end) < 1e6 and round(end, 3) == end for end in ends):
+        assert float(exact) == pytest.approx(segment_iou(a, b), abs=1e-6)
+
+
+def test_a_missing_segment_has_an_exact_iou_of_zero() -> None:
+    assert exact_iou(None, Segment(0, 1)) == exact_iou(Segment(0, 1), None) == 0
+    assert exact_iou(Segment(0, INF), Segment(0, 1)) == exact_iou(Segment(2, 1), Segment(1, 2)) == 0

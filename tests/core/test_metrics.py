@@ -2,6 +2,7 @@
 
 import json
 import math
+from fractions import Fraction
 
 import pytest
 
@@ -28,11 +29,27 @@ def test_by_hand() -> None:
     assert json.loads(json.dumps(metrics)) == metrics
 
 
-def test_float_noise_does_not_cost_a_recall() -> None:
-    noisy = [0.1 + 0.2 - 1e-16, math.nextafter(0.3, 0), math.nextafter(0.7, 0), 0.3 - 1e-6]
-    metrics = grounding_metrics(noisy, [True] * 4)
-    assert metrics["r1_iou_0.3"] == 3 / 4
-    assert metrics["r1_iou_0.7"] == 1 / 4
+def test_the_share_of_exactly_formatted_answers() -> None:
+    metrics = grounding_metrics([0.5, 0.5], [True, True], exact_format=[True, False])
+    assert (metrics["parse_rate"], metrics["exact_format_rate"]) == (1.0, 0.5)
+    assert list(metrics["ci95"]) == [name for name in metrics if name not in ("n", "ci95")]
+    assert "exact_format_rate" not in grounding_metrics([0.5], [True])
+    with pytest.raises(ValueError, match="got 1 IoUs, 1 and 2 flags"):
+        grounding_metrics([0.5], [True], exact_format=[True, False])
+
+
+def test_recalls_compare_exactly() -> None:
+    """A tie on paper counts; what is below it by 1e-12 does not, and neither does rounding help."""
+    tie, below, above = (
+        Fraction(7, 10),
+        Fraction(7, 10) - Fraction(1, 10**12),
+        Fraction(7001, 10**4),
+    )
+    for iou, hit, strict_hit in ((tie, 1, 0), (below, 0, 0), (above, 1, 1)):
+        assert grounding_metrics([iou], [True])["r1_iou_0.7"] == hit
+        assert grounding_metrics([iou], [True], strict=True)["r1_iou_0.7"] == strict_hit
+    floats = [0.3, math.nextafter(0.3, 0), 0.3 - 1e-10, 0.1 + 0.2]
+    assert grounding_metrics(floats, [True] * 4)["r1_iou_0.3"] == 2 / 4
 
 
 def test_other_thresholds() -> None:
@@ -116,7 +133,7 @@ def test_broken_pairs_are_named() -> None:
 
 
 def test_a_strict_recall_leaves_out_the_threshold_itself():
-    ious = [0.3, 0.5, 0.7, 0.1 + 0.2, 0.71]  # 0.1 + 0.2 is a hair more than 0.3 in binary alone
+    ious = [0.3, 0.5, 0.7, Fraction(3, 10), 0.71]
     names = [f"r1_iou_{threshold}" for threshold in (0.3, 0.5, 0.7)]
     assert [grounding_metrics(ious, [True] * 5)[n] for n in names] == [1.0, 0.6, 0.4]
     strict = grounding_metrics(ious, [True] * 5, strict=True)

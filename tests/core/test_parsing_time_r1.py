@@ -14,12 +14,14 @@ from tvg.core.parsing_time_r1 import parse_answer
 from tvg.types import Segment
 
 RANGE = re.compile(r"(\d+\.?\d*) (to|and) (\d+\.?\d*)", re.IGNORECASE)
+RANGE_AS_WRITTEN = re.compile(RANGE.pattern)  # its evaluators do not ignore case
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def published(text: str, *, anywhere: bool) -> tuple[float, float] | None:
     blocks = [text] if anywhere else ANSWER.findall(text)
-    found = RANGE.findall(blocks[-1]) if blocks else []
+    pattern = RANGE_AS_WRITTEN if anywhere else RANGE
+    found = pattern.findall(blocks[-1]) if blocks else []
     return (float(found[-1][0]), float(found[-1][2])) if found else None
 
 

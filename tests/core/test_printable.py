@@ -72,7 +72,7 @@ def test_tables_and_lines_of_reports_are_printable() -> None:
     console = Console(file=stream, width=120)
     attack = "\x1b]0;owned\x07"
     console.print(as_table(attack, []))
-    _print_lines(console, problem_lines({attack: "x"}, {"v.mp4": attack}))
+    _print_lines(console, problem_lines({attack: "x"}, {"v.mp4": attack}, {"q": attack}))
     print_metrics({attack: {"miou": 0.5}}, title=attack, console=console)
-    assert stream.getvalue().count("owned") == 5
+    assert stream.getvalue().count("owned") == 6
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f]", stream.getvalue())

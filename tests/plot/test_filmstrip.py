@@ -63,6 +63,11 @@ def test_filmstrip_draws_both_segments_and_their_iou():
     assert "a person sits down" in shown
 
 
+def test_filmstrip_says_whose_time_its_axis_shows():
+    assert "time (s)" in texts(film())
+    assert "time in the window (s)" in texts(film(time_label="time in the window (s)"))
+
+
 def test_filmstrip_shows_the_frame_nearest_to_each_cells_middle():
     strip = film().axes[0]
     num_shown = len(strip.images)

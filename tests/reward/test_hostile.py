@@ -50,6 +50,7 @@ RANGES = {
     "choice": (0, 1),
     "diversity": (0, 1),
     "format": (0, 1),
+    "format_exact": (0, 1),
     "giou": (-1, 1),
     "iou": (0, 1),
     "keywords": (0, 0.2 + 1e-6),

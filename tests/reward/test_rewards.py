@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tvg.reward.base import Reward
 from tvg.reward.boundary import BoundaryReward
 from tvg.reward.choice import ChoiceReward
 from tvg.reward.diversity import DiversityReward
-from tvg.reward.format import FormatReward
+from tvg.reward.format import ExactFormatReward, FormatReward
 from tvg.reward.giou import GIoUReward
 from tvg.reward.iou import IoUReward
 from tvg.reward.iou_v2 import IoUV2Reward
@@ -59,6 +60,20 @@ def test_overlap_rewards(answer: str, iou: float, iou_v2: float) -> None:
     assert score(IoUV2Reward(), completion(answer), truth=truth) == pytest.approx(iou_v2)
 
 
+def test_iou_v2_can_take_the_stated_duration() -> None:
+    """Truth 4 to 12, answer 8 to 12: IoU 0.5, the start 4 s off; the file is 40 s long."""
+    asked = {"truth": Segment(4.0, 12.0), "duration_s": 40.0}
+    answer = completion("8.00 to 12.00")
+    assert score(IoUV2Reward(), answer, **asked) == pytest.approx(0.5 * (1 - 4 / 40))
+    stated = IoUV2Reward(duration="annotation")
+    examples = [replace(make_completions([answer], **asked).examples[0], duration_s=20.0)]
+    assert score(stated, answer, **asked, examples=examples) == pytest.approx(0.5 * (1 - 4 / 20))
+    unstated = [replace(examples[0], duration_s=None)]
+    assert score(stated, answer, **asked, examples=unstated) == pytest.approx(0.5 * (1 - 4 / 40))
+    with pytest.raises(ValueError, match=r"^reward.iou_v2.reward.duration: expected clip or ann"):
+        IoUV2Reward(duration="file")  # type: ignore[arg-type]
+
+
 def test_a_reversed_truth_earns_nothing() -> None:
     assert score(IoUReward(), completion("4 to 12"), truth=Segment(12.0, 4.0)) == 0.0
     assert score(IoUV2Reward(), completion("4 to 12"), truth=Segment(12.0, 4.0)) == 0.0
@@ -78,6 +93,12 @@ def test_format_reward() -> None:
     assert score(FormatReward(think=False), answer_only, truth=truth) == 1.0
     assert score(FormatReward(think=False), completion("junk"), truth=truth) == 0.0
     assert score(FormatReward(think=True), completion("1 to 2") + ".", truth=truth) == 0.0
+
+
+def test_an_exact_format_reward_looks_into_the_answer() -> None:
+    texts = [completion(answer) for answer in ("1.00 to 2.00", "1.00 to 2 2", "1 to 2", "junk")]
+    assert scores(ExactFormatReward(), texts) == [1.0, 0.0, 0.0, 0.0]
+    assert scores(FormatReward(think=True), texts) == [1.0] * 4  # as Time-R1: the tags alone
 
 
 # Truth 4 to 12: 8 s long.

@@ -140,3 +140,23 @@ def test_a_prompt_without_a_supervised_target():
 def test_line_breaks_of_a_prefill_can_be_typed():
     assert make_task(prefill=r"<think>\n\n</think>").prefill == "<think>\n\n</think>"
     assert make_task(prefill="a\nb").prefill == "a\nb"
+
+
+ANSWERS = {"answer_format": "<answer>{start_s:.1f} to {end_s:.1f}</answer>", "think": False}
+
+
+def test_a_strict_answer_counts_in_the_asked_format_only():
+    exact, trailing = "<answer>1.2 to 6.0</answer>", "<answer>1.2 to 6 6</answer>"
+    tolerant, strict = make_task(**ANSWERS), make_task(**ANSWERS, strict_answer=True)
+    for task in (tolerant, strict):
+        assert task.parse(exact).segment == Segment(1.2, 6.0)
+        assert [task.has_exact_format(text) for text in (exact, trailing)] == [True, False]
+    assert tolerant.parse(trailing).segment == Segment(1.2, 6.0)
+    for anywhere in (False, True):
+        assert strict.parse(trailing, anywhere=anywhere).segment is None
+    assert strict.parse(trailing).answer == "1.2 to 6 6"
+
+
+def test_a_prefilled_thought_is_not_asked_for():
+    task = make_task(**{**ANSWERS, "think": True}, prefill="<think>\n</think>\n")
+    assert task.has_exact_format("<answer>1.2 to 6.0</answer>")

@@ -32,6 +32,7 @@ FOUND = Prediction(
     text="<answer>2.0 to 9.5</answer>\r\n",
     duration_s=35.1,
     is_parsed=True,
+    is_exact=True,
 )
 LOST = replace(FOUND, qid="OHOFG:1", segment=None, truth=None, iou=None, text="", is_parsed=False)
 
@@ -45,6 +46,13 @@ def test_predictions_come_back_as_they_went(tmp_path: Path):
     assert list(rows[0])[:7] == ["qid", "video", "query", "segment", "truth", "iou", "text"]
     assert read_predictions(path) == [FOUND, LOST]
     assert isinstance(read_predictions(path)[0].segment, Segment)
+
+
+def test_files_of_older_versions_say_nothing_of_the_format(tmp_path: Path):
+    row = {key: value for key, value in FOUND.__dict__.items() if key != "is_exact"}
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert read_predictions(path) == [replace(FOUND, is_exact=None)]
 
 
 def test_a_lone_surrogate_is_written_as_a_question_mark(tmp_path: Path):

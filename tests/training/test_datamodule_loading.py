@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import re
 import shutil
 import time
 from types import SimpleNamespace
@@ -14,10 +15,13 @@ from parts import SMALL_FRAMES, make_parts
 from tvg.data.annotations import AnnotationSet
 from tvg.data.cache.frames import FrameCache
 from tvg.data.clip import ClipLoader
+from tvg.data.clip_text import VIDEO_TOKEN
+from tvg.data.collate import PromptCollator
 from tvg.data.dataset import uncached
 from tvg.data.decode import VideoDecoder
 from tvg.data.decode_decord import DecordDecoder
 from tvg.data.padding import no_padding, pad_examples
+from tvg.data.query_text import UNUSABLE_QUERY
 from tvg.data.readers import read_charades, read_jsonl
 from tvg.data.selection import keep_all, select_random
 from tvg.training.datamodule import GroundingDataModule, MixedDataModule
@@ -410,3 +414,91 @@ def test_no_segment_behind_its_clip_is_trained_on(
     assert list(data.unreadable.counts.values()) == [1]
     scored = [e for batch in data.eval_loader("train") for e in batch.examples]
     assert [list(e.segment) for e in scored] == times
+
+
+# -- queries that cannot be asked ------------------------------------------------------------------
+
+BAD_QUERIES = {
+    "surrogate": ("a red \ud800 ball", r"holds \ud800, half of a character"),
+    "long": ("x" * 1_000_000, "has 1000000 characters, data.max_query_chars=2000"),
+    "tokens": ("7 " * 900, "tokens without the clip, data.max_prompt_tokens=1000"),
+    "placeholder": (f"a {VIDEO_TOKEN} b", f"holds '{VIDEO_TOKEN}', which stands for the clip"),
+}
+
+
+@pytest.fixture
+def with_bad_query(tmp_path, tiny_world, make_data):
+    """A data module whose first training query cannot be asked."""
+
+    def make(query, **changes):
+        entries = json.loads((tiny_world / "train.json").read_text())
+        next(iter(entries.values()))["sentences"][0] = query
+        (tmp_path / "bad.json").write_text(json.dumps(entries))
+        files = {f"{split}_file": str(tmp_path / "bad.json") for split in ("train", "test")}
+        limits = {"max_query_chars": 2000, "max_prompt_tokens": 1000}
+        return make_data(**{**files, **limits, **changes})
+
+    return make
+
+
+@pytest.mark.parametrize(("query", "problem"), BAD_QUERIES.values(), ids=BAD_QUERIES)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_bad_query_is_refused_before_anything_is_loaded(with_bad_query, split, query, problem):
+    data = with_bad_query(query, decoder=NoDecoder())
+    with pytest.raises(ValueError, match=re.escape(problem)) as caught:
+        data.examples(split)
+    assert "bad.json: " in str(caught.value)
+    assert "data.on_missing=skip" in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(("query", "problem"), BAD_QUERIES.values(), ids=BAD_QUERIES)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_bad_query_is_left_out_and_counted(with_bad_query, make_data, split, query, problem):
+    whole = make_data().read("train").report.num_queries
+    data = with_bad_query(query, on_missing="skip")
+    report = data.read(split).report
+    assert (report.num_queries, report.num_examples) == (whole, whole - 1)
+    assert report.dropped == {UNUSABLE_QUERY: 1}
+    ((qid, text),) = report.unusable_queries.items()
+    assert problem in text
+    assert qid not in [example.qid for example in data.examples(split)]
+    counts = data.coverage(split, num_scored=whole - 1)
+    assert counts["left_out"] == 1
+
+
+def test_a_prompt_too_long_with_its_clip_is_passed_over(with_bad_query, caplog):
+    """Its text alone fits; found when the clip is loaded, in training and in evaluation."""
+    query = "7 " * 100
+    fits = with_bad_query(query, max_prompt_tokens=None)
+    lengths = [int(n) for b in fits.eval_loader("train") for n in b.attention_mask.sum(1)]
+    assert lengths[0] > max(lengths[1:])
+    limit = lengths[0] - 1
+    refused = with_bad_query(query, max_prompt_tokens=limit, shuffle=False)
+    with pytest.raises(ValueError, match=f"data.max_prompt_tokens={limit}"):
+        list(refused.train_dataloader())
+    data = with_bad_query(query, max_prompt_tokens=limit, shuffle=False, on_missing="skip")
+    bad, second = (example.qid for example in data.examples("train")[:2])
+    with caplog.at_level(logging.WARNING, logger="tvg"):
+        batches = [data.on_before_batch_transfer(b, 0) for b in data.train_dataloader()]
+    shown = [example.qid for batch in batches for example in batch.examples]
+    assert shown[:2] == [second, second]
+    assert len(shown) == len(data.examples("train"))
+    (line,) = [r.getMessage() for r in caplog.records if bad in r.getMessage()]
+    assert re.search(rf"{bad}: the prompt has \d+ tokens, data.max_prompt_tokens={limit}", line)
+    scored = flat(qids(data.eval_loader("train")))
+    assert scored == [example.qid for example in data.examples("train")[1:]]
+
+
+def test_prompt_lengths_are_predicted_exactly(make_data, parts):
+    data = make_data()
+    for index in range(3):
+        sample = data._dataset("train", data.examples("train"), scored=True)[index]
+        batch = parts.collator([sample])
+        assert torch.equal(parts.collator._grid(sample.clip), batch.video_grid_thw[0])
+        num_tokens = int(batch.attention_mask.sum())
+        for limit, is_problem in ((num_tokens, False), (num_tokens - 1, True)):
+            collator = PromptCollator(
+                task=parts.task, processor=parts.processor, max_prompt_tokens=limit
+            )
+            assert (collator.prompt_problem(sample) is not None) == is_problem

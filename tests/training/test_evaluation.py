@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from parts import make_parts, make_rollout
+from parts import make_parts, make_rollout, make_task
 
 from tvg.data.dataset import LeftOut
 from tvg.task.report import Prediction
@@ -16,8 +16,10 @@ from tvg.training.evaluation import (
     known_ious,
     predict_all,
     predict_batch,
+    score,
+    with_difficulty,
 )
-from tvg.types import Segment
+from tvg.types import GroundingExample, Segment
 
 FOUND = Prediction(
     qid="v:0",
@@ -222,3 +224,37 @@ def test_an_empty_batch_has_no_predictions(parts):
     prompts = parts.collator([LeftOut("v.mp4: is broken")])
     given = {"policy": parts.policy, "tokenizer": parts.tokenizer, "task": parts.task}
     assert predict_batch(**given, rollout=make_rollout(), prompts=prompts, seed=0) == []
+
+
+def test_difficulty_can_be_rated_by_the_first_two_numbers():
+    examples = [
+        GroundingExample(
+            qid=qid,
+            video="v",
+            video_path=None,
+            query="q",
+            segment=FOUND.truth,
+            duration_s=20.0,
+        )
+        for qid in ("v:0", "v:1", "v:9")
+    ]
+    lost = replace(LOST, text="from 1.0 until 7.5")
+    for rates_numbers, difficulty, segment in (
+        (False, 0.0, None),
+        (True, 100.0, Segment(1.0, 7.5)),
+    ):
+        task = make_task(rate_any_numbers=rates_numbers)
+        rated = with_difficulty(examples, [FOUND, lost], task)
+        # 5.5 s of 8.5 s; the second has no range; the third was not predicted.
+        assert rated[0].difficulty == pytest.approx(100 * 5.5 / 8.5)
+        assert (rated[1].difficulty, rated[1].prediction) == (difficulty, segment)
+        assert (rated[2].difficulty, rated[2].prediction) == (None, None)
+
+
+def test_a_score_holds_the_share_of_exact_answers():
+    exact, not_exact = replace(FOUND, is_exact=True), replace(FOUND, is_exact=False)
+    assert score([exact, exact, not_exact, exact])["exact_format_rate"] == 0.75
+    assert "exact_format_rate" not in score([exact, FOUND])  # not known of one
+    tie = replace(FOUND, segment=Segment(3.3, 6.8), truth=Segment(3.3, 8.3))
+    assert score([tie])["r1_iou_0.7"] == 1.0  # in floats 0.6999999999999998
+    assert score([tie], strict=True)["r1_iou_0.7"] == 0.0

@@ -7,7 +7,13 @@ import torch
 
 from tvg.callbacks.reward_causes import tally
 from tvg.core.parsing import parse_answer
-from tvg.training.rollout_log import Said, reward_metrics, rollout_rows, update_metrics
+from tvg.training.rollout_log import (
+    Said,
+    reward_metrics,
+    rollout_metrics,
+    rollout_rows,
+    update_metrics,
+)
 from tvg.types import GroundingExample, PromptBatch, RewardOutput, RolloutBatch, Segment
 
 
@@ -74,7 +80,7 @@ def test_rows_and_what_is_counted_of_them():
     total = torch.tensor([1.0, 0.5, 0.25, 0.25])
     rewards = RewardOutput(total=total, parts={"iou": total / 2})
     answers = [parse_answer(text) for text in texts]
-    said = Said(answers=answers, needs_segments=True)
+    said = Said(answers=answers, is_exact=[True, False, False, False], needs_segments=True)
     rows = rollout_rows(make_rollout(texts, group_size=2), said, rewards)
     assert rows[0] == {
         "qid": "v:0",
@@ -85,6 +91,7 @@ def test_rows_and_what_is_counted_of_them():
         "reward_iou": 0.5,
         "num_tokens": 1,
         "parsed": True,
+        "exact": True,
         "finished": True,
         "group": 0,
         "text": texts[0],
@@ -93,12 +100,17 @@ def test_rows_and_what_is_counted_of_them():
     # Where nothing asks for segments, an answer block says enough.
     texts = ("<answer>(B)</answer>", "B", "", "<answer>1</answer>")
     letters = [parse_answer(text) for text in texts]
-    assert Said(answers=letters, needs_segments=False).is_parsed() == [True, False, False, True]
-    assert Said(answers=letters, needs_segments=True).is_parsed() == [False] * 4
+    told = {"answers": letters, "is_exact": [False] * 4}
+    assert Said(**told, needs_segments=False).is_parsed() == [True, False, False, True]
+    assert Said(**told, needs_segments=True).is_parsed() == [False] * 4
     assert [row["group"] for row in rows] == [0, 0, 1, 1]
     assert [row["finished"] for row in rows] == [True, True, True, False]
     counted = tally(rows)
     assert (counted.num, counted.num_parsed, counted.num_finished) == (4, 2, 3)
+    assert counted.num_exact == 1
+    metrics = rollout_metrics(make_rollout(list(texts), group_size=2), said, rewards)
+    assert metrics["completion/parse_rate"] == 0.5
+    assert metrics["completion/exact_format_rate"] == 0.25
     assert (counted.num_groups, counted.num_flat_groups) == (2, 1)
     assert counted.ranges == {"": (0.25, 1.0), "iou": (0.125, 0.5)}
 

@@ -59,6 +59,7 @@ class RoundRecord:
             "share_zero": _mean([float(iou == 0) for iou in ious]),
             "share_mastered": _mean([float(iou > self.mastered_above) for iou in ious]),
             "share_unparsed": _mean([float(not prediction.is_parsed) for prediction in scored]),
+            "share_exact_format": _mean([float(bool(p.is_exact)) for p in scored]),
         }
 
     def keep(self, trainer: pl.Trainer, folder: Path) -> None:

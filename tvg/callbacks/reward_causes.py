@@ -17,6 +17,7 @@ class Tally:
     num: int = 0
     num_parsed: int = 0
     num_finished: int = 0
+    num_exact: int = 0  # answers of exactly the asked format
     num_groups: int = 0
     num_flat_groups: int = 0  # whose totals are all equal
     # smallest and largest value of the total ("") and of each reward
@@ -29,6 +30,7 @@ class Tally:
             num=self.num + other.num,
             num_parsed=self.num_parsed + other.num_parsed,
             num_finished=self.num_finished + other.num_finished,
+            num_exact=self.num_exact + other.num_exact,
             num_groups=self.num_groups + other.num_groups,
             num_flat_groups=self.num_flat_groups + other.num_flat_groups,
             ranges={n: (min(r)[0], max(high for _, high in r)) for n, r in both.items()},
@@ -41,6 +43,10 @@ class Tally:
     @property
     def truncated(self) -> float:
         return 1 - self.num_finished / max(1, self.num)
+
+    @property
+    def exact(self) -> float:
+        return self.num_exact / max(1, self.num)
 
     @property
     def flat_groups(self) -> float:
@@ -62,6 +68,7 @@ def tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
         num=len(rows),
         num_parsed=sum(row["parsed"] for row in rows),
         num_finished=sum(row["finished"] for row in rows),
+        num_exact=sum(row["exact"] for row in rows),
         num_groups=len(groups),
         num_flat_groups=sum(len({row["reward"] for row in group}) == 1 for group in groups),
         ranges={name: (min(found), max(found)) for name, found in values.items()},
@@ -77,6 +84,7 @@ class Limits:
     max_flat_groups: float
     max_kl: float | None
     max_new_tokens: int
+    max_exact_drop: float  # from the best share of exactly formatted answers so far
 
 
 class Cause(NamedTuple):
@@ -94,6 +102,7 @@ def find_causes(
     paid: Iterable[str],
     penalties: Collection[str],
     kl: float | None,
+    best_exact: float,
 ) -> list[Cause]:
     """What is to be told about some completions; what explains the rest stands for it.
 
@@ -103,6 +112,7 @@ def find_causes(
         paid: the rewards whose weight is not 0.
         penalties: those among them of which 0 is the best value.
         kl: mean KL to the reference; None where there is none.
+        best_exact: largest share of exactly formatted answers in any earlier window.
     """
     causes = [] if kl is None else _kl(kl, limits)
     if found.constant("") == 0:
@@ -112,7 +122,7 @@ def find_causes(
     told = [cause for cause in flat if cause is not None]
     if any(cause.is_grave for cause in told):
         return causes + told
-    return causes + told + _shares(found, limits)
+    return causes + told + _shares(found, limits, best_exact)
 
 
 def _kl(kl: float, limits: Limits) -> list[Cause]:
@@ -140,12 +150,20 @@ def _flat(name: str, found: Tally, limits: Limits) -> Cause | None:
     return Cause(f"flat.{name}", message + _why(found, limits))
 
 
-def _shares(found: Tally, limits: Limits) -> list[Cause]:
+def _shares(found: Tally, limits: Limits, best_exact: float) -> list[Cause]:
     causes = []
     if found.truncated > limits.max_truncated:
         causes.append(Cause("truncated", f"{_facts(found, limits)}: {_RAISE_LENGTH}"))
     elif found.unparsed > limits.max_unparsed:
         causes.append(Cause("unparsed", f"{_facts(found, limits)}: {_FORMAT_UNKNOWN}"))
+    elif found.exact < best_exact - limits.max_exact_drop:
+        message = (
+            f"{_percent(found.exact)} of the last {found.num} answers have exactly the asked "
+            f"format, {_percent(best_exact)} had before: the policy drifts into what the parser "
+            "still reads: reward the format (reward=[format_exact,...]), or read strictly "
+            "(prompt.strict_answer=true)"
+        )
+        causes.append(Cause("exact_format", message))
     if found.flat_groups > limits.max_flat_groups:
         message = (
             f"all completions of a group earn the same in {_percent(found.flat_groups)} of the "

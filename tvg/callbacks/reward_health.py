@@ -42,6 +42,8 @@ class RewardHealth(Callback):
         max_flat_groups: share of groups with equal rewards that is borne.
         max_kl: KL to the reference, a token, that is borne; None for any.
         max_new_tokens: that length limit, for the messages.
+        max_exact_drop: how far the share of answers of exactly the asked format may fall below the
+            best window so far.
         penalties: rewards of which 0 is the best value.
     """
 
@@ -55,6 +57,7 @@ class RewardHealth(Callback):
         max_flat_groups: float,
         max_kl: float | None,
         max_new_tokens: int,
+        max_exact_drop: float,
         penalties: list[str],
     ) -> None:
         super().__init__()
@@ -64,6 +67,7 @@ class RewardHealth(Callback):
             "max_unparsed": max_unparsed,
             "max_truncated": max_truncated,
             "max_flat_groups": max_flat_groups,
+            "max_exact_drop": max_exact_drop,
         }
         for name, share in shares.items():
             if not 0 <= share <= 1:
@@ -76,7 +80,14 @@ class RewardHealth(Callback):
         self.penalties = penalties
         self._last: deque[tuple[Tally, float | None]] = deque(maxlen=window)
         self._num_rollouts = 0
+        self._best_exact = 0.0  # share of exactly formatted answers in any window
         self._seen: dict[str, int] = {}  # cause -> the last rollout at which it held
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_exact": self._best_exact}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best_exact = float(state_dict.get("best_exact", 0.0))
 
     def on_train_batch_end(
         self,
@@ -113,7 +124,9 @@ class RewardHealth(Callback):
             paid=[name for name in found.ranges if name and weights.get(name, 1.0) != 0],
             penalties=self.penalties,
             kl=sum(kls) / len(kls) if kls else None,
+            best_exact=self._best_exact,
         )
+        self._best_exact = max(self._best_exact, found.exact)
         now = self._num_rollouts
         # One rollout that differs clears the windows that it is in: that is no end of a cause.
         pause = 2 * self.window

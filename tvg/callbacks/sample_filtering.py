@@ -145,7 +145,7 @@ class SampleFiltering(Callback):
         first = data.examples("train")
         to_score = first if self.rescore == "all" else data.training.examples
         predictions = rescoring.run(to_score)
-        for example in with_difficulty(to_score, predictions.values()):
+        for example in with_difficulty(to_score, predictions.values(), pl_module.task):
             if example.qid in predictions:
                 segment = example.prediction
                 assert example.difficulty is not None

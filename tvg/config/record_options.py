@@ -27,11 +27,17 @@ PROMPT_OPTIONS = {
     "think": FLAG,
     "lowercase": FLAG,
     "strip_period": FLAG,
+    "query_blanks": TEXT,
     "parser": TEXT,
+    "rate_any_numbers": FLAG,
+    "strict_answer": FLAG,
     "prefill": TEXT_OR_NULL,
     "frame_times": TEXT_OR_NULL,
 }
-LATER_PROMPT_OPTIONS = {"parser", "prefill", "frame_times"}  # records of older versions lack them
+LATER_PROMPT_OPTIONS = {  # records of older versions lack them
+    *("parser", "prefill", "frame_times"),
+    *("query_blanks", "rate_any_numbers", "strict_answer"),
+}
 SAMPLING_OPTIONS = {
     "fps": NUMBER,
     "min_frames": COUNT,

@@ -125,7 +125,10 @@ def recorded_prompt(
     video_first: bool | Literal["recorded"],
     lowercase: bool | Literal["recorded"],
     strip_period: bool | Literal["recorded"],
+    query_blanks: str,
     parser: Callable[..., Any] | Literal["recorded"],
+    rate_any_numbers: bool | Literal["recorded"],
+    strict_answer: bool | Literal["recorded"],
     prefill: str | None,
     frame_times: str | None,
 ) -> GroundingTask:
@@ -138,7 +141,10 @@ def recorded_prompt(
         video_first: see there.
         lowercase: see there.
         strip_period: see there.
+        query_blanks: see there.
         parser: see there.
+        rate_any_numbers: see there.
+        strict_answer: see there.
         prefill: see there.
         frame_times: see there.
 
@@ -152,7 +158,10 @@ def recorded_prompt(
         "video_first": video_first,
         "lowercase": lowercase,
         "strip_period": strip_period,
+        "query_blanks": query_blanks,
         "parser": parser,
+        "rate_any_numbers": rate_any_numbers,
+        "strict_answer": strict_answer,
         "prefill": prefill,
         "frame_times": frame_times,
     }

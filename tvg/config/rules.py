@@ -182,6 +182,7 @@ RULES: tuple[Rule, ...] = (
     sampler_is_not_policy,
     no_reward,
     reward_without_weight,
+    reward.reward_cannot_be_named,
     format_reward_out_of_reach,
     parts.nothing_to_train,
     parts.frozen_part_to_be_trained,

@@ -9,6 +9,13 @@ from typing import Any
 
 from tvg.config.targets import locate
 from tvg.config.values import Config, value
+from tvg.core.reward_names import reward_name_problems
+
+
+def reward_cannot_be_named(cfg: Config) -> list[str]:
+    """Names of rewards become names of metrics, which have to be possible and free."""
+    rewards = value(cfg, "reward")
+    return reward_name_problems(map(str, rewards)) if isinstance(rewards, Mapping) else []
 
 
 def reward_cannot_be_called(cfg: Config) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -46,6 +47,26 @@ def segment_iou(a: Segment | None, b: Segment | None) -> float:
     intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
     union = a_length + b_length - intersection
     return intersection / union if math.isfinite(union) else 0.0
+
+
+def exact_iou(a: Segment | None, b: Segment | None) -> Fraction:
+    """IoU of two segments in exact arithmetic on their decimals, by the rules of `segment_iou`.
+
+    A time counts as the shortest decimal that names its float: 3.3 is 33/10. So an IoU that equals
+    a threshold on paper equals it here, whatever binary rounding makes of it.
+    """
+    if a is None or b is None or not all(map(math.isfinite, (*a, *b))):
+        return Fraction(0)
+    (a_start, a_end), (b_start, b_end) = map(decimal_fraction, a), map(decimal_fraction, b)
+    if not (a_end > a_start and b_end > b_start):
+        return Fraction(0)
+    intersection = max(Fraction(0), min(a_end, b_end) - max(a_start, b_start))
+    return intersection / (a_end - a_start + b_end - b_start - intersection)
+
+
+def decimal_fraction(number: float) -> Fraction:
+    """The shortest decimal that names a finite float, as an exact fraction: 0.3 is 3/10."""
+    return Fraction(repr(float(number)))
 
 
 def segment_giou(a: Segment | None, b: Segment | None) -> float:

@@ -1,28 +1,33 @@
 """Scores of temporal grounding over a set of queries, with bootstrap intervals.
 
 R1@m is the share of queries whose one prediction has IoU >= m (as the field counts; the published
-Time-R1 scorer counts > m). mIoU is the mean IoU. Both divide by all queries: an answer that cannot
-be parsed counts as IoU 0. Everything is a fraction in [0, 1].
+Time-R1 scorer counts > m), compared exactly: `tvg.core.interval.exact_iou`. mIoU is the mean IoU.
+Both divide by all queries: an answer that cannot be parsed counts as IoU 0. Everything is a
+fraction in [0, 1].
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_IOU_NOISE = 1e-9  # an IoU of exactly m in decimals may be a hair below m in binary
+from tvg.core.interval import decimal_fraction
+
+_IOU_NOISE = 1e-9  # that binary rounding may add to an IoU of 1
 _BLOCK_NUMBERS = 1 << 20  # of resampled queries at once, to bound memory on large benchmarks
 _INTERVAL = (0.025, 0.975)
 
 
 def grounding_metrics(
-    ious: Sequence[float],
+    ious: Sequence[float | Fraction],
     parsed: Sequence[bool],
     *,
+    exact_format: Sequence[bool] | None = None,
     thresholds: Sequence[float] = (0.3, 0.5, 0.7),
     strict: bool = False,
     seed: int = 0,
@@ -31,33 +36,40 @@ def grounding_metrics(
     """Recalls, mean IoU and parse rate with 95 % percentile bootstrap intervals over queries.
 
     Args:
-        ious: IoU of each query, 0 where nothing was parsed.
+        ious: IoU of each query, 0 where nothing was parsed; exact ones (`exact_iou`) make exact
+            recalls, a float counts as the shortest decimal that names it.
         parsed: whether a segment could be read from each answer.
+        exact_format: whether each answer has exactly the asked format; None where not known.
         thresholds: of the recalls.
         strict: recalls count IoU > m, as the published Time-R1 scorer does.
         seed: of the bootstrap; the same seed gives the same intervals.
         resamples: number of bootstrap samples.
 
     Returns:
-        {"n", "miou", "r1_iou_0.3", ..., "parse_rate", "ci95": {name: [low, high]}}, ready for JSON.
+        {"n", "miou", "r1_iou_0.3", ..., "parse_rate", "exact_format_rate" (where it is
+        known), "ci95": {name: [low, high]}}, ready for JSON.
 
     Raises:
         ValueError: if there is no query, the lengths differ, or an IoU is not in [0, 1].
     """
-    if not len(ious) or len(ious) != len(parsed):
+    flags = [parsed] if exact_format is None else [parsed, exact_format]
+    if not len(ious) or any(len(some) != len(ious) for some in flags):
         raise ValueError(
             "metrics need at least one query and one parse flag for each: "
-            f"got {len(ious)} IoUs, {len(parsed)} flags"
+            f"got {len(ious)} IoUs, {' and '.join(str(len(some)) for some in flags)} flags"
         )
     for index, value in enumerate(ious):
         if not 0 <= value <= 1 + _IOU_NOISE:
             raise ValueError(f"IoU of query {index} must lie in [0, 1]: got {value}")
-    iou = torch.tensor(list(ious), dtype=torch.float64)
-    scores = {"miou": iou}
+    exact = [iou if isinstance(iou, Fraction) else decimal_fraction(iou) for iou in ious]
+    scores = {"miou": torch.tensor(list(map(float, ious)), dtype=torch.float64)}
     for threshold in thresholds:
-        is_hit = iou > threshold + _IOU_NOISE if strict else iou >= threshold - _IOU_NOISE
-        scores[f"r1_iou_{threshold:g}"] = is_hit.double()
+        least = decimal_fraction(threshold)
+        hits = [float(iou > least if strict else iou >= least) for iou in exact]
+        scores[f"r1_iou_{threshold:g}"] = torch.tensor(hits, dtype=torch.float64)
     scores["parse_rate"] = torch.tensor([float(is_parsed) for is_parsed in parsed]).double()
+    if exact_format is not None:
+        scores["exact_format_rate"] = torch.tensor([float(flag) for flag in exact_format]).double()
     per_query = torch.stack(list(scores.values()), dim=1)
     intervals = _bootstrap_intervals(per_query, seed=seed, resamples=resamples)
     means = per_query.mean(dim=0).tolist()

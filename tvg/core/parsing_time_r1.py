@@ -1,15 +1,17 @@
 r"""Reading time ranges exactly as the Time-R1 release does, in time linear in the text's length.
 
-The release takes the last match of `(\d+\.?\d*) (to|and) (\d+\.?\d*)`, case-insensitive: one space
-on each side, no units, no clock times ("1:05 to 1:11" is 5 to 1), any script's digits. As a regular
-expression that takes cubic time on a long run of digits; here the words between are found first,
-each behind a digit or a point, and the numbers on both sides are then cut out of their runs.
+The release takes the last match of `(\d+\.?\d*) (to|and) (\d+\.?\d*)`: one space on each side, no
+units, no clock times ("1:05 to 1:11" is 5 to 1), any script's digits. Its rewards ignore case, its
+evaluators do not. As a regular expression that takes cubic time on a long run of digits; here the
+words between are found first, each after a digit or a point, and the numbers on both sides are
+then cut out of their runs.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from itertools import islice
 
 from tvg.core.parsing import (
     ANSWER_CLOSE,
@@ -23,9 +25,11 @@ from tvg.types import Segment
 
 # A whole run of digits and points, where " to " or " and " and a digit follow. The lookbehind keeps
 # the search from trying every end of a run that is followed by something else.
-_BEFORE = re.compile(r"(?<![\d.])[\d.]++(?= (?:to|and) \d)", re.IGNORECASE)
+_BEFORE = re.compile(r"(?<![\d.])[\d.]++(?= (?:to|and) \d)")
+_BEFORE_ANY_CASE = re.compile(_BEFORE.pattern, re.IGNORECASE)
 _BETWEEN = re.compile(r" (?:to|and) ", re.IGNORECASE)
 _AFTER = re.compile(r"\d++(?:\.\d*+)?+")
+_NUMBER = re.compile(r"\d++(?:\.\d++)?+")
 
 
 def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
@@ -33,8 +37,9 @@ def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
 
     Args:
         text: one completion.
-        anywhere: False: the last range of the last `<answer>` block, as its rewards read; True: the
-            last range of the whole text, whatever the answer block holds, as its evaluation reads.
+        anywhere: False: the last range of the last `<answer>` block, in any case, as its rewards
+            read; True: the last range of the whole text, whatever the answer block holds, with "to"
+            or "and" in lower case, as its evaluators read.
 
     Returns:
         With the segment as written. A number beyond float's range leaves none (the release would
@@ -43,16 +48,26 @@ def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
     answer = last_block(text, ANSWER_OPEN, ANSWER_CLOSE)
     searched = text if anywhere else answer
     return ParsedAnswer(
-        segment=None if searched is None else _last_range(searched),
+        segment=None if searched is None else _last_range(searched, any_case=not anywhere),
         thought=last_block(text, THINK_OPEN, THINK_CLOSE),
         answer=answer,
     )
 
 
-def _last_range(text: str) -> Segment | None:
+def first_two_numbers(text: str) -> Segment | None:
+    r"""The first two matches of `\d+(?:\.\d+)?`: what the release rates answers without a range by.
+
+    Returns:
+        None for fewer than two numbers, and for one beyond float's range.
+    """
+    found = [float(number[0]) for number in islice(_NUMBER.finditer(text), 2)]
+    return Segment(*found) if len(found) == 2 and all(map(math.isfinite, found)) else None
+
+
+def _last_range(text: str, *, any_case: bool) -> Segment | None:
     last: tuple[str, str] | None = None
     used = 0  # up to here the text belongs to matches: they do not overlap
-    for run in _BEFORE.finditer(text):
+    for run in (_BEFORE_ANY_CASE if any_case else _BEFORE).finditer(text):
         start = _number_at_end(text[max(run.start(), used) : run.end()])
         if start is None:
             continue

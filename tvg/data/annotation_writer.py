@@ -43,7 +43,7 @@ def time_r1_row(example: GroundingExample) -> Row:
         {
             "qid": plain["qid"],
             "video": plain["video"],
-            "sentence": plain["query"],
+            "sentence": plain["query"] if example.raw_query is None else example.raw_query,
             "timestamp": _listed(plain["segment"]),
             "duration": plain["duration_s"],
             "video_start": start_s,

@@ -13,7 +13,9 @@ from tvg.data.clip_text import ClipText, clip_text_of
 from tvg.data.dataset import LeftOut, Sample
 from tvg.data.patches import clip_patches, patching_of
 from tvg.task.grounding import GroundingTask
-from tvg.types import EncodedClip, PromptBatch, VideoClip
+from tvg.types import EncodedClip, GroundingExample, PromptBatch, VideoClip
+
+MOST_QUERY_PLACES = 4  # how often a prompt's template may show the query
 
 
 class PromptCollator:
@@ -49,6 +51,7 @@ class PromptCollator:
         self.processor = processor
         self.clip_text = clip_text or clip_text_of(processor, task.frame_times)
         self.max_prompt_tokens = max_prompt_tokens
+        self._prompt_bytes: int | None = None  # of some prompt, without the clip
         self.template_limits = template_limits
         self._texts: dict[str, str] = {}  # the chat template is slow, queries come again each epoch
 
@@ -59,16 +62,15 @@ class PromptCollator:
             return _empty_batch(unreadable)
         pixels, features, grid_thw = self._vision(samples)
         texts = [
-            self._chat_text(sample).replace(self.clip_text.mark, self._text_of_clip(sample, grid))
+            self._chat_text(sample.example).replace(
+                self.clip_text.mark, self._text_of_clip(sample, grid)
+            )
             for sample, grid in zip(samples, grid_thw, strict=True)
         ]
         tokens = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         for sample, ids in zip(samples, tokens, strict=True):
-            if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
-                raise ValueError(
-                    f"{sample.example.qid}: the prompt has {len(ids)} tokens, "
-                    f"data.max_prompt_tokens={self.max_prompt_tokens}"
-                )
+            if (problem := self._length_problem(len(ids))) is not None:
+                raise ValueError(f"{sample.example.qid}: {problem}")
         input_ids, attention_mask = pad_rows(tokens, self._pad_id, side="left")
         return PromptBatch(
             input_ids=input_ids,
@@ -82,17 +84,62 @@ class PromptCollator:
             duration_s=_float64(sample.clip.duration_s for sample in samples),
         )
 
+    def query_problem(self, example: GroundingExample) -> str | None:
+        """Returns what keeps a query from being asked about any clip, or None."""
+        for token in (self.clip_text.placeholder, self.clip_text.mark):
+            if token in example.query:
+                return f"the query holds {token!r}, which stands for the clip in a prompt"
+        if self.max_prompt_tokens is None:
+            return None
+        # No token is shorter than a byte, so most queries need no tokenizer, nor the slow template.
+        if self._prompt_bytes is None:
+            self._prompt_bytes = len(self._chat_text(example).encode())
+        most = self._prompt_bytes + MOST_QUERY_PLACES * len(example.query.encode())
+        if most <= self.max_prompt_tokens:
+            return None
+        text = self._chat_text(example).replace(self.clip_text.mark, "")
+        return self._length_problem(self._num_tokens(text), " without the clip")
+
+    def prompt_problem(self, sample: Sample) -> str | None:
+        """Returns why a sample cannot be in a batch (its prompt is too long), or None."""
+        if self.max_prompt_tokens is None:
+            return None
+        clip_text = self._text_of_clip(sample, self._grid(sample.clip))
+        text = self._chat_text(sample.example).replace(self.clip_text.mark, clip_text)
+        problem = self._length_problem(self._num_tokens(text))
+        return problem and f"{sample.example.qid}: {problem}"
+
+    def _length_problem(self, num_tokens: int, what: str = "") -> str | None:
+        if self.max_prompt_tokens is None or num_tokens <= self.max_prompt_tokens:
+            return None
+        return (
+            f"the prompt has {num_tokens} tokens{what}, "
+            f"data.max_prompt_tokens={self.max_prompt_tokens}"
+        )
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self.processor.tokenizer([text], add_special_tokens=False)["input_ids"][0])
+
+    def _grid(self, clip: VideoClip | EncodedClip) -> Tensor:
+        """The grid of a clip in patches, int64 [3], as `_vision` gives it."""
+        if isinstance(clip, EncodedClip):
+            return clip.grid_thw
+        patching = patching_of(self.processor)
+        num_frames, _, height, width = clip.frames.shape
+        sides = (side // patching.token_side * patching.merge for side in (height, width))
+        return torch.tensor([-(-num_frames // patching.num_frames), *sides])
+
     @property
     def _pad_id(self) -> int:
         return int(self.processor.tokenizer.pad_token_id)
 
-    def _chat_text(self, sample: Sample) -> str:
-        key = sample.example.query
+    def _chat_text(self, example: GroundingExample) -> str:
+        key = example.query
         if key not in self._texts:
-            messages = self.task.messages(sample.example)
+            messages = self.task.messages(example)
             text = render_chat(self.processor, messages, self.template_limits)
             text += self.task.prefill or ""
-            self._check_once(text, sample.example.qid)
+            self._check_once(text, example.qid)
             self._texts[key] = text
         return self._texts[key]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -86,6 +86,8 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         on_unreadable: a clip that cannot be read is an error; or the next example whose clip can
             be read takes its place (training: every step keeps its size); or it is left out
             (evaluation: nothing is scored twice).
+        problem_of: tells why a sample cannot be asked, or None; such a one counts as one whose clip
+            cannot be read. None: whatever is loaded can be asked.
         fit_segments: for training: cut segments (and hints) at the end of the clip as it was found,
             whatever was stated; a segment that starts behind it cannot be learnt, the next example
             takes its place.
@@ -98,6 +100,7 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         loader: ClipSource,
         memory_cache: bool,
         on_unreadable: OnUnreadable = "error",
+        problem_of: Callable[[Sample], str | None] | None = None,
         fit_segments: bool = False,
     ) -> None:
         assert not (fit_segments and on_unreadable == "leave_out"), "one trains, the other scores"
@@ -105,9 +108,10 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         self.loader = loader
         self.memory_cache = memory_cache
         self.on_unreadable = on_unreadable
+        self.problem_of = problem_of
         self.fit_segments = fit_segments
         self._problems: dict[Hashable, str] = {}  # a decoder that hung once is not waited for again
-        self._behind: dict[int, str] = {}  # index -> problem: clips not worth loading again
+        self._unusable: dict[int, str] = {}  # index -> problem: clips not worth loading again
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -124,8 +128,8 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         raise ValueError(f"none of the {len(self)} clips can be used; the first: {problems[0]}")
 
     def _sample_or_problem(self, index: int) -> Sample | str:
-        if index in self._behind:
-            return self._behind[index]
+        if index in self._unusable:
+            return self._unusable[index]
         example = self.examples[index]
         clip = self._clip_or_problem(example)
         if isinstance(clip, str):
@@ -134,14 +138,20 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
             fitted = fitted_to(example, clip.duration_s)
             if fitted is None:
                 assert example.segment is not None
-                self._behind[index] = (
+                self._unusable[index] = (
                     f"{example.qid}: the segment {example.segment.start_s:g} to "
                     f"{example.segment.end_s:g} s starts behind the end of {example.video_path}, "
                     f"which is {clip.duration_s:.2f} s long"
                 )
-                return self._behind[index]
+                return self._unusable[index]
             example = fitted
-        return Sample(example, clip)
+        sample = Sample(example, clip)
+        if self.on_unreadable != "error" and self.problem_of is not None:
+            problem = self.problem_of(sample)
+            if problem is not None:
+                self._unusable[index] = problem
+                return problem
+        return sample
 
     def _clip_or_problem(self, example: GroundingExample) -> VideoClip | EncodedClip | str:
         if self.on_unreadable == "error":

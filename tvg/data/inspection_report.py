@@ -31,6 +31,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         "dropped": report.dropped,
         "missing": report.missing,
         "unreadable": inspection.unreadable,
+        "unusable_queries": report.unusable_queries,
         "defects": {
             name: {"count": d.count, "action": d.action, "examples": d.example_ids}
             for name, d in report.defects.items()
@@ -80,15 +81,18 @@ def defect_lines(inspections: Sequence[Inspection]) -> list[str]:
     return lines
 
 
-def problem_lines(missing: Mapping[str, str], unreadable: Mapping[str, str]) -> list[str]:
-    """One line for every video that cannot be used.
+def problem_lines(
+    missing: Mapping[str, str], unreadable: Mapping[str, str], queries: Mapping[str, str]
+) -> list[str]:
+    """One line for every video, and every query, that cannot be used.
 
     Args:
         missing: video -> the files that were looked for.
         unreadable: file -> what is wrong with it.
+        queries: id -> why it cannot be asked.
     """
     lines = [f"{video}: no video file; looked for {names}" for video, names in missing.items()]
-    return lines + [f"{path}: {problem}" for path, problem in unreadable.items()]
+    return lines + [f"{n}: {problem}" for n, problem in (*unreadable.items(), *queries.items())]
 
 
 def shortened(lines: Sequence[str]) -> list[str]:

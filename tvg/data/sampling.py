@@ -19,6 +19,7 @@ MAX_ASPECT_RATIO = 200  # qwen-vl-utils refuses longer strips
 CAP_SLACK = 1.05  # the budget of a long clip never presses a frame below 1.05 * min_pixels
 # A file may miss its window by this much: cutting tools round to key frames, annotators to seconds.
 WINDOW_SLACK_S, WINDOW_SLACK_SHARE = 2.0, 0.05
+LITERAL_SLACK_S = 1.0  # people state a file's end in whole seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,26 @@ def resolve_window(window: Segment | None, file_duration_s: float) -> Segment | 
         f"behind the file's end; as the file itself (already cut), it would be "
         f"{window.length_s:.2f} s long; up to {slack_s:.2f} s of difference is accepted"
     )
+
+
+def literal_window(window: Segment, file_duration_s: float) -> Segment:
+    """Returns a window as a user gives it, of exactly this file; an end up to 1 s late is cut.
+
+    `resolve_window` is for annotations: it takes a file that is as long as the window for the
+    window itself.
+
+    Raises:
+        ValueError: not a forward window, or it does not lie in the file.
+    """
+    _check_forward(window)
+    start_s, end_s = window
+    is_inside = 0 <= start_s < file_duration_s and end_s <= file_duration_s + LITERAL_SLACK_S
+    if not is_inside:
+        raise ValueError(
+            f"expected a part of the file, 0 to {file_duration_s:.2f} s, got {start_s:g} to "
+            f"{end_s:g} s"
+        )
+    return Segment(start_s, min(end_s, file_duration_s))
 
 
 def num_lead_in_frames(lead_in: LeadIn | None, video_fps: float) -> int:

@@ -125,6 +125,7 @@ def draw_filmstrip(
     truth: Segment | None,
     query: str,
     title: str | None = None,
+    time_label: str = "time (s)",
 ) -> Figure:
     """Draws evenly spaced frames of a clip over a time axis, and the segments under them.
 
@@ -139,6 +140,7 @@ def draw_filmstrip(
         truth: None where it is not known; then its row is left out.
         query: the heading; any characters, `$` included.
         title: a short line under it, such as the video's name.
+        time_label: of the time axis; says so where 0 is not the file's beginning.
 
     Raises:
         ValueError: frames, times or duration are none that can be drawn.
@@ -187,5 +189,5 @@ def draw_filmstrip(
     bars.spines["bottom"].set_color(MUTED)
     bars.xaxis.set_major_locator(MaxNLocator(nbins=12, steps=[1, 2, 5, 10]))
     bars.tick_params(axis="x", colors=MUTED, labelsize=9)
-    bars.set_xlabel("time (s)", color=MUTED, fontsize=10)
+    bars.set_xlabel(time_label, color=MUTED, fontsize=10)
     return figure

@@ -35,6 +35,7 @@ class Completions:
     examples: list[GroundingExample]
     num_tokens: list[int]  # up to and including the first EOS
     is_finished: list[bool]  # ended by EOS, not cut at the length limit
+    is_exact: list[bool]  # written in exactly the format that the prompt asks for
     group_size: int
 
     def __post_init__(self) -> None:

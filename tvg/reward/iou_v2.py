@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tvg.core.interval import segment_iou
 from tvg.core.parsing import ParsedAnswer
-from tvg.types import Segment
+from tvg.types import GroundingExample, Segment
 
 
 class IoUV2Reward:
@@ -12,11 +14,32 @@ class IoUV2Reward:
 
     The timestamp-aware IoU of Time-R1 (arXiv 2503.13377). As published it is not clamped: an
     overlapping prediction whose end misses by more than the clip's length earns less than 0.
+
+    Args:
+        duration: "clip": T is the length found in the file; "annotation": the length that the
+            annotation states, as the release takes it (the file's where none is stated).
     """
 
+    def __init__(self, *, duration: Literal["clip", "annotation"] = "clip") -> None:
+        if duration not in ("clip", "annotation"):
+            raise ValueError(
+                f"reward.iou_v2.reward.duration: expected clip or annotation, got {duration!r}"
+            )
+        self.duration = duration
+
     def __call__(
-        self, *, answers: list[ParsedAnswer], truths: list[Segment], durations_s: list[float]
+        self,
+        *,
+        answers: list[ParsedAnswer],
+        truths: list[Segment],
+        durations_s: list[float],
+        examples: list[GroundingExample],
     ) -> list[float]:
+        if self.duration == "annotation":
+            durations_s = [
+                found_s if example.duration_s is None else example.duration_s
+                for example, found_s in zip(examples, durations_s, strict=True)
+            ]
         return [
             _timestamp_aware_iou(answer.segment, truth, duration_s)
             for answer, truth, duration_s in zip(answers, truths, durations_s, strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tvg.core.reward_names import reward_name_problems
 from tvg.reward.base import Completions, Reward
 from tvg.reward.signature import wanted_fields
 from tvg.types import RewardOutput
@@ -23,8 +24,8 @@ class WeightedReward:
         weights: name -> weight, for exactly the same names.
 
     Raises:
-        ValueError: if there is no reward, the names differ, a weight is not finite, or a reward
-            needs an argument that there is not.
+        ValueError: if there is no reward, the names differ or cannot be logged, a weight is not
+            finite, or a reward needs an argument that there is not.
     """
 
     def __init__(self, *, rewards: dict[str, Reward], weights: dict[str, float]) -> None:
@@ -35,6 +36,8 @@ class WeightedReward:
                 "reward.weights must name the same rewards as reward.rewards: "
                 f"got weights for {sorted(weights)}, rewards {sorted(rewards)}"
             )
+        if problems := reward_name_problems(rewards):
+            raise ValueError("; ".join(problems))
         for name, weight in weights.items():
             if not math.isfinite(weight):
                 raise ValueError(f"reward.{name}.weight must be finite: got {weight}")

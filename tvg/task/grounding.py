@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, Literal, get_args
 
-from tvg.core.parsing import ParsedAnswer, parse_answer
+from tvg.core.answer_format import answer_pattern, is_exact
+from tvg.core.parsing import THINK_CLOSE, ParsedAnswer, parse_answer
+from tvg.core.parsing_time_r1 import first_two_numbers
 from tvg.types import GroundingExample, Segment
 
 QUERY_FIELD = "query"
+QUERY_MARKS = ("{query}", "[EVENT]", "<EVENT>")  # in a template file; {} where there is none
+QueryBlanks = Literal["strip", "before_period", "keep"]
 
 
 class GroundingTask:
@@ -19,8 +24,9 @@ class GroundingTask:
     Args:
         template: user text with one `{query}` field (other braces doubled, as in `str.format`).
         template_file: a file to read the user text from instead. There, every `{query}`,
-            `[EVENT]` or `<EVENT>` is the query and other braces stand for themselves, so that
-            the text of an existing release can be used as it is.
+            `[EVENT]` or `<EVENT>` is the query, or one `{}` in a text without any of these, and
+            other braces stand for themselves, so that the text of an existing release can be used
+            as it is.
         system: text of a system turn, or None for no such turn.
         video_first: the clip stands before the text in the user turn, else behind it.
         answer_format: the target of supervised training, with fields `start_s` and `end_s`; None
@@ -28,6 +34,13 @@ class GroundingTask:
         think: completions are expected to reason inside `<think>` first.
         lowercase: lower-case the query (as in the training of the Time-R1 release).
         strip_period: drop the query's final full stop.
+        query_blanks: the blanks around the query: "strip" removes them; "before_period" keeps those
+            before a dropped full stop, as the training of the Time-R1 release does; "keep" leaves
+            all that the reader kept, as its evaluation does.
+        rate_any_numbers: an answer without a range is rated by the first two numbers of its text
+            (as Time-R1's difficulty scoring does); see `rated_segment`.
+        strict_answer: a segment counts only in a completion of exactly the asked format
+            (`has_exact_format`); False: wherever the parser finds one, trailing text included.
         parser: reads a completion; called with the text and `anywhere`, as `parse` is.
         prefill: text behind the generation prompt, so that each completion goes on from it: an
             empty think block answers at once. Part of the prompt: not sampled, not scored, not seen
@@ -39,7 +52,7 @@ class GroundingTask:
         ValueError: a text lacks one of its fields, or has others.
     """
 
-    # Exports that older versions wrote record no parser, prefill or frame times: hence defaults.
+    # The records of older exports lack the arguments that have defaults here.
 
     def __init__(
         self,
@@ -55,7 +68,15 @@ class GroundingTask:
         parser: Callable[..., ParsedAnswer] = parse_answer,
         prefill: str | None = None,
         frame_times: str | None = None,
+        query_blanks: QueryBlanks = "strip",
+        rate_any_numbers: bool = False,
+        strict_answer: bool = False,
     ) -> None:
+        if query_blanks not in get_args(QueryBlanks):
+            raise ValueError(
+                f"prompt.query_blanks: expected one of {', '.join(get_args(QueryBlanks))}, "
+                f"got {query_blanks!r}"
+            )
         self.template = _read_template(template, template_file)
         self.system = system
         self.video_first = video_first
@@ -67,21 +88,30 @@ class GroundingTask:
         # A command line cannot hold line breaks: there, they are typed as in YAML's strings.
         self.prefill = None if prefill is None else prefill.replace("\\n", "\n")
         self.frame_times = frame_times
+        self.query_blanks = query_blanks
+        self.rate_any_numbers = rate_any_numbers
+        self.strict_answer = strict_answer
         if answer_format is not None:
             _check_fields("prompt.answer_format", answer_format, {"start_s": 0.0, "end_s": 1.0})
         if frame_times is not None:
             _check_fields("prompt.frame_times", frame_times, {"time_s": 0.0})
+        self._exact_answer = answer_pattern(answer_format)
+        is_thought_written = self.prefill is not None and THINK_CLOSE in self.prefill
+        self._thinks = think and not is_thought_written
 
     def query_text(self, query: str) -> str:
         """The query as it stands in the prompt."""
-        query = query.strip()
+        if self.query_blanks != "keep":
+            query = query.strip()
         if self.strip_period:
-            query = query.removesuffix(".").rstrip()
+            query = query.removesuffix(".")
+            query = query.rstrip() if self.query_blanks == "strip" else query
         return query.lower() if self.lowercase else query
 
     def messages(self, example: GroundingExample) -> list[dict[str, Any]]:
         """Chat turns in Hugging Face's format, with one video placeholder."""
-        text = {"type": "text", "text": self.template.format(query=self.query_text(example.query))}
+        query = example.query if example.raw_query is None else example.raw_query
+        text = {"type": "text", "text": self.template.format(query=self.query_text(query))}
         video = {"type": "video"}
         content = [video, text] if self.video_first else [text, video]
         user = {"role": "user", "content": content}
@@ -107,7 +137,21 @@ class GroundingTask:
             anywhere: take the last range of the whole text where the answer block holds none: for
                 evaluation, as published. A reward is earned inside the block only.
         """
-        return self.parser(text, anywhere=anywhere)
+        parsed = self.parser(text, anywhere=anywhere)
+        if self.strict_answer and parsed.segment is not None and not self.has_exact_format(text):
+            return replace(parsed, segment=None)
+        return parsed
+
+    def has_exact_format(self, text: str) -> bool:
+        """Whether a completion has exactly the asked format, digits after the point included."""
+        return is_exact(text, self._exact_answer, think=self._thinks)
+
+    def rated_segment(self, text: str) -> Segment | None:
+        """The segment by which a completion rates its query's difficulty."""
+        segment = self.parse(text, anywhere=True).segment
+        if segment is None and self.rate_any_numbers:
+            return first_two_numbers(text)
+        return segment
 
 
 def _read_template(template: str | None, template_file: str | None) -> str:
@@ -127,13 +171,19 @@ def read_template_file(template_file: str) -> str:
     """The text of a file as a `template`: query marks as fields, other braces doubled.
 
     Raises:
-        ValueError: the file cannot be read.
+        ValueError: the file cannot be read, or marks the query by several `{}`.
     """
     try:
         text = Path(template_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompt.template_file: cannot read {template_file}: {error}") from error
-    for mark in ("{query}", "[EVENT]", "<EVENT>"):
+    marks = [mark for mark in QUERY_MARKS if mark in text]
+    if not marks and text.count("{}") > 1:
+        raise ValueError(
+            f"prompt.template_file: {template_file} marks the query by {text.count('{}')} "
+            "{}: expected one, or {query} where the query is meant"
+        )
+    for mark in marks or ["{}"]:
         text = text.replace(mark, "\0")
     return text.replace("{", "{{").replace("}", "}}").replace("\0", "{query}")
 

@@ -31,6 +31,7 @@ class Prediction:
     text: str  # the completion as generated
     duration_s: float
     is_parsed: bool
+    is_exact: bool | None = None  # whether the text has exactly the asked format; None: not known
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -105,7 +106,7 @@ def read_predictions(path: str | Path) -> list[Prediction]:
                 continue
             try:
                 row = json.loads(line)
-                values = {name: row[name] for name in names}
+                values = {name: row[name] for name in names if name in row or name != "is_exact"}
                 values |= {name: _segment(values[name]) for name in ("segment", "truth")}
             except (ValueError, TypeError, KeyError) as error:
                 problem = f"no {error}" if isinstance(error, KeyError) else str(error)

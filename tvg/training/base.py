@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from tvg.core.metrics import grounding_metrics
 from tvg.model.policy import Policy
 from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
 from tvg.task.report import Prediction
-from tvg.training.evaluation import known_ious, predict_batch
+from tvg.training.evaluation import predict_batch, score
 from tvg.training.nonfinite import Describe, SkippedSteps
 from tvg.training.parameter_groups import parameter_groups
 from tvg.training.run_length import estimated_batches
@@ -264,8 +263,8 @@ class PolicyModule(StoppableModule):
 
     def on_validation_epoch_end(self) -> None:
         predictions = self._gather_predictions()
-        metrics = grounding_metrics(known_ious(predictions), [p.is_parsed for p in predictions])
-        names = [n for n in metrics if n.startswith(("miou", "r1_", "parse_rate"))]
+        metrics = score(predictions)
+        names = [n for n in metrics if n.startswith(("miou", "r1_", "parse_rate", "exact_format"))]
         for name in names:
             self.log(f"val/{name}", metrics[name], prog_bar=name == "miou", rank_zero_only=False)
 

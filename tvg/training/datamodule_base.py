@@ -21,6 +21,7 @@ from tvg.task.grounding import GroundingTask
 from tvg.training.datamodule_examples import Examples, ExamplesDataModule, check_counts
 from tvg.training.datamodule_loaders import Envelope, EnvelopeCollator, EvalLoader, UnreadableClips
 from tvg.training.training_list import TrainingList
+from tvg.types import GroundingExample
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -84,6 +85,12 @@ class PromptDataModule(ExamplesDataModule):
                 template_limits=self.template_limits,
             )
         self._datasets: dict[str, tuple[Examples, GroundingDataset]] = {}
+
+    def query_problem(self, example: GroundingExample) -> str | None:
+        problem = super().query_problem(example)
+        if problem is None and self.collator is not None:
+            problem = self.collator.query_problem(example)
+        return problem
 
     # -- loaders --------------------------------------------------------------------------------
 
@@ -195,6 +202,7 @@ class PromptDataModule(ExamplesDataModule):
                 loader=self.clips,
                 memory_cache=self.memory_cache,
                 on_unreadable=on_unreadable,
+                problem_of=self.collator.prompt_problem if self.collator is not None else None,
                 fit_segments=fits,
             )
             self._datasets[key] = known = (examples, dataset)

@@ -11,7 +11,8 @@ from typing import Literal
 from lightning.pytorch import LightningDataModule
 
 from tvg.data.annotations import AnnotationSet, MixedSets, Split
-from tvg.data.readers.record import ReadReport, ReadResult
+from tvg.data.query_text import UNUSABLE_QUERY, query_problem
+from tvg.data.readers.record import ReadError, ReadReport, ReadResult
 from tvg.training.evaluation import coverage
 from tvg.types import GroundingExample
 
@@ -32,6 +33,8 @@ class ExamplesDataModule(LightningDataModule):
             made), counts and names it.
         selection: chooses the training examples.
         padding: puts lead-ins before clips, of any split.
+        max_query_chars: longest query accepted; None for no limit. A longer one, or one that is no
+            valid Unicode, is refused or left out as `on_missing` says.
         limit_train, limit_val, limit_test: use only the first so many examples (of a mixture, from
             every set its share); None for all.
 
@@ -46,6 +49,7 @@ class ExamplesDataModule(LightningDataModule):
     limit_train: int | None
     limit_val: int | None
     limit_test: int | None
+    max_query_chars: int | None = None
     source: AnnotationSet | MixedSets = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +81,7 @@ class ExamplesDataModule(LightningDataModule):
         Raises:
             ValueError: there is no such split, or none of its examples is usable.
         """
-        result = self.source.read(split)
+        result = self._without_unusable_queries(self.source.read(split))
         examples, report = result.examples, result.report
         if split == "train":
             examples = self.selection(examples)
@@ -89,8 +93,32 @@ class ExamplesDataModule(LightningDataModule):
 
         What any weights may ask for is to be looked at; a selection chooses from all of it here.
         """
-        examples = self.source.read_whole(split).examples
+        examples = self._without_unusable_queries(self.source.read_whole(split)).examples
         return self.padding(self.selection(examples) if split == "train" else examples)
+
+    def query_problem(self, example: GroundingExample) -> str | None:
+        """Returns what is wrong with a query, or None."""
+        return query_problem(example.query, max_chars=self.max_query_chars)
+
+    def _without_unusable_queries(self, result: ReadResult) -> ReadResult:
+        """Leaves out queries that cannot be asked, or refuses them: before a run, not within it."""
+        problems = {e.qid: p for e in result.examples if (p := self.query_problem(e)) is not None}
+        if not problems:
+            return result
+        report = deepcopy(result.report)
+        for qid in problems:
+            report.add(UNUSABLE_QUERY, qid, "skipped")
+        report.leave_out(UNUSABLE_QUERY, problems)
+        report.unusable_queries = problems
+        qid, problem = next(iter(problems.items()))
+        first = f"{report.annotation_file}: {qid}: {problem}"
+        if self.on_missing == "error":
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise ReadError(f"{first}{more}; data.on_missing=skip leaves such queries out", report)
+        examples = [e for e in result.examples if e.qid not in problems]
+        if not examples:
+            raise ReadError(f"{first}: no example is left.\n{report}", report)
+        return ReadResult(examples=examples, report=report)
 
     def examples(self, split: Split) -> list[GroundingExample]:
         """The examples of a split that are used, read once; what `read` raises."""

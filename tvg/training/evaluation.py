@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tvg.core.interval import segment_iou
+from tvg.core.interval import exact_iou, segment_iou
+from tvg.core.metrics import grounding_metrics
 from tvg.core.writing import disk_errors
 from tvg.data.readers.record import ReadReport
 from tvg.data.readers.rules import VIDEO_MISSING
@@ -55,6 +57,7 @@ def predict_batch(
                 text=text,
                 duration_s=duration_s,
                 is_parsed=segment is not None,
+                is_exact=task.has_exact_format(text),
             )
         )
     return predictions
@@ -93,23 +96,64 @@ def known_ious(predictions: Iterable[Prediction]) -> list[float]:
     return ious
 
 
+def exact_ious(predictions: Iterable[Prediction]) -> list[Fraction]:
+    """The IoU of every prediction in exact arithmetic, for recalls.
+
+    Raises:
+        ValueError: the truth of a query is not known.
+    """
+    predictions = list(predictions)
+    known_ious(predictions)
+    return [exact_iou(prediction.segment, prediction.truth) for prediction in predictions]
+
+
+def score(
+    predictions: Sequence[Prediction], *, seed: int = 0, strict: bool = False
+) -> dict[str, Any]:
+    """Recalls, mIoU, parse rate and share of exactly formatted answers, by `grounding_metrics`.
+
+    Args:
+        predictions: with known truths.
+        seed: of the bootstrap.
+        strict: recalls count IoU > m.
+    """
+    flags = [prediction.is_exact for prediction in predictions]
+    known = [flag for flag in flags if flag is not None]
+    return grounding_metrics(
+        exact_ious(predictions),
+        [prediction.is_parsed for prediction in predictions],
+        exact_format=known if len(known) == len(flags) else None,
+        seed=seed,
+        strict=strict,
+    )
+
+
 def with_difficulty(
-    examples: Sequence[GroundingExample], predictions: Iterable[Prediction]
+    examples: Sequence[GroundingExample], predictions: Iterable[Prediction], task: GroundingTask
 ) -> list[GroundingExample]:
     """The examples with their difficulty, 100 * IoU of the prediction, and with the prediction.
 
     Those that were not predicted (their clips cannot be read) stay as they are.
+
+    Args:
+        examples: to rate.
+        predictions: of them, in any order.
+        task: reads those without a segment once more, as difficulty is rated.
 
     Raises:
         ValueError: the truth of a query is not known.
     """
     found = {prediction.qid: prediction for prediction in predictions}
     known_ious(found.values())
+    rated = {
+        qid: task.rated_segment(p.text) if p.segment is None else p.segment
+        for qid, p in found.items()
+    }
     return [
         replace(
             example,
-            difficulty=100 * (found[example.qid].iou or 0.0),
-            prediction=found[example.qid].segment,
+            difficulty=100 * segment_iou(rated[example.qid], found[example.qid].truth),
+            prediction=rated[example.qid],
         )
         if example.qid in found
         else example

@@ -154,8 +154,9 @@ class GRPOModule(PolicyModule):
         rollout = self._sample(batch)
         with self.stage("reward"):
             answers = [self.task.parse(text) for text in rollout.texts]
-            rewards = self.reward(completions_of(rollout, answers))
-        said = Said(answers=answers, needs_segments=self.reward.reads_segments)
+            is_exact = [self.task.has_exact_format(text) for text in rollout.texts]
+            rewards = self.reward(completions_of(rollout, answers, is_exact))
+        said = Said(answers=answers, is_exact=is_exact, needs_segments=self.reward.reads_segments)
         self.log_step(rollout_metrics(rollout, said, rewards), show=("reward/total",))
         longest = rollout.completion_mask.sum(1).max().float()
         self.log_step({"completion/max_length": longest}, reduce="max")

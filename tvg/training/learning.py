@@ -32,8 +32,15 @@ class Learnt:
     group_lengths: Tensor  # [N], mean number of tokens with loss in each completion's group
 
 
-def completions_of(rollout: RolloutBatch, answers: list[ParsedAnswer]) -> Completions:
-    """A rollout as rewards see it; `answers` [N] is what the task read in its texts.
+def completions_of(
+    rollout: RolloutBatch, answers: list[ParsedAnswer], is_exact: list[bool]
+) -> Completions:
+    """A rollout as rewards see it.
+
+    Args:
+        rollout: N completions.
+        answers: [N] what the task read in them.
+        is_exact: [N] whether each has exactly the asked format.
 
     Raises:
         ValueError: an example has no true segment.
@@ -53,6 +60,7 @@ def completions_of(rollout: RolloutBatch, answers: list[ParsedAnswer]) -> Comple
         examples=examples,
         num_tokens=rollout.completion_mask.sum(1).tolist(),
         is_finished=rollout.is_finished.tolist(),
+        is_exact=is_exact,
         group_size=size,
     )
 

@@ -104,7 +104,11 @@ class Rescoring:
     def _fingerprint(self, rollout: Rollout, examples: Sequence[GroundingExample]) -> str:
         """Of all that decides which batches there are and what is predicted."""
         told = [
-            [e.qid, e.query, e.segment, e.window, e.lead_in, str(e.video_path)] for e in examples
+            [
+                *(e.qid, e.raw_query or e.query, e.segment),
+                *(e.window, e.lead_in, str(e.video_path)),
+            ]
+            for e in examples
         ]
         sampler = [rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.top_k]
         settings = [sampler, self.data.eval_batch_size, self.trainer.world_size, self.module.seed]

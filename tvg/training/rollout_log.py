@@ -19,6 +19,7 @@ class Said:
     """What was read in N completions."""
 
     answers: list[ParsedAnswer]
+    is_exact: list[bool]  # written in exactly the asked format
     needs_segments: bool  # a reward looks for them; else any answer block will do
 
     def is_parsed(self) -> list[bool]:
@@ -49,6 +50,7 @@ def rollout_metrics(
     metrics["completion/length"] = rollout.completion_mask.sum(1).float().mean()
     metrics["completion/truncated"] = 1 - rollout.is_finished.float().mean()
     metrics["completion/parse_rate"] = statistics.fmean(said.is_parsed())
+    metrics["completion/exact_format_rate"] = statistics.fmean(said.is_exact)
     return metrics
 
 
@@ -79,6 +81,7 @@ def rollout_rows(rollout: RolloutBatch, said: Said, rewards: RewardOutput) -> li
                 **{f"reward_{name}": float(values[n]) for name, values in rewards.parts.items()},
                 "num_tokens": lengths[n],
                 "parsed": parsed[n],
+                "exact": said.is_exact[n],
                 "finished": finished[n],
                 "group": n // rollout.group_size,
                 "text": text,

@@ -27,6 +27,7 @@ class Query:
     hint: Segment | None = None
     extra: Mapping[str, str | float] = field(default_factory=dict)
     num_spans: int = 1  # `segment` is the first of so many
+    raw_sentence: str | None = None  # with the outer blanks of the file; None: not kept
 
 
 @dataclass(kw_only=True)
@@ -60,6 +61,7 @@ class ReadReport:
     repaired_ids: dict[str, set[str]] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> queries; each under one only
     missing: list[str] = field(default_factory=list)  # videos without a file, each once
+    unusable_queries: dict[str, str] = field(default_factory=dict)  # qid -> why it cannot be asked
 
     def add(self, name: str, qid: str, action: str) -> None:
         """Counts a defect."""
@@ -122,6 +124,7 @@ def merge_reports(reports: Mapping[str, ReadReport]) -> ReadReport:
         total.num_queries += report.num_queries
         total.num_examples += report.num_examples
         total.missing += [f"{name}/{video}" for video in report.missing]
+        total.unusable_queries |= {f"{name}/{q}": p for q, p in report.unusable_queries.items()}
         for counts, more in (
             (total.late_ends, report.late_ends),
             (total.repaired, report.repaired),

@@ -79,6 +79,7 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
             qid=get_qid(f"{where}: qid", entry.get("qid"), own_qid),
             video=video,
             sentence=get_text(f"{where}: sentence", entry.get("sentence")),
+            raw_sentence=entry.get("sentence"),
             segment=get_segment(f"{where}: timestamp", entry.get("timestamp")),
             duration_s=get_duration(where, entry),
             window=window,

@@ -78,6 +78,7 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
             qid=ids.next(without_extension(Path(video).name, extensions)),
             video=video,
             sentence=get_text(f"{where}: question", entry.get("question")),
+            raw_sentence=entry.get("question"),
             segment=_answer(f"{where}: answer", entry.get("answer")),
             duration_s=get_duration(where, entry),
             window=window,

@@ -1,0 +1,113 @@
+"""A window on the command line is literal, and answers say whose seconds they are in."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import tvg.predict
+from tvg.config import compose
+from tvg.task.report import Prediction
+from tvg.types import Segment
+
+
+@pytest.fixture(scope="module")
+def minute(tmp_path_factory, write_video) -> Path:
+    """A file of 60 s."""
+    return write_video(tmp_path_factory.mktemp("minute") / "minute.mp4", fps=5, num_frames=300)
+
+
+@pytest.fixture
+def predicted(monkeypatch, tmp_path, minute):
+    """Runs tvg-predict with a given answer in the place of the model's."""
+
+    def run(answer: Segment | None, window: str) -> tuple[str, dict, dict]:
+        def answered(cfg, sample, device):
+            return Prediction(
+                qid="query",
+                video=sample.example.video,
+                query=sample.example.query,
+                segment=answer,
+                truth=None,
+                iou=None,
+                text="",
+                duration_s=sample.clip.duration_s,
+                is_parsed=answer is not None,
+            )
+
+        drawn: dict = {}
+        monkeypatch.setattr(tvg.predict, "draw_filmstrip", lambda *_, **named: drawn.update(named))
+        monkeypatch.setattr(tvg.predict, "save_figure", lambda *_: None)
+        monkeypatch.setattr(tvg.predict, "_predict", answered)
+        words = [
+            "model.path=none",
+            "data/loader@loader=one_token",
+            f"video={minute}",
+            "query=anything",
+            f"window={window}",
+            f"picture={tmp_path / 'p.png'}",
+            "device=cpu",
+        ]
+        out = StringIO()
+        tvg.predict.predict(compose("predict", words).cfg, Console(file=out, width=80))
+        return out.getvalue(), json.loads((tmp_path / "p.json").read_text()), drawn
+
+    return run
+
+
+def test_answers_are_in_window_and_file_time(predicted):
+    out, found, drawn = predicted(Segment(8.2, 12.2), "[30,60]")
+    assert "clip: 30.00 s (window: 30.00 to 60.00 s of the file)," in out
+    assert "segment: 8.20 to 12.20 s of the window, 38.20 to 42.20 s of the file\n" in out
+    assert "the segment" not in out
+    assert found["segment"] == [8.2, 12.2]
+    assert found["segment_in_file"] == pytest.approx([38.2, 42.2])
+    assert found["window"] == [30.0, 60.0]
+    assert found["oddity"] is None
+    assert drawn["time_label"] == "time in the window (s); 0 is 30 s of the file"
+
+
+def test_without_a_window_there_is_one_time(predicted):
+    out, found, drawn = predicted(Segment(8.2, 12.2), "null")
+    assert "clip: 60.00 s, " in out
+    assert "segment: 8.20 to 12.20 s\n" in out
+    assert (found["window"], found["segment_in_file"]) == (None, [8.2, 12.2])
+    assert drawn["time_label"] == "time (s)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "oddity"),
+    [
+        (Segment(12.2, 8.2), "is reversed: its start is after its end"),
+        (Segment(8.2, 30.5), "ends after the clip, which is 30.00 s long"),
+        (Segment(38.2, 42.2), "lies after the clip, which is 30.00 s long"),
+    ],
+)
+def test_an_odd_segment_is_named(predicted, answer, oddity):
+    out, found, _ = predicted(answer, "[30,60]")
+    assert f"the segment {oddity}\n" in out
+    assert found["oddity"] == oddity
+
+
+def test_no_segment_has_no_times(predicted):
+    out, found, _ = predicted(None, "[30,60]")
+    assert "no segment in the answer" in out
+    assert (found["segment_in_file"], found["oddity"]) == (None, None)
+
+
+@pytest.mark.parametrize("window", ["[30,90]", "[1000,1010.5]", "[-3,4]", "[0,61.5]", "[60,60.5]"])
+def test_a_window_outside_the_file_is_refused(predicted, window, minute):
+    start, end = json.loads(window)
+    message = rf"window: .*minute\.mp4: expected a part of the file, 0 to 60\.00 s, got {start:g} to {end:g} s"  # noqa: E501
+    with pytest.raises(ValueError, match=message):
+        predicted(Segment(1.0, 2.0), window)
+
+
+def test_a_windows_end_may_be_rounded(predicted):
+    _, found, _ = predicted(Segment(1.0, 2.0), "[0.5,60.9]")
+    assert found["window"] == [0.5, 60.0]
+    assert found["duration_s"] == pytest.approx(59.5)
