@@ -1,5 +1,6 @@
 """Annotations held against videos: what fails is counted, durations and windows are compared."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from tvg.data.clip import ClipLoader
 from tvg.data.decode import VideoDecoder, VideoInfo
 from tvg.data.inspection import inspect, total_of, unusable_clips
+from tvg.data.inspection_report import as_json, as_table
 from tvg.data.preparation import ClipRequest
 from tvg.data.readers.record import ReadReport, ReadResult
 from tvg.data.sampling import FrameSampling
+from tvg.data.timeline import variable_rate
 from tvg.types import GroundingExample, LeadIn, Segment
 
 
@@ -172,6 +175,20 @@ def test_what_shows_before_anything_is_decoded():
     assert list(problems) == [bad, late]
     assert problems[bad] == "is empty"
     assert "the clip window 50 to 90 s fits this file of 10.00 s in neither way" in problems[late]
+
+
+def test_files_of_a_variable_rate_are_counted_once():
+    times = variable_rate([0.0, 0.1, 5.0, 9.9], last_frame_s=0.1, stated_fps=10.0)
+    varying = replace(info(10), variable=times)
+    queries = [example("a:0"), example("a:1", window=Segment(0.0, 5.0)), example("b:0", video="b")]
+    infos = {"a": varying, "b": info(10)}
+    train = inspected(queries, infos)
+    test = inspected([*queries, example("c:0", video="c")], infos | {"c": varying})
+    assert (as_json(train)["variable_rate"], as_json(test)["variable_rate"]) == (1, 2)
+    assert as_json(total_of([train, test]))["variable_rate"] == 2
+    table = as_table("as read", [train, test])
+    assert list(table.columns[-1].cells) == ["1", "2"]
+    assert table.columns[-1].header == "variable rate"
 
 
 def test_totals_name_both_actions():

@@ -42,6 +42,7 @@ class Inspection:
     unreadable: dict[str, str]  # file -> what is wrong with it, or with a part of it
     num_precut: int  # clips whose file is cut to the window already
     num_other_duration: int  # clips whose file is not as long as stated
+    variable_rate: frozenset[Path]  # files whose frame rate varies, of the clips that are left
 
 
 def request_of(example: GroundingExample) -> ClipRequest:
@@ -108,6 +109,7 @@ def inspect(
         unreadable=_by_file({request: failed[request] for request in [*bad.values(), *unused]}),
         num_precut=sum(_is_precut(request, infos[request.path]) for request in clips),
         num_other_duration=len(others),
+        variable_rate=frozenset(r.path for r in clips if _is_variable(infos[r.path])),
     )
 
 
@@ -124,6 +126,10 @@ def _is_precut(request: ClipRequest, info: VideoInfo | str) -> bool:
     if request.window is None:
         return False
     return resolve_window(request.window, info.duration_s) is None
+
+
+def _is_variable(info: VideoInfo | str) -> bool:
+    return isinstance(info, VideoInfo) and info.variable is not None
 
 
 def _is_of_other_duration(example: GroundingExample, info: VideoInfo | str) -> bool:
@@ -209,4 +215,5 @@ def total_of(inspections: Sequence[Inspection]) -> Inspection:
         unreadable=dict(sorted(pair for i in inspections for pair in i.unreadable.items())),
         num_precut=sum(i.num_precut for i in inspections),
         num_other_duration=sum(i.num_other_duration for i in inspections),
+        variable_rate=frozenset[Path]().union(*(i.variable_rate for i in inspections)),
     )

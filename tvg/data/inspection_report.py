@@ -39,13 +39,23 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         "late_ends": report.late_ends,
         "precut": inspection.num_precut,
         "duration_mismatch": inspection.num_other_duration,
+        "variable_rate": len(inspection.variable_rate),
     }
 
 
 def as_table(title: str, inspections: Sequence[Inspection]) -> Table:
     """A row an annotation file."""
     table = Table(title=escape(printable_line(title)), title_justify="left")
-    for column in ("split", "videos", "queries", "kept", "repaired", "missing", "unreadable"):
+    for column in (
+        "split",
+        "videos",
+        "queries",
+        "kept",
+        "repaired",
+        "missing",
+        "unreadable",
+        "variable rate",
+    ):
         table.add_column(column, justify="left" if column == "split" else "right")
     for inspection in inspections:
         report = inspection.report
@@ -56,6 +66,7 @@ def as_table(title: str, inspections: Sequence[Inspection]) -> Table:
             sum(report.repaired.values()),
             len(report.missing),
             len(inspection.unreadable),
+            len(inspection.variable_rate),
         )
         table.add_row(", ".join(inspection.splits), *(f"{count:,}" for count in counts))
     return table
