@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -159,7 +159,8 @@ def _refuse_lost_overrides() -> None:
     if not HydraConfig.initialized():
         return
     own = ("experiment=", "demo.", "job.", "name=", "hydra.", "run_dir=")
-    lost = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(own)]
+    words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    lost = [o for o in map(str, words) if not o.lstrip("+~").startswith(own)]
     if lost:
         words = ",".join(f'"{word}"' for word in lost)
         raise ValueError(

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from omegaconf import DictConfig
@@ -136,6 +137,7 @@ def train(cfg: DictConfig) -> float | None:
 
 def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
     run_dir = folder.path
+    gpu_check(cfg)
     ckpt_path = resume_path(cfg.resume, run_dir)
     start = run_start(folder, ckpt_path)
     remove_leftovers_of_run(run_dir)
@@ -209,3 +211,21 @@ def build_trainer(
             plugins=[AtomicCheckpointIO()],
         )
     return trainer
+
+
+def gpu_check(cfg: DictConfig) -> None:
+    """Stops a run for GPUs on a machine without one, before anything is read.
+
+    Raises:
+        ValueError: `trainer.accelerator` or `trainer.devices` ask for GPUs that are not there.
+    """
+    if cfg.trainer.get("accelerator") not in ("gpu", "cuda"):
+        return
+    found, wanted = torch.cuda.device_count(), cfg.trainer.get("devices")
+    if not found:
+        raise ValueError(
+            f"trainer.accelerator: {cfg.trainer.accelerator}, but torch {torch.__version__} sees "
+            "no GPU on this machine: trainer=cpu trains without one"
+        )
+    if isinstance(wanted, int) and wanted > found:
+        raise ValueError(f"trainer.devices: {wanted} GPUs are asked for, {found} found")

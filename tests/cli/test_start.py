@@ -109,3 +109,58 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(command, monkeypat
         monkeypatch.setenv("OMP_WAIT_POLICY", given)
     assert command("train", "--cfg", "job").code == 0
     assert os.environ["OMP_WAIT_POLICY"] == used
+
+
+def test_every_option_of_a_list_is_offered(command):
+    error = command("train", "reward=[iou,foo]", "callbacks=[checkpoint]").error
+    assert error.startswith("reward: no option 'foo'\n\nAvailable options in 'reward':\n\tboundary")
+    assert "\n\tiou\n" in error
+    assert "_" not in [line.strip()[0] for line in error.splitlines() if line]
+    near = command("train", "callbacks=[chekpoint]").error
+    assert near.startswith("callbacks: no option 'chekpoint'; did you mean 'checkpoint'?")
+
+
+@pytest.mark.parametrize("word", ["seed=${sed}", "objective.optimizer.lr=${sed}", "name=${sed}"])
+def test_a_misspelt_interpolation_is_one_message(command, word):
+    error = command("train", word).error
+    assert "'sed' not found" in error
+    assert word.partition("=")[0].split(".")[0] in error or "hydra.run.dir" in error
+
+
+@pytest.mark.parametrize("query", ["the ball, then ${price}", "null", "1e3"])
+def test_a_query_is_asked_as_it_was_typed(command, monkeypatch, query):
+    asked = []
+    monkeypatch.setattr("tvg.predict.predict", lambda cfg: asked.append((cfg.query, cfg.video)))
+    done = command("predict", f"query={query}", "video=a,b.mp4")
+    assert done.code == 0, done.err
+    assert asked == [(query, "a,b.mp4")]
+
+
+def test_gpus_that_are_not_there_are_one_line(command, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    error = command("train", "trainer=gpu").error
+    assert error.startswith("trainer.accelerator: gpu, but torch ")
+    assert error.endswith("sees no GPU on this machine: trainer=cpu trains without one")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    error = command("train", "trainer=gpu", "trainer.devices=8").error
+    assert error == "trainer.devices: 8 GPUs are asked for, 2 found"
+
+
+def test_what_lightning_refuses_is_one_line_with_the_key():
+    from omegaconf import OmegaConf
+
+    from tvg.config.entry import user_message
+    from tvg.train import build_trainer
+
+    trainer = {
+        "_target_": "lightning.pytorch.Trainer",
+        "_partial_": True,
+        "accelerator": "cpu",
+        "limit_val_batches": 1.5,
+    }
+    strategy = {"_target_": "builtins.str", "object": "auto"}
+    with pytest.raises(Exception, match="limit_val_batches") as caught:
+        build_trainer(OmegaConf.create({"trainer": trainer, "strategy": strategy}))
+    message = user_message(caught.value)
+    assert message is not None
+    assert message.startswith("trainer.limit_val_batches: ")

@@ -75,3 +75,17 @@ def test_a_bug_keeps_its_type_and_tells_where():
 def test_a_target_that_does_not_exist():
     with pytest.raises(ConfigError, match=r"^part: .*Nothing"):
         build(config(_target_="fractions.Nothing").part)
+
+
+def test_a_prompt_reads_completions_by_a_plain_partial():
+    """Hydra's own checks its target anew in every call, at 0.2 ms a completion."""
+    import functools
+
+    from parts import make_task
+
+    node = {"_target_": "tvg.core.parsing.parse_answer", "_partial_": True}
+    deferred = build(node)
+    assert type(deferred) is not functools.partial
+    task = make_task(parser=deferred)
+    assert type(task.parser) is functools.partial
+    assert task.parse("<answer>1.0 to 2.5</answer>").segment == (1.0, 2.5)

@@ -25,7 +25,7 @@ def problems(config: dict[str, Any]) -> list[str]:
 def optimizer(target: str, **strategy: Any) -> dict[str, Any]:
     return {
         "objective": {"optimizer": {"_target_": target}},
-        "strategy": {"_target_": DEEPSPEED, "stage": 3, **strategy},
+        "strategy": {"_target_": DEEPSPEED, "stage": 2, **strategy},
     }
 
 
@@ -131,10 +131,77 @@ CASES = {
         f"objective.optimizer._target_: {CPU_ADAM} steps states in CPU memory",
         optimizer(ADAM),
     ),
-    "parameters offloaded at stage 2": (
+    "parameters offloaded": (
         {"strategy": {"_target_": DEEPSPEED, "stage": 2, "offload_parameters": True}},
-        "strategy.offload_parameters: needs strategy.stage=3, got 2",
-        {"strategy": {"_target_": DEEPSPEED, "stage": 3, "offload_parameters": True}},
+        "strategy.offload_parameters: needs ZeRO-3, which is not supported",
+        {"strategy": {"_target_": DEEPSPEED, "stage": 2, "offload_parameters": False}},
+    ),
+    "ZeRO-3": (
+        {"strategy": {"_target_": DEEPSPEED, "stage": 3}},
+        "strategy.stage: ZeRO-3 is not supported, only stages 1 and 2 are",
+        {"strategy": {"_target_": DEEPSPEED, "stage": 1}},
+    ),
+    "FSDP": (
+        {"strategy": {"_target_": "lightning.pytorch.strategies.FSDPStrategy"}},
+        "strategy: FSDPStrategy is not supported; there are strategy=auto, ddp, deepspeed_zero1",
+        {"strategy": {"_target_": "lightning.pytorch.strategies.DDPStrategy"}},
+    ),
+    "ZeRO-3 by name": (
+        {"strategy": {"_target_": "builtins.str", "object": "deepspeed_stage_3"}},
+        "strategy.object: deepspeed_stage_3 is not supported; there are strategy=auto, ddp",
+        {"strategy": {"_target_": "builtins.str", "object": "auto"}},
+    ),
+    "unknown precision": (
+        {"trainer": {**CPU, "precision": 17}},
+        "trainer.precision: expected one of 32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, "
+        "64-true, got 17",
+        {"trainer": {**CPU, "precision": 32}},
+    ),
+    "unknown accelerator": (
+        {"trainer": {"accelerator": "cpus", "max_steps": 1}},
+        "trainer.accelerator: expected one of auto, cpu, gpu, cuda, got 'cpus'",
+        {"trainer": {"accelerator": "gpu", "max_steps": 1}},
+    ),
+    "unknown schedule": (
+        {"objective": {"schedule": {"name": "cosin"}}},
+        "objective.schedule.name: expected one of constant, constant_with_warmup, linear, cosine, "
+        "got 'cosin'",
+        {"objective": {"schedule": {"name": "cosine"}}},
+    ),
+    "warm-up longer than the run": (
+        {"objective": {"schedule": {"warmup_steps": 5}}, "trainer": {"max_steps": 4}},
+        "objective.schedule.warmup_steps: expected 0 to 4 (trainer.max_steps), got 5",
+        {"objective": {"schedule": {"warmup_steps": 4}}, "trainer": {"max_steps": 4}},
+    ),
+    "negative warm-up": (
+        {"objective": {"schedule": {"warmup_steps": -1}}, "trainer": {"max_epochs": 1}},
+        "objective.schedule.warmup_steps: expected 0 steps, got -1",
+        {"objective": {"schedule": {"warmup_steps": 9}}, "trainer": {"max_epochs": 1}},
+    ),
+    "warm-up of a constant": (
+        {"objective": {"schedule": {"name": "constant", "warmup_steps": 3}}},
+        "objective.schedule.warmup_steps: got 3, but 'constant' has no warm-up",
+        {"objective": {"schedule": {"name": "constant_with_warmup", "warmup_steps": 3}}},
+    ),
+    "batches within an epoch": (
+        {"trainer": {**CPU, "check_val_every_n_epoch": 1, "val_check_interval": 50}},
+        "trainer.check_val_every_n_epoch: 1 needs trainer.val_check_interval=1.0",
+        {"trainer": {**CPU, "check_val_every_n_epoch": 1, "val_check_interval": 1.0}},
+    ),
+    "a share over epochs": (
+        {"trainer": {**CPU, "check_val_every_n_epoch": None, "val_check_interval": 0.5}},
+        "trainer.val_check_interval: 0.5 is a share of an epoch",
+        {"trainer": {**CPU, "check_val_every_n_epoch": None, "val_check_interval": 5}},
+    ),
+    "more than an epoch": (
+        {"trainer": {**CPU, "check_val_every_n_epoch": 2, "val_check_interval": 1.5}},
+        "trainer.val_check_interval: expected a number of batches, or a share of an epoch",
+        {"trainer": {**CPU, "check_val_every_n_epoch": 2, "val_check_interval": 0.5}},
+    ),
+    "half a step": (
+        {"trainer": {**CPU, "max_steps": 1.5}},
+        "trainer.max_steps: expected a whole number of at least 1 (or null or -1), got 1.5",
+        {"trainer": {**CPU, "max_steps": 2}},
     ),
     "DeepSpeed on CPU": (
         {"strategy": {"_target_": DEEPSPEED}, "trainer": CPU},

@@ -50,7 +50,8 @@ def current_composition(cfg: DictConfig) -> Composition:
     """How the config of the running @hydra.main function came about."""
     settings = HydraConfig.get()
     assert settings.job.config_name is not None
-    return _composition(cfg, settings.job.config_name, list(settings.overrides.task))
+    words = OmegaConf.to_container(settings.overrides.task, resolve=False)
+    return _composition(cfg, settings.job.config_name, [str(word) for word in words])
 
 
 def compose(
@@ -63,11 +64,7 @@ def compose(
         overrides: as on the command line.
         conf_dir: folder of the config files.
     """
-    register_resolvers()
-    with (
-        _outside_any_run(),
-        hydra.initialize_config_dir(str(conf_dir), version_base="1.3", job_name=config_name),
-    ):
+    with _initialised(conf_dir, config_name):
         cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = 0
@@ -79,17 +76,19 @@ def compose(
         return _composition(cfg, config_name, list(overrides))
 
 
+def keys_of(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CONF_DIR) -> set[str]:
+    """The paths of all keys of a config, composed without looking at how it came about."""
+    with _initialised(conf_dir, config_name):
+        return {path for path, _, _ in walk(hydra.compose(config_name, list(overrides)))}
+
+
 def compose_option(group: str, option: str, *, conf_dir: Path = CONF_DIR) -> DictConfig:
     """One option of a config group alone, e.g. "prompt", "think": what lies at that group's key.
 
     Raises:
         ConfigError: there is no such option.
     """
-    register_resolvers()
-    with (
-        _outside_any_run(),
-        hydra.initialize_config_dir(str(conf_dir), version_base="1.3", job_name=option),
-    ):
+    with _initialised(conf_dir, option):
         try:
             cfg = hydra.compose(f"{group}/{option}")
         except MissingConfigException as error:
@@ -105,6 +104,17 @@ def _settle_hydra_values(cfg: DictConfig) -> None:
         raw = node._value() if isinstance(node, Node) else None
         if isinstance(raw, str) and "${hydra:" in raw:
             parent[key] = parent[key]
+
+
+@contextmanager
+def _initialised(conf_dir: Path, job_name: str) -> Iterator[None]:
+    """Within it Hydra composes from a folder, whether or not a command is running."""
+    register_resolvers()
+    with (
+        _outside_any_run(),
+        hydra.initialize_config_dir(str(conf_dir), version_base="1.3", job_name=job_name),
+    ):
+        yield
 
 
 @contextmanager

@@ -7,31 +7,55 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from tvg.config.compose import compose
-from tvg.config.errors import did_you_mean
 from tvg.config.hydra_folders import remove_unused
-from tvg.config.nodes import parent_of, walk
 from tvg.config.resolvers import register_resolvers
+from tvg.config.words import (
+    NO_SUCH_KEY,
+    program,
+    unknown_option,
+    unknown_overrides,
+    unreadable_value,
+    with_literal_texts,
+)
 from tvg.core.interruption import Interrupted, handled
 from tvg.core.printable import printable
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _OURS = "TVG_CLEAN_ERRORS"  # says that HYDRA_FULL_ERROR was set here, not by the user
 _HINT = f"({_FULL_ERROR}=1 shows where it was raised)"
+_TRAINER_KEYS = (  # of conf/trainer, as Lightning's messages name them
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "precision",
+    "max_steps",
+    "max_epochs",
+    "max_time",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "limit_train_batches",
+    "limit_val_batches",
+    "log_every_n_steps",
+)
 _MISSING_VALUE = re.compile(r"Missing mandatory value: ([\w.]+)")
-_NO_SUCH_KEY = re.compile(r"Could not override '([^']+)'")
 
 
-def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
+def entry_point(main: Callable[..., Any], *, texts: Sequence[str] = ()) -> Callable[..., Any]:
     """Wraps an @hydra.main function: errors for users go to stderr without a traceback, exit 2.
 
     Errors for users are what Hydra says of config files and overrides, every `ValueError` that
@@ -40,6 +64,10 @@ def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
 
     SIGINT and SIGTERM, at whatever time, end the command with exit code 130 or 143 and the advice
     that `Interrupted` carries.
+
+    Args:
+        main: the function that `hydra.main` made.
+        texts: keys whose values on the command line are texts, taken literally.
     """
     register_resolvers()
 
@@ -48,6 +76,7 @@ def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
         # torch's OpenMP reads it when it is loaded: waiting threads then sleep. By default they
         # spin, which makes training on a CPU many times slower beside other jobs.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        sys.argv[1:] = with_literal_texts(sys.argv[1:], texts)
         try:
             with handled():
                 return run(cfg)
@@ -87,17 +116,12 @@ def entry_point(main: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def program() -> str:
-    """The command's name: `tvg-train`, also where it was started by `python -m tvg.cli.train`."""
-    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
-    package, _, name = str(module).rpartition(".")
-    return f"tvg-{name}" if package == "tvg.cli" else Path(sys.argv[0]).name
-
-
 def user_message(error: Exception) -> str | None:
     """What to tell the user; None where the error is a bug that needs its traceback."""
-    if isinstance(error, ConfigCompositionException) and _NO_SUCH_KEY.search(str(error)):
-        return _unknown_overrides(_NO_SUCH_KEY.search(str(error)).group(1))  # type: ignore[union-attr]
+    if isinstance(error, ConfigCompositionException) and NO_SUCH_KEY.search(str(error)):
+        return unknown_overrides(NO_SUCH_KEY.search(str(error)).group(1))  # type: ignore[union-attr]
+    if isinstance(error, MissingConfigException) and (text := unknown_option(error)) is not None:
+        return text
     if isinstance(error, YAMLError):
         return str(error)  # names file, line and column
     if isinstance(error, OmegaConfBaseException) and not _passed_through_us(error):
@@ -105,7 +129,7 @@ def user_message(error: Exception) -> str | None:
             return f"{found.group(1)}: a value is needed ({found.group(1)}=...)"
         return str(error).replace("\n    full_key: ", ", at ").split("\n")[0]
     if isinstance(error, OverrideParseException) and "=" in (error.override or ""):
-        return _unreadable_value(error.override)
+        return unreadable_value(error)
     if isinstance(error, HydraException):
         text = re.split(r"\n\s*Config search path:", str(error))[0].strip()
         cause = str(error.__cause__ or "").split("\n    full_key")[0]
@@ -114,6 +138,8 @@ def user_message(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError) and _raised_by_us(error):
         return str(error)
+    if _is_refused_by_lightning(error):
+        return _with_trainer_key(str(error))
     # torch re-raises as RuntimeError where a type wants more arguments than a text (VideoError).
     return _raised_in_worker(str(error)) if isinstance(error, ValueError | RuntimeError) else None
 
@@ -126,6 +152,23 @@ def _raised_by_us(error: BaseException) -> bool:
     # Under `python -m tvg.cli.prepare` that module is called __main__; its specification knows.
     name = getattr(names.get("__spec__"), "name", None) or names.get("__name__", "")
     return str(name).startswith("tvg.")
+
+
+def _is_refused_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning says that it was asked for what it cannot do; its class needs no import."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
+    is_theirs = module.startswith(("lightning.", "lightning_fabric.", "pytorch_lightning."))
+    kinds = ("MisconfigurationException", "ValueError")
+    return is_theirs and any(c.__name__ in kinds for c in type(error).__mro__)
+
+
+def _with_trainer_key(message: str) -> str:
+    """The first sentence with the arguments of the trainer that it names before it."""
+    text = " ".join(message.split())
+    named = [word for word in re.findall(r"\b[a-z]+(?:_[a-z]+)*\b", text) if word in _TRAINER_KEYS]
+    keys = ", ".join(f"trainer.{word}" for word in dict.fromkeys(named))
+    return f"{keys or 'trainer'}: {text}"
 
 
 def _passed_through_us(error: BaseException) -> bool:
@@ -144,40 +187,3 @@ def _raised_in_worker(text: str) -> str | None:
     after = text.rpartition(frames[-1])[2].splitlines()
     lines = [line for line in after[1:] if line and not line.startswith("    ")]
     return "\n".join(lines).partition(": ")[2] or None
-
-
-def _near(key: str, known: set[str]) -> str:
-    """The keys beside this one that look like it; where there is none, those anywhere."""
-    parent, _, leaf = key.rpartition(".")
-    beside = [path.rpartition(".")[2] for path in known if parent_of(path) == parent]
-    prefix = f"{parent}." if parent else ""
-    return did_you_mean(leaf, beside, prefix=prefix) or did_you_mean(key, known)
-
-
-def _unreadable_value(override: str) -> str:
-    """For sentences, which Hydra's grammar takes to be lists, calls and the like."""
-    key, _, value = override.partition("=")
-    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
-    return (
-        f"{override}: cannot be read; a text with punctuation in it needs quotes of its own inside "
-        f"those of the shell: '{key}=\"{quoted}\"'"
-    )
-
-
-def _unknown_overrides(first: str) -> str:
-    """One line for every override on the command line whose key does not exist."""
-    name = Path(program()).stem.removeprefix("tvg-")
-    rest = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    bad: list[str] = [first]
-    known: set[str] = set()
-    while not known:
-        rest = [word for word in rest if word.partition("=")[0] not in bad]
-        try:
-            known = {path for path, _, _ in walk(compose(name, rest).cfg)}
-        except HydraException as error:
-            found = _NO_SUCH_KEY.search(str(error))
-            if found is None or found.group(1) in bad:
-                break
-            bad.append(found.group(1))
-    lines = [f"{key}: no such config key{_near(key, known)}" for key in bad]
-    return "\n".join([*lines, "--help lists the config; +key=value adds a key to it"])

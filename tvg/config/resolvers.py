@@ -92,6 +92,13 @@ def module_doc(name: str) -> str:
     return inspect.cleandoc(module.__doc__ or "")
 
 
+def command_groups(config_name: str) -> str:
+    """The groups of options that a command uses, for its --help."""
+    from tvg.config import help as command_help  # which imports the composition, and that this
+
+    return command_help.command_groups(config_name)
+
+
 def resolved_config(*, _root_: DictConfig) -> str:
     """The whole config as it runs, in YAML; the keys that hold this very text are null in it."""
     plain = _without(OmegaConf.to_container(_root_, resolve=False), "${resolved_config:}")
@@ -115,5 +122,13 @@ def mul(*factors: float) -> float:
 
 
 _RESOLVERS = (
-    basename, identity, job_folder, module_doc, mul, resolved_config, run_name, short_hash
-)  # fmt: skip
+    basename,
+    command_groups,
+    identity,
+    job_folder,
+    module_doc,
+    mul,
+    resolved_config,
+    run_name,
+    short_hash,
+)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from tvg.config import rules_machine as machine
 from tvg.config import rules_parts as parts
 from tvg.config import rules_reward as reward
+from tvg.config import rules_trainer as trainer
 from tvg.config.values import Config, Rule, number, value
 
 
@@ -110,33 +111,6 @@ def format_reward_out_of_reach(cfg: Config) -> list[str]:
     return [f"reward.format.reward.think: is {think}, but prompt.think is {asked}"]
 
 
-def trainer_steps_in_our_place(cfg: Config) -> list[str]:
-    """The modules clip and accumulate themselves; Lightning refuses to do it beside them."""
-    problems = []
-    clip = value(cfg, "trainer.gradient_clip_val")
-    if clip is not None:
-        problems.append(
-            f"trainer.gradient_clip_val: must be null, got {clip}: use objective.max_grad_norm"
-        )
-    accumulate = value(cfg, "trainer.accumulate_grad_batches", 1)
-    if accumulate not in (1, None):
-        problems.append(
-            f"trainer.accumulate_grad_batches: must be 1, got {accumulate}: data.batch_size is the "
-            "batch of a whole step, objective.micro_batch_size what goes through at once"
-        )
-    return problems
-
-
-def run_without_end(cfg: Config) -> list[str]:
-    """Without either limit Lightning would stop after 1,000 epochs."""
-    if not isinstance(value(cfg, "trainer"), Mapping):
-        return []
-    limits = (value(cfg, "trainer.max_steps"), value(cfg, "trainer.max_epochs"))
-    if any(limit not in (None, -1) for limit in limits) or value(cfg, "trainer.max_time"):
-        return []
-    return ["trainer.max_steps: set it or trainer.max_epochs: nothing would end the run"]
-
-
 def frame_budget(cfg: Config) -> list[str]:
     """Lower bounds of the frame sampling above their upper bounds."""
     problems = []
@@ -192,12 +166,17 @@ RULES: tuple[Rule, ...] = (
     machine.flash_attention_not_possible,
     machine.offload_without_its_optimizer,
     machine.eight_bit_optimizer_not_possible,
-    machine.parameters_offloaded_below_stage_3,
+    machine.parameters_offloaded,
     machine.strategy_without_gpu,
     machine.cpu_devices,
     machine.float16_training,
-    trainer_steps_in_our_place,
-    run_without_end,
+    trainer.trainer_steps_in_our_place,
+    trainer.run_without_end,
+    trainer.unknown_choice,
+    trainer.count_out_of_range,
+    trainer.validation_interval,
+    trainer.schedule_longer_than_run,
+    trainer.unsupported_strategy,
     frame_budget,
     on_missing_unknown,
     preparation_without_end,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from tvg.config.rules_parts import is_adapted
-from tvg.config.values import Config, number, value
+from tvg.config.values import Config, value
 
 
 def updates_lost_in_half_precision(cfg: Config) -> list[str]:
@@ -77,12 +77,11 @@ def eight_bit_optimizer_not_possible(cfg: Config) -> list[str]:
     ]
 
 
-def parameters_offloaded_below_stage_3(cfg: Config) -> list[str]:
-    """Only ZeRO-3 takes the parameters apart."""
-    stage = number(cfg, "strategy.stage")
-    if not is_deepspeed(cfg) or not value(cfg, "strategy.offload_parameters") or stage == 3:
+def parameters_offloaded(cfg: Config) -> list[str]:
+    """Only ZeRO-3 takes the parameters apart, which is not supported."""
+    if not is_deepspeed(cfg) or not value(cfg, "strategy.offload_parameters"):
         return []
-    return [f"strategy.offload_parameters: needs strategy.stage=3, got {stage}"]
+    return ["strategy.offload_parameters: needs ZeRO-3, which is not supported"]
 
 
 def strategy_without_gpu(cfg: Config) -> list[str]:

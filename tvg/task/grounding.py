@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +85,7 @@ class GroundingTask:
         self.think = think
         self.lowercase = lowercase
         self.strip_period = strip_period
-        self.parser = parser
+        self.parser = _undeferred(parser)
         # A command line cannot hold line breaks: there, they are typed as in YAML's strings.
         self.prefill = None if prefill is None else prefill.replace("\\n", "\n")
         self.frame_times = frame_times
@@ -152,6 +153,13 @@ class GroundingTask:
         if segment is None and self.rate_any_numbers:
             return first_two_numbers(text)
         return segment
+
+
+def _undeferred(parser: Callable[..., ParsedAnswer]) -> Callable[..., ParsedAnswer]:
+    """A plain partial of what Hydra's `_partial_` gives, which checks its target in every call."""
+    if not isinstance(parser, functools.partial):
+        return parser
+    return functools.partial(parser.func, *parser.args, **parser.keywords)
 
 
 def _read_template(template: str | None, template_file: str | None) -> str:

@@ -1,0 +1,116 @@
+"""Words of the command line: texts that are taken literally, and errors of those that are not."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+
+from tvg.config.compose import CONF_DIR, keys_of
+from tvg.config.errors import did_you_mean
+from tvg.config.nodes import parent_of
+
+NO_SUCH_KEY = re.compile(r"Could not override '([^']+)'")
+_NO_SUCH_OPTION = re.compile(r"Could not load '(.+)/([^/']+)'")
+
+
+def program() -> str:
+    """The command's name: `tvg-train`, also where it was started by `python -m tvg.cli.train`."""
+    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
+    package, _, name = str(module).rpartition(".")
+    return f"tvg-{name}" if package == "tvg.cli" else Path(sys.argv[0]).name
+
+
+def with_literal_texts(words: Sequence[str], keys: Collection[str]) -> list[str]:
+    """The words with the values of `keys` quoted for Hydra, which otherwise reads them as YAML.
+
+    Left alone: a value that is quoted already, `???`, and every value of a sweep (`--multirun`).
+    """
+    if {"-m", "--multirun"} & set(words):
+        return list(words)
+    return [_literal(word, keys) for word in words]
+
+
+def _literal(word: str, keys: Collection[str]) -> str:
+    key, is_override, value = word.partition("=")
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+    if not is_override or key not in keys or is_quoted or value == "???":
+        return word
+    return f"{key}={quoted(value)}"
+
+
+def quoted(value: str) -> str:
+    """The text in double quotes, as Hydra's grammar and then OmegaConf give it back unchanged."""
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation
+    value = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    value = re.sub(r"(\\+)\Z", r"\1\1", value)
+    return f'"{value}"'
+
+
+def unreadable_value(error: OverrideParseException) -> str:
+    """For values that Hydra's grammar refuses: how to write them as a text in a shell."""
+    override = str(error.override)
+    key, _, value = override.partition("=")
+    advice = shlex.quote(f"{key}={quoted(value)}")
+    return f"{override}: cannot be read; to give this text as it is, quote it twice: {advice}"
+
+
+def unknown_option(error: MissingConfigException) -> str | None:
+    """For an option chosen in a list, for which Hydra names no others; None for other errors."""
+    found = _NO_SUCH_OPTION.search(str(error))
+    if found is None:
+        return None
+    group, option = found.groups()
+    options = options_of(group)
+    if not options:
+        return f"{group}: no such group of options"
+    listed = "\n\t".join(options)
+    hint = did_you_mean(option, options)
+    return f"{group}: no option {option!r}{hint}\n\nAvailable options in '{group}':\n\t{listed}"
+
+
+def options_of(group: str) -> list[str]:
+    """The options of a group that may be chosen: those beginning with _ are parts of others."""
+    folders = [CONF_DIR, *_config_dirs(sys.argv[1:])]
+    files = [file for folder in folders for file in (folder / group).glob("*.yaml")]
+    return sorted({file.stem for file in files if not file.name.startswith("_")})
+
+
+def _config_dirs(words: Sequence[str]) -> list[Path]:
+    """Folders that --config-dir adds."""
+    given = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
+    flags = ("--config-dir", "-cd")
+    pairs = itertools.pairwise(words)
+    return [Path(path) for path in (*given, *(value for flag, value in pairs if flag in flags))]
+
+
+def unknown_overrides(first: str) -> str:
+    """One line for every override on the command line whose key does not exist."""
+    name = Path(program()).stem.removeprefix("tvg-")
+    rest = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    bad: list[str] = [first]
+    known: set[str] = set()
+    while not known:
+        rest = [word for word in rest if word.partition("=")[0] not in bad]
+        try:
+            known = keys_of(name, rest)
+        except HydraException as error:
+            found = NO_SUCH_KEY.search(str(error))
+            if found is None or found.group(1) in bad:
+                break
+            bad.append(found.group(1))
+    lines = [f"{key}: no such config key{_near(key, known)}" for key in bad]
+    return "\n".join([*lines, "--help lists the config; +key=value adds a key to it"])
+
+
+def _near(key: str, known: set[str]) -> str:
+    """The keys beside this one that look like it; where there is none, those anywhere."""
+    parent, _, leaf = key.rpartition(".")
+    beside = [path.rpartition(".")[2] for path in known if parent_of(path) == parent]
+    prefix = f"{parent}." if parent else ""
+    return did_you_mean(leaf, beside, prefix=prefix) or did_you_mean(key, known)
