@@ -133,6 +133,19 @@ def collection(tmp_path, write_video):
     return write
 
 
+def test_a_few_videos_start_no_worker_processes(command, collection, monkeypatch):
+    def start(**_):
+        raise AssertionError("a worker process was started")
+
+    monkeypatch.setattr("tvg.data.preparation_pool.ProcessPool", start)
+    options = [*collection(3, ["text"]), "data.on_missing=skip", "prepare.num_workers=2"]
+    for present in (0, 3):
+        done = command("prepare", *options, "prepare.timeout_s=60")
+        assert done.code == 0, done.err
+        assert f"{present} there before" in done.out
+    assert report_of()["unreadable"].keys() == {str(Path("videos/text_0.mp4").absolute())}
+
+
 def test_queries_that_cannot_be_asked_are_reported(command, collection, tmp_path):
     options = collection(2, [])
     data = json.loads((tmp_path / "a.json").read_text())

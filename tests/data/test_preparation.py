@@ -33,6 +33,7 @@ from tvg.data.preparation import (
     prepare_frames,
     probe_videos,
     unique_requests,
+    workers_worth,
 )
 from tvg.data.sampling import FrameSampling
 from tvg.data.time_limit import TimeLimitedDecoder
@@ -286,6 +287,33 @@ def test_whole_entries_stay_and_damaged_ones_are_named(
     assert contents(cache.folder) == before
     assert kept.stat().st_mtime_ns == kept_at
     assert first.num_entries == again.num_entries == 3
+
+
+def test_entries_that_are_there_start_no_process(
+    cache: FrameCache, videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [ClipRequest(videos["plain"]), ClipRequest(videos["matroska"])]
+    first = prepare_frames(requests, cache, num_workers=0, timeout_s=None)
+    entry = sorted(cache.folder.rglob("*.safetensors"))[0]
+
+    def start(**_: object) -> None:
+        raise AssertionError("a worker process was started")
+
+    monkeypatch.setattr("tvg.data.preparation_pool.ProcessPool", start)
+    again = prepare_frames(requests, cache, num_workers=2, timeout_s=30.0)
+    assert (first.written, again.present, again.num_bytes) == (2, 2, first.num_bytes)
+    entry.write_bytes(entry.read_bytes()[:-1])  # a damaged one still is built again
+    rebuilt = prepare_frames(requests, cache, num_workers=0, timeout_s=None)
+    assert (rebuilt.rebuilt, rebuilt.present) == ([str(entry)], 1)
+
+
+@pytest.mark.parametrize(
+    ("num_items", "timeout_s", "expected"), [(8, 30.0, 0), (9, 30.0, 4), (1, None, 4)]
+)
+def test_a_few_clips_start_no_workers(
+    num_items: int, timeout_s: float | None, expected: int
+) -> None:
+    assert workers_worth(num_items, 4, timeout_s) == expected
 
 
 def test_copies_of_a_file_are_one_entry(

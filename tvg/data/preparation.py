@@ -21,6 +21,7 @@ from tvg.data.time_limit import TimeLimitedDecoder
 from tvg.types import GroundingExample, LeadIn, Segment
 
 ENTRY_OVERHEAD_BYTES = 1024  # the most that an entry takes beside its tensors
+FEW_CLIPS = 8  # a worker process spends as long on imports as on decoding some clips
 NUM_LOOKUP_THREADS = 8  # they wait for the disk, not for a processor
 LOCK_NAME = ".prepare.lock"
 
@@ -146,13 +147,39 @@ def prepare_frames(
     work = _Ensure(FrameCache(folder=cache.folder, loader=loader_with_limit(cache.loader, limit_s)))
     with locked(cache.folder):
         cache.store.remove_leftovers()
+        results: dict[ClipRequest, Ensured | Failure] = dict(_present(requests, cache))
+        missing = [request for request in requests if request not in results]
+        if missing:
+            try:
+                built = run_all(
+                    work, missing, num_workers=num_workers, timeout_s=timeout_s, label="preparing"
+                )
+            finally:
+                cache.store.remove_leftovers()
+            results |= dict(zip(missing, built, strict=True))
+    return _summary(requests, [results[request] for request in requests])
+
+
+def _present(requests: Sequence[ClipRequest], cache: FrameCache) -> dict[ClipRequest, Ensured]:
+    """The entries that are there and whole: looking needs no process that imports PyTorch."""
+
+    def entry(request: ClipRequest) -> Ensured | None:
         try:
-            results = run_all(
-                work, requests, num_workers=num_workers, timeout_s=timeout_s, label="preparing"
-            )
-        finally:
-            cache.store.remove_leftovers()
-    return _summary(requests, results)
+            return cache.present(*request)
+        except VideoError:  # told by whoever tries to build it
+            return None
+
+    with ThreadPoolExecutor(NUM_LOOKUP_THREADS) as pool:
+        entries = pool.map(entry, requests)
+        return {r: found for r, found in zip(requests, entries, strict=True) if found is not None}
+
+
+def workers_worth(num_items: int, num_workers: int, timeout_s: float | None) -> int:
+    """Returns how many processes to start: none for a few clips, which are done before one starts.
+
+    Without a time limit nothing here survives a decoder that hangs or crashes, so workers stay.
+    """
+    return 0 if timeout_s is not None and num_items <= FEW_CLIPS else num_workers
 
 
 def _summary(requests: Sequence[ClipRequest], results: Sequence[Ensured | Failure]) -> Prepared:

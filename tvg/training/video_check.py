@@ -24,6 +24,7 @@ from tvg.data.preparation import (
     prepare_frames,
     probe_videos,
     unique_requests,
+    workers_worth,
 )
 from tvg.model.policy import Policy
 from tvg.training.feature_preparation import missing_feature_bytes, prepare_features
@@ -89,14 +90,16 @@ def look_at_videos(
     requests = unique_requests(examples)
     paths = [request.path for request in requests]
     workers: dict[str, Any] = {"num_workers": num_workers, "timeout_s": timeout_s}
-    infos = probe_videos(paths, loader.decoder, **workers) if paths else {}
+    few = {**workers, "num_workers": workers_worth(len(set(paths)), num_workers, timeout_s)}
+    infos = probe_videos(paths, loader.decoder, **few) if paths else {}
     failed = unusable_clips(requests, infos, loader)
     good = [request for request in requests if request not in failed]
     prepared = None
     if good and not check_only and isinstance(clips, FrameCache):
         total, needed = estimated_bytes(good, infos, loader), missing_bytes(good, infos, clips)
         _announce(clips.folder, len(good), needed, f", {size_text(total)} in all")
-        prepared = prepare_frames(good, clips, **workers)
+        few["num_workers"] = workers_worth(len(good), num_workers, timeout_s)
+        prepared = prepare_frames(good, clips, **few)
     elif good and not check_only and isinstance(clips, FeatureCache):
         prepared = _prepare_features(good, infos, clips, load_model(), **workers)
     if prepared is not None:

@@ -131,6 +131,29 @@ class FrameCache:
                 f"{self.store.folder}: the cache cannot be used ({error.strerror})"
             ) from error
 
+    def present(
+        self,
+        path: str | os.PathLike[str],
+        window: Segment | None = None,
+        lead_in: LeadIn | None = None,
+    ) -> Ensured | None:
+        """Returns the entry of a clip where it is there and whole; None otherwise. Builds nothing.
+
+        Raises:
+            VideoError: there is no readable file.
+            UnusableStore: the folder cannot be read.
+        """
+        key = self.key(path, window, lead_in)
+        try:
+            if self._state(key) != "present":
+                return None
+            entry = self.store.path(key)
+            return Ensured(entry, "present", entry.stat().st_size)
+        except OSError as error:
+            raise UnusableStore(
+                f"{self.store.folder}: the cache cannot be used ({error.strerror})"
+            ) from error
+
     def _state(self, key: str) -> Literal["present", "written", "rebuilt"]:
         """Returns what an entry is, or is going to be."""
         try:
