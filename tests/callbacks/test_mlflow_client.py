@@ -13,6 +13,7 @@ import pytest
 
 from tvg.callbacks import mlflow_client, mlflow_store
 from tvg.callbacks.mlflow_client import UNSENT_FILE
+from tvg.callbacks.mlflow_guard import state_kept
 from tvg.callbacks.mlflow_logger import make_mlflow_logger
 from tvg.callbacks.rollout_table import RolloutTable
 from tvg.callbacks.run_record import RunRecord
@@ -60,12 +61,18 @@ def log(logger, *steps):
         logger.log_metrics({"loss": step / 2}, step=step)
 
 
-def test_metrics_of_a_locked_store_are_sent_later_once(database, tmp_path):
+def test_metrics_of_a_locked_store_are_sent_later_once(database, tmp_path, monkeypatch):
     logger = make(database, tmp_path)
     log(logger, 1, 2)
+    asked = []
+    monkeypatch.setattr(
+        logger.experiment._client, "get_run", lambda *_: asked.append(1) or 1 / 0, raising=True
+    )
     with locked(database), pytest.warns(UserWarning, match=r"mlflow\.db cannot .*locked") as told:
         log(logger, 3, 4, 5)
     assert len(told) == 1
+    assert asked == [], "MLflow would wait for the lock"
+    monkeypatch.undo()
     assert unsent(tmp_path) == ["log_batch"] * 3
     log(logger, 6)
     assert history(logger) == [(step, step / 2) for step in range(1, 7)]
@@ -229,6 +236,15 @@ def test_a_broken_store_is_named_with_its_remedy(database, tmp_path, spoil, prob
         make(database, tmp_path / "run")
     assert f"`mv {database} {database}.broken`" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spoil", [half_made, no_database, Path.unlink])
+def test_a_failed_start_on_a_broken_store_raises_its_own_error(database, tmp_path, spoil):
+    make(database, tmp_path / "run")
+    spoil(database)
+    with pytest.raises(ValueError, match=r"^mine$"), state_kept(tmp_path / "run", lambda: False):
+        raise ValueError("mine")
+    assert database.exists() == (spoil is not Path.unlink)
 
 
 class Stop(BaseException):

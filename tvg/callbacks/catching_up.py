@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from tvg.callbacks.sinks import logging_step
+from tvg.callbacks.steady import reported_only
 from tvg.task.report import write_json
 from tvg.training.base import PolicyModule, fingerprint
 from tvg.training.epoch_start import (
@@ -42,7 +43,9 @@ class ValidationRecord(Callback):
             return
         names = (name for name in trainer.callback_metrics if name.startswith("val/"))
         metrics = {name: float(trainer.callback_metrics[name]) for name in names}
-        write_json(self.path, {**_place(trainer, pl_module), "metrics": metrics})
+        record = {**_place(trainer, pl_module), "metrics": metrics}
+        with reported_only(self.path):  # without it, a resumed run validates again
+            write_json(self.path, record)
 
     def metrics(self) -> dict[str, float]:
         """Of the last validation; empty where there was none."""

@@ -55,6 +55,7 @@ class ResendingClient:
         self._pause_s = _FIRST_PAUSE_S
         self._next_try_s = 0.0
         self._has_warned = False
+        self._is_open = True  # as found by the last attempt
         if self._waiting:
             self._send_waiting()
 
@@ -166,6 +167,9 @@ class ResendingClient:
             time.sleep(1.0)
 
     def _answers(self) -> bool:
+        """Whether it was the write that failed, and not the store."""
+        if not self._is_open:  # to ask would wait for the lock of another process
+            return False
         try:
             with quiet(level=logging.CRITICAL):
                 self._client.get_run(self._run_id)
@@ -177,6 +181,7 @@ class ResendingClient:
         """Sends a write; False if it has to be sent again."""
         begin_s = time.monotonic()
         problem = None if self._database is None else problem_of(self._database, wait_s=_PROBE_S)
+        self._is_open = problem is None
         if problem is None:
             try:
                 with quiet(level=logging.CRITICAL):

@@ -13,8 +13,9 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from tvg.callbacks.mlflow_logger import RUN_FILE
+from tvg.callbacks.mlflow_store import database_of, problem_of
 
-_SQLITE = "sqlite:///"
+_BUSY_S = 60.0  # that a store which another process has locked is waited for
 log = logging.getLogger(__name__)
 
 
@@ -59,14 +60,16 @@ def _state(run_dir: Path) -> _State | None:
     if not path.is_file():
         return None
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         uri, run_id = str(held["tracking_uri"]), str(held["run_id"])
-        if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).is_file():
-            return None
+        database = database_of(uri)
+        if database is not None and problem_of(database, wait_s=_BUSY_S) is not None:
+            return None  # MLflow would make a missing one in place, and try a broken one ten times
         info = _client(uri).get_run(run_id).info
-    except (ValueError, TypeError, KeyError, OSError, MlflowException):
+    except (ValueError, TypeError, KeyError, OSError, MlflowException, SQLAlchemyError):
         return None  # what makes the logger says so
     return _State(tracking_uri=uri, run_id=run_id, status=info.status, end_time=info.end_time)
 
