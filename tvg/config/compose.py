@@ -19,7 +19,8 @@ from tvg.config.errors import ConfigError
 from tvg.config.nodes import walk
 from tvg.config.resolvers import register_resolvers
 
-CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+# In the repository a link to the folder at its top; in a wheel the folder itself.
+CONF_DIR = (Path(__file__).resolve().parents[1] / "conf").resolve()
 
 
 @dataclass(frozen=True, kw_only=True)
