@@ -6,7 +6,7 @@ import logging
 import sys
 
 
-class BarAwareHandler(logging.StreamHandler):  # type: ignore[type-arg]
+class BarAwareHandler(logging.StreamHandler):
     """A StreamHandler that takes tqdm's bars away for as long as it writes a line."""
 
     def emit(self, record: logging.LogRecord) -> None:
