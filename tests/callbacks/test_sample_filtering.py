@@ -380,6 +380,15 @@ def test_nothing_left_ends_the_run(fit, caplog, tmp_path):
     assert "no example of the training list is left" in caplog.text
 
 
+def test_a_finished_run_leaves_no_partial_when_resumed(fit, tmp_path):
+    fit(max_epochs=1)
+    partial = tmp_path / "run" / "filtering" / "round_00.rank_0.partial.jsonl"
+    partial.parent.mkdir(exist_ok=True)
+    partial.touch()  # as if it was killed after the last checkpoint
+    fit(max_epochs=1, resume=True)
+    assert not partial.exists()
+
+
 def test_answers_may_be_shorter_while_scoring(fit, tmp_path, monkeypatch):
     lengths = []
 

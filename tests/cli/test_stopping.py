@@ -88,6 +88,24 @@ def train(command, world, tiny_checkpoint, tmp_path, monkeypatch):
     return run
 
 
+# Reads no answers, and sends a signal in the third one.
+PARSER = """
+import os
+
+from tvg.core.parsing import ParsedAnswer
+
+calls = 0
+
+
+def parse(text, **settings):
+    global calls
+    calls += 1
+    if calls == 3:
+        os.kill(os.getpid(), 15)
+    return ParsedAnswer(None, None)
+"""
+
+
 def at(hook, call, signum="null"):
     target = "+callbacks.end._target_=ending.End"
     settings = {"hook": hook, "call": call, "signum": signum}
@@ -161,3 +179,31 @@ def test_a_signal_saves_the_step_in_progress(train, tmp_path):
         assert not (stopped / "export").exists()
     assert train("stopped", "resume=true").code == 0
     assert_ended_alike(tmp_path / "whole", stopped)
+
+
+def test_a_stopped_evaluation_goes_on_after_what_is_done(
+    command, world, tiny_checkpoint, tmp_path, monkeypatch
+):
+    (tmp_path / "signalling.py").write_text(PARSER)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [
+        *world,
+        f"model.path={tiny_checkpoint}",
+        "prompt=short",
+        "prompt.parser._target_=signalling.parse",
+        "rollout.max_new_tokens=2",
+        "data.eval_batch_size=1",
+        "logger=[]",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    done = command("evaluate", *words)
+    assert done.code == 143, done.err
+    assert done.lines[-2:] == [
+        "tvg-evaluate: stopped by SIGTERM",
+        "predictions so far are kept: the same command goes on after them",
+    ]
+    done = command("evaluate", *words)
+    assert done.code == 0, done.err
+    num = json.loads((tmp_path / "run" / "metrics.json").read_text())["n"]
+    assert num > 3
+    assert import_module("signalling").calls == 3 + num - 2  # one batch was under way

@@ -73,6 +73,15 @@ def test_a_user_error_inside_tvg(run):
     assert "Invalid literal for Fraction: 'no'" in done.stderr
 
 
+@pytest.mark.parametrize(("number", "code", "name"), [(15, 143, "SIGTERM"), (2, 130, "SIGINT")])
+@pytest.mark.parametrize("full_error", ["0", "1"])
+def test_a_signal_ends_a_command_with_its_exit_code(run, number, code, name, full_error):
+    body = f"import os; os.kill(os.getpid(), {number})"
+    done = run(body=body, HYDRA_FULL_ERROR=full_error)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == f"tvg-train.py: stopped by {name}\n"
+
+
 def test_a_value_error_of_someone_else_is_a_bug(run):
     done = run(body="int('x')")
     assert done.returncode == 1

@@ -1,0 +1,25 @@
+"""Real kills and signals at a few moments; experiments/faults does it at many."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "faults" / "faults.py"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("variant", ["grpo", "filtering"])
+def test_a_disturbed_run_ends_as_the_undisturbed_one(tmp_path, variant):
+    words = ["--kills", "2", "--signals", "1", "--variants", variant]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "4 of 4 runs ended as the undisturbed one" in done.stdout
