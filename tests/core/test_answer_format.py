@@ -30,7 +30,7 @@ THINK = "<think>At {start_s:.0f}.</think> <answer>{start_s:.2f} to {end_s:.2f}</
         ("so <answer>1.2 to 6.0</answer>", False, True),
         ("<answer>1.2 to 6.0</answer><answer>1.2 to 6.0</answer>", False, True),
         ("1.2 to 6.0", False, False),
-        ("<answer>\u0661.2 to 6.0</answer>", False, False),
+        ("<answer>\u0661.2 to 6.0</answer>", False, True),  # read as 2 to 6
         (f"<answer>{'9' * 400}.0 to 6.0</answer>", False, False),
         ("", False, False),
     ],
