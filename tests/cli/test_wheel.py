@@ -17,9 +17,15 @@ import tvg
 from tvg.config import CONF_DIR
 
 PROJECT = Path(__file__).parents[2]
-BUILD = (
-    "import setuptools.build_meta as b, sys; b.build_sdist(sys.argv[1]); b.build_wheel(sys.argv[1])"
-)
+BUILD = """
+import sys
+
+import setuptools.build_meta as backend
+
+folder = sys.argv[1]  # the backend sets sys.argv anew
+backend.build_sdist(folder)
+backend.build_wheel(folder)
+"""
 
 
 def test_every_config_is_data_of_the_package():
