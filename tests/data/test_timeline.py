@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from array import array
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -216,3 +218,27 @@ def test_packets_are_read_once_per_file(tmp_path: Path, monkeypatch: pytest.Monk
     write_painted(path, [n / 30 for n in range(90)])
     assert load(path).duration_s == 3.0
     assert opened == [path, path]
+
+
+def test_hidden_references_of_vp8_are_no_frames(tmp_path: Path) -> None:
+    plain = write_painted(tmp_path / "plain.webm", [n / 30 for n in range(90)])
+    path = tmp_path / "hidden.webm"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if not packet.size:
+                continue
+            data, pts = bytes(packet), packet.pts
+            packet.stream = stream
+            copy.mux(packet)
+            if pts == 0:  # the key frame once more, with show_frame unset: a state as before
+                hidden = av.Packet(bytes([data[0] & ~0x10]) + data[1:])
+                hidden.stream, hidden.time_base = stream, Fraction(1, 1000)
+                hidden.pts = hidden.dts = 10
+                copy.mux(hidden)
+    with av.open(str(path)) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) == 91
+    info = DECODERS["pyav"].probe(path)
+    assert (info.num_frames, info.duration_s) == (90, pytest.approx(3.0, abs=0.04))
+    clip = load(path)
+    assert (clip.frame_times_s - painted_times_s(clip.frames)).abs().max() < HALF_A_FRAME_S

@@ -18,6 +18,7 @@ from tvg.data.timeline import VariableRate, variable_rate
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -131,6 +132,7 @@ def _read_packets(
     import av
 
     packets = _Packets(shown=[])
+    is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
     try:
         for packet in container.demux():
             time = packet.pts if packet.pts is not None else packet.dts
@@ -143,7 +145,7 @@ def _read_packets(
             if packet.stream_index == stream.index:
                 packets.num_packets += 1
                 limits.check_frames(path, packets.num_packets)
-                if not packet.is_discard:
+                if not packet.is_discard and not (is_vp8 and _is_hidden_vp8(packet)):
                     packets.shown.append(
                         _Shown(packet.pts, packet.dts, packet.is_keyframe, packet.duration)
                     )
@@ -152,6 +154,11 @@ def _read_packets(
             path, f"is damaged ({reason(error)}); expected a complete video file"
         ) from error
     return packets
+
+
+def _is_hidden_vp8(packet: Packet) -> bool:
+    """Whether a VP8 packet holds a reference that is never shown (RFC 6386, 9.1: show_frame)."""
+    return not memoryview(packet)[0] >> 4 & 1
 
 
 def _check_complete(
