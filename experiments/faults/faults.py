@@ -240,7 +240,7 @@ def run(work: Path, *, num_kills: int, num_signals: int, variants: list[str]) ->
     common = [*COMMON, f"model.path={work / 'tiny'}", f"data.world.root={work / 'world'}"]
     moments = []
     for variant in variants:
-        words = [*common, *VARIANTS[variant], "hydra.run.dir=run"]
+        words = [*common, *VARIANTS[variant], "hydra.run.dir=run", "name=run"]
         assert wait(start(work / f"{variant}_first", words)) == 0  # draws the world
         whole, began = work / f"{variant}_whole", time.monotonic()
         assert wait(start(whole, words)) == 0, (whole / "output.txt").read_text()
