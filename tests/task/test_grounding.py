@@ -67,6 +67,18 @@ def test_wrong_templates_name_their_key(changes, message):
         make_task(**changes)
 
 
+def test_text_like_a_field_in_a_template_file_is_reported(tmp_path, caplog):
+    path = tmp_path / "prompt.txt"
+    path.write_text('Within {seconds} s: {query} as {"s": 1}')
+    task = make_task(template=None, template_file=str(path))
+    assert user_text(task, "a cat") == 'Within {seconds} s: a cat as {"s": 1}'
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"prompt.template_file: {path} holds {{seconds}}, which is text there: "
+        "the query is the only field"
+    )
+
+
 def test_a_template_file_that_cannot_be_used_is_named(tmp_path):
     missing, binary, bare = (tmp_path / name for name in ("missing", "binary", "bare"))
     binary.write_bytes(b"\xff\xfe\x00")

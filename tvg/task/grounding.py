@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,8 @@ from tvg.types import GroundingExample, Segment
 
 QUERY_FIELD = "query"
 QUERY_MARKS = ("{query}", "[EVENT]", "<EVENT>")  # in a template file; {} where there is none
+_LIKE_A_FIELD = re.compile(r"\{[A-Za-z_]\w*\}")
+log = logging.getLogger(__name__)
 QueryBlanks = Literal["strip", "before_period", "keep"]
 
 
@@ -193,6 +197,13 @@ def read_template_file(template_file: str) -> str:
         )
     for mark in marks or ["{}"]:
         text = text.replace(mark, "\0")
+    others = sorted(set(_LIKE_A_FIELD.findall(text)))
+    if others:
+        log.warning(
+            "prompt.template_file: %s holds %s, which is text there: the query is the only field",
+            template_file,
+            ", ".join(others),
+        )
     return text.replace("{", "{{").replace("}", "}}").replace("\0", "{query}")
 
 
