@@ -8,6 +8,8 @@ import warnings
 
 # What is meant, and why it does not apply here.
 _IGNORED = (
+    r"torch\.distributed\.nn\.functional\.all_gather is deprecated",  # Lightning's call
+    r"It is recommended to use `self\.log\('val/.*sync_dist=True",  # ranks gather predictions
     "Using ModelCheckpoint with manual optimization",  # saving behind the step is what we want
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
     "The given NumPy array is not writable",
