@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,3 +141,42 @@ def test_a_forked_process_renders_with_a_process_of_its_own():
         time.sleep(0.05)
     assert os.waitstatus_to_exitcode(done[1]) == 0
     assert texts == {f"a{n}" for n in range(20)}
+
+
+KILLED = """
+import os, sys
+sys.path[:0] = {path!r}
+from types import SimpleNamespace
+from tvg.data import chat_template
+from tvg.data.chat_template import TemplateLimits, render_chat
+
+tokenizer = SimpleNamespace(special_tokens_map={{}})
+limits = TemplateLimits(timeout_s=1.0, memory_mib=256)
+render_chat(SimpleNamespace(chat_template="a", tokenizer=tokenizer), [], limits)
+print(chat_template._RUNNING[limits].process.pid, flush=True)
+render_chat(SimpleNamespace(chat_template={template!r}, tokenizer=tokenizer), [], limits)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize("template", ["fine", ENDLESS])
+def test_a_killed_process_leaves_no_renderer(template):
+    code = KILLED.format(path=sys.path, template=template)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as parent:
+        renderer = int(parent.stdout.readline())
+        time.sleep(0.3)  # the template is being rendered
+        parent.kill()
+    deadline_s = time.monotonic() + 30
+    while is_running(renderer) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert not is_running(renderer)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -55,6 +55,18 @@ def prepare(parts, cache, requests=None, num_workers=0, timeout_s=None):
     )
 
 
+def test_few_or_cached_clips_start_no_workers(parts, make_cache, monkeypatch):
+    def start(*_):
+        raise AssertionError("a worker process was started")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", start)
+    cache = make_cache()
+    requests = unique_requests(parts.dataset.examples)
+    first = prepare(parts, cache, num_workers=2, timeout_s=60.0)
+    again = prepare(parts, cache, num_workers=2)  # all there: no limit of time matters
+    assert (first.written, again.present) == (len(requests), len(requests))
+
+
 class Odd(VideoDecoder):
     """Does to clips what their names say: hangs, raises anything, or fails while decoding."""
 
@@ -83,7 +95,10 @@ def odd_loader(timeout_s=None) -> ClipLoader:
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_no_odd_decoder_ends_the_others_or_waits_for_ever(parts, make_cache, tmp_path, num_workers):
+def test_no_odd_decoder_ends_the_others_or_waits_for_ever(
+    parts, make_cache, tmp_path, num_workers, monkeypatch
+):
+    monkeypatch.setattr("tvg.data.preparation.FEW_CLIPS", 0)
     good = unique_requests(parts.dataset.examples)[:2]
     bad = [tmp_path / f"{name}.mp4" for name in ("hang", "odd")]
     for path in bad:

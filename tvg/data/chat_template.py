@@ -21,6 +21,7 @@ from typing import Any
 
 _WORKER = Path(__file__).with_name("chat_worker.py")
 _MAX_ANSWER_BYTES = 32 * 2**20
+_ALARM_GRACE_S = 2.0  # the child's own alarm is for a parent that was killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,10 @@ class _Worker:
         self.limits = limits
         self.owner = os.getpid()  # a forked process must not share the pipes
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), str(limits.memory_mib)],
+            [
+                *(sys.executable, "-P", str(_WORKER)),
+                *(str(limits.memory_mib), str(limits.timeout_s + _ALARM_GRACE_S)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

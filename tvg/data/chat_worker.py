@@ -3,6 +3,8 @@
 Run as a script, so that it imports Jinja and nothing of tvg. Each line of its input is a request in
 JSON, `{"template": ..., "values": {...}}`; each line of its output an answer, `{"text": ...}` or
 `{"error": ...}`. The environment is that of transformers (utils/chat_template_utils.py), sandboxed.
+The process ends when its input does, or by the kernel's alarm when a template hangs and nobody else
+ends it: no orphan outlives a killed parent.
 """
 
 from __future__ import annotations
@@ -78,14 +80,17 @@ def answer(request: dict[str, Any], memory_mib: int) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answers requests until the input ends."""
+    """Answers requests until the input ends; arguments: MiB of memory, seconds a request."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    memory_mib = int(sys.argv[1])
+    memory_mib, limit_s = int(sys.argv[1]), float(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (memory_mib * 2**20, memory_mib * 2**20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
         sys.stdout.write(json.dumps(answer(json.loads(line), memory_mib)) + "\n")
         sys.stdout.flush()
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 if __name__ == "__main__":

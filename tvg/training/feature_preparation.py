@@ -15,7 +15,13 @@ from tvg.data.cache.store import CorruptEntry
 from tvg.data.clip import ClipLoader
 from tvg.data.decode import VideoError, VideoInfo
 from tvg.data.patches import clip_patches
-from tvg.data.preparation import ClipRequest, Prepared, loader_with_limit, locked
+from tvg.data.preparation import (
+    ClipRequest,
+    Prepared,
+    loader_with_limit,
+    locked,
+    workers_worth,
+)
 from tvg.data.preparation_pool import Failure, attempt
 from tvg.model.families import family_of
 from tvg.model.policy import Policy
@@ -39,7 +45,8 @@ def prepare_features(
         cache: where they go.
         policy: the model of the cache's checkpoint, on the device that computes.
         processor: cuts frames into patches.
-        num_workers: processes that decode; 0 decodes in this one.
+        num_workers: processes that decode, where the missing clips are worth them; 0 decodes in
+            this one.
         timeout_s: the most time to wait for the decoder, per clip; None: no limit.
 
     Raises:
@@ -51,7 +58,8 @@ def prepare_features(
         failed: dict[ClipRequest, str] = {}
         with tqdm(total=len(requests), initial=len(present), unit="video", desc="encoding") as bar:
             loader = loader_with_limit(cache.loader, timeout_s)
-            for request, clip in _clips(to_do, loader, num_workers):
+            num_workers = workers_worth(len(to_do), num_workers, timeout_s)
+            for request, clip in _clips(to_do, loader, min(num_workers, len(to_do))):
                 if isinstance(clip, Failure):
                     failed[request] = clip.problem
                     cache.note_failure(*request, clip.problem)
