@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -181,12 +180,9 @@ def test_a_misspelt_override(command, tmp_path, name, word, meant):
 @pytest.mark.parametrize(
     "value", ["a [red] ball", "a (red) ball: it falls", 'who says "no"?', "it's"]
 )
-def test_a_sentence_that_hydra_cannot_read(command, value):
-    error = command("predict", "video=x.mp4", f"query={value}").error
-    assert error.startswith(f"query={value}: cannot be read;")
-    advice = shlex.split(error.rpartition("shell: ")[2].replace("'s", "s"))[0]
-    done = command("predict", "video=x.mp4", advice)
-    assert done.error == "x.mp4: no such file; expected a video file"
+def test_a_sentence_needs_no_quotes_for_hydra(command, tiny_checkpoint, value):
+    words = ["video=x.mp4", f"query={value}", f"model.path={tiny_checkpoint}"]
+    assert command("predict", *words).error == "x.mp4: no such file; expected a video file"
 
 
 @pytest.mark.parametrize("name", WITH_MODEL)

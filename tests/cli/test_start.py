@@ -46,12 +46,15 @@ CASES = {
     },
     "evaluate": {
         "--help": (0, ""),
-        "model.path=???": (2, "model.path: a value is needed"),
+        "": (2, "model.path: a value is needed"),
+        "model=tiny_qwen3_vl": (2, "model.path: a value is needed"),
+        "model.path=x data=custom": (2, "data.video_dir: a value is needed"),
         "splt=val": (2, "did you mean 'split'?"),
     },
     "predict": {
         "--help": (0, ""),
         "model.path=x query=x": (2, "video: a value is needed"),
+        "video=x query=x": (2, "model.path: a value is needed"),
         "rollout=x": (2, "Could not find 'rollout/x'"),
     },
     "prepare": {
@@ -80,6 +83,21 @@ def test_answers_that_need_no_tensor_import_no_torch(name, tmp_path):
         assert answer["loaded"] == [], answer
         assert answer["code"] == code, answer
         assert text in answer["error"], answer
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("name", ["train", "prepare"])
+def test_ranks_of_torchrun_need_a_name(command, monkeypatch, tmp_path, name, rank):
+    for key, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("TVG_RUN_NAME", raising=False)
+    done = command(name)
+    assert done.error == (
+        "name: a value is needed (name=...): WORLD_SIZE=2 starts several processes, which would "
+        "take different names from the clock"
+    )
+    assert len(done.lines) == 2  # the message and its hint: no warning of Hydra's before it
+    assert not list(tmp_path.iterdir())
 
 
 def test_console_scripts_name_functions_that_exist():
@@ -131,7 +149,7 @@ def test_a_misspelt_interpolation_is_one_message(command, word):
 def test_a_query_is_asked_as_it_was_typed(command, monkeypatch, query):
     asked = []
     monkeypatch.setattr("tvg.predict.predict", lambda cfg: asked.append((cfg.query, cfg.video)))
-    done = command("predict", f"query={query}", "video=a,b.mp4")
+    done = command("predict", f"query={query}", "video=a,b.mp4", "model.path=x")
     assert done.code == 0, done.err
     assert asked == [(query, "a,b.mp4")]
 

@@ -1,5 +1,7 @@
 """What decides a result, and what does not, in the identity of a job."""
 
+import json
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -136,3 +138,14 @@ def test_a_sweep_names_jobs_by_overrides_not_by_number():
     assert first != folder("objective=grpo", "objective.optimizer.lr=1e-6")
     assert "/" not in folder("model.path=a/b")
     assert "," not in folder("reward=[format,iou]")
+
+
+def test_settings_that_are_not_finite_are_kept_as_text():
+    cfg = OmegaConf.create({"objective": {"clip": float("inf"), "kl": float("nan"), "lr": 0.5}})
+    identity = identity_of("train", cfg)
+    assert identity.decides == {
+        "objective.clip": "Infinity",
+        "objective.kl": "NaN",
+        "objective.lr": 0.5,
+    }
+    assert json.loads(json.dumps(identity.as_json(), allow_nan=False)) == identity.as_json()

@@ -77,6 +77,7 @@ def read(folder: Path) -> tuple[GroundingTask, ClipLoader]:
         (
             *("system", "video_first", "lowercase", "strip_period"),
             *("parser", "prefill", "frame_times"),
+            *("query_blanks", "rate_any_numbers", "strict_answer"),
         ),
         "recorded",
     )

@@ -47,3 +47,50 @@ def test_run_name_is_one_for_a_run_and_its_other_ranks(monkeypatch):
     monkeypatch.setenv("TVG_RUN_NAME", "of-rank-zero")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert resolved(a="${run_name:}")["a"] == "of-rank-zero"
+
+
+SEVERAL = {
+    "WORLD_SIZE=2": {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+    "SLURM_STEP_NUM_TASKS=4": {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4"},
+    "trainer.num_nodes=2": {"NODE_RANK": "0"},
+}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets the variables of a launcher, in the place of those around the test."""
+
+    def use(variables):
+        for name in {"TVG_RUN_NAME", *(name for given in SEVERAL.values() for name in given)}:
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("TVG_RUN_NAME", "")
+        for name, text in variables.items():
+            monkeypatch.setenv(name, text)
+        resolvers._new_run_name.cache_clear()
+
+    yield use
+    resolvers._new_run_name.cache_clear()
+
+
+@pytest.mark.parametrize("found", SEVERAL)
+def test_ranks_of_a_launcher_need_a_given_name(environment, found):
+    environment(SEVERAL[found])
+    cfg = OmegaConf.create({"name": "${run_name:}", "trainer": {"num_nodes": 2}})
+    with pytest.raises(ValueError, match=f"name: a value is needed .*: {found} starts several"):
+        _ = cfg.name
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+        {"NODE_RANK": "0"},
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "TVG_RUN_NAME": "given"},
+    ],
+)
+def test_one_process_takes_its_name_from_the_clock(environment, variables):
+    environment(variables)
+    cfg = OmegaConf.create({"name": "${run_name:}", "trainer": {"num_nodes": 1}})
+    assert cfg.name == variables.get("TVG_RUN_NAME", resolvers._new_run_name())

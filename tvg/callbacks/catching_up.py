@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ class ValidationRecord(Callback):
     """Keeps the metrics of the last validation in `run_dir/validation.json`.
 
     The file says which weights were validated at which step; it is written once the loggers have
-    the metrics. To be the last callback but those that save checkpoints.
+    the metrics, NaN and infinity as null, which JSON has no numbers for. To be the last callback
+    but those that save checkpoints.
 
     Args:
         run_dir: folder of the run.
@@ -42,14 +44,16 @@ class ValidationRecord(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         names = (name for name in trainer.callback_metrics if name.startswith("val/"))
-        metrics = {name: float(trainer.callback_metrics[name]) for name in names}
+        values = {name: float(trainer.callback_metrics[name]) for name in names}
+        metrics = {name: v if math.isfinite(v) else None for name, v in values.items()}
         record = {**_place(trainer, pl_module), "metrics": metrics}
         with reported_only(self.path):  # without it, a resumed run validates again
             write_json(self.path, record)
 
     def metrics(self) -> dict[str, float]:
-        """Of the last validation; empty where there was none."""
-        return {str(name): float(value) for name, value in self._read().get("metrics", {}).items()}
+        """Of the last validation, NaN where a value was not finite; empty where there was none."""
+        found = self._read().get("metrics", {})
+        return {str(name): math.nan if v is None else float(v) for name, v in found.items()}
 
     def is_of(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Whether the last validation was that of the weights as they are, at this step."""

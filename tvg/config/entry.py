@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tvg.config.errors import ConfigError
 from tvg.config.hydra_folders import remove_unused
 from tvg.config.resolvers import register_resolvers
 from tvg.config.words import (
@@ -52,6 +53,7 @@ _TRAINER_KEYS = (  # of conf/trainer, as Lightning's messages name them
     "limit_val_batches",
     "log_every_n_steps",
 )
+_OF_A_RESOLVER = f"{ConfigError.__name__} raised while resolving interpolation: "  # omegaconf's
 _MISSING_VALUE = re.compile(r"Missing mandatory value: ([\w.]+)")
 
 
@@ -118,6 +120,8 @@ def entry_point(main: Callable[..., Any], *, texts: Sequence[str] = ()) -> Calla
 
 def user_message(error: Exception) -> str | None:
     """What to tell the user; None where the error is a bug that needs its traceback."""
+    if isinstance(error, OmegaConfBaseException) and str(error).startswith(_OF_A_RESOLVER):
+        return str(error).removeprefix(_OF_A_RESOLVER).split("\n")[0]
     if isinstance(error, ConfigCompositionException) and NO_SUCH_KEY.search(str(error)):
         return unknown_overrides(NO_SUCH_KEY.search(str(error)).group(1))  # type: ignore[union-attr]
     if isinstance(error, MissingConfigException) and (text := unknown_option(error)) is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from tvg.config import resolvers
 
@@ -70,7 +71,10 @@ def _make(config: DictConfig, mode: str) -> None:
     if not is_first_rank():
         return
     while True:
-        folder = Path(str(config.hydra[mode].dir))
+        try:
+            folder = Path(str(config.hydra[mode].dir))
+        except OmegaConfBaseException:  # Hydra meets it, too, and warns of it if raised here
+            return
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True)

@@ -106,9 +106,9 @@ def identity_of(command: str, cfg: DictConfig) -> Identity:
         if not _is_any(key, dropped) or _is_any(key, _DECIDING_CALLBACKS)
     }
     decides.pop("callbacks.sample_filtering.run_dir", None)
-    # Through JSON, as a file gives it back: tuples and lists are alike.
-    found = {**decides, **_contents(command, values)}
-    return Identity(command=command, decides=json.loads(json.dumps(found, default=str)))
+    # Through JSON, as a file gives it back: tuples and lists are alike, NaN and infinity are texts.
+    text = json.dumps({**decides, **_contents(command, values)}, default=str)
+    return Identity(command=command, decides=json.loads(text, parse_constant=str))
 
 
 def flattened(values: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 
+from tvg.config.errors import ConfigError
 from tvg.config.identity import identity_of
 
 _RUN_NAME = "TVG_RUN_NAME"
@@ -29,14 +30,36 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
-def run_name() -> str:
+def run_name(*, _root_: DictConfig) -> str:
     """The date and time at which this run began; the same for every process that it starts.
 
     Lightning starts the other ranks of a node by running the command again, seconds later: those
     (they have a LOCAL_RANK) take the name of the process that started them.
+
+    Raises:
+        ConfigError: torchrun, srun or several nodes start the ranks, each with a clock of its own.
     """
     inherited = os.environ.get(_RUN_NAME)
-    return inherited if inherited and "LOCAL_RANK" in os.environ else _new_run_name(_attempts[-1])
+    if inherited and "LOCAL_RANK" in os.environ:
+        return inherited
+    if started := _started_by_others(_root_):
+        raise ConfigError(
+            f"name: a value is needed (name=...): {started} starts several processes, which would "
+            "take different names from the clock"
+        )
+    return _new_run_name(_attempts[-1])
+
+
+def _started_by_others(cfg: DictConfig) -> str:
+    """Says where it is set that other processes run the same command; empty if none do."""
+    for name, rank in (("WORLD_SIZE", "RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")):
+        count = os.environ.get(name, "")
+        if rank in os.environ and count.isdigit() and int(count) > 1:
+            return f"{name}={count}"
+    num_nodes = OmegaConf.select(cfg, "trainer.num_nodes", default=1)
+    if "NODE_RANK" in os.environ and isinstance(num_nodes, int) and num_nodes > 1:
+        return f"trainer.num_nodes={num_nodes}"
+    return ""
 
 
 def next_run_name() -> None:

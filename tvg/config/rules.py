@@ -158,6 +158,7 @@ RULES: tuple[Rule, ...] = (
     reward_without_weight,
     reward.reward_cannot_be_named,
     format_reward_out_of_reach,
+    parts.no_model,
     parts.nothing_to_train,
     parts.frozen_part_to_be_trained,
     parts.dropout_beside_a_sampler,

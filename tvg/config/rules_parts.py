@@ -25,6 +25,16 @@ def trained_parts(cfg: Config) -> set[str]:
     return {part for part in PARTS if value(cfg, f"model.freeze_{part}") is not True}
 
 
+def no_model(cfg: Config) -> list[str]:
+    """A model is read from a folder, or created where the command and the option allow it."""
+    model = value(cfg, "model")
+    if not isinstance(model, Mapping) or "path" not in model or "create" not in model:
+        return []
+    if model["path"] is not None or model["create"] is not None:
+        return []
+    return ["model.path: a value is needed (model.path=FOLDER of a checkpoint)"]
+
+
 def nothing_to_train(cfg: Config) -> list[str]:
     """Every part frozen leaves the optimizer without parameters."""
     if value(cfg, "objective") and all(value(cfg, f"model.freeze_{p}") is True for p in PARTS):
