@@ -59,3 +59,60 @@ def test_a_checkpoint_runs_no_code(
     assert done.error.count("\n") == 0
     assert not (tmp_path / "marker").exists()
     assert not (tmp_path / "run" / "export").exists()
+
+
+def spoil_what_may_stay(folder: Path, marker: Path) -> set[str]:
+    """Puts code and pickles beside the weights, and targets into a record; returns their names."""
+    before = {path.name for path in folder.iterdir()}
+    hostile_nodes(folder, marker)  # writes payload.py and payload.pt
+    for name in ("modeling_payload.py", "configuration_qwen2_5_vl.py", "setup.py", "conftest.py"):
+        script_that_writes(folder / name, marker)
+    for name in ("pytorch_model.bin", "adapter_model.bin", "optimizer.pt", "training_args.bin"):
+        pickle_that_writes(folder / name, marker)
+    (folder / "adapter").mkdir()
+    script_that_writes(folder / "adapter" / "payload.py", marker)
+    (folder / "payload.pth").write_text(f"import pathlib; pathlib.Path({str(marker)!r}).touch()")
+    node = hostile_nodes(folder, marker)["tvg.task.report.write_text"]
+    record = {"prompt": {"parser": node, "template": "{query} ${oc.env:HOME}"}}
+    (folder / "tvg.yaml").write_text(yaml.safe_dump(record))
+    return {path.name for path in folder.iterdir()} - before
+
+
+def test_nothing_of_a_hostile_folder_reaches_an_export(command, world, tiny_checkpoint, tmp_path):
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    added = spoil_what_may_stay(folder, tmp_path / "marker")
+    run = tmp_path / "run"
+    done = command(
+        "train",
+        *world,
+        *("logger=[]", "trainer=cpu", "objective=sft", "reward=[]", "prompt=short"),
+        *("trainer.max_steps=1", "trainer.val_check_interval=1", "data.limit_val=1"),
+        *("data.batch_size=1", "trainer.enable_progress_bar=false", "rollout.max_new_tokens=2"),
+        *("callbacks.timelines=null", f"model.path={folder}", f"run_dir={run}"),
+    )
+    assert done.code == 0, done.err
+    assert not (tmp_path / "marker").exists()
+    export = run / "export"
+    files = [path for path in export.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {
+        ".json",
+        ".jinja",
+        ".safetensors",
+        ".yaml",
+        ".sha256",
+    }
+    assert {path.name for path in files} & added == {"tvg.yaml"}  # the run's own record
+    for path in files:
+        data = path.read_bytes()
+        assert b"auto_map" not in data, path
+        assert b"payload" not in data, path
+        assert str(tmp_path / "marker").encode() not in data, path
+    assert "oc.env" not in (export / "tvg.yaml").read_text()
+    done = command("predict", f"model.path={export}", "query=a ball", _video(world))
+    assert done.code == 0, done.err
+    assert not (tmp_path / "marker").exists()
+
+
+def _video(world: list[str]) -> str:
+    root = next(word for word in world if word.startswith("data.world.root="))
+    return f"video={next((Path(root.partition('=')[2]) / 'videos').iterdir())}"
