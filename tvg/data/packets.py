@@ -132,13 +132,18 @@ def _read_packets(
     import av
 
     packets = _Packets(shown=[])
+    ends: dict[int, int] = {}  # per stream, in its ticks: a fraction for each packet is slow
+    tick_s: dict[int, float] = {}
     is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
     try:
         for packet in container.demux():
             time = packet.pts if packet.pts is not None else packet.dts
             if time is not None:
-                end = (time + (packet.duration or 0)) * packet.time_base
-                packets.end_s = max(packets.end_s, float(end))
+                end = time + (packet.duration or 0)
+                number = packet.stream_index
+                if number not in ends:
+                    ends[number], tick_s[number] = end, float(packet.time_base)
+                ends[number] = max(ends[number], end)
             if packet.size == 0:
                 continue  # the flush packet at the end of each stream; in AVI a frame left out
             packets.is_cut |= packet.is_corrupt  # the last one of a file cut within it
@@ -153,6 +158,7 @@ def _read_packets(
         raise VideoError(
             path, f"is damaged ({reason(error)}); expected a complete video file"
         ) from error
+    packets.end_s = max([0.0, *(end * tick_s[number] for number, end in ends.items())])
     return packets
 
 
