@@ -54,7 +54,7 @@ def test_real_files(command, shared_dir, option, file, videos, queries, late, nu
     assert videos is None or report["videos"] == videos
     assert tuple(report["late_ends"].values()) == late
     assert count(report, "with start >= end") == num_reversed
-    assert count(report, "starting behind the video's end") == behind
+    assert count(report, "starting after the video's end") == behind
     assert (report["missing"], report["unreadable"], report["bytes"]) == ([], {}, 0)
     (split,) = report["splits"]  # that file alone
     assert split == ("train" if "train" in file else "test")
@@ -370,10 +370,10 @@ def test_segments_that_do_not_fit_their_file_are_counted(command, collection, tm
         assert command("prepare", *words, f"data.annotation_split={split}").code == 0
         report = report_of()
         assert (report["queries"], report["kept"]) == (3, kept)
-        assert count(report, "starting behind the file's end") == 1
+        assert count(report, "starting after the file's end") == 1
         if split == "train":
-            assert report["dropped"] == {"starting behind the file's end": 1}
-            assert report["repaired"] == {"ending behind the file's end": 1}
+            assert report["dropped"] == {"starting after the file's end": 1}
+            assert report["repaired"] == {"ending after the file's end": 1}
 
 
 def test_report_and_overview_reach_mlflow(command, collection, tmp_path):

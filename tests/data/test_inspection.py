@@ -145,19 +145,19 @@ def test_segments_are_held_against_the_file(stated_s, is_training):
         assert [e.qid for e in found.examples] == ["in", "late", "late", "padded"]
         assert [e.segment for e in found.examples[:2]] == [(1.0, 4.0), (1.0, 4.0)]
         assert found.examples[3].segment == (3.0, 6.0)  # 20 whole frames, 40 of the file
-        assert found.report.repaired == {"ending behind the file's end": 2}
-        assert found.report.dropped == {"starting behind the file's end": 1}
+        assert found.report.repaired == {"ending after the file's end": 2}
+        assert found.report.dropped == {"starting after the file's end": 1}
         assert counted == {
-            "ending behind the file's end": (2, "clamped", ["late", "padded"]),
-            "starting behind the file's end": (1, "dropped", ["behind"]),
+            "ending after the file's end": (2, "clamped", ["late", "padded"]),
+            "starting after the file's end": (1, "dropped", ["behind"]),
         }
         assert (found.report.num_queries, found.report.num_examples) == (4, 3)
         return
     assert [e.segment for e in found.examples] == [e.segment for e in queries]
-    late = {"ending behind the file's end, no duration stated": (1, "kept", ["late"])}
+    late = {"ending after the file's end, no duration stated": (1, "kept", ["late"])}
     assert counted == {
         **({} if stated_s else late),
-        "starting behind the file's end": (1, "kept", ["behind"]),
+        "starting after the file's end": (1, "kept", ["behind"]),
     }
     assert (found.report.repaired, found.report.dropped) == ({}, {})
 
@@ -217,6 +217,6 @@ def test_what_is_left_out_later_counts_as_repaired_no_more():
     result = ReadResult(examples=queries, report=report)
     found = inspect(result, ("train",), failed, files).report
     assert found.repaired == {"ending behind": 1}
-    assert found.dropped == {"video unreadable": 1, "starting behind the file's end": 1}
+    assert found.dropped == {"video unreadable": 1, "starting after the file's end": 1}
     assert found.num_examples == 2
     assert report.repaired == {"ending behind": 3, "starting before": 1}  # as it was read

@@ -91,10 +91,10 @@ def test_training_drops_and_clamps(write: Write) -> None:
     }
     assert counts(result.report) == {
         "with start >= end": (2, "dropped"),
-        "starting behind the video's end": (2, "dropped"),
+        "starting after the video's end": (2, "dropped"),
         "ending before the video's start": (1, "dropped"),
         "without a sentence": (1, "dropped"),
-        "ending behind the video's end": (3, "clamped"),
+        "ending after the video's end": (3, "clamped"),
         "starting before the video's start": (2, "clamped"),
     }
     assert result.report.defects["with start >= end"].example_ids == ["A:0", "A:1"]

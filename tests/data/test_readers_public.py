@@ -17,9 +17,9 @@ from tvg.data.readers import (
     read_tvgbench,
 )
 
-LATE = "ending behind the video's end"
+LATE = "ending after the video's end"
 EMPTY = "with start >= end"
-BEHIND = "starting behind the video's end"
+BEHIND = "starting after the video's end"
 
 READERS = {
     "charades_sta/train.json": read_charades,

@@ -15,7 +15,7 @@ from tvg.data.readers import Query, ReadError, ReadReport, ReadResult, read_quer
 from tvg.data.readers.record import merge_reports
 from tvg.types import Segment
 
-LATE = "ending behind the video's end"
+LATE = "ending after the video's end"
 EARLY = "starting before the video's start"
 
 
@@ -67,7 +67,7 @@ def test_training_repairs_or_drops() -> None:
     }
     assert counts(report) == {
         "with start >= end": (2, "dropped"),
-        "starting behind the video's end": (2, "dropped"),
+        "starting after the video's end": (2, "dropped"),
         "ending before the video's start": (1, "dropped"),
         "without a sentence": (1, "dropped"),
         "with several spans": (1, "dropped"),
@@ -78,7 +78,7 @@ def test_training_repairs_or_drops() -> None:
     assert report.repaired == {LATE: 3, EARLY: 1}
     assert report.dropped == {  # one reason each, the first
         "with start >= end": 2,
-        "starting behind the video's end": 1,
+        "starting after the video's end": 1,
         "ending before the video's start": 1,
         "without a sentence": 1,
         "with several spans": 1,
@@ -155,7 +155,7 @@ def test_a_duration_of_the_whole_file_beside_a_window(training: bool) -> None:
     } | ({} if training else {"behind": ((35, 50), 30)})
     assert counts(result.report) == {
         "with a duration longer than the window": (2, "cut to the window's length"),
-        "starting behind the video's end": (1, "dropped" if training else "kept"),
+        "starting after the video's end": (1, "dropped" if training else "kept"),
         LATE: (2, "clamped" if training else "kept"),
     }
     assert result.report.late_ends["1"] == 2

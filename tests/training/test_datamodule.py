@@ -92,7 +92,7 @@ def test_defects_are_repaired_for_training_and_counted(make_data, defective, cap
     assert examples[1].segment == (2.0, 10.0)
     assert "3 examples from 5 queries" in caplog.text
     assert "1 with start >= end, dropped" in caplog.text
-    assert "1 starting behind the video's end, dropped" in caplog.text
+    assert "1 starting after the video's end, dropped" in caplog.text
     assert "small, train split" in caplog.text
 
 

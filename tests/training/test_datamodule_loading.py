@@ -408,7 +408,7 @@ def test_no_segment_behind_its_clip_is_trained_on(
     rows = [row for b in batches for row in zip(b.examples, b.duration_s.tolist(), strict=True)]
     assert [e.qid for e, _ in rows] == [f"{video}:{index}" for index in (0, 2, 2)]
     assert [e.segment for e, _ in rows[1:]] == [(1.0, duration_s) for _, duration_s in rows[1:]]
-    assert f"passed over: {video}:1: the segment 100 to 110 s starts behind the end of" in (
+    assert f"passed over: {video}:1: the segment 100 to 110 s starts after the end of" in (
         caplog.text
     )
     assert list(data.unreadable.counts.values()) == [1]

@@ -140,7 +140,7 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
                 assert example.segment is not None
                 self._unusable[index] = (
                     f"{example.qid}: the segment {example.segment.start_s:g} to "
-                    f"{example.segment.end_s:g} s starts behind the end of {example.video_path}, "
+                    f"{example.segment.end_s:g} s starts after the end of {example.video_path}, "
                     f"which is {clip.duration_s:.2f} s long"
                 )
                 return self._unusable[index]

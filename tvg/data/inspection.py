@@ -22,9 +22,9 @@ from tvg.types import GroundingExample
 
 VIDEO_UNREADABLE = "video unreadable"  # a report's reason to leave a query out
 OTHER_DURATION = "whose stated duration is not the file's"  # among a report's defects
-LATE_IN_FILE = "ending behind the file's end"  # a defect, for training also a repair
-LATE_UNSTATED = "ending behind the file's end, no duration stated"  # of a benchmark
-BEHIND_FILE = "starting behind the file's end"  # a defect, for training also a reason to leave out
+LATE_IN_FILE = "ending after the file's end"  # a defect, for training also a repair
+LATE_UNSTATED = "ending after the file's end, no duration stated"  # of a benchmark
+BEHIND_FILE = "starting after the file's end"  # a defect, for training also a reason to leave out
 # A stated duration and the file's own differ by the last frame, by rounding, by a re-encoding.
 DURATION_SLACK_S = 1.0
 DURATION_SLACK_SHARE = 0.05

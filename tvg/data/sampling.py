@@ -116,7 +116,7 @@ def resolve_window(window: Segment | None, file_duration_s: float) -> Segment | 
     raise ValueError(
         f"the clip window {window.start_s:g} to {window.end_s:g} s fits this file of "
         f"{file_duration_s:.2f} s in neither way: as a part of it, it would end {beyond_s:.2f} s "
-        f"behind the file's end; as the file itself (already cut), it would be "
+        f"after the file's end; as the file itself (already cut), it would be "
         f"{window.length_s:.2f} s long; up to {slack_s:.2f} s of difference is accepted"
     )
 

@@ -52,7 +52,7 @@ class ReadReport:
     num_queries: int = 0  # as read
     num_examples: int = 0  # what is left
     defects: dict[str, Defect] = field(default_factory=dict)
-    # seconds behind the video's end -> queries that end later than so
+    # seconds after the video's end -> queries that end later than so
     late_ends: dict[str, int] = field(
         default_factory=lambda: {f"{late_s:g}": 0 for late_s in LATE_ENDS_S}
     )

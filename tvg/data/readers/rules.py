@@ -1,8 +1,8 @@
 """The rules for defective queries, the same for every format.
 
-Dropped from training, kept in a benchmark: start >= end; start behind the video's end; end before
+Dropped from training, kept in a benchmark: start >= end; start after the video's end; end before
 its start; no sentence; several spans; a query that stood before (same video, window, sentence and
-segment). Clamped for training, kept in a benchmark: end behind the video's end; start before its
+segment). Clamped for training, kept in a benchmark: end after the video's end; start before its
 start. Dropped or fatal in both, as `on_missing` says: no video file. Repaired in both: a duration
 of 0, which is none, and one that is longer than the window, which is the whole file's.
 
@@ -28,7 +28,7 @@ from tvg.types import GroundingExample, Segment
 
 VIDEO_MISSING = "video missing"  # the reason under which a missing video's queries are dropped
 
-_LATE = "ending behind the video's end"
+_LATE = "ending after the video's end"
 _EARLY = "starting before the video's start"
 _REPEATED = "repeated word for word"
 _NO_DURATION = "with a duration of 0"
@@ -167,7 +167,7 @@ class _Inspector:
         key = (file, query.window, query.sentence, query.segment)
         unusable = {
             "with start >= end": start_s >= end_s,
-            "starting behind the video's end": start_s >= _length_s(query),
+            "starting after the video's end": start_s >= _length_s(query),
             "ending before the video's start": end_s <= 0 and start_s < end_s,
             "without a sentence": not query.sentence,
             "with several spans": query.num_spans > 1,
