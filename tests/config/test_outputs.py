@@ -61,6 +61,7 @@ CASES = [
     ("picture", *predict(picture="mine.png")),
     ("picture", *predict(picture="p.json.png", video="p.json.json")),
     ("run_dir", *train(data={"train_file": "r/filtering/round_01.jsonl"})),
+    ("run_dir", *train(data={"train_file": "r/validation.json"})),
     ("run_dir", *train(run_dir="runs/a", model={"path": "runs/a/export"})),
     ("run_dir", *evaluate(None, run_dir="runs/a/export", model={"path": "runs/a/export"})),
     ("logger.mlflow.tracking_uri",

@@ -15,7 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from tvg.config import resolvers
 
 _MULTIRUN_FILE = "multirun.yaml"
-_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # the first one set counts
+# The first one set counts. SLURM sets its own in every shell that it opens; there Lightning starts
+# the other ranks with LOCAL_RANK.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _made: list[Path] = []  # by this process's command, innermost first
 
 
@@ -44,10 +46,9 @@ class JobFolders(Callback):
 
 def is_first_rank() -> bool:
     """Whether this process is the one of a job that owns its run folder."""
-    rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
-    is_global = "RANK" in os.environ or "SLURM_PROCID" in os.environ
-    node = "0" if is_global else os.environ.get("NODE_RANK", "0")
-    return rank == "0" and node == "0"
+    name = next((name for name in _RANKS if name in os.environ), "LOCAL_RANK")
+    node = os.environ.get("NODE_RANK", "0") if name == "LOCAL_RANK" else "0"
+    return os.environ.get(name, "0") == "0" and node == "0"
 
 
 def remove_unused() -> None:

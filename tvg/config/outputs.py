@@ -18,7 +18,8 @@ _ALWAYS = (IDENTITY_FILE, "config.yaml", "run.json", "mlflow_run.json")
 WRITTEN: Mapping[str, tuple[str, ...]] = {
     "train": (
         *_ALWAYS, "train.log", "rollouts.jsonl", "reward_health.txt", "export", "checkpoints",
-        "filtering", "pictures", "csv", "tensorboard", "tiny",
+        "filtering", "pictures", "csv", "tensorboard", "tiny", "validation.json",
+        "mlflow_unsent.jsonl",
     ),
     "evaluate": (
         *_ALWAYS, "evaluate.log", "metrics.json", "predictions.jsonl", "predictions.partial.jsonl"
