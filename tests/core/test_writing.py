@@ -192,3 +192,12 @@ def test_a_leftover_of_the_same_process_number_goes(tmp_path):
 
 def test_a_folder_that_is_not_there_holds_no_leftovers(tmp_path):
     assert remove_leftovers_of_run(tmp_path / "nowhere") == []
+
+
+def test_a_folder_written_meanwhile_stays(tmp_path):
+    folder = tmp_path / "world"
+    with whole_folder(folder, replaces=False) as temporary:
+        (temporary / "late").touch()
+        folder.mkdir()
+        (folder / "first").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["world", "first"]

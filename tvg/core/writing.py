@@ -28,11 +28,15 @@ def unfinished_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
+def whole_folder(folder: str | Path, *, replaces: bool = True) -> Iterator[Path]:
     """Yields an empty folder to fill beside `folder`; takes its place if the block succeeds.
 
     A failed or interrupted block leaves what was at `folder` before. Of a kill between the two
     renames, `remove_leftovers` puts the former folder back.
+
+    Args:
+        folder: to write.
+        replaces: False: where another process has written it meanwhile, that one stays.
 
     Raises:
         OSError: the disk is full or cannot be written; names `folder` and the disk.
@@ -45,6 +49,8 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
+            if folder.exists() and not replaces:
+                return
             if folder.exists():
                 shutil.rmtree(former, ignore_errors=True)
                 folder.rename(former)

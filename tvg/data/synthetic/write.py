@@ -67,7 +67,7 @@ def write_world(
         for split, num in num_clips.items()
     }
     remove_leftovers(root.parent)
-    with whole_folder(root) as unfinished:
+    with whole_folder(root, replaces=False) as unfinished:
         (unfinished / "videos").mkdir()
         every = [script for split in scripts.values() for script in split]
         for done, _ in enumerate(_draw_all(every, unfinished / "videos", num_workers), start=1):
