@@ -343,9 +343,18 @@ def test_training_fits_segments_to_the_clip_that_was_found(on_unreadable):
         assert [item.example.hint for item in items[:2]] == [None, (0.0, length_s)]
         assert items[0].replaces == items[1].replaces == ()
         assert items[2].replaces == (
-            f"behind: the segment {length_s:g} to 110 s starts behind the end of a, "
+            f"behind: the segment {length_s:g} to 110 s starts after the end of a, "
             f"which is {length_s:.2f} s long",
         )
     assert len(loader.loaded) == 4 + 3  # what starts behind the end is not loaded twice
     plain = GroundingDataset(examples=examples, loader=Counting(), memory_cache=False)
     assert [plain[index].example for index in range(3)] == examples
+
+
+def test_queries_that_differ_in_blanks_have_prompts_of_their_own(parts):
+    collator = PromptCollator(task=make_task(query_blanks="keep"), processor=parts.processor)
+    clip = sample("a")
+    raw = ["a red ball", "a red ball ", None]
+    samples = [clip._replace(example=replace(clip.example, raw_query=query)) for query in raw]
+    texts = parts.tokenizer.batch_decode(collator(samples).input_ids)
+    assert ["a red ball " in text for text in texts] == [False, True, False]

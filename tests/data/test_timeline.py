@@ -133,6 +133,16 @@ def test_a_lead_in_shifts_true_times(backend: str, slowing: dict[str, Path]) -> 
     assert clip.frames[~own].max() == 0
 
 
+def test_a_still_picture_appears_when_its_lead_in_ends(tmp_path: Path) -> None:
+    times_s = [n / 30 for n in range(30)] + [9.0]
+    path = write_painted(tmp_path / "still.mp4", times_s)
+    clip = load(path, Segment(3.0, 7.0), LeadIn(2.0, "blank", 0))
+    shown_s = clip.frame_times_s.tolist()
+    assert shown_s == sorted(shown_s)
+    assert 0 <= shown_s[0] < 2.0
+    assert shown_s[-8:] == pytest.approx([2.0] * 8, abs=0.02)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("times_s", [SLOWING_S, [n / 30 for n in range(291)]])
 def test_time_starts_with_the_first_frame(

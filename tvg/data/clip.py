@@ -74,8 +74,8 @@ class ClipLoader:
         sampled as if it were part of the file, so the clip is that of a file with as many more
         frames. Times are relative to the window's start, or to the lead-in's: when each frame
         appears, so that in a file of a variable rate one that was on screen before the window
-        has a time below 0. `sampled_fps` is frames shown per second of the frames in the window
-        and the lead-in, as in qwen-vl-utils.
+        has a time below 0, or that of the lead-in's end. `sampled_fps` is frames shown per second
+        of the frames in the window and the lead-in, as in qwen-vl-utils.
 
         Raises:
             VideoError: the file cannot be read in full, in time, holds no frame in the window, or
@@ -142,7 +142,10 @@ def _times_s(info: VideoInfo, steps: list[int], plan: _Plan) -> Tensor:
     if info.variable is not None:
         in_file = info.variable.appearance_times_s([steps[i] - plan.num_lead_in for i in own])
         lead_in_s = plan.num_lead_in / info.step_fps
-        times_s[own] = torch.tensor(in_file, dtype=torch.float64) + lead_in_s
+        own_s = torch.tensor(in_file, dtype=torch.float64) + lead_in_s
+        if plan.num_lead_in:  # a frame from before the window appears when the lead-in is over
+            own_s = own_s.clamp(min=plan.bounds_s[0] + lead_in_s)
+        times_s[own] = own_s
     return times_s
 
 

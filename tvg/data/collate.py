@@ -53,7 +53,8 @@ class PromptCollator:
         self.max_prompt_tokens = max_prompt_tokens
         self._prompt_bytes: int | None = None  # of some prompt, without the clip
         self.template_limits = template_limits
-        self._texts: dict[str, str] = {}  # the chat template is slow, queries come again each epoch
+        # (query, as the file has it) -> prompt: the template is slow, queries come again each epoch
+        self._texts: dict[tuple[str, str | None], str] = {}
 
     def __call__(self, items: Sequence[Sample | LeftOut]) -> PromptBatch:
         samples = [item for item in items if isinstance(item, Sample)]
@@ -134,7 +135,7 @@ class PromptCollator:
         return int(self.processor.tokenizer.pad_token_id)
 
     def _chat_text(self, example: GroundingExample) -> str:
-        key = example.query
+        key = (example.query, example.raw_query)
         if key not in self._texts:
             messages = self.task.messages(example)
             text = render_chat(self.processor, messages, self.template_limits)
