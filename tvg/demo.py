@@ -20,6 +20,7 @@ from tvg.config import compose
 from tvg.config.run_folder import claimed
 from tvg.core.interruption import advising
 from tvg.core.metrics import paired_bootstrap
+from tvg.core.writing import remove_leftovers
 from tvg.evaluate import PREDICTIONS_FILE, evaluate, summarise
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import save_figure
@@ -83,6 +84,7 @@ def _run_stages(
     grpo: Sequence[str],
     evaluation: Sequence[str],
 ) -> float:
+    remove_leftovers(run_dir)
     _begin(run_dir, [seed, *shared, *sft, *grpo, *evaluation])
     common = [*shared, f"seed={seed}"]
     clock = _Clock()

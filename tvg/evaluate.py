@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ from tvg.training.noise import quiet_libraries
 
 CONFIG_FILE = "config.yaml"
 PREDICTIONS_FILE = "predictions.jsonl"
-DECISIVE = ("data", "prompt", "rollout", "greedy", "split", "seed")  # beside the weights
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +71,7 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     folder.begin()
     remove_leftovers_of_run(run_dir)
     with advising("predictions so far are kept: the same command goes on after them"):
-        partial = _partial(cfg, parts, run_dir, device)
+        partial = _partial(cfg, parts, folder, device)
         predictions = _predict(cfg, parts, partial, device)
     metrics = {
         "dataset": parts.data.name,
@@ -88,8 +86,6 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         write_text(difficulty_file, annotation_text(difficulty_file, scored))
         log.info("wrote %s", difficulty_file)
     write_json(run_dir / "metrics.json", metrics)
-    partial.remove()  # its predictions and what was asked for are on disk
-    loggers = steady(build_all(cfg.get("logger")))
     write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(cfg, resolve=True))
     write_json(run_dir / "run.json", {"source": source_revision(), "versions": package_versions()})
     files = [
@@ -98,7 +94,10 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         run_dir / "metrics.json",
         run_dir / PREDICTIONS_FILE,
     ]
+    # A store that cannot be opened is an error here; the same command then has only to log.
+    loggers = steady(build_all(cfg.get("logger")))
     log_evaluation(loggers, metrics, files=files, prefix=f"{cfg.split}")
+    partial.remove()
     print_metrics({str(cfg.model.path): metrics}, title=f"{parts.data.name}, {cfg.split} split")
     log.info("wrote %s", run_dir / "metrics.json")
     return metrics
@@ -123,16 +122,14 @@ def _difficulty_file(cfg: DictConfig) -> Path | None:
 
 
 def _partial(
-    cfg: DictConfig, parts: Parts, run_dir: Path, device: torch.device
+    cfg: DictConfig, parts: Parts, folder: RunFolder, device: torch.device
 ) -> PartialPredictions:
-    """What an earlier run of the same evaluation has predicted."""
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    settings = json.dumps({key: resolved[key] for key in DECISIVE}, sort_keys=True)
+    """The predictions of an earlier run of the same evaluation."""
     examples = parts.data.examples(cfg.split)  # a file may have changed under the same name
     told = repr([(e.qid, e.raw_query or e.query, e.segment, e.window, e.lead_in) for e in examples])
-    digest = hashlib.sha256((settings + told).encode()).hexdigest()[:16]
+    digest = hashlib.sha256((folder.identity.digest + told).encode()).hexdigest()[:16]
     decides = fingerprint(parts.policy.to(device)) + digest
-    return PartialPredictions(run_dir / "predictions.partial.jsonl", decides)
+    return PartialPredictions(folder.path / "predictions.partial.jsonl", decides)
 
 
 def _predict(
@@ -141,7 +138,7 @@ def _predict(
     examples = parts.data.examples(cfg.split)
     skip = min(partial.num_batches * parts.data.eval_batch_size, len(examples))
     if skip:
-        log.info("going on behind %d of %d queries done before", skip, len(examples))
+        log.info("going on after %d of %d queries done before", skip, len(examples))
     with tqdm(total=len(examples), initial=skip, unit="query", desc="evaluate") as bar:
         return predict_all(
             policy=parts.policy.to(device),

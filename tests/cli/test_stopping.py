@@ -204,6 +204,21 @@ def test_a_stopped_evaluation_goes_on_after_what_is_done(
     ]
     kept = (tmp_path / "run" / "predictions.partial.jsonl").read_text().splitlines()
     assert len(kept) == 1 + 2  # a head and two batches; the third was under way
-    done = command("evaluate", *words)
+    # The size of training batches decides nothing here.
+    done = command("evaluate", *words, "data.batch_size=3")
     assert done.code == 0, done.err
-    assert "going on behind 2 of " in done.err + done.out
+    assert "going on after 2 of " in done.err + done.out
+
+
+def test_an_evaluation_that_cannot_be_logged_keeps_its_predictions(
+    command, world, tiny_checkpoint, tmp_path
+):
+    (tmp_path / "mlflow.db").write_text("no store")
+    words = [*world, f"model.path={tiny_checkpoint}", "prompt=short", f"run_dir={tmp_path / 'run'}"]
+    words += ["rollout.max_new_tokens=2", "data.limit_test=1"]
+    uri = f"logger.mlflow.tracking_uri=sqlite:///{tmp_path / 'mlflow.db'}"
+    assert "is no whole MLflow store" in command("evaluate", *words, uri).error
+    done = command("evaluate", *words, "logger=[]")
+    assert done.code == 0, done.err
+    assert "going on after 1 of 1 " in done.err + done.out
+    assert not (tmp_path / "run" / "predictions.partial.jsonl").exists()
