@@ -128,7 +128,11 @@ def train(cfg: DictConfig) -> float | None:
     """
     quiet_libraries()
     try:
-        with claimed(cfg, "train") as folder, state_kept(folder.path, lambda: folder.has_begun):
+        with (
+            claimed(cfg, "train") as folder,
+            state_kept(folder.path, lambda: folder.has_begun),
+            interruption.holds_end_inside(),
+        ):
             return _train(cfg, folder)
     except Interrupted as stop:
         stop.advice = resume_advice(Path(cfg.run_dir))

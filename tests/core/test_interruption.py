@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 
@@ -104,3 +105,20 @@ def test_a_forked_child_ends_as_any_process():
             send(signal.SIGTERM)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_a_failed_job_holds_no_signal_of_the_next():
+    with handled():
+        with suppress(ZeroDivisionError), interruption.holds_end_inside():
+            hold()
+            raise ZeroDivisionError
+        with pytest.raises(Interrupted):
+            send(signal.SIGTERM)
+
+
+def test_a_worker_is_out_of_reach_of_the_process_group():
+    child = os.fork()
+    if child == 0:
+        interruption.ignore_in_worker()
+        os._exit(0 if os.getpgrp() == os.getpid() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

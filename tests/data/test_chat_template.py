@@ -180,3 +180,25 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_signal_to_the_process_group_does_not_end_the_renderer():
+    script = """
+import os, signal
+from types import SimpleNamespace
+from tvg.data.chat_template import DEFAULT_LIMITS, render_chat
+tokenizer = SimpleNamespace(special_tokens_map={})
+processor = SimpleNamespace(chat_template="fine", tokenizer=tokenizer)
+render_chat(processor, [], DEFAULT_LIMITS)
+signal.signal(signal.SIGTERM, lambda *_: None)
+os.killpg(0, signal.SIGTERM)
+print(render_chat(processor, [], DEFAULT_LIMITS))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        start_new_session=True,
+    )
+    assert done.stdout == "fine\n"

@@ -90,6 +90,15 @@ def release() -> None:
     check()
 
 
+@contextmanager
+def holds_end_inside() -> Iterator[None]:
+    """Ends what the block holds when an error leaves it: the next job of a sweep holds nothing."""
+    try:
+        yield
+    finally:
+        _state.is_held = False
+
+
 def pending() -> int | None:
     """The signal that asked this process to end; None where there was none."""
     return _state.signum
@@ -123,8 +132,13 @@ def advising(*lines: str) -> Iterator[None]:
 
 
 def ignore_in_worker(worker: int = 0) -> None:
-    """Leaves Ctrl-C, which a terminal sends to all processes, to the main process alone."""
+    """Leaves signals that go to the whole process group to the main process alone.
+
+    A terminal sends Ctrl-C like that, and `timeout` its SIGTERM, of which a worker would die before
+    the main process has saved the step in progress.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgid(0, 0)
 
 
 def _install() -> None:

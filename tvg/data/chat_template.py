@@ -95,6 +95,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            process_group=0,  # signals to this process's group are not meant for it
         )
 
     def ask(self, request: str) -> str:

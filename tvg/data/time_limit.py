@@ -166,6 +166,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
+                process_group=0,  # signals to this process's group are not meant for it
             )
         self._finalizer = weakref.finalize(self, _stop, os.getpid(), self.pipe, self._process)
         try:
