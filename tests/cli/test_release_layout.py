@@ -35,6 +35,7 @@ def real(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
         f"data.video_dir={videos}",
         "data/loader=one_token",
         "data.num_workers=0",
+        "data.loader.sampling.max_frames=8",
         "data.limit_val=1",
         "data.batch_size=1",
     ]
@@ -122,6 +123,36 @@ def test_reinforced_with_a_kl_and_reloaded_in_transformers(command, release, rea
     assert second.tokenizer.get_vocab() == first.tokenizer.get_vocab()
     generation = json.loads((run / "export" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [151645, 151643]
+
+
+@pytest.mark.slow
+def test_supervised_adapters_on_cached_features(command, release, real, tmp_path):
+    run = tmp_path / "sft"
+    cached = [*real, "data/cache=features", f"data.cache.folder={tmp_path / 'cache'}"]
+    model = ["model=qwen2_5_vl_3b", f"model.path={release}", "model.dtype=bfloat16"]
+    done = command("prepare", *cached, *model, f"prepare.report={tmp_path / 'report.json'}")
+    assert done.code == 0, done.err
+    done = command(
+        "train",
+        *cached,
+        *SHORT,
+        *model,
+        "objective=sft",
+        "reward=[]",
+        "model/adapter=lora",
+        "model.freeze_merger=true",
+        "objective.optimizer.lr=1e-2",
+        f"run_dir={run}",
+    )
+    assert done.code == 0, done.err
+    assert len(logged(run)["train/loss"]) == 2
+    before = released_tensors(release)
+    after = Qwen2_5_VLForConditionalGeneration.from_pretrained(run / "export").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name].bfloat16())}
+    assert changed
+    assert all("language_model.layers" in name and "_proj" in name for name in changed)
+    names = (run / "export" / "weights.sha256").read_text()
+    assert "adapter/adapter_model.safetensors" in names
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_tokenizer"])
