@@ -161,7 +161,7 @@ def _refuse_lost_overrides() -> None:
     if not HydraConfig.initialized():
         return
     own = ("experiment=", "demo.", "job.", "name=", "hydra.", "run_dir=")
-    words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     lost = [o for o in map(str, words) if not o.lstrip("+~").startswith(own)]
     if lost:
         words = ",".join(f'"{word}"' for word in lost)

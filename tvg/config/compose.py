@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -51,7 +52,7 @@ def current_composition(cfg: DictConfig) -> Composition:
     """How the config of the running @hydra.main function came about."""
     settings = HydraConfig.get()
     assert settings.job.config_name is not None
-    words = OmegaConf.to_container(settings.overrides.task, resolve=False)
+    words: Any = OmegaConf.to_container(settings.overrides.task, resolve=False)
     return _composition(cfg, settings.job.config_name, [str(word) for word in words])
 
 

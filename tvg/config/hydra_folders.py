@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -36,7 +37,7 @@ class JobFolders(Callback):
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         remove_unused()
 
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if str(config.hydra.mode).endswith("MULTIRUN"):
             remove_empty([Path(str(config.hydra.runtime.output_dir))])
 

@@ -25,7 +25,7 @@ def answer_pattern(answer_format: str | None) -> re.Pattern[str]:
     """
     if answer_format is None:
         return _CHOICE
-    pieces = []
+    pieces: list[str] = []
     for literal, name, spec, _ in Formatter().parse(answer_format):
         if ANSWER_OPEN in literal:
             pieces.clear()
