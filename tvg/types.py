@@ -50,7 +50,7 @@ class GroundingExample:
     prediction: Segment | None = None  # that earlier prediction
     hint: Segment | None = None  # coarse label for supervised training; None: use `segment`
     lead_in: LeadIn | None = None  # put before the clip; segment and duration count it already
-    raw_query: str | None = None  # the query with the outer blanks of the file; None: not kept
+    raw_query: str | None = None  # the query with its outer blanks in the file; None: it has none
     # what else the file states, by its name there: source, query type, pass rate ...
     extra: Mapping[str, str | float] = field(default_factory=dict)
 

@@ -145,7 +145,11 @@ def test_a_reward_below_zero_for_all_is_told_too():
 
 def test_a_reward_that_is_learnt_is_told_without_alarm():
     rows = [row(format=1.0, iou=0.1 * n) for n in range(4)]
-    (cause,) = find_causes(tally(rows), LIMITS, paid=["format", "iou"], penalties=[], kl=None)
+    (cause,) = find_causes(
+        tally(rows), LIMITS, paid=["format", "iou"], penalties=[], kl=None, best_exact=0.0
+    )
+        tally(rows), LIMITS, paid=["format", "iou"], penalties=[], kl=None, best_exact=0.0
+    )
     assert (cause.name, cause.is_grave) == ("constant.format", False)
     assert cause.message.startswith("format: 1 in all of the last 4 completions")
     # It explains nothing else away.

@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 import tvg.demo
 from tvg.config import build, compose
@@ -71,7 +72,7 @@ def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch)
 
 def test_words_that_would_reach_no_stage_are_refused(monkeypatch):
     def check(*words):
-        settings = SimpleNamespace(overrides=SimpleNamespace(task=list(words)))
+        settings = SimpleNamespace(overrides=SimpleNamespace(task=OmegaConf.create(list(words))))
         monkeypatch.setattr(tvg.demo.HydraConfig, "initialized", staticmethod(lambda: True))
         monkeypatch.setattr(tvg.demo.HydraConfig, "get", staticmethod(lambda: settings))
         tvg.demo._refuse_lost_overrides()

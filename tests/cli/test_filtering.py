@@ -194,10 +194,10 @@ def test_the_callbacks_compose_with_any_selection(selection, tmp_path):
     assert stopping.metric == "train/reward/total"
 
 
-def test_the_release_scores_at_twenty_tokens(tmp_path):
+def test_the_release_rates_at_1024_tokens(tmp_path):
     words = ["compat=time_r1", "callbacks=[sample_filtering]", f"run_dir={tmp_path}"]
     (filtering,) = build_all(compose("train", words).cfg.callbacks)
-    assert filtering.max_new_tokens == 20
+    assert filtering.max_new_tokens == 1024
     settings = filtering.select.keywords
     assert json.dumps([settings[key] for key in ("low", "high", "unit", "k")]) == (
         "[0.0, 0.7, 100, 2500]"

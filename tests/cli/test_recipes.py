@@ -65,7 +65,7 @@ def test_the_releases_way_from_training_to_recall(command, world, tiny_checkpoin
     trained = tmp_path / "run"
     run(command, world, tiny_checkpoint, trained, "timer1_rl", "compat=time_r1")
     record = (trained / "export" / RECORD_FILE).read_text()
-    for line in ("video_first: false", "lowercase: true", "parsing_time_r1.parse_answer"):
+    for line in ("video_first: false", "lowercase: true", "parser: time_r1"):
         assert line in record
     done = command(
         "evaluate",

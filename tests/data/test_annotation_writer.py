@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -73,6 +74,8 @@ def test_public_lists_are_read_back(tmp_path, shared_dir, name):
         if not file.is_file():
             pytest.skip(f"no {file}")
         examples = reader(file, None, **TRAINING).examples
+        if name == "list.jsonl":  # our own format strips queries
+            examples = [replace(example, raw_query=None) for example in examples]
         assert read_back(tmp_path / name, examples, **TRAINING) == examples
 
 

@@ -238,7 +238,7 @@ def test_difficulty_can_be_rated_by_the_first_two_numbers():
         )
         for qid in ("v:0", "v:1", "v:9")
     ]
-    lost = replace(LOST, text="from 1.0 until 7.5")
+    lost = replace(LOST, text="at 1.0, then at 7.5")
     for rates_numbers, difficulty, segment in (
         (False, 0.0, None),
         (True, 100.0, Segment(1.0, 7.5)),

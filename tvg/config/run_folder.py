@@ -147,7 +147,10 @@ def _locked_file(place: Place) -> Iterator[None]:
     """Holds a file that is to be written outside the run folder."""
     key, path = place
     made = _missing_folders(path.parent)
-    output_folder_check(path.parent).mkdir(parents=True, exist_ok=True)
+    try:
+        output_folder_check(path.parent).mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
     lock_file = path.with_name(f".{path.name}.lock")
     try:
         with locked(lock_file, f"{key}: {path}"):

@@ -201,7 +201,7 @@ class _Inspector:
             video=query.video,
             video_path=video_path,
             query=query.sentence,
-            raw_query=query.raw_sentence,
+            raw_query=None if query.raw_sentence == query.sentence else query.raw_sentence,
             segment=clamp(query.segment),
             duration_s=query.duration_s,
             window=query.window,
