@@ -148,8 +148,6 @@ def test_a_reward_that_is_learnt_is_told_without_alarm():
     (cause,) = find_causes(
         tally(rows), LIMITS, paid=["format", "iou"], penalties=[], kl=None, best_exact=0.0
     )
-        tally(rows), LIMITS, paid=["format", "iou"], penalties=[], kl=None, best_exact=0.0
-    )
     assert (cause.name, cause.is_grave) == ("constant.format", False)
     assert cause.message.startswith("format: 1 in all of the last 4 completions")
     # It explains nothing else away.

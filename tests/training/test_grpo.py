@@ -255,8 +255,6 @@ def test_a_row_for_each_completion(parts, rollout):
     rewards = RewardOutput(total=torch.arange(12.0), parts={"iou": torch.arange(12.0) / 2})
     said = Said(answers=answers, is_exact=[True] * 12, needs_segments=True)
     rows = rollout_rows(rollout, said, rewards)
-        rollout, Said(answers=answers, is_exact=[True] * 12, needs_segments=True), rewards
-    )
     assert [row["reward"] for row in rows] == list(map(float, range(12)))
     assert rows[5]["qid"] == rollout.prompts.examples[1].qid
     assert rows[5]["segment"] == [1.0, 2.0]
