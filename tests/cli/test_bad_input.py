@@ -215,6 +215,8 @@ def test_an_output_folder_that_cannot_be_written(attempt, files, name, key, leaf
     blocked = files / "a.json" / "out"  # below a file: nobody may write there, not even root
     error = attempt(name, f"{key}={blocked}{leaf}")
     expected = f"cannot write results to the output folder {blocked}: {files / 'a.json'} is a file"
+    if key != "run_dir":
+        expected = f"{key}: {expected}"
     assert error == f"{expected}, not a folder"
 
 
@@ -269,6 +271,7 @@ def test_a_real_command_fails_as_cleanly(files):
             f"video={video}",
             "query=a ball",
             "picture=out/p.png",
+            f"model.path={files}",
         ],
         cwd=files.parent,
         capture_output=True,
