@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from tvg.config import build
 from tvg.config.nodes import at, is_section, plain
 from tvg.config.rules_machine import is_deepspeed
 from tvg.config.values import number, value
 from tvg.data.sampling import FrameSampling, max_pixels_per_frame, num_sampled_frames
+from tvg.estimate_text import GIB, make_table, run_size, verdict
 from tvg.model.activations import FLOAT, Precision
-from tvg.model.estimate import Line, estimate, total, worst_phase
+from tvg.model.estimate import estimate
 from tvg.model.job import Job, Sharding, optimizer_cost
 from tvg.model.loading import DTYPES, Checkpoint
 from tvg.model.meta import meta_model
-from tvg.model.remedies import remedies
 from tvg.model.shape import ModelShape, Parameters, count_parameters, shape_of
 from tvg.training.noise import quiet_libraries
 
-GIB = 2**30
-USABLE = 0.95  # of a GPU's memory: the CUDA context and the allocator's gaps take the rest
 FILE_FPS = 30.0  # of a video whose rate nobody has looked up
 CHARS_PER_TOKEN = 3  # Qwen2.5's tokenizer makes fewer tokens of English than that
 CHAT_TOKENS = 64  # what the chat template adds
 STEP_TOKENS = 12  # of the text that some prompts put before each step of a clip's grid
 TIMED_FAMILIES = ("qwen3_vl", "internvl")  # theirs do so by themselves
 LONG_QUERY = "x" * 200
-MAX_REMEDIES = 6
 
 
 def show_estimate(cfg: DictConfig, *, console: Console | None = None) -> None:
     """Prints the estimate of a composed config of `tvg-train`."""
     quiet_libraries()
     console = console or Console(width=None if Console().is_terminal else 120)
-    clip_s, source = longest_clip_s(cfg)
-    job = make_job(cfg, clip_s=clip_s)
+    examples = training_list(cfg)
+    job = make_job(cfg, clip_s=examples.clip_s)
     lines = estimate(job)
     console.print(make_table(lines, job))
-    console.print(f"Largest prompt: {job.prompt_tokens:,} tokens; {source}.", highlight=False)
+    largest = f"Largest prompt: {job.prompt_tokens:,} tokens; {examples.words}."
+    for text in (largest, *run_size(job, examples.num_examples)):
+        console.print(text, highlight=False)
     memory_gib = cfg.train.device_memory_gib or visible_memory_gib()
     for text in verdict(job, lines, memory_gib=memory_gib):
         console.print(text, highlight=False)
@@ -90,7 +89,16 @@ def make_job(cfg: DictConfig, *, clip_s: float | None) -> Job:
         prompt_tokens=prompt_tokens,
         completion_tokens=cfg.rollout.max_new_tokens,
         patches=patches,
+        eval_prompts=cfg.data.eval_batch_size,
+        eval_tokens=max(cfg.rollout.max_new_tokens, _rating_tokens(settings)),
     )
+
+
+def _rating_tokens(settings: Any) -> int:
+    """The longest answer while a callback rates the training list; 0 where none does."""
+    entries = value(settings, "callbacks") or {}
+    limits = [number(entry, "max_new_tokens") for entry in entries.values() if entry]
+    return int(max((limit or 0 for limit in limits), default=0))
 
 
 def _model(cfg: DictConfig) -> tuple[ModelShape, Any, Checkpoint]:
@@ -141,24 +149,41 @@ def _sharding(settings: Any) -> Sharding:
     )
 
 
-def longest_clip_s(cfg: DictConfig) -> tuple[float | None, str]:
-    """The longest training clip that the annotations state, and a sentence about it."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingList:
+    """What the annotations say of the examples that a run trains on."""
+
+    num_examples: int | None  # None: they cannot be read
+    clip_s: float | None  # the longest, None: not every length is stated
+
+    @property
+    def words(self) -> str:
+        """The source of the largest prompt."""
+        if self.clip_s is not None:
+            return f"the training annotations' longest clip has {self.clip_s:.0f} s"
+        reason = "do not state every length" if self.num_examples is not None else "cannot be read"
+        return (
+            "its clip is the largest that data.loader.sampling allows (the training annotations "
+            f"{reason})"
+        )
+
+
+def training_list(cfg: DictConfig) -> TrainingList:
+    """Reads the training annotations, and no video."""
     # Resolved first: files may be named after the world that is taken away.
     node = OmegaConf.create(OmegaConf.to_container(cfg.data, resolve=True))
     assert isinstance(node, DictConfig)
     for key in ("video_dir", "world"):
         if key in node:
             node[key] = None  # the annotations alone
-    unknown = "its clip is the largest that data.loader.sampling allows"
     try:
-        examples = build(node)(task=None, processor=None, seed=cfg.seed).read("train").examples
+        examples = build(node)(task=None, processor=None, seed=cfg.seed).examples("train")
     except (ValueError, OSError):  # no such file, or it has to be drawn first
-        return None, f"{unknown} (the training annotations cannot be read)"
+        return TrainingList(num_examples=None, clip_s=None)
     lengths = [e.window.length_s if e.window else e.duration_s for e in examples]
     known = [length for length in lengths if length is not None]
-    if len(known) < len(lengths):
-        return None, f"{unknown} (the training annotations do not state every length)"
-    return max(known), f"the training annotations' longest clip has {max(known):.0f} s"
+    is_stated = len(known) == len(lengths)
+    return TrainingList(num_examples=len(examples), clip_s=max(known) if is_stated else None)
 
 
 def _prompt(
@@ -188,49 +213,3 @@ def visible_memory_gib() -> float | None:
     if not torch.cuda.is_available():
         return None
     return float(torch.cuda.get_device_properties(0).total_memory) / GIB
-
-
-def make_table(lines: list[Line], job: Job) -> Table:
-    """One row for each thing that takes memory."""
-    table = Table(title=f"Memory of each of {job.sharding.devices} device(s)")
-    for column in ("what", "when"):
-        table.add_column(column, no_wrap=True)
-    for column in ("GPU", "CPU"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("of which")
-    for line in lines:
-        table.add_row(line.name, line.phase, size(line.gpu), size(line.host), line.detail)
-    table.add_section()
-    host = sum(line.host for line in lines)
-    phase = worst_phase(lines)
-    table.add_row("most at once", phase, size(total(lines)), size(host), f"always + {phase}")
-    return table
-
-
-def verdict(job: Job, lines: list[Line], *, memory_gib: float | None) -> list[str]:
-    """Whether it fits, and what would help where it does not."""
-    needed = total(lines)
-    if memory_gib is None:
-        return ["No GPU to compare with: train.device_memory_gib=80 does."]
-    usable = USABLE * memory_gib * GIB
-    if needed <= usable:
-        return [f"It fits: {size(needed)} of {memory_gib:.4g} GiB."]
-    texts = [
-        f"It does not fit: {size(needed)} of {memory_gib:.4g} GiB, of which {USABLE:.0%} are "
-        "counted on. What would help, each alone:"
-    ]
-    texts += [
-        f"  {remedy.words}: {size(remedy.saved)} less"
-        f"{', and it fits' if needed - remedy.saved <= usable else ''} (costs: {remedy.cost})"
-        for remedy in remedies(job)[:MAX_REMEDIES]
-    ]
-    return texts if len(texts) > 1 else [*texts, "  a smaller model, or shorter clips"]
-
-
-def size(number_of_bytes: float) -> str:
-    """Bytes for people; nothing for nothing."""
-    if number_of_bytes <= 0:
-        return "-"
-    if number_of_bytes < 0.1 * GIB:
-        return f"{number_of_bytes / 2**20:.1f} MiB"
-    return f"{number_of_bytes / GIB:.2f} GiB"

@@ -17,7 +17,8 @@ from parts_recipes import RECIPES
 from tvg.config import CONF_DIR, compose
 from tvg.config.check import find_problems
 from tvg.config.compose import Composition
-from tvg.estimate import GIB, USABLE, make_job
+from tvg.estimate import make_job
+from tvg.estimate_text import GIB, USABLE
 from tvg.model.estimate import estimate, total
 
 PUBLISHED = {

@@ -109,6 +109,25 @@ def test_everything_by_hand():
     assert worst_phase(estimate(make_job())) == "learning"
 
 
+def test_a_batch_of_validation_by_hand():
+    job = make_job(eval_prompts=3, eval_tokens=5000, group_size=1)
+    # The clip of one prompt more than in training; prefill of 3 prompts exceeds the draw.
+    clips = 24 * (6 + 3) * 4
+    cache = (3 * 10 + 3 * 5000) * 3 * (2 + 2) * 4
+    drawing = max(3 * 10 * (3 * 5 + 3 * 2) * 4, 3 * 7 * 24)
+    assert table(job)["a batch to score"] == (clips + cache + drawing, 0)
+    assert worst_phase(estimate(job)) == "validation"
+    fewer = total(estimate(replace(job, eval_prompts=1)))
+    one_by_one = next(r for r in remedies(job) if r.words == "data.eval_batch_size=1")
+    assert one_by_one.saved == total(estimate(job)) - fewer > 0
+
+
+def test_a_checkpoint_holds_what_is_trained_with_its_states():
+    assert make_job().checkpoint_bytes == 1000 * (4 + 8)
+    halved = make_job(trained_bytes=2, has_masters=True)
+    assert halved.checkpoint_bytes == 1000 * (2 + 4 + 8)
+
+
 def test_repeated_prompts_and_checkpointing_by_hand():
     row = make_job(forward="repeated").row
     assert (row.tokens, row.read) == (4 * 13, 4 * 13)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hydra
 from omegaconf import DictConfig
 
-from tvg.config import CONF_DIR, check, entry_point
+from tvg.config import check, entry_point
 
 
-@entry_point
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
+@entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
     """The console script."""
     check(cfg)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import hydra
 from omegaconf import DictConfig
 
-from tvg.config import CONF_DIR, check, entry_point
+from tvg.config import check, entry_point
 
 
-@partial(entry_point, texts=("video", "query"))
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
+@entry_point("predict", texts=("video", "query"))
 def main(cfg: DictConfig) -> None:
     """The console script."""
     check(cfg)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from tvg.config import CONF_DIR, build, check, entry_point
+from tvg.config import build, check, entry_point
 
 
-@entry_point
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
+@entry_point("train")
 def main(cfg: DictConfig) -> Any:
     """The console script."""
     check(cfg)

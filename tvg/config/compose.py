@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import hydra
@@ -78,6 +79,20 @@ def compose(
         return _composition(cfg, config_name, list(overrides))
 
 
+def help_text(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CONF_DIR) -> str:
+    """What `--help` prints: Hydra's template for it, filled in without reading unused groups.
+
+    Hydra itself lists the options of all groups, its own included, for a template that names none.
+    """
+    with _initialised(conf_dir, config_name):
+        cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        template = Template(cfg.hydra.help.template)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return template.substitute(CONFIG=OmegaConf.to_yaml(cfg))
+
+
 def keys_of(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CONF_DIR) -> set[str]:
     """The paths of all keys of a config, composed without looking at how it came about."""
     with _initialised(conf_dir, config_name):
@@ -139,8 +154,9 @@ def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Com
         d for d in defaults if d.config_path and not d.config_path.startswith(("hydra/", "_dummy"))
     ]
     overlays = [d for d in mine if d.package == "" and "/" in str(d.config_path)]
+    named = tuple(p for d in overlays if not (p := str(d.config_path)).endswith("/none"))
     known = cfg
-    if overlays:
+    if named:  # options `none` add no key, and a composition takes half a second
         # Hydra has no public way to compose a part of a defaults list.
         repo = loader._parse_overrides_and_create_caching_repo(config_name, overrides)[1]  # type: ignore[attr-defined]
         known = loader._compose_config_from_defaults_list(  # type: ignore[attr-defined]
@@ -157,5 +173,5 @@ def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Com
             for d in mine
             if d not in overlays and d.package
         ),
-        overlays=tuple(p for d in overlays if not (p := str(d.config_path)).endswith("/none")),
+        overlays=named,
     )

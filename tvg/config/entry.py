@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from tvg.config.compose import CONF_DIR, help_text
 from tvg.config.errors import ConfigError
 from tvg.config.hydra_folders import remove_unused
 from tvg.config.resolvers import register_resolvers
@@ -57,23 +58,35 @@ _OF_A_RESOLVER = f"{ConfigError.__name__} raised while resolving interpolation: 
 _MISSING_VALUE = re.compile(r"Missing mandatory value: ([\w.]+)")
 
 
-def entry_point(main: Callable[..., Any], *, texts: Sequence[str] = ()) -> Callable[..., Any]:
-    """Wraps an @hydra.main function: errors for users go to stderr without a traceback, exit 2.
+def entry_point(
+    config_name: str, *, texts: Sequence[str] = ()
+) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
+    """Makes a command of a function: Hydra composes its config; errors for users exit with 2.
 
     Errors for users are what Hydra says of config files and overrides, every `ValueError` that
-    `tvg` raises, and files that cannot be read or written. Anything else is a bug and keeps its
-    traceback. `HYDRA_FULL_ERROR=1` shows every traceback.
+    `tvg` raises, and files that cannot be read or written: they go to stderr without a traceback.
+    Anything else is a bug and keeps its traceback. `HYDRA_FULL_ERROR=1` shows every traceback.
 
     SIGINT and SIGTERM, at whatever time, end the command with exit code 130 or 143 and the advice
     that `Interrupted` carries.
 
     Args:
-        main: the function that `hydra.main` made.
+        config_name: the command's main config, e.g. "train".
         texts: keys whose values on the command line are texts, taken literally.
     """
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[..., Any]:
+        main = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
+        return _command(main(function), config_name, texts)
+
+    return decorate
+
+
+def _command(
+    main: Callable[..., Any], config_name: str, texts: Sequence[str]
+) -> Callable[..., Any]:
     register_resolvers()
 
-    @functools.wraps(main)
     def command(cfg: DictConfig | None = None) -> Any:
         # torch's OpenMP reads it when it is loaded: waiting threads then sleep. By default they
         # spin, which makes training on a CPU many times slower beside other jobs.
@@ -94,6 +107,9 @@ def entry_point(main: Callable[..., Any], *, texts: Sequence[str] = ()) -> Calla
         before = {name: os.environ.get(name) for name in (_FULL_ERROR, _OURS)}
         os.environ.update({_FULL_ERROR: "1", _OURS: "1"})
         try:
+            overrides = _asks_for_help(sys.argv[1:])
+            if overrides is not None:
+                return print(help_text(config_name, overrides))
             return main(cfg)
         except BrokenPipeError:  # as in `tvg-train --help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -116,6 +132,13 @@ def entry_point(main: Callable[..., Any], *, texts: Sequence[str] = ()) -> Calla
                     os.environ[name] = value
 
     return command
+
+
+def _asks_for_help(words: Sequence[str]) -> list[str] | None:
+    """The other words, where they are overrides; None without `--help`, or beside other flags."""
+    overrides = [word for word in words if word not in ("--help", "-h")]
+    is_ours = len(overrides) < len(words) and not any(word.startswith("-") for word in overrides)
+    return overrides if is_ours else None
 
 
 def user_message(error: Exception) -> str | None:

@@ -10,13 +10,13 @@ that stage 3 gathers, and what the allocator loses between blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from tvg.model.activations import FLOAT, activations, forward_bytes, trunk_forward_bytes
 from tvg.model.job import Job
 
-Phase = Literal["always", "vision", "sampling", "reference", "learning", "optimizer"]
-PHASES: tuple[Phase, ...] = ("vision", "sampling", "reference", "learning", "optimizer")
+Phase = Literal["always", "vision", "sampling", "reference", "learning", "optimizer", "validation"]
+PHASES: tuple[Phase, ...] = tuple(phase for phase in get_args(Phase) if phase != "always")
 DRAW_BYTES = 24  # a word in the draw: two float32 and two float64; see tvg.rollout.drawing
 
 
@@ -40,6 +40,7 @@ def estimate(job: Job) -> list[Line]:
         *_scoring(job),
         *_learning(job),
         *_step(job),
+        *_validation(job),
     ]
 
 
@@ -145,26 +146,62 @@ def _sampling(job: Job) -> list[Line]:
     if job.group_size < 2:
         return []
     prompts = min(job.prompts, job.prompts_per_call or job.prompts)
-    rows, shape = prompts * job.group_size, job.shape
+    rows = prompts * job.group_size
     prefixes = prompts if job.samples_shared else rows
-    cached = prefixes * job.prompt_tokens + rows * job.completion_tokens
-    cache = cached * shape.layers * 2 * shape.keys * job.precision.compute
-    prefill = forward_bytes(shape, prefixes * job.prompt_tokens, job.precision)
-    drawing = rows * shape.words * DRAW_BYTES
+    tokens, words = job.completion_tokens, job.shape.words
     return [
         Line(
             name="keys and values",
             phase="sampling",
-            gpu=cache,
-            detail=f"{cached:,} tokens: {prefixes} x {job.prompt_tokens:,} of prompts, "
-            f"{rows} x {job.completion_tokens:,} drawn",
+            gpu=_cache_bytes(job, prefixes, rows, tokens),
+            detail=_cached(job, prefixes, rows, tokens),
         ),
         Line(
             name="prefill or draw",
             phase="sampling",
-            gpu=max(prefill, drawing),
-            detail=f"the larger of one layer's insides and {rows} x {shape.words:,} words",
+            gpu=_drawing_bytes(job, prefixes, rows),
+            detail=f"the larger of one layer's insides and {rows} x {words:,} words",
         ),
+    ]
+
+
+def _cached(job: Job, prefixes: int, rows: int, tokens: int) -> str:
+    cached = prefixes * job.prompt_tokens + rows * tokens
+    drawn = f"{prefixes} x {job.prompt_tokens:,} of prompts, {rows} x {tokens:,} drawn"
+    return f"{cached:,} tokens: {drawn}"
+
+
+def _cache_bytes(job: Job, prefixes: int, rows: int, tokens: int) -> float:
+    """Keys and values of prompts and of what is drawn after them."""
+    cached = prefixes * job.prompt_tokens + rows * tokens
+    return cached * job.shape.layers * 2 * job.shape.keys * job.precision.compute
+
+
+def _drawing_bytes(job: Job, prefixes: int, rows: int) -> float:
+    """The larger of the prompts' forward and the draw of one token each."""
+    prefill = forward_bytes(job.shape, prefixes * job.prompt_tokens, job.precision)
+    return max(prefill, rows * job.shape.words * DRAW_BYTES)
+
+
+def _validation(job: Job) -> list[Line]:
+    """A batch of validation, or of rating the training list; no training batch is there then."""
+    if not job.eval_prompts:
+        return []
+    prompts = min(job.eval_prompts, job.prompts_per_call or job.eval_prompts)
+    more = max(job.eval_prompts - job.prompts, 0) * job.patches  # than the clips counted as always
+    pixels = 0 if job.is_encoded else more * job.shape.patch_values * FLOAT
+    features = more * job.shape.vision_hidden * job.shape.mergers * job.precision.compute
+    patches = prompts * job.patches
+    trunk = 0 if job.is_encoded else trunk_forward_bytes(job.shape, patches, job.precision)
+    decoding = _cache_bytes(job, prompts, prompts, job.eval_tokens)
+    decoding += _drawing_bytes(job, prompts, prompts)
+    return [
+        Line(
+            name="a batch to score",
+            phase="validation",
+            gpu=pixels + features + max(trunk, decoding),
+            detail=f"{job.eval_prompts} prompts; {_cached(job, prompts, prompts, job.eval_tokens)}",
+        )
     ]
 
 

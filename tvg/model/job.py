@@ -62,6 +62,24 @@ class Job:
     prompt_tokens: int
     completion_tokens: int
     patches: int  # of one prompt's clip
+    eval_prompts: int = 0  # of a batch of validation or rating, one greedy completion each; 0: none
+    eval_tokens: int = 0  # longest of those completions
+
+    @property
+    def prompts_of_all(self) -> int:
+        """Prompts of one optimizer step over all devices."""
+        return self.prompts * self.sharding.devices
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """What a checkpoint takes on disk: what is trained, its optimizer states and masters."""
+        masters = FLOAT if self.has_masters else 0
+        return self.params.trained * (self.trained_bytes + self.optimizer.states + masters)
+
+    def steps_per_epoch(self, num_examples: int) -> int:
+        """Optimizer steps that show every example; the last may take fewer prompts."""
+        per_device = -(-num_examples // self.sharding.devices)
+        return -(-per_device // self.prompts)
 
     @property
     def row(self) -> Row:

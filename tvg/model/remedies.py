@@ -57,6 +57,8 @@ def _of_activations(job: Job) -> Iterator[tuple[str, Job, str]]:
         yield words, replace(job, micro_completions=half), "prompts are computed twice"
     if job.group_size > 1 and min(job.prompts, job.prompts_per_call or job.prompts) > 1:
         yield "rollout.prompts_per_call=1", replace(job, prompts_per_call=1), "slower sampling"
+    if job.eval_prompts > 1:
+        yield "data.eval_batch_size=1", replace(job, eval_prompts=1), "slower validation"
     if job.prompts > job.row.prompts:
         words = f"data.batch_size={job.row.prompts}"
         yield words, replace(job, prompts=job.row.prompts), "fewer prompts a step and GPU"
