@@ -157,6 +157,24 @@ def test_one_rank_that_fails_is_enough(fit, monkeypatch):
     assert asked == [(True, True)]
 
 
+def test_a_step_is_skipped_where_another_rank_fails(fit, monkeypatch):
+    module, _, start = fit({}, num_steps=2)
+    asked = []
+
+    def on_all_ranks(is_true):
+        asked.append(is_true)
+        return len(asked) == 1  # another rank fails in the second step
+
+    monkeypatch.setattr(module, "_on_all_ranks", on_all_ranks)
+    start()
+    assert asked == [True, True]
+    changed = [
+        not torch.equal(a, b) for a, b in zip(module.weights, module.weights[1:], strict=False)
+    ]
+    assert changed == [True, False]
+    assert [step["skipped_steps"] for step in module.logged] == [0, 1]
+
+
 def test_no_skipped_step_at_all_is_no_choice(fit):
     with pytest.raises(
         ValueError, match=r"objective.max_skipped_steps: expected at least 1, got 0"

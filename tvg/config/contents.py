@@ -1,8 +1,10 @@
-"""Short digests of the files that decide a result."""
+"""Short digests of the files that decide a result, each computed once per process."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 MISSING = "missing"
@@ -14,14 +16,7 @@ _DIGITS = 16
 
 def file_digest(path: str | Path) -> str:
     """Digest of a text file's whole content, or "missing" where there is no such file."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except OSError:
-        return MISSING
-    return digest.hexdigest()[:_DIGITS]
+    return _digest(path, _read_whole)
 
 
 def sampled_digest(path: str | Path) -> str:
@@ -29,19 +24,7 @@ def sampled_digest(path: str | Path) -> str:
 
     Training moves every trained weight, so that other weights of one size give another digest.
     """
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        if size <= _WHOLE_BYTES:
-            return file_digest(path)
-        digest = hashlib.sha256(str(size).encode())
-        with path.open("rb") as file:
-            for number in range(_NUM_SAMPLES):
-                file.seek((size - _SAMPLE_BYTES) * number // (_NUM_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
-    except OSError:
-        return MISSING
-    return digest.hexdigest()[:_DIGITS]
+    return _digest(path, _read_samples)
 
 
 def checkpoint_digest(folder: str | Path) -> str:
@@ -54,4 +37,36 @@ def checkpoint_digest(folder: str | Path) -> str:
     for path in files:
         if not path.name.startswith("."):
             digest.update(f"{path.name} {sampled_digest(path)}\n".encode())
+    return digest.hexdigest()[:_DIGITS]
+
+
+def _digest(path: str | Path, read: Callable[[Path], str]) -> str:
+    """The digest by `read`; a file is read again only where its inode, size or time changed."""
+    path = Path(path).absolute()
+    try:
+        stat = path.stat()
+        return _known_digest(read, path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    except OSError:  # not remembered
+        return MISSING
+
+
+@functools.lru_cache(maxsize=4096)
+def _known_digest(read: Callable[[Path], str], path: Path, version: tuple[int, ...]) -> str:
+    return read(path)
+
+
+def _read_whole(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
+
+
+def _read_samples(path: Path) -> str:
+    size = path.stat().st_size
+    if size <= _WHOLE_BYTES:
+        return _read_whole(path)
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(_NUM_SAMPLES):
+            file.seek((size - _SAMPLE_BYTES) * number // (_NUM_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:_DIGITS]

@@ -14,12 +14,12 @@ import torch
 from lightning.pytorch import Trainer
 from tqdm import tqdm
 
-from tvg.core import interruption
 from tvg.rollout.base import Rollout
 from tvg.task.report import Prediction
 from tvg.training.base import PolicyModule, fingerprint
 from tvg.training.datamodule_base import PromptDataModule
 from tvg.training.evaluation import PartialPredictions, predict_all
+from tvg.training.stopping import RoundsOfAllRanks
 from tvg.types import GroundingExample
 
 
@@ -55,12 +55,13 @@ class Rescoring:
 
         def on_batch(num_predictions: int) -> None:
             bar.update(num_predictions)
-            interruption.check()  # what has been predicted is on disk
+            rounds.end_round()  # what has been predicted is on disk
 
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = PartialPredictions(self._partial_path(), self._fingerprint(rollout, examples))
         skip = partial.num_batches * self.data.eval_batch_size
         loader = self.data.scoring_loader("train", examples, skip=skip)
+        rounds = RoundsOfAllRanks(self.trainer, len(loader))
         share = -(-len(examples) // self.trainer.world_size)
         with (
             self.trainer.precision_plugin.val_step_context(),
@@ -84,6 +85,7 @@ class Rescoring:
                 partial=partial,
                 on_batch=on_batch,
             )
+        rounds.end()
         return {prediction.qid: prediction for prediction in self._of_all_ranks(done)}
 
     def remove_partials(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -26,6 +27,40 @@ def stop_is_asked(trainer: Trainer) -> bool:
     if asked:
         interruption.ask(signal.SIGTERM)
     return asked
+
+
+class RoundsOfAllRanks:
+    """Work in rounds that a signal to any rank ends on all of them, after the same round.
+
+    Every round is one collective decision. Ranks may have different numbers of rounds: those that
+    finish early go on deciding, so that no rank waits for a decision that another one never makes.
+
+    Args:
+        trainer: whose ranks share the work.
+        num_rounds: of this rank.
+    """
+
+    def __init__(self, trainer: Trainer, num_rounds: int) -> None:
+        self._trainer = trainer
+        self._num_left = num_rounds
+        if trainer.world_size > 1:
+            mine = torch.tensor(num_rounds, device=trainer.strategy.root_device)
+            self._num_left = int(trainer.strategy.all_gather(mine).max())
+
+    def end_round(self) -> None:
+        """To be called after each round.
+
+        Raises:
+            Interrupted: a rank received a signal.
+        """
+        self._num_left -= 1
+        if stop_is_asked(self._trainer):
+            interruption.check()
+
+    def end(self) -> None:
+        """Ends the rounds that only other ranks have; to be called when this rank's are done."""
+        while self._trainer.world_size > 1 and self._num_left > 0:
+            self.end_round()
 
 
 def resume_advice(run_dir: Path, argv: Sequence[str] | None = None) -> list[str]:
