@@ -243,6 +243,7 @@ def assert_same_place(one, other):
     assert one.filtering.scores == other.filtering.scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 7}], ids=["epochs", "steps"])
 def test_killed_anywhere_it_ends_as_if_nothing_had_happened(fit, tmp_path, monkeypatch, limits):
     counting = Counting(monkeypatch)
@@ -288,6 +289,7 @@ def test_killed_anywhere_it_ends_as_if_nothing_had_happened(fit, tmp_path, monke
     check("in_epoch", [in_epoch()], batches_left=num_batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 6}], ids=["epochs", "steps"])
 def test_a_list_may_grow_again(fit, monkeypatch, limits):
     """Lightning, resumed at the end of a short epoch, would cut the longer one behind it."""

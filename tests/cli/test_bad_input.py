@@ -260,6 +260,7 @@ def test_help_is_readable(command, name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_real_command_fails_as_cleanly(files):
     video = files / "videos" / "clip.mp4"
     video.write_bytes(video.read_bytes()[:3000])

@@ -34,6 +34,7 @@ def demo_config(run_dir, world):
     return cfg
 
 
+@pytest.mark.slow
 def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch):
     cfg = demo_config(tmp_path / "demo", tiny_world)
     interrupted = True

@@ -68,6 +68,7 @@ def start(run_dir, checkpoint, world, *more, **environment):
     return start_training(run_dir, overrides, **environment)
 
 
+@pytest.mark.slow
 def test_sigkill_inside_a_round_changes_nothing(tiny_checkpoint, tiny_world, tmp_path):
     (tmp_path / "crc_parser.py").write_text(PARSER)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -96,6 +97,7 @@ def test_sigkill_inside_a_round_changes_nothing(tiny_checkpoint, tiny_world, tmp
     assert one["lr_schedulers"][0]["last_epoch"] == 7  # one schedule through all rounds
 
 
+@pytest.mark.slow
 def test_two_ranks_share_a_round_and_train_on_its_list(tiny_checkpoint, tiny_world, tmp_path):
     (tmp_path / "crc_parser.py").write_text(PARSER)
     rounds = {}

@@ -436,9 +436,10 @@ def kill_with_entries(process: subprocess.Popen[str], cache: Path, num: int) -> 
     process.communicate(timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_clips", "num_kills", "workers"),
-    [(12, 1, 0), pytest.param(60, 10, 2, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    [(12, 1, 0), pytest.param(60, 10, 2, marks=pytest.mark.timeout(1800))],
 )
 def test_killed_and_resumed_is_as_undisturbed(collection, tmp_path, num_clips, num_kills, workers):
     words = [*collection(num_clips, ["text"]), "data.on_missing=skip"]

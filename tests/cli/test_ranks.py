@@ -121,6 +121,7 @@ def test_ranks_step_together_where_one_waits_for_groups(tiny_checkpoint, tiny_wo
     assert (run_dir / "export" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_ranks_equal_one(tiny_checkpoint, tiny_world, tmp_path):
     one, logged = train(

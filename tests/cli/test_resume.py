@@ -81,8 +81,9 @@ def logged(run_dir):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("objective", [GRPO, pytest.param(DAPO, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("objective", [GRPO, DAPO])
 def test_sigkill_and_resume_change_nothing(tiny_checkpoint, tiny_world, tmp_path, objective):
     (tmp_path / "blocking.py").write_text(BLOCKING)
     marker = tmp_path / "in_the_fourth_step"

@@ -14,13 +14,11 @@ from tvg.config.entry import user_message
 PROJECT = Path(__file__).parents[2]
 
 COMMAND = """
-import hydra
-from tvg.config import build, check, entry_point
+from pathlib import Path
+from tvg.config import build, entry_point
 
-@entry_point
-@hydra.main(version_base="1.3", config_path={conf_dir!r}, config_name="train")
+@entry_point("train", conf_dir=Path({conf_dir!r}))
 def main(cfg):
-    check(cfg)
     {body}
     print("done", cfg.seed)
 

@@ -224,6 +224,7 @@ def test_probing_goes_on(
         assert str(path) not in text  # it is the key
 
 
+@pytest.mark.slow
 def test_hung_and_dying_workers_are_named_and_the_rest_goes_on(
     planted: VideoDecoder, tmp_path: Path, videos: dict[str, Path]
 ) -> None:
@@ -390,9 +391,8 @@ def kill_at(
     process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("num_workers", "num_kills"), [(0, 2), pytest.param(2, 10, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_workers", "num_kills"), [(0, 2), (2, 10)])
 def test_killed_and_resumed_equals_undisturbed(
     num_workers: int,
     num_kills: int,

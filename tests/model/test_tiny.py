@@ -154,6 +154,7 @@ write_tiny_checkpoint(sys.argv[1], seed=0)
 """
 
 
+@pytest.mark.slow
 def test_same_seed_same_files_also_in_another_process(folder, tmp_path):
     environment = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
     other = tmp_path / "again"

@@ -102,7 +102,7 @@ def equal(one, other) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_two_ranks_share_an_uneven_set(make_data, num_workers):
     whole = [e.qid for e in make_data().examples("train")]
     num = len(whole) - 1 if len(whole) % 2 == 0 else len(whole)  # uneven
@@ -371,8 +371,9 @@ def test_an_error_where_nothing_may_be_left_out(make_data, broken):
         list(data.train_dataloader())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_decoder_that_hangs_is_timed_out_named_and_passed_over(
     make_data, tiny_world, num_workers, caplog
 ):

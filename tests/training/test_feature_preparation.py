@@ -94,7 +94,8 @@ def odd_loader(timeout_s=None) -> ClipLoader:
     return ClipLoader(sampling=SMALL_FRAMES, decoder=Odd(), timeout_s=timeout_s)
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 1])
 def test_no_odd_decoder_ends_the_others_or_waits_for_ever(
     parts, make_cache, tmp_path, num_workers, monkeypatch
 ):

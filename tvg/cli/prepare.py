@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from tvg.config import check, entry_point
+from tvg.config import entry_point
 
 
 @entry_point("prepare")
 def main(cfg: DictConfig) -> None:
     """The console script."""
-    check(cfg)
     from tvg.prepare import prepare
 
     prepare(cfg)

@@ -6,13 +6,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tvg.config import build, check, entry_point
+from tvg.config import build, entry_point
 
 
 @entry_point("train")
 def main(cfg: DictConfig) -> Any:
     """The console script."""
-    check(cfg)
     if cfg.train.estimate:
         from tvg.estimate import show_estimate
 

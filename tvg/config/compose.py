@@ -93,6 +93,12 @@ def help_text(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CO
         return template.substitute(CONFIG=OmegaConf.to_yaml(cfg))
 
 
+def have_sweep(overrides: Sequence[str]) -> bool:
+    """Whether a word of the command line names several values (seed=1,2)."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return any(override.is_sweep_override() for override in parsed)
+
+
 def keys_of(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CONF_DIR) -> set[str]:
     """The paths of all keys of a config, composed without looking at how it came about."""
     with _initialised(conf_dir, config_name):

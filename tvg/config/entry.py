@@ -1,7 +1,8 @@
-"""What stands around an @hydra.main function: errors for users come as one clean message."""
+"""Entry points: a function becomes a command whose errors for users are one clean message."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -21,7 +22,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from tvg.config.compose import CONF_DIR, help_text
+from tvg.config.check import check
+from tvg.config.compose import CONF_DIR, compose, have_sweep, help_text
 from tvg.config.errors import ConfigError
 from tvg.config.hydra_folders import remove_unused
 from tvg.config.resolvers import register_resolvers
@@ -59,13 +61,15 @@ _MISSING_VALUE = re.compile(r"Missing mandatory value: ([\w.]+)")
 
 
 def entry_point(
-    config_name: str, *, texts: Sequence[str] = ()
+    config_name: str, *, texts: Sequence[str] = (), conf_dir: Path = CONF_DIR
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
-    """Makes a command of a function: Hydra composes its config; errors for users exit with 2.
+    """Makes a command of a function: it gets the config that Hydra composes, once it is checked.
 
-    Errors for users are what Hydra says of config files and overrides, every `ValueError` that
-    `tvg` raises, and files that cannot be read or written: they go to stderr without a traceback.
-    Anything else is a bug and keeps its traceback. `HYDRA_FULL_ERROR=1` shows every traceback.
+    The config is checked before Hydra makes any folder; that of a job of a sweep when the job
+    begins. Errors for users are what Hydra says of config files and overrides, every `ValueError`
+    that `tvg` raises, and files that cannot be read or written: they go to stderr without a
+    traceback, and the exit code is 2. Anything else is a bug and keeps its traceback.
+    `HYDRA_FULL_ERROR=1` shows every traceback.
 
     SIGINT and SIGTERM, at whatever time, end the command with exit code 130 or 143 and the advice
     that `Interrupted` carries.
@@ -73,44 +77,45 @@ def entry_point(
     Args:
         config_name: the command's main config, e.g. "train".
         texts: keys whose values on the command line are texts, taken literally.
+        conf_dir: folder of the config files.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[..., Any]:
-        main = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
-        return _command(main(function), config_name, texts)
+        return _command(function, config_name, texts=texts, conf_dir=conf_dir)
 
     return decorate
 
 
 def _command(
-    main: Callable[..., Any], config_name: str, texts: Sequence[str]
+    function: Callable[[DictConfig], Any],
+    config_name: str,
+    *,
+    texts: Sequence[str],
+    conf_dir: Path,
 ) -> Callable[..., Any]:
     register_resolvers()
 
-    def command(cfg: DictConfig | None = None) -> Any:
+    def command() -> Any:
         # torch's OpenMP reads it when it is loaded: waiting threads then sleep. By default they
         # spin, which makes training on a CPU many times slower beside other jobs.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         sys.argv[1:] = with_literal_texts(sys.argv[1:], texts)
         try:
             with handled():
-                return run(cfg)
+                return with_clean_errors()
         except Interrupted as stop:
             lines = [f"{program()}: stopped by {stop}", *stop.advice]
             print("\n".join(lines), file=sys.stderr)
             sys.exit(stop.exit_code)
 
-    def run(cfg: DictConfig | None) -> Any:
+    def with_clean_errors() -> Any:
         if os.environ.get(_FULL_ERROR) == "1" and _OURS not in os.environ:
-            return main(cfg)
+            return run()
         # Hydra would print and exit by itself; asked for the full error, it lets it through.
         before = {name: os.environ.get(name) for name in (_FULL_ERROR, _OURS)}
         os.environ.update({_FULL_ERROR: "1", _OURS: "1"})
         try:
-            overrides = _asks_for_help(sys.argv[1:])
-            if overrides is not None:
-                return print(help_text(config_name, overrides))
-            return main(cfg)
+            return run()
         except BrokenPipeError:  # as in `tvg-train --help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
@@ -130,6 +135,24 @@ def _command(
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+    def run() -> Any:
+        words = sys.argv[1:]
+        overrides = _asks_for_help(words)
+        if overrides is not None:
+            return print(help_text(config_name, overrides, conf_dir=conf_dir))
+        # With flags, or values to sweep over, only Hydra knows which configs will run.
+        is_one_run = not any(word.startswith("-") for word in words) and not have_sweep(words)
+        if is_one_run:
+            check(compose(config_name, words, conf_dir=conf_dir))
+
+        @functools.wraps(function)
+        def job(cfg: DictConfig) -> Any:
+            if not is_one_run:
+                check(cfg)
+            return function(cfg)
+
+        hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=config_name)(job)()
 
     return command
 
@@ -200,7 +223,8 @@ def _with_trainer_key(message: str) -> str:
 
 def _passed_through_us(error: BaseException) -> bool:
     modules = [f.f_globals.get("__name__", "") for f, _ in traceback.walk_tb(error.__traceback__)]
-    return any(str(name).startswith("tvg.") and name != __name__ for name in modules)
+    around = (__name__, "tvg.config.compose")  # as Hydra's own frames, for the user's config
+    return any(str(name).startswith("tvg.") and name not in around for name in modules)
 
 
 def _raised_in_worker(text: str) -> str | None:
