@@ -103,12 +103,11 @@ def _rating_tokens(settings: Any) -> int:
 
 def _model(cfg: DictConfig) -> tuple[ModelShape, Any, Checkpoint]:
     """A model that is created for the run is created for the count, too, and thrown away."""
-    node = cfg.model.copy()
+    cfg = cfg.copy()
     with tempfile.TemporaryDirectory() as folder:
-        if is_section(at(node, "create")) and "folder" in node.create:
-            node._set_parent(cfg)  # what it refers to is there
-            node.create.folder = folder
-        checkpoint: Checkpoint = build(node)
+        if is_section(at(cfg.model, "create")) and "folder" in cfg.model.create:
+            cfg.model.create.folder = folder
+        checkpoint: Checkpoint = build(cfg.model)
         model = meta_model(checkpoint)
     return shape_of(model.config), model, checkpoint
 

@@ -14,7 +14,7 @@ from tvg.callbacks.sinks import logging_step
 from tvg.callbacks.steady import reported_only
 from tvg.task.report import write_json
 from tvg.training.base import PolicyModule, fingerprint
-from tvg.training.epoch_start import (
+from tvg.training.lightning_internals import (
     forget_half_validation,
     step_metrics,
     validate_now,

@@ -21,8 +21,8 @@ from tvg.data.selection import NothingSelectedError
 from tvg.training.base import PolicyModule
 from tvg.training.checkpoint import CHECKPOINTS, LAST
 from tvg.training.datamodule_base import PromptDataModule
-from tvg.training.epoch_start import begin_epoch_afresh, forget_train_loader
 from tvg.training.evaluation import with_difficulty
+from tvg.training.lightning_internals import begin_epoch_afresh, forget_train_loader
 from tvg.training.rescoring import Rescoring
 from tvg.types import GroundingExample, Segment
 

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 
 from tvg.callbacks.steady import reported_only
+from tvg.training.lightning_internals import num_stepped_batches
 
 
 def mlflow_runs(trainer: pl.Trainer) -> Iterator[tuple[Any, str]]:
@@ -36,7 +37,7 @@ def on_tensorboard(trainer: pl.Trainer, write: Callable[[Any], None]) -> None:
 
 def logging_step(trainer: pl.Trainer) -> int:
     """Where metrics of now stand on the loggers' axis, which counts batches, as Lightning does."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+    return num_stepped_batches(trainer)
 
 
 def log_file(trainer: pl.Trainer, path: Path, *, folder: str | None = None) -> None:

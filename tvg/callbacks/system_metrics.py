@@ -37,7 +37,7 @@ class SystemMetrics(Callback):
                 logger.run_id,
                 sampling_interval=self.interval_s,
                 resume_logging=True,
-                tracking_uri=logger._tracking_uri,
+                tracking_uri=logger.experiment.tracking_uri,
             )
             monitor.start()
             self._monitors.append(monitor)

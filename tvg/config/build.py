@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tvg.config.errors import ConfigError
+from tvg.config.nodes import full_key
 
 
 def build(node: DictConfig | ListConfig | dict[str, Any], **kwargs: Any) -> Any:
@@ -67,5 +68,5 @@ def _with_path(message: str, path: str) -> str:
 
 def _path(node: Any) -> str:
     if OmegaConf.is_config(node):
-        return str(node._get_full_key(None)) or "config"
+        return full_key(node) or "config"
     return str(node.get("_target_", "config")) if isinstance(node, dict) else "config"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig, Node
+from omegaconf import DictConfig
 
 from tvg.config.compose import Composition, current_composition
 from tvg.config.errors import ConfigError, did_you_mean
@@ -16,6 +16,7 @@ from tvg.config.nodes import (
     is_section,
     missing,
     plain,
+    raw,
     referenced,
     unresolvable,
 )
@@ -95,7 +96,7 @@ def unknown_keys(composition: Composition) -> list[str]:
 
 
 def _section_overwritten(path: str, value: Any, whence: str) -> str:
-    choice = value._value() if isinstance(value, Node) else value
+    choice = raw(value)
     return (
         f"{path}: {whence} puts {choice!r} where a section belongs; an option is chosen in its "
         f"defaults list: - override /{path.replace('.', '/')}: {choice}"

@@ -15,10 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, Node, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tvg.config.errors import ConfigError
-from tvg.config.nodes import walk
+from tvg.config.nodes import raw_at, walk
 from tvg.config.resolvers import register_resolvers
 
 # In the repository a link to the folder at its top; in a wheel the folder itself.
@@ -123,9 +123,8 @@ def compose_option(group: str, option: str, *, conf_dir: Path = CONF_DIR) -> Dic
 def _settle_hydra_values(cfg: DictConfig) -> None:
     """Puts values for `${hydra:...}`, which later would mean another run, or none."""
     for _, parent, key in list(walk(cfg)):
-        node = parent._get_node(key)
-        raw = node._value() if isinstance(node, Node) else None
-        if isinstance(raw, str) and "${hydra:" in raw:
+        value = raw_at(parent, key)
+        if isinstance(value, str) and "${hydra:" in value:
             parent[key] = parent[key]
 
 

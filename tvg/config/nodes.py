@@ -47,6 +47,21 @@ def at(cfg: DictConfig, path: str) -> Any:
     return node
 
 
+def raw(node: Any) -> Any:
+    """The value of a node as it is written, unresolved; of anything else, itself."""
+    return node._value() if isinstance(node, Node) else node
+
+
+def raw_at(parent: Any, key: Any) -> Any:
+    """The value below a section as it is written, unresolved."""
+    return raw(parent._get_node(key))
+
+
+def full_key(node: Any) -> str:
+    """Where a node lies in its config; empty for the root."""
+    return str(node._get_full_key(None))
+
+
 def is_section(node: Any) -> bool:
     """Whether the node is a mapping with contents of its own: not null, `???` or `${...}`."""
     return isinstance(node, DictConfig) and not (
@@ -75,8 +90,7 @@ def referenced(cfg: DictConfig) -> set[str]:
     """The paths that some interpolation of the config asks for."""
     found = set()
     for path, parent, key in walk(cfg):
-        node = parent._get_node(key)
-        value = node._value() if node is not None else None  # type: ignore[union-attr]
+        value = raw_at(parent, key)
         for dots, name in _REFERENCE.findall(value) if isinstance(value, str) else ():
             base = path
             for _ in dots:
@@ -102,9 +116,8 @@ def unresolvable(cfg: DictConfig) -> list[str]:
         except (InterpolationToMissingValueError, MissingMandatoryValue):
             continue  # reported where the value is missing
         except OmegaConfBaseException as error:
-            raw = parent._get_node(key)._value()  # type: ignore[union-attr]
             reason = str(error).splitlines()[0]
-            problems.append(f"{path}: {raw} cannot be resolved ({reason})")
+            problems.append(f"{path}: {raw_at(parent, key)} cannot be resolved ({reason})")
     return problems
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tvg.config.errors import did_you_mean
-from tvg.config.nodes import at, has_target, parent_of, walk
+from tvg.config.nodes import at, has_target, parent_of, raw_at, walk
 
 _HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 
@@ -20,7 +20,7 @@ def target_problems(cfg: DictConfig) -> list[str]:
     """Targets that cannot be imported, unknown arguments, and arguments that are missing."""
     problems = []
     for path, node in target_nodes(cfg):
-        target = node._get_node("_target_")._value()  # type: ignore[union-attr]
+        target = raw_at(node, "_target_")
         if not isinstance(target, str) or "${" in target or target == "???":
             continue  # reported as missing or unresolvable, where it is
         try:

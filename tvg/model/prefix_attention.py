@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from tvg.model.attention_choice import choose_attention, chosen_attention
 from tvg.model.attention_kernels import Attended, attend, attend_backward
 from tvg.model.packing import Group, PackedRow
 
@@ -45,7 +46,7 @@ def share_prefix(model: Any) -> None:
                 "policy.forward=shared_prefix: sliding-window attention is not supported; use "
                 "policy.forward=repeated"
             )
-        if attention.config._attn_implementation != NAME:
+        if chosen_attention(attention.config) != NAME:
             if getattr(attention, "attention_dropout", 0.0):
                 raise ValueError(
                     "model.path: attention_dropout has to be 0, or sampler and trainer would "
@@ -53,7 +54,7 @@ def share_prefix(model: Any) -> None:
                 )
             attention.tvg_config = attention.config
             attention.config = copy(attention.config)
-            attention.config._attn_implementation_internal = NAME
+            choose_attention(attention.config, NAME)
 
 
 def _attend(
@@ -133,7 +134,7 @@ def _as_before(module: Any, *states: Any, **options: Any) -> tuple[Tensor, Any]:
     eager = sys.modules[type(module).__module__].eager_attention_forward
     ours, module.config = module.config, module.tvg_config
     try:
-        name = module.config._attn_implementation
+        name = chosen_attention(module.config)
         function = AttentionInterface().get_interface(name, eager)
         out: tuple[Tensor, Any] = function(module, *states, **options)
         return out

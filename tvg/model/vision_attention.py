@@ -24,6 +24,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLVisionPatchEmbed,
 )
 
+from tvg.model.attention_choice import chosen_attention
+
 # Alike in attributes and signatures; the rotation is the same function in all three modules.
 ATTENTION = (Qwen2_5_VLVisionAttention, VisionAttention, Qwen3VLVisionAttention)
 EMBEDDING = (Qwen2_5_VisionPatchEmbed, PatchEmbed, Qwen3VLVisionPatchEmbed)
@@ -35,7 +37,7 @@ def batch_windows(model: Any) -> None:
     Only for `attn_implementation="sdpa"`: flash-attention has its own way, and "eager" is there to
     be looked into. Parameters and state dict stay as they are.
     """
-    if model.config._attn_implementation != "sdpa":
+    if chosen_attention(model.config) != "sdpa":
         return
     for module in model.model.visual.modules():
         if isinstance(module, ATTENTION):

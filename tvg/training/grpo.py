@@ -27,6 +27,7 @@ from tvg.training.learning import (
     part_loss,
     sampler_gap,
 )
+from tvg.training.lightning_internals import forget_logged
 from tvg.training.nonfinite import completion_rows
 from tvg.training.preflight import Preflight
 from tvg.training.reference import frozen_copy, in_use
@@ -145,8 +146,8 @@ class GRPOModule(PolicyModule):
     # -- sampling -------------------------------------------------------------------------------
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
-        if self.resampling is not None and self.trainer._results is not None:
-            self.trainer._results.clear()  # else a batch without an update logs the last one again
+        if self.resampling is not None:
+            forget_logged(self.trainer)  # else a batch without an update logs the last one again
         is_encoded = batch.video_features is not None
         with self.stage("vision"):
             batch = self.policy.encode_clips(batch)  # once, for all that follows

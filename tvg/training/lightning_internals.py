@@ -1,9 +1,9 @@
-"""How Lightning's loops are brought to a clean start, of an epoch or of a run that is resumed.
+"""All uses of Lightning's private members: its loops' state, and what they are about to log.
 
 Lightning keeps its loader and the number of its batches for the whole run, and a run resumed at the
 end of an epoch begins in one of three stages of that end. A checkpoint saved in
 `on_train_batch_end` is older than the step's place in the logs and its validation, both of which
-Lightning takes for done. This is the only place that knows.
+Lightning takes for done.
 """
 
 from __future__ import annotations
@@ -11,6 +11,17 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Trainer
+
+
+def num_stepped_batches(trainer: Trainer) -> int:
+    """Training batches done, by which Lightning's own metrics are ordered in the loggers."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def forget_logged(trainer: Trainer) -> None:
+    """Drops the metrics of the former batches, which the next one would log again."""
+    if trainer._results is not None:
+        trainer._results.clear()
 
 
 def forget_train_loader(trainer: Trainer) -> None:
@@ -25,7 +36,7 @@ def begin_epoch_afresh(trainer: Trainer) -> None:
     stopped in it.
     """
     loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
-    if batches.restarted_on_train_batch_end:  # counted behind the hooks that save checkpoints
+    if batches.restarted_on_train_batch_end:  # counted after the hooks that save checkpoints
         batches._batches_that_stepped += 1
     counts: Any  # annotated in Lightning as their base class
     for counts in (loop.epoch_progress.total, loop.epoch_progress.current):
