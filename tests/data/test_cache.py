@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import torch
 
+from tvg.data.cache.errors import CorruptEntry, UnusableStore
 from tvg.data.cache.frames import FrameCache
 from tvg.data.cache.key import EDGE_BYTES, entry_key, file_identity
-from tvg.data.cache.store import CorruptEntry, EntryStore, UnusableStore
+from tvg.data.cache.store import EntryStore
 from tvg.data.clip import ClipLoader
 from tvg.data.decode import VideoError
 from tvg.data.decode_pyav import PyAVDecoder, PyAVVideo

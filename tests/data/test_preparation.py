@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from tvg.data.cache.errors import UnusableStore
 from tvg.data.cache.frames import FrameCache
-from tvg.data.cache.store import EntryStore, UnusableStore
+from tvg.data.cache.store import EntryStore
 from tvg.data.clip import ClipLoader
 from tvg.data.decode import VideoDecoder, VideoInfo
 from tvg.data.decode_pyav import PyAVDecoder
@@ -31,10 +32,10 @@ from tvg.data.preparation import (
     estimated_bytes,
     missing_bytes,
     prepare_frames,
-    probe_videos,
     unique_requests,
     workers_worth,
 )
+from tvg.data.probing import probe_videos
 from tvg.data.sampling import FrameSampling
 from tvg.data.time_limit import TimeLimitedDecoder
 from tvg.types import GroundingExample, LeadIn, Segment
@@ -464,3 +465,9 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_processes_that_probe_start_without_torch():
+    code = "import sys, tvg.data.probing; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

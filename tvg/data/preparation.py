@@ -1,4 +1,4 @@
-"""Probing every video of a dataset and filling its cache, once, before anything is trained."""
+"""Filling the cache of a dataset, once, before anything is trained."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 
 from tvg.data.cache.frames import Ensured, FrameCache
 from tvg.data.clip import ClipLoader
-from tvg.data.decode import VideoDecoder, VideoError, VideoInfo
+from tvg.data.decode import VideoError, VideoInfo
 from tvg.data.preparation_pool import Failure, run_all
-from tvg.data.time_limit import TimeLimitedDecoder
+from tvg.data.probing import limited
 from tvg.types import GroundingExample, LeadIn, Segment
 
 ENTRY_OVERHEAD_BYTES = 1024  # the most that an entry takes beside its tensors
@@ -59,28 +59,6 @@ def unique_requests(examples: Iterable[GroundingExample]) -> list[ClipRequest]:
             if example.video_path is not None
         )
     )
-
-
-def probe_videos(
-    paths: Iterable[Path], decoder: VideoDecoder, *, num_workers: int, timeout_s: float | None
-) -> dict[Path, VideoInfo | str]:
-    """Returns what each file holds, or what is wrong with it.
-
-    Args:
-        paths: files; each is probed once.
-        decoder: what opens them.
-        num_workers: processes; 0 for none.
-        timeout_s: the most time for one file; None: no limit.
-    """
-    unique = list(dict.fromkeys(paths))
-    work = _Probe(limited(decoder, timeout_s if num_workers == 0 else None))
-    results = run_all(
-        work, unique, num_workers=num_workers, timeout_s=timeout_s, label="probing videos"
-    )
-    return {
-        path: result.problem if isinstance(result, Failure) else result
-        for path, result in zip(unique, results, strict=True)
-    }
 
 
 def estimated_bytes(
@@ -243,28 +221,11 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def limited(decoder: VideoDecoder, timeout_s: float | None) -> VideoDecoder:
-    """Returns a decoder with this time limit in place of its own; None: without any."""
-    bare = decoder.decoder if isinstance(decoder, TimeLimitedDecoder) else decoder
-    return bare if timeout_s is None else TimeLimitedDecoder(decoder=bare, timeout_s=timeout_s)
-
-
 def loader_with_limit(loader: ClipLoader, timeout_s: float | None) -> ClipLoader:
     """Returns a loader with this time limit in place of its own; None: without any."""
     return ClipLoader(
         sampling=loader.sampling, decoder=limited(loader.decoder, None), timeout_s=timeout_s
     )
-
-
-@dataclass(frozen=True)
-class _Probe:
-    decoder: VideoDecoder
-
-    def start(self) -> None:
-        self.decoder.import_library()
-
-    def __call__(self, path: Path) -> VideoInfo:
-        return self.decoder.probe(path)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Generic, Protocol, TypeVar
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-from tvg.data.cache.store import UnusableStore
+from tvg.data.cache.errors import UnusableStore
 from tvg.data.decode import VideoError
 from tvg.data.decode_process import alarm
 

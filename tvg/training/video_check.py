@@ -22,10 +22,10 @@ from tvg.data.preparation import (
     estimated_bytes,
     missing_bytes,
     prepare_frames,
-    probe_videos,
     unique_requests,
     workers_worth,
 )
+from tvg.data.probing import probe_videos
 from tvg.model.policy import Policy
 from tvg.training.feature_preparation import missing_feature_bytes, prepare_features
 from tvg.types import GroundingExample

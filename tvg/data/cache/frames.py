@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from tvg.data.cache.errors import CorruptEntry, UnusableStore
 from tvg.data.cache.key import entry_key, file_identity
-from tvg.data.cache.store import CorruptEntry, Entry, EntryStore, UnusableStore
+from tvg.data.cache.store import Entry, EntryStore
 from tvg.data.clip import ClipLoader
 from tvg.data.decode import VideoDecoder
 from tvg.data.sampling import FrameSampling

@@ -13,6 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from tvg.core.writing import remove_leftovers, whole_file
+from tvg.data.cache.errors import CorruptEntry
 
 SUFFIX = ".safetensors"
 FAILURE_SUFFIX = ".failed.json"  # of what stands in the place of an entry that cannot be made
@@ -23,22 +24,6 @@ _BEFORE_CHECKSUM = f'{{"__metadata__":{{"{_FIELD}":"'.encode()
 _CHECKSUM_AT = 8 + len(_BEFORE_CHECKSUM)
 _CHECKSUM_DIGITS = 32
 _NO_CHECKSUM = b"0" * _CHECKSUM_DIGITS
-
-
-class CorruptEntry(ValueError):  # noqa: N818 - it names a thing found, as VideoInfo does
-    """An entry of which a byte was changed or lost; the message names the file."""
-
-    def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(f"{path}: {problem}; expected a cache entry as it was written")
-        self.path = path
-        self.problem = problem
-
-    def __reduce__(self) -> tuple[type[CorruptEntry], tuple[Path, str]]:
-        return type(self), (self.path, self.problem)  # the default would call it with one argument
-
-
-class UnusableStore(ValueError):  # noqa: N818 - as above
-    """A store that cannot be read or written to, for any key; the message names the folder."""
 
 
 class Entry(NamedTuple):

@@ -1,0 +1,50 @@
+"""Looking at every video file of a dataset, in processes that start without PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvg.data.decode import VideoDecoder, VideoInfo
+from tvg.data.preparation_pool import Failure, run_all
+from tvg.data.time_limit import TimeLimitedDecoder
+
+
+def probe_videos(
+    paths: Iterable[Path], decoder: VideoDecoder, *, num_workers: int, timeout_s: float | None
+) -> dict[Path, VideoInfo | str]:
+    """Returns what each file holds, or what is wrong with it.
+
+    Args:
+        paths: files; each is probed once.
+        decoder: what opens them.
+        num_workers: processes; 0 for none.
+        timeout_s: the most time for one file; None: no limit.
+    """
+    unique = list(dict.fromkeys(paths))
+    work = _Probe(limited(decoder, timeout_s if num_workers == 0 else None))
+    results = run_all(
+        work, unique, num_workers=num_workers, timeout_s=timeout_s, label="probing videos"
+    )
+    return {
+        path: result.problem if isinstance(result, Failure) else result
+        for path, result in zip(unique, results, strict=True)
+    }
+
+
+def limited(decoder: VideoDecoder, timeout_s: float | None) -> VideoDecoder:
+    """Returns a decoder with this time limit in place of its own; None: without any."""
+    bare = decoder.decoder if isinstance(decoder, TimeLimitedDecoder) else decoder
+    return bare if timeout_s is None else TimeLimitedDecoder(decoder=bare, timeout_s=timeout_s)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    decoder: VideoDecoder
+
+    def start(self) -> None:
+        self.decoder.import_library()
+
+    def __call__(self, path: Path) -> VideoInfo:
+        return self.decoder.probe(path)
