@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -466,6 +467,29 @@ def test_a_bad_query_is_left_out_and_counted(with_bad_query, make_data, split, q
     assert qid not in [example.qid for example in data.examples(split)]
     counts = data.coverage(split, num_scored=whole - 1)
     assert counts["left_out"] == 1
+
+
+def with_blanks(data, blanks):
+    """The first two examples of a data module, blanks after the query of the second."""
+    first, second, *_ = data.source.read("train").examples
+    return first, replace(second, raw_query=second.query + blanks)
+
+
+@pytest.mark.parametrize(("blanks", "is_refused"), [("strip", False), ("keep", True)])
+def test_a_query_is_measured_as_it_is_asked(make_data, blanks, is_refused):
+    data = make_data(max_query_chars=2000)
+    data.task.query_blanks = blanks
+    _, example = with_blanks(data, " " * 3000)
+    problem = data.query_problem(example) or ""
+    assert ("data.max_query_chars=2000" in problem) is is_refused
+
+
+def test_blanks_that_are_asked_count_as_tokens(make_data):
+    data = make_data(max_prompt_tokens=1000)
+    data.task.query_blanks = "keep"
+    first, example = with_blanks(data, "\u2003 " * 2000)
+    assert data.query_problem(first) is None
+    assert "data.max_prompt_tokens=1000" in data.query_problem(example)
 
 
 def test_a_prompt_too_long_with_its_clip_is_passed_over(with_bad_query, caplog):

@@ -87,15 +87,16 @@ class PromptCollator:
 
     def query_problem(self, example: GroundingExample) -> str | None:
         """Returns what keeps a query from being asked about any clip, or None."""
+        query = self.task.asked_query(example)
         for token in (self.clip_text.placeholder, self.clip_text.mark):
-            if token in example.query:
+            if token in query:
                 return f"the query holds {token!r}, which stands for the clip in a prompt"
         if self.max_prompt_tokens is None:
             return None
         # No token is shorter than a byte, so most queries need no tokenizer, nor the slow template.
         if self._prompt_bytes is None:
             self._prompt_bytes = len(self._chat_text(example).encode())
-        most = self._prompt_bytes + MOST_QUERY_PLACES * len(example.query.encode())
+        most = self._prompt_bytes + MOST_QUERY_PLACES * len(query.encode())
         if most <= self.max_prompt_tokens:
             return None
         text = self._chat_text(example).replace(self.clip_text.mark, "")

@@ -113,10 +113,13 @@ class GroundingTask:
             query = query.rstrip() if self.query_blanks == "strip" else query
         return query.lower() if self.lowercase else query
 
+    def asked_query(self, example: GroundingExample) -> str:
+        """The query of an example as it stands in the prompt."""
+        return self.query_text(example.query if example.raw_query is None else example.raw_query)
+
     def messages(self, example: GroundingExample) -> list[dict[str, Any]]:
         """Chat turns in Hugging Face's format, with one video placeholder."""
-        query = example.query if example.raw_query is None else example.raw_query
-        text = {"type": "text", "text": self.template.format(query=self.query_text(query))}
+        text = {"type": "text", "text": self.template.format(query=self.asked_query(example))}
         video = {"type": "video"}
         content = [video, text] if self.video_first else [text, video]
         user = {"role": "user", "content": content}

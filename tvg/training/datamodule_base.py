@@ -86,6 +86,11 @@ class PromptDataModule(ExamplesDataModule):
             )
         self._datasets: dict[str, tuple[Examples, GroundingDataset]] = {}
 
+    def asked_query(self, example: GroundingExample) -> str:
+        if self.task is None:
+            return super().asked_query(example)
+        return self.task.asked_query(example)
+
     def query_problem(self, example: GroundingExample) -> str | None:
         problem = super().query_problem(example)
         if problem is None and self.collator is not None:

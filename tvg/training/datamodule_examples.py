@@ -96,9 +96,13 @@ class ExamplesDataModule(LightningDataModule):
         examples = self._without_unusable_queries(self.source.read_whole(split)).examples
         return self.padding(self.selection(examples) if split == "train" else examples)
 
+    def asked_query(self, example: GroundingExample) -> str:
+        """The query as it is asked; without outer blanks where no prompt is known."""
+        return example.query
+
     def query_problem(self, example: GroundingExample) -> str | None:
         """Returns what is wrong with a query, or None."""
-        return query_problem(example.query, max_chars=self.max_query_chars)
+        return query_problem(self.asked_query(example), max_chars=self.max_query_chars)
 
     def _without_unusable_queries(self, result: ReadResult) -> ReadResult:
         """Leaves out queries that cannot be asked, or refuses them: before a run, not within it."""
