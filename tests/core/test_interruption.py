@@ -114,11 +114,3 @@ def test_a_failed_job_holds_no_signal_of_the_next():
             raise ZeroDivisionError
         with pytest.raises(Interrupted):
             send(signal.SIGTERM)
-
-
-def test_a_worker_is_out_of_reach_of_the_process_group():
-    child = os.fork()
-    if child == 0:
-        interruption.ignore_in_worker()
-        os._exit(0 if os.getpgrp() == os.getpid() else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -131,16 +131,6 @@ def advising(*lines: str) -> Iterator[None]:
         raise
 
 
-def ignore_in_worker(worker: int = 0) -> None:
-    """Leaves signals that go to the whole process group to the main process alone.
-
-    A terminal sends Ctrl-C like that, and `timeout` its SIGTERM, of which a worker would die before
-    the main process has saved the step in progress.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.setpgid(0, 0)
-
-
 def _install() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:

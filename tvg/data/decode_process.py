@@ -20,7 +20,8 @@ from tvg.data.decode import OpenVideo, VideoDecoder, VideoError
 
 def serve(descriptor: int) -> None:
     """Answers requests on the inherited pipe until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    for number in (signal.SIGINT, signal.SIGTERM):  # the owner's business, who ends this process
+        signal.signal(number, signal.SIG_IGN)
     pipe = Connection(descriptor)
     try:
         decoder, limit_s = pipe.recv()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from typing import Generic, Protocol, TypeVar
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
+from tvg.core.worker_process import WORKERS
 from tvg.data.cache.errors import UnusableStore
 from tvg.data.decode import VideoError
 from tvg.data.decode_process import alarm
@@ -124,7 +124,7 @@ class _PoolRun(Generic[I, R]):
             max_workers=min(self.num_workers, len(self.waiting)),
             initializer=self.work.start,
             # Not a fork: decoders and PyTorch have threads, which do not survive one.
-            context=multiprocessing.get_context("spawn"),
+            context=WORKERS,
         )
         running: dict[Future[R | Failure], int] = {}
         try:

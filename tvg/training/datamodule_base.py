@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from tvg.core.interruption import ignore_in_worker
+from tvg.core.worker_process import WORKERS
 from tvg.data.annotations import SPLITS, Split
 from tvg.data.chat_template import DEFAULT_LIMITS, TemplateLimits
 from tvg.data.clip import ClipLoader
@@ -219,9 +219,8 @@ class PromptDataModule(ExamplesDataModule):
         options: dict[str, Any] = {"collate_fn": collate, "num_workers": self.num_workers}
         if self.num_workers > 0:
             # Decoders and the tokenizer hold threads, which do not survive a fork.
-            options |= {"multiprocessing_context": "spawn", "prefetch_factor": 2}
+            options |= {"multiprocessing_context": WORKERS, "prefetch_factor": 2}
             options["persistent_workers"] = True  # starting one costs seconds of imports
-            options["worker_init_fn"] = ignore_in_worker
         return options
 
     def _ranks(self) -> tuple[int, int]:

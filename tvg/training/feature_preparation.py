@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from tvg.core.worker_process import WORKERS
 from tvg.data.cache.features import FeatureCache
 from tvg.data.cache.store import CorruptEntry
 from tvg.data.clip import ClipLoader
@@ -158,7 +159,7 @@ def _clips(
     options: dict[str, Any] = {"batch_size": None, "num_workers": num_workers}
     if num_workers > 0:
         # Decoders hold threads, which do not survive a fork.
-        options |= {"multiprocessing_context": "spawn", "prefetch_factor": 2}
+        options |= {"multiprocessing_context": WORKERS, "prefetch_factor": 2}
     return iter(DataLoader(_Clips(requests, loader), **options))
 
 

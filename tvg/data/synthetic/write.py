@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
+from tvg.core.worker_process import WORKERS
 from tvg.core.writing import remove_leftovers, whole_folder
 from tvg.data.synthetic.drawing import draw_clip
 from tvg.data.synthetic.encoding import encode_h264
@@ -107,7 +107,7 @@ def _draw_all(scripts: list[ClipScript], folder: Path, num_workers: int) -> Iter
         yield from map(draw, scripts)
         return
     # Not fork: the parent may hold threads (torch, a progress bar) that a fork would break.
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=WORKERS) as pool:
         yield from pool.map(draw, scripts, chunksize=16)
 
 
