@@ -77,7 +77,9 @@ def test_a_signal_ends_a_command_with_its_exit_code(run, number, code, name, ful
     body = f"import os; os.kill(os.getpid(), {number})"
     done = run(body=body, HYDRA_FULL_ERROR=full_error)
     assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr == f"tvg-train.py: stopped by {name}\n"
+    assert done.stderr == (
+        f"tvg-train.py: stopped by {name}\nto go on: run the same command again\n"
+    )
 
 
 def test_a_value_error_of_someone_else_is_a_bug(run):

@@ -347,7 +347,7 @@ def test_one_preparation_of_a_folder_at_a_time(cache: FrameCache, videos: dict[s
     request = [ClipRequest(videos["plain"])]
     with (
         FileLock(cache.folder / ".prepare.lock"),
-        pytest.raises(ValueError, match="another process is preparing this cache") as caught,
+        pytest.raises(ValueError, match=r"^data\.cache\.folder: .* is in use") as caught,
     ):
         prepare_frames(request, cache, num_workers=0, timeout_s=None)
     assert str(cache.folder) in str(caught.value)

@@ -41,6 +41,7 @@ from tvg.core.printable import printable
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _OURS = "TVG_CLEAN_ERRORS"  # says that HYDRA_FULL_ERROR was set here, not by the user
 _HINT = f"({_FULL_ERROR}=1 shows where it was raised)"
+_AGAIN = "to go on: run the same command again"
 _TRAINER_KEYS = (  # of conf/trainer, as Lightning's messages name them
     "accelerator",
     "devices",
@@ -104,7 +105,7 @@ def _command(
             with handled():
                 return with_clean_errors()
         except Interrupted as stop:
-            lines = [f"{program()}: stopped by {stop}", *stop.advice]
+            lines = [f"{program()}: stopped by {stop}", *(stop.advice or [_AGAIN])]
             print("\n".join(lines), file=sys.stderr)
             sys.exit(stop.exit_code)
 

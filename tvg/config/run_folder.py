@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
-import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from tvg.config.hydra_folders import is_first_rank, remove_empty
@@ -22,6 +19,7 @@ from tvg.config.nodes import plain
 from tvg.config.outputs import WRITTEN, Place, check_outputs, single_files
 from tvg.config.resume_rules import may_change, refuse_changes
 from tvg.core.printable import PrintableFormatter
+from tvg.data.file_lock import locked
 from tvg.task.report import output_folder_check, write_json
 
 LOCK_FILE = ".lock"
@@ -117,32 +115,6 @@ def _values(cfg: DictConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(lock_file: Path, what: str) -> Iterator[None]:
-    """Holds a lock file, on which the system keeps no lock longer than its process lives.
-
-    Raises:
-        ValueError: another process holds it; begins with `what`.
-    """
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"{what} is in use by another process{_holder(lock_file)}: wait until it ends, or "
-            "choose another place"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{what}: cannot lock {lock_file}: {error.strerror}") from error
-    with suppress(OSError):
-        lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-    try:
-        yield
-    finally:
-        lock_file.unlink(missing_ok=True)  # while it is held: a waiter notices
-        lock.release()
-
-
-@contextmanager
 def _locked_file(place: Place) -> Iterator[None]:
     """Holds a file that is to be written outside the run folder."""
     key, path = place
@@ -157,14 +129,6 @@ def _locked_file(place: Place) -> Iterator[None]:
             yield
     finally:
         remove_empty(made)
-
-
-def _holder(lock_file: Path) -> str:
-    try:
-        told = lock_file.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-    return f" ({told})" if told else ""
 
 
 def _refuse_other_job(run_dir: Path, identity: Identity, resume: Any) -> None:

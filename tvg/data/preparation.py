@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
 
 from tvg.data.cache.frames import Ensured, FrameCache
 from tvg.data.clip import ClipLoader
 from tvg.data.decode import VideoError, VideoInfo
+from tvg.data.file_lock import locked
 from tvg.data.preparation_pool import Failure, run_all
 from tvg.data.probing import limited
 from tvg.types import GroundingExample, LeadIn, Segment
@@ -123,7 +123,7 @@ def prepare_frames(
     """
     limit_s = timeout_s if num_workers == 0 else None  # workers are timed from outside
     work = _Ensure(FrameCache(folder=cache.folder, loader=loader_with_limit(cache.loader, limit_s)))
-    with locked(cache.folder):
+    with locked_cache(cache.folder):
         cache.store.remove_leftovers()
         results: dict[ClipRequest, Ensured | Failure] = dict(_present(requests, cache))
         missing = [request for request in requests if request not in results]
@@ -199,26 +199,21 @@ def _entry_bytes(request: ClipRequest, info: VideoInfo | str | None, loader: Cli
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a cache folder; the system frees it should this process be killed."""
-    lock = FileLock(folder / LOCK_NAME)
+def locked_cache(folder: Path) -> Iterator[None]:
+    """Makes a cache folder and holds its lock.
+
+    Raises:
+        ValueError: another process prepares this cache, or it cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"{folder}: another process is preparing this cache; wait until it is done, or choose "
-            f"another data.cache.folder"
-        ) from None
     except OSError as error:
         raise ValueError(
             f"{folder}: cannot be written to ({error.strerror}); expected a folder for the cache "
             f"(data.cache.folder)"
         ) from None
-    try:
+    with locked(folder / LOCK_NAME, f"data.cache.folder: {folder}"):
         yield
-    finally:
-        lock.release()
 
 
 def loader_with_limit(loader: ClipLoader, timeout_s: float | None) -> ClipLoader:

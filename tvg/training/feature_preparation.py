@@ -20,7 +20,7 @@ from tvg.data.preparation import (
     ClipRequest,
     Prepared,
     loader_with_limit,
-    locked,
+    locked_cache,
     workers_worth,
 )
 from tvg.data.preparation_pool import Failure, attempt
@@ -53,7 +53,7 @@ def prepare_features(
     Raises:
         ValueError: another process prepares this folder.
     """
-    with locked(cache.folder):
+    with locked_cache(cache.folder):
         cache.store.remove_leftovers()
         present, rebuilt, to_do = _missing(requests, cache)
         failed: dict[ClipRequest, str] = {}
