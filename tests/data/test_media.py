@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,9 @@ import pytest
 from tvg.data.decode import VideoDecoder, VideoError
 from tvg.data.decode_decord import DecordDecoder
 from tvg.data.decode_pyav import PyAVDecoder
-from tvg.data.media import MediaLimits, open_media
+from tvg.data.media import NO_LIMITS, MediaLimits, open_media
+from tvg.data.probing import probe_videos
+from tvg.data.time_limit import TimeLimitedDecoder
 
 BACKENDS = {"pyav": PyAVDecoder, "decord": DecordDecoder}
 PROJECT = Path(__file__).resolve().parents[2]
@@ -166,6 +170,52 @@ def test_larger_frames_later_in_a_stream_are_not_decoded(
         decoder("pyav", LIMITS).read(path, [0, 30])
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three frames of 8000 x 8000 pixels, which take 100 MB each as yuv420p."""
+    import av
+
+    path = tmp_path_factory.mktemp("wide") / "wide.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 8000, 8000, "yuv420p"
+        frame = av.VideoFrame(8000, 8000, "yuv420p")
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        for pts in range(3):
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+MEMORY = "takes more than 150 MiB of memory to decode (data.decoder.limits.memory_mib)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is kept by Linux")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_file_that_takes_too_much_memory_is_refused(
+    backend: str, wide: Path, videos: dict[str, Path]
+) -> None:
+    limits = dataclasses.replace(NO_LIMITS, memory_mib=150)
+    limited = TimeLimitedDecoder(decoder=decoder(backend, limits), timeout_s=60.0)
+    expected = decoder(backend).read(videos["plain"], [3, 40])
+    for _ in range(2):
+        with pytest.raises(VideoError, match=re.escape(MEMORY)) as caught:
+            limited.read(wide, [0, 2])
+        assert caught.value.path == str(wide)
+        assert np.array_equal(limited.read(videos["plain"], [3, 40]), expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is kept by Linux")
+def test_workers_that_prepare_keep_the_memory_limit(wide: Path, videos: dict[str, Path]) -> None:
+    limits = dataclasses.replace(NO_LIMITS, memory_mib=150)
+    paths = [wide, videos["plain"]]
+    found = probe_videos(paths, decoder("pyav", limits), num_workers=1, timeout_s=60.0)
+    assert str(found[wide]).startswith(MEMORY)
+    assert found[videos["plain"]] == decoder("pyav").probe(videos["plain"])
+
+
 def test_shipped_limits_admit_8k_and_refuse_8192_squared() -> None:
     import yaml
 
@@ -185,6 +235,7 @@ def test_shipped_limits_admit_8k_and_refuse_8192_squared() -> None:
         {"max_frame_pixels": 2**31},
         {"max_frames": 0},
         {"max_duration_s": -1.0},
+        {"memory_mib": 0},
     ],
 )
 def test_impossible_limits_are_refused(limit: dict[str, float]) -> None:

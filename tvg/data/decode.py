@@ -86,7 +86,13 @@ class OpenVideo(Protocol):
 
 
 class VideoDecoder(Protocol):
-    """Opens video files. Errors of the file are VideoError, always naming it."""
+    """Opens video files. Errors of the file are VideoError, always naming it.
+
+    Attributes:
+        memory_mib: memory that a process of its own may take to decode; None: no limit.
+    """
+
+    memory_mib: int | None = None
 
     def open(self, path: str | os.PathLike[str]) -> AbstractContextManager[OpenVideo]:
         """Opens a complete video; raises VideoError for anything else."""

@@ -44,6 +44,7 @@ class DecordDecoder(VideoDecoder):
     def __init__(self, *, num_threads: int, limits: MediaLimits = NO_LIMITS) -> None:
         self.num_threads = num_threads
         self.limits = limits
+        self.memory_mib = limits.memory_mib
 
     def import_library(self) -> None:
         import av  # noqa: F401

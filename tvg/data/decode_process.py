@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 
 from tvg.data.decode import OpenVideo, VideoDecoder, VideoError
+from tvg.data.memory_limit import limit_memory, memory_problem
 
 
 def serve(descriptor: int) -> None:
@@ -26,6 +27,7 @@ def serve(descriptor: int) -> None:
     try:
         decoder, limit_s = pipe.recv()
         decoder.import_library()
+        limit_memory(decoder.memory_mib)
         pipe.send(("ready",))
         while True:
             _serve_file(pipe, decoder, limit_s, pipe.recv())
@@ -42,12 +44,15 @@ def _serve_file(pipe: Connection, decoder: VideoDecoder, limit_s: float, path: s
             while (indices := pipe.recv()) is not None:
                 _send_frames(pipe, video, limit_s, indices)
         pipe.send(("closed",))
-    except VideoError as error:
-        pipe.send(("error", error))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
-    except Exception:  # a bug of the decoder: the parent raises it with this traceback
-        pipe.send(("crash", traceback.format_exc()))
+    except Exception as error:
+        if (problem := memory_problem(error)) is not None:
+            pipe.send(("error", VideoError(path, problem)))
+        elif isinstance(error, VideoError):
+            pipe.send(("error", error))
+        else:  # a bug of the decoder: the parent raises it with this traceback
+            pipe.send(("crash", traceback.format_exc()))
 
 
 def _send_frames(pipe: Connection, video: OpenVideo, limit_s: float, indices: list[int]) -> None:

@@ -33,11 +33,14 @@ class MediaLimits:
         max_frame_pixels: width x height of a frame.
         max_frames: frames of the video stream.
         max_duration_s: length in seconds.
+        memory_mib: memory that the decoding process may take beyond what it has at its start; None:
+            no limit. Kept by the system, so it needs that process: see `tvg.data.time_limit`.
     """
 
     max_frame_pixels: int
     max_frames: int
     max_duration_s: float
+    memory_mib: int | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a limit that refuses every file or that FFmpeg cannot keep."""
@@ -48,6 +51,8 @@ class MediaLimits:
         for name in ("max_frames", "max_duration_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive: got {getattr(self, name)}")
+        if self.memory_mib is not None and not self.memory_mib > 0:
+            raise ValueError(f"memory_mib must be positive: got {self.memory_mib}")
 
     def check_size(self, path: Path, width: int, height: int) -> None:
         """Raises VideoError for a frame that is too large."""

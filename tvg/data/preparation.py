@@ -16,6 +16,7 @@ from tvg.data.cache.frames import Ensured, FrameCache
 from tvg.data.clip import ClipLoader
 from tvg.data.decode import VideoError, VideoInfo
 from tvg.data.file_lock import locked
+from tvg.data.memory_limit import limit_memory
 from tvg.data.preparation_pool import Failure, run_all
 from tvg.data.probing import limited
 from tvg.types import GroundingExample, LeadIn, Segment
@@ -230,6 +231,7 @@ class _Ensure:
     def start(self) -> None:
         torch.set_num_threads(1)  # as many processes as processors: more threads only collide
         self.cache.decoder.import_library()
+        limit_memory(self.cache.decoder.memory_mib)
 
     def __call__(self, request: ClipRequest) -> Ensured:
         return self.cache.ensure(*request)

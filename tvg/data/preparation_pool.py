@@ -22,6 +22,7 @@ from tvg.core.worker_process import WORKERS
 from tvg.data.cache.errors import UnusableStore
 from tvg.data.decode import VideoError
 from tvg.data.decode_process import alarm
+from tvg.data.memory_limit import memory_problem
 
 Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result", covariant=True)
@@ -198,10 +199,11 @@ def attempt(work: Callable[[I], R], item: I, limit_s: float | None = None) -> R 
     except UnusableStore:
         raise
     except VideoError as error:
-        return Failure(error.problem)
+        return Failure(memory_problem(error) or error.problem)
     except Exception as error:  # whatever a decoder throws at an odd file must not end the night
         first_line = str(error).strip().split("\n")[0]
-        return Failure(f"made the decoder fail ({type(error).__name__}: {first_line})")
+        text = f"made the decoder fail ({type(error).__name__}: {first_line})"
+        return Failure(memory_problem(error) or text)
 
 
 @contextmanager

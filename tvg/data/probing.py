@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvg.data.decode import VideoDecoder, VideoInfo
+from tvg.data.memory_limit import limit_memory
 from tvg.data.preparation_pool import Failure, run_all
 from tvg.data.time_limit import TimeLimitedDecoder
 
@@ -45,6 +46,7 @@ class _Probe:
 
     def start(self) -> None:
         self.decoder.import_library()
+        limit_memory(self.decoder.memory_mib)
 
     def __call__(self, path: Path) -> VideoInfo:
         return self.decoder.probe(path)
