@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from multiprocessing import context, resource_tracker
+from multiprocessing import context, parent_process, resource_tracker
 
 from tvg.core.interruption import SIGNALS
 
@@ -34,7 +34,7 @@ class WorkerProcess(context.SpawnProcess):
     def run(self) -> None:
         os.setpgid(0, 0)
         if sys.platform == "linux":  # others have no sigtimedwait, and no Slurm
-            parent = context.process.parent_process()
+            parent = parent_process()
             assert parent is not None
             assert parent.pid is not None
             threading.Thread(target=_obey, args=(parent.pid,), daemon=True).start()
