@@ -71,6 +71,30 @@ def test_a_user_error_inside_tvg(run):
     assert "Invalid literal for Fraction: 'no'" in done.stderr
 
 
+def test_nothing_stands_before_the_message_of_a_run(run):
+    done = run("seed=7", body="build({'_target_': 'fractions.Fraction', 'numerator': 'no'})")
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("tvg-train.py: ")
+    assert rest == ["(HYDRA_FULL_ERROR=1 shows where it was raised)"]
+
+
+def test_a_job_of_a_sweep_that_fails_is_named(run):
+    check = "if cfg.seed == 2: build({'_target_': 'fractions.Fraction', 'numerator': 'no'})"
+    done = run("-m", "seed=1,2,3", body=check)
+    assert done.returncode == 2
+    assert [s for s in done.stdout.splitlines() if "done" in s] == ["done 1", "done 3"]
+    assert "['seed=2']" in done.stderr
+    assert "Invalid literal for Fraction: 'no'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_traceback_of_a_job_on_demand(run):
+    body = "build({'_target_': 'fractions.Fraction', 'numerator': 'no'})"
+    done = run(body=body, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
 @pytest.mark.parametrize(("number", "code", "name"), [(15, 143, "SIGTERM"), (2, 130, "SIGINT")])
 @pytest.mark.parametrize("full_error", ["0", "1"])
 def test_a_signal_ends_a_command_with_its_exit_code(run, number, code, name, full_error):

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import (
@@ -59,6 +59,10 @@ _TRAINER_KEYS = (  # of conf/trainer, as Lightning's messages name them
 )
 _OF_A_RESOLVER = f"{ConfigError.__name__} raised while resolving interpolation: "  # omegaconf's
 _MISSING_VALUE = re.compile(r"Missing mandatory value: ([\w.]+)")
+
+
+class _Refused(BaseException):
+    """A message for the user on its way past Hydra, which would print the overrides first."""
 
 
 def entry_point(
@@ -120,12 +124,13 @@ def _command(
         except BrokenPipeError:  # as in `tvg-train --help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except _Refused as refused:
+            _end_with(str(refused))
         except Exception as error:
             message = user_message(error)
             if message is None:
                 raise
-            print(f"{program()}: {printable(message)}\n{_HINT}", file=sys.stderr)
-            sys.exit(2)
+            _end_with(message)
         except KeyboardInterrupt:
             print(f"{program()}: interrupted", file=sys.stderr)
             sys.exit(130)
@@ -150,12 +155,24 @@ def _command(
         @functools.wraps(function)
         def job(cfg: DictConfig) -> Any:
             if not is_one_run:
-                check(cfg)
-            return function(cfg)
+                check(cfg)  # in a sweep the other jobs go on, and Hydra's line names the job
+                return function(cfg)
+            try:
+                return function(cfg)
+            except Exception as error:
+                message = user_message(error) if _OURS in os.environ else None
+                if message is None:
+                    raise
+                raise _Refused(message) from error
 
         hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=config_name)(job)()
 
     return command
+
+
+def _end_with(message: str) -> NoReturn:
+    print(f"{program()}: {printable(message)}\n{_HINT}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _asks_for_help(words: Sequence[str]) -> list[str] | None:
