@@ -3,10 +3,11 @@
 import io
 import logging
 import sys
+import warnings
 
 from tqdm import tqdm
 
-from tvg.config.console import BarAwareHandler
+from tvg.config.console import BarAwareHandler, warnings_as_log_lines
 
 
 def test_a_log_line_stands_alone_beside_a_bar(monkeypatch):
@@ -22,3 +23,31 @@ def test_a_log_line_stands_alone_beside_a_bar(monkeypatch):
     assert before.endswith("\r")  # the bar was wiped
     assert set(before.rstrip("\r").rpartition("\r")[2]) == {" "}
     assert "bar:" in after  # and drawn again
+
+
+def test_a_warning_stands_alone_beside_a_bar(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [BarAwareHandler(terminal)])
+    with (
+        warnings.catch_warnings(),
+        tqdm(total=3, file=terminal, ncols=40, mininterval=0, desc="bar") as bar,
+        warnings_as_log_lines(),
+    ):
+        warnings.simplefilter("always")
+        bar.update()
+        warnings.warn("too few workers", UserWarning, stacklevel=1)
+        bar.update()
+    before, _, after = terminal.getvalue().partition("too few workers")
+    wiped = before.rpartition("\r")[0]
+    assert set(wiped.rpartition("\r")[2]) == {" "}
+    assert "\n\n" not in after
+    assert "bar:" in after
+
+
+def test_warnings_are_shown_as_before_afterwards():
+    before = warnings.showwarning
+    with warnings_as_log_lines():
+        assert warnings.showwarning is not before
+    assert warnings.showwarning is before

@@ -88,6 +88,11 @@ def test_a_job_of_a_sweep_that_fails_is_named(run):
     assert "Traceback" not in done.stderr
 
 
+def test_a_warning_is_a_log_line(run):
+    done = run(body="import warnings; warnings.warn('few workers')", **{"PYTHONWARNINGS": "always"})
+    assert "py.warnings" in done.stdout + done.stderr
+
+
 def test_the_traceback_of_a_job_on_demand(run):
     body = "build({'_target_': 'fractions.Fraction', 'numerator': 'no'})"
     done = run(body=body, HYDRA_FULL_ERROR="1")

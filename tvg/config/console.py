@@ -1,9 +1,21 @@
-"""Log lines on a terminal where progress bars are drawn."""
+"""Log lines and warnings on a terminal where progress bars are drawn."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def warnings_as_log_lines() -> Iterator[None]:
+    """Sends `warnings.warn` through logging, whose handler keeps clear of progress bars."""
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
 
 
 class BarAwareHandler(logging.StreamHandler):
@@ -16,3 +28,6 @@ class BarAwareHandler(logging.StreamHandler):
             return
         with tqdm.tqdm.external_write_mode(file=self.stream):
             super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).rstrip("\n")  # warnings end in a newline of their own

@@ -24,6 +24,7 @@ from yaml import YAMLError
 
 from tvg.config.check import check
 from tvg.config.compose import CONF_DIR, compose, have_sweep, help_text
+from tvg.config.console import warnings_as_log_lines
 from tvg.config.errors import ConfigError
 from tvg.config.hydra_folders import remove_unused
 from tvg.config.resolvers import register_resolvers
@@ -156,9 +157,11 @@ def _command(
         def job(cfg: DictConfig) -> Any:
             if not is_one_run:
                 check(cfg)  # in a sweep the other jobs go on, and Hydra's line names the job
-                return function(cfg)
+                with warnings_as_log_lines():
+                    return function(cfg)
             try:
-                return function(cfg)
+                with warnings_as_log_lines():
+                    return function(cfg)
             except Exception as error:
                 message = user_message(error) if _OURS in os.environ else None
                 if message is None:
