@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -63,12 +63,17 @@ class VideoFinder:
 
     def _find(self, video: str) -> tuple[Path | None, bool]:
         """Returns a video's file, and whether its name is exactly the stated one."""
+        if "/" not in video and video not in ("", ".", ".."):  # a name alone, as in most lists
+            return self._find_in([self.folder], _composed(video))
         stated = PurePosixPath(_composed(video))
-        names = list(self._names(stated.name))
         # A folder has to be named as it is on the disk; as the list has it, it may be composed.
         parents = [PurePosixPath(video).parent, stated.parent, _decomposed(stated.parent)]
         folders = [self.folder / parent for parent in parents] if len(stated.parts) > 1 else []
-        for folder in dict.fromkeys([*folders, self.folder]):
+        return self._find_in(dict.fromkeys([*folders, self.folder]), stated.name)
+
+    def _find_in(self, folders: Iterable[Path], name: str) -> tuple[Path | None, bool]:
+        names = list(self._names(name))
+        for folder in folders:
             listing = self._listing(folder)
             if listing is None:
                 continue
@@ -108,18 +113,19 @@ class _Listing:
 
     def exact(self, names: Sequence[str]) -> Path | None:
         """Returns the file of the first name that is there; the first is the stated one."""
-        return self._first(names, {name: _lower_extension(name) for name in names}, self._exact)
+        return self._first(names, _lower_extension, self._exact)
 
     def any_case(self, names: Sequence[str]) -> Path | None:
         """Returns the file of the first name that is there in any case."""
-        return self._first(names, {name: name.lower() for name in names}, self._any_case)
+        return self._first(names, str.lower, self._any_case)
 
     def _first(
-        self, names: Sequence[str], keys: dict[str, str], listed: dict[str, str]
+        self, names: Sequence[str], key_of: Callable[[str], str], listed: dict[str, str]
     ) -> Path | None:
         for place, name in enumerate(names):
-            if keys[name] in listed:
-                path = self.folder / listed[keys[name]]
+            found = listed.get(key_of(name))
+            if found is not None:
+                path = self.folder / found
                 # The stated name may be an id, and a folder may be called like a video's id.
                 if place > 0 or name in names[1:] or path.is_file():
                     return path
@@ -192,12 +198,13 @@ def load_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         ValueError: the file cannot be read, is empty or a line is no JSON; names file and line.
     """
-    is_empty = True
+    is_empty, name = True, str(path)
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
+            text = line.strip()
+            if text:
                 is_empty = False
-                yield number, _parse(f"{path}: line {number}", line.strip(), is_line=True)
+                yield number, _parse(f"{name}: line {number}", text, is_line=True)
     if is_empty:
         raise ValueError(f"{path}: the annotation file is empty; expected one JSON object a line")
 

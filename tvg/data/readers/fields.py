@@ -28,6 +28,8 @@ def is_number(value: Any) -> bool:
 
 def as_number(value: Any) -> float | None:
     """Returns a finite number, also one that is written as a text; anything else: None."""
+    if type(value) is float:  # most are: a third of the time
+        return value if math.isfinite(value) else None
     if isinstance(value, str):
         value = float(value) if re.fullmatch(NUMBER, value.strip(), re.ASCII) else None
     return float(value) if is_number(value) else None
@@ -98,8 +100,10 @@ def get_optional_segment(where: str, value: Any) -> Segment | None:
 
 def get_optional_number(where: str, value: Any) -> float | None:
     """Returns a finite number, or None for null."""
+    if value is None:
+        return None
     number = as_number(value)
-    if value is not None and number is None:
+    if number is None:
         raise ValueError(f"{where}: expected a number, got {shown(value)}")
     return number
 
@@ -134,9 +138,11 @@ def clip_duration(stated_s: float | None, window: Segment | None) -> float | Non
 
 def get_hint(where: str, value: Any, duration_s: float | None) -> Segment | None:
     """Returns a coarse segment, which has to lie at least partly in the video, or None."""
-    hint = get_optional_segment(where, value)
+    if value is None:
+        return None
+    hint = get_segment(where, value)
     end_s = math.inf if duration_s is None else duration_s
-    if hint is not None and not hint.start_s < min(hint.end_s, end_s):
+    if not hint.start_s < min(hint.end_s, end_s):
         raise ValueError(
             f"{where}: expected start < end, starting before the video's end, got {list(hint)}"
         )
@@ -188,8 +194,12 @@ def without_extension(video: str, extensions: Sequence[str]) -> str:
     stem, dot, extension = video.rpartition(".")
     if not (stem and dot):
         return video
-    is_known = extension.lower() in (known.lower().lstrip(".") for known in extensions)
-    return stem if is_known else video
+    return stem if extension.lower() in _plain_extensions(tuple(extensions)) else video
+
+
+@lru_cache(maxsize=64)
+def _plain_extensions(extensions: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(extension.lower().lstrip(".") for extension in extensions)
 
 
 class QueryIds:

@@ -114,7 +114,8 @@ def _is_jsonl(path: Path) -> bool:
 
 
 def _own_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    return ((f"{path}: line {number}", entry) for number, entry in load_json_lines(path))
+    name = str(path)
+    return ((f"{name}: line {number}", entry) for number, entry in load_json_lines(path))
 
 
 def _custom_queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:

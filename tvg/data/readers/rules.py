@@ -165,22 +165,24 @@ class _Inspector:
     def _drop_reasons(self, query: Query, qid: str, file: str | Path) -> list[str]:
         start_s, end_s = query.segment
         key = (file, query.window, query.sentence, query.segment)
-        unusable = {
-            "with start >= end": start_s >= end_s,
-            "starting after the video's end": start_s >= _length_s(query),
-            "ending before the video's start": end_s <= 0 and start_s < end_s,
-            "without a sentence": not query.sentence,
-            "with several spans": query.num_spans > 1,
-            _REPEATED: key in self._seen,
-        }
+        unusable = (
+            ("with start >= end", start_s >= end_s),
+            ("starting after the video's end", start_s >= _length_s(query)),
+            ("ending before the video's start", end_s <= 0 and start_s < end_s),
+            ("without a sentence", not query.sentence),
+            ("with several spans", query.num_spans > 1),
+            (_REPEATED, key in self._seen),
+        )
         self._seen.add(key)
-        found = [name for name, is_so in unusable.items() if is_so]
+        found = [name for name, is_so in unusable if is_so]
         for name in found:
             self.report.add(name, qid, "dropped" if self.drop_invalid else "kept")
         return found if self.drop_invalid else []
 
     def _repairs(self, query: Query, qid: str) -> list[str]:
         late_s = query.segment.end_s - _length_s(query)
+        if late_s <= 0 <= query.segment.start_s:  # inside, as most are
+            return []
         for threshold_s, name in _LATE_ENDS:
             if late_s > threshold_s:
                 self.report.late_ends[name] += 1
@@ -192,9 +194,10 @@ class _Inspector:
 
     def _build(self, query: Query, qid: str, video_path: Path | None) -> GroundingExample:
         def clamp(segment: Segment) -> Segment:
-            if not self.clamp_ends:
+            length_s = _length_s(query)
+            if not self.clamp_ends or (segment.start_s >= 0 and segment.end_s <= length_s):
                 return segment
-            return Segment(max(0.0, segment.start_s), min(segment.end_s, _length_s(query)))
+            return Segment(max(0.0, segment.start_s), min(segment.end_s, length_s))
 
         return GroundingExample(
             qid=qid,

@@ -59,9 +59,9 @@ def read_timelens_100k(
 
 
 def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
-    ids = QueryIds()
+    ids, name = QueryIds(), str(path)
     for number, entry in load_json_lines(path):
-        where = f"{path}: line {number}"
+        where = f"{name}: line {number}"
         entry = get_object(where, entry, "video_path, duration and events")
         check_keys(where, entry, _KNOWN_OF_VIDEO)
         video = get_name(f"{where}: video_path", entry.get("video_path"))
@@ -69,6 +69,7 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
         events = entry.get("events")
         if not isinstance(events, list):
             raise ValueError(f"{where}: expected a list as events, got {shown(events)}")
+        stem = without_extension(video, extensions)
         extra = get_extra(entry, _KNOWN_OF_VIDEO)
         for index, event in enumerate(events):
             place = f"{where}: events[{index}]"
@@ -76,7 +77,7 @@ def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
             check_keys(place, event, _KNOWN_OF_EVENT)
             spans = get_spans(f"{place}: span", event.get("span"))
             yield Query(
-                qid=ids.next(without_extension(video, extensions)),
+                qid=ids.next(stem),
                 video=video,
                 sentence=get_text(f"{place}: query", event.get("query")),
                 segment=spans[0],
