@@ -63,9 +63,12 @@ class PyAVVideo:
         num_threads: int,
         limits: MediaLimits,
     ) -> None:
+        from av.video.reformatter import VideoReformatter
+
         self.info = info
         self._path, self._index, self._num_threads = path, index, num_threads
         self._limits = limits
+        self._reformatter = VideoReformatter()
         self._opened = ExitStack()
         self._decoded: Iterator[VideoFrame] = iter(())
         self._wanted: frozenset[int] | None = None  # times of the frames asked for; None: all
@@ -117,7 +120,7 @@ class PyAVVideo:
         return frame
 
     def _to_pixels(self, frame: VideoFrame, index: int) -> Frames:
-        pixels = to_rgb(frame)
+        pixels = to_rgb(frame, self._reformatter)
         if pixels.shape != (self.info.height, self.info.width, 3):
             raise VideoError(
                 self._path,
