@@ -38,9 +38,10 @@ class Parts:
         return self.collator([self.dataset[index] for index in range(num)])
 
 
-def make_parts(checkpoint: Path, world: Path, *, sampling: FrameSampling = SMALL_FRAMES) -> Parts:
-    spec = Checkpoint(
-        path=str(checkpoint),
+def make_checkpoint(folder: Path) -> Checkpoint:
+    """A checkpoint folder to be trained whole, in float32."""
+    return Checkpoint(
+        path=str(folder),
         create=None,
         dtype="float32",
         attn_implementation="sdpa",
@@ -50,6 +51,10 @@ def make_parts(checkpoint: Path, world: Path, *, sampling: FrameSampling = SMALL
         gradient_checkpointing=False,
         adapter=no_adapter,
     )
+
+
+def make_parts(checkpoint: Path, world: Path, *, sampling: FrameSampling = SMALL_FRAMES) -> Parts:
+    spec = make_checkpoint(checkpoint)
     processor = spec.load_processor()
     task = make_task()
     examples = read_charades(

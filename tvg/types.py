@@ -67,7 +67,7 @@ class VideoClip:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedClip:
-    """A clip as the frozen vision trunk sees it, in the place of its frames."""
+    """A clip as the frozen vision trunk sees it, instead of its frames."""
 
     features: Tensor  # bfloat16 [patches, vision hidden size], before the merger
     grid_thw: Tensor  # int64 [3] in patches

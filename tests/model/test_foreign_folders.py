@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from hostile_targets import pickle_that_writes, script_that_writes
+from parts import make_checkpoint
 from safetensors.torch import load_file, save_file
 
-from tvg.model.adapters import no_adapter
 from tvg.model.exporting import export_checkpoint, rehearse_export
-from tvg.model.loading import Checkpoint
 
 
 @pytest.fixture
@@ -22,22 +21,8 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
 
 
-def checkpoint(folder: Path) -> Checkpoint:
-    return Checkpoint(
-        path=str(folder),
-        create=None,
-        dtype="float32",
-        attn_implementation="sdpa",
-        freeze_vision=False,
-        freeze_merger=False,
-        freeze_language=False,
-        gradient_checkpointing=False,
-        adapter=no_adapter,
-    )
-
-
 def load(folder: Path) -> Any:
-    chosen = checkpoint(folder)
+    chosen = make_checkpoint(folder)
     processor = chosen.load_processor()
     return chosen.load_policy(processor), processor
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 class RewardPlateau(Callback):
     """Stops once no window of steps has beaten the best one for `patience` steps.
 
-    The metric is averaged over windows of `window` optimizer steps, one behind the other: a single
+    The metric is averaged over windows of `window` optimizer steps, one after the other: a single
     step's reward is mostly noise. All ranks decide together, and the state is in checkpoints. With
     `sample_filtering`, lists get harder from epoch to epoch: give it patience for some epochs.
 

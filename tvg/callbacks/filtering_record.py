@@ -1,4 +1,4 @@
-"""What a round of sample filtering leaves behind: its list, its statistics, and a table of them."""
+"""The files of a round of sample filtering: its list, its statistics, and a table of them."""
 
 from __future__ import annotations
 

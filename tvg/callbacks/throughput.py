@@ -34,7 +34,7 @@ class Throughput(Callback):
 
     - `perf/step_s`: seconds of one optimizer step, all its micro-batches and data included;
     - `perf/data_wait_s`: the part of it between two batches: loading, moving, logging. Left out
-      at the first step and behind a validation or a checkpoint, whose time cannot be told from
+      at the first step and after a validation or a checkpoint, whose time cannot be told from
       it (step_s is then without it);
     - `perf/prompts_per_s`, `perf/tokens_per_s` (completion tokens) from `outputs["num_prompts"]`
       and `outputs["num_tokens"]`, summed over ranks; left out where the step returns none;

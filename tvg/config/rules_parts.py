@@ -10,7 +10,7 @@ PARTS = ("vision", "merger", "language")
 
 
 def is_adapted(cfg: Config) -> bool:
-    """Whether adapters are trained in the place of the model's own weights."""
+    """Whether adapters are trained instead of the model's own weights."""
     return bool(value(cfg, "model.adapter.parts"))
 
 

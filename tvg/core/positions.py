@@ -115,7 +115,7 @@ def extend_positions(last: Tensor, num: int) -> Tensor:
 
     Args:
         last: int64 [3, B], ids of the last prompt token (`position_ids[:, :, -1]` with padding on
-            the left). It must be text: behind a clip the next id is not that of its last token + 1.
+            the left). It must be text: after a clip the next id is not that of its last token + 1.
         num: how many.
 
     Returns:

@@ -123,6 +123,6 @@ def _listed(segment: Segment | None) -> list[float] | None:
 
 
 def _stated(row: Row, extra: Mapping[str, str | float]) -> Row:
-    """The row without what is not known, and what else the file stated behind it."""
+    """The row without what is not known, and what else the file stated after it."""
     stated = {name: value for name, value in row.items() if value is not None}
     return stated | {name: value for name, value in extra.items() if name not in row}

@@ -30,7 +30,7 @@ class AnnotationSet:
         reader: given annotation file and video folder, reads one format.
         world: writes the data where it is to be generated; called by `prepare`.
         train_file, val_file, test_file: annotation files; None where the set has no such split.
-        annotation_file: stands in place of the file of one split; None: the files as above.
+        annotation_file: replaces the file of one split; None: the files as above.
         annotation_split: that split; None: the one whose file has the same file name (the test
             split before the validation split before the training split), else the first that the
             set has, which is "train" where it has none.
@@ -85,7 +85,7 @@ class AnnotationSet:
     def read(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
         """Reads a split; defects are repaired for training, left as published for benchmarks.
 
-        `on_missing` stands in place of the set's own: a report goes through everything first.
+        `on_missing` replaces the set's own: a report goes through everything first.
 
         Raises:
             ValueError: there is no such split, or what the reader raises.
@@ -167,7 +167,7 @@ class MixedSets:
     def read(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
         """Reads a split of every set that has it; in training, as often as its weight says.
 
-        `on_missing` stands in place of what each set does. The report counts each example once,
+        `on_missing` replaces that of each set. The report counts each example once,
         however often it stands in an epoch; what is outside a fraction's share counts as dropped.
 
         Raises:

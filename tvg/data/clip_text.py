@@ -1,6 +1,6 @@
 """The text that stands for a clip in a prompt: how many placeholders, and what is between them.
 
-Every family of models has its own: one run of placeholders, or one run a time step behind the time
+Every family of models has its own: one run of placeholders, or one run a time step after the time
 of its frames. The chat template writes a `mark` where the clip stands; a `ClipText` says what takes
 the mark's place. The vision tower sees one clip in any case.
 """
@@ -52,7 +52,7 @@ class OneRun:
 
 @dataclass(frozen=True, kw_only=True)
 class TimedSteps:
-    """Each time step between a vision start and end of its own, behind its time as text.
+    """Each time step between a vision start and end of its own, after its time as text.
 
     The encoding of TimeLens (arXiv 2512.14698) for models whose own prompts hold no times. A step
     of Qwen's grid holds two frames; its text gives the time that `time_of` makes of theirs.
@@ -76,10 +76,10 @@ class TimedSteps:
 
 @dataclass(frozen=True, kw_only=True)
 class NumberedFrames:
-    """Each frame an image behind its number, "Frame1: " (InternVL's own prompts).
+    """Each frame an image after its number, "Frame1: " (InternVL's own prompts).
 
     Attributes:
-        text: its time's text behind the number, with one field `time_s`; None: no time.
+        text: its time's text after the number, with one field `time_s`; None: no time.
     """
 
     text: str | None

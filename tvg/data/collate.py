@@ -201,7 +201,7 @@ def _empty_batch(unreadable: list[str]) -> PromptBatch:
 
 
 def step_times(frame_times_s: Tensor, frames_per_step: int) -> list[list[float]]:
-    """The times of each step's frames; the last frame stands in for those that are missing.
+    """The times of each step's frames; the last frame replaces those that are missing.
 
     A frame that was on screen before the clip began has the time 0 in a prompt.
     """

@@ -51,9 +51,9 @@ class LeftOut(NamedTuple):
 
 
 def fitted_to(example: GroundingExample, duration_s: float) -> GroundingExample | None:
-    """The example with segment and hint cut at the end of its clip; None: the segment is behind it.
+    """The example with segment and hint cut at the end of its clip; None: the segment is after it.
 
-    A hint behind the end goes, since the segment stands in for it. Both stay the same objects
+    A hint after the end is dropped: the segment replaces it. Both stay the same objects
     where nothing is to be cut.
     """
     segment, hint = example.segment, example.hint
@@ -89,7 +89,7 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         problem_of: tells why a sample cannot be asked, or None; such a one counts as one whose clip
             cannot be read. None: whatever is loaded can be asked.
         fit_segments: for training: cut segments (and hints) at the end of the clip as it was found,
-            whatever was stated; a segment that starts behind it cannot be learnt, the next example
+            whatever was stated; a segment that starts after it cannot be learnt, the next example
             takes its place.
     """
 

@@ -2,7 +2,7 @@
 
 One pipe carries the process's own objects. First comes (decoder, limit_s), answered by
 ("ready",). Then, for each file, its path, answered by ("info", VideoInfo); then lists of indices,
-each answered by ("chunk", shape) with the pixels behind it, as often as needed, and ("done",); then
+each answered by ("chunk", shape) followed by the pixels, as often as needed, and ("done",); then
 None, answered by ("closed",). Instead of any answer may come ("error", VideoError) or
 ("crash", traceback), which ends the file's turn. The process ends when the pipe is closed.
 """

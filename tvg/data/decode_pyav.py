@@ -151,7 +151,7 @@ class PyAVVideo:
                 if key - position >= MIN_SKIP_FRAMES:
                     self._seek(key)
                 frame = self._advance_to(index)
-                if frame is None:  # the seek landed behind it, as some containers' seeks do
+                if frame is None:  # the seek landed after it, as some containers' seeks do
                     self._wanted = None
                     self._restart()
                     frame = self._advance_to(index)

@@ -78,7 +78,7 @@ def inspect(
 ) -> Inspection:
     """Leaves out the queries of clips that failed, and holds what is stated against the files.
 
-    For training, segments end where their file does; those that start behind it are left out.
+    For training, segments end where their file does; those that start after it are left out.
 
     Args:
         result: of a reader.

@@ -128,5 +128,5 @@ class ResumableLoader(DataLoader[Any]):
                     f"{key}: the run that is resumed had {name}={state[name]}, got {got}: the rest "
                     f"of its epoch would be another; resume with {state[name]}, or start a new run"
                 )
-        # Older checkpoints stand behind the last batch of an epoch.
+        # Older checkpoints point after the last batch of an epoch.
         self._move(state["epoch"], state["batches_done"])

@@ -24,7 +24,7 @@ _KEY = "data.padding"  # where these settings stand, for messages
 def pad_examples(
     examples: Sequence[GroundingExample], *, pad_s: float, kind: Kind, seed: int
 ) -> list[GroundingExample]:
-    """Gives each clip a lead-in and moves what is said about the clip behind it.
+    """Gives each clip a lead-in and moves what is said about the clip after it.
 
     The length is uniform in [0, pad_s). It is drawn once a clip (video and window), from the seed
     and the clip's name alone: all its queries share it, in any order and selection of examples.

@@ -167,7 +167,7 @@ class _PoolRun(Generic[I, R]):
         self._finish(index, result)
 
     def _lose(self, index: int) -> None:
-        """Puts an item back, behind all others, or gives it the blame at last."""
+        """Puts an item back, after all others, or gives it the blame at last."""
         self.losses[index] += 1
         if self.losses[index] < MAX_LOSSES:
             self.waiting.append(index)

@@ -150,7 +150,7 @@ def trunk_forward_bytes(shape: ModelShape, patches: int, precision: Precision) -
 
 
 def _ends_bytes(shape: ModelShape, params: Parameters, row: Row, precision: Precision) -> int:
-    """Mergers before the layers; last norm and what the head reads behind them."""
+    """Mergers before the layers; last norm and what the head reads after them."""
     patches = row.prompts * row.copies * row.patches
     merger = 0
     if params.is_merger_trained or params.is_trunk_trained:
@@ -169,5 +169,5 @@ def _mlp_bytes(shape: ModelShape, precision: Precision) -> int:
 
 
 def _norm_bytes(width: int, precision: Precision) -> int:
-    """Its input in float32, scaled to norm 1, and weighted: what the products behind it read."""
+    """Its input in float32, scaled to norm 1, and weighted: what the products after it read."""
     return width * (FLOAT + precision.stream + precision.compute)

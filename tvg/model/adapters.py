@@ -194,7 +194,7 @@ def drop_adapters(model: nn.Module) -> None:
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state dict as if it had no adapters, W + alpha / rank * B A in the place of W.
+    """A model's state dict as if it had no adapters, W + alpha / rank * B A instead of W.
 
     The sum is rounded once, to the dtype of W. What changes is computed tensor by tensor into CPU
     memory; the rest is not copied, and the model stays as it is.

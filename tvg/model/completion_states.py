@@ -30,7 +30,7 @@ def repeated(
     completion_mask: Tensor,
     group_size: int,
 ) -> Tensor:
-    """Every completion behind its own copy of prompt and video, in padded rows of P + C tokens."""
+    """Every completion after its own copy of prompt and video, in padded rows of P + C tokens."""
     copies = prompts.repeat(group_size)
     positions = policy.position_ids(copies)
     behind = extend_positions(positions[..., -1], completion_ids.shape[1])
@@ -54,7 +54,7 @@ def shared_prefix(
     completion_mask: Tensor,
     group_size: int,
 ) -> Tensor:
-    """Every prompt once, its completions behind it, in one row of T tokens (see `packing`)."""
+    """Every prompt once, followed by its completions, in one row of T tokens (see `packing`)."""
     row = pack(prompts.attention_mask, completion_mask, group_size=group_size)
     is_prompt, is_real = prompts.attention_mask.bool(), completion_mask.bool()
     positions = policy.position_ids(prompts)

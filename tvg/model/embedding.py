@@ -16,7 +16,7 @@ class EmbeddedPrompts:
 
     embeds: Tensor  # [B, P, D]
     is_video: Tensor  # bool [B, P]
-    # [video tokens of the batch, D] each, in reading order: added behind the first layers
+    # [video tokens of the batch, D] each, in reading order: added after the first layers
     deepstack: tuple[Tensor, ...]
 
     def options(self, is_video: Tensor) -> dict[str, Any]:

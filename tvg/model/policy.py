@@ -24,7 +24,7 @@ class Policy(nn.Module):
         model: of one of `tvg.model.families`.
         suppressed_ids: tokens that are never sampled and get no probability (vision tokens).
         eos_ids: tokens that end a completion.
-        pad_id: fills rows behind the end.
+        pad_id: fills rows after the end.
         forward_by: how completions are scored: "shared_prefix" computes each prompt once,
             "repeated" once a completion; the numbers are the same.
 
@@ -70,7 +70,7 @@ class Policy(nn.Module):
         return family_of(self.model.config).language_positions(positions)
 
     def encode_clips(self, prompts: PromptBatch) -> PromptBatch:
-        """The same prompts with the features of a frozen vision trunk in the place of pixels.
+        """The same prompts with the features of a frozen vision trunk instead of pixels.
 
         Sampling, policy and reference then share one run of the trunk. Where the trunk is trained,
         its output belongs to one set of weights, and the prompts come back as they are.

@@ -1,4 +1,4 @@
-"""The vision tower in two parts: the trunk, which is often frozen, and the mergers behind it.
+"""The vision tower in two parts: the trunk, which is often frozen, and the mergers after it.
 
 What a frozen trunk makes of a clip never changes: it can be computed once for sampling, policy and
 reference together, or read from a cache, while the mergers are run (and trained) each time.

@@ -128,7 +128,7 @@ class Rollout(ABC):
             uniform: float64 [N, max_new_tokens], what `draw` is given; None: greedy.
 
         Returns:
-            (ids int64 [N, C], log-probabilities [N, C]); anything behind a row's first EOS.
+            (ids int64 [N, C], log-probabilities [N, C]); anything after a row's first EOS.
         """
 
 

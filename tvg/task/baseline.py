@@ -1,4 +1,4 @@
-"""What can be scored without looking at a video: the floor that every policy must leave behind."""
+"""Scores without looking at a video: the floor that every policy must exceed."""
 
 from __future__ import annotations
 

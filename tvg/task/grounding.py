@@ -33,7 +33,7 @@ class GroundingTask:
             other braces stand for themselves, so that the text of an existing release can be used
             as it is.
         system: text of a system turn, or None for no such turn.
-        video_first: the clip stands before the text in the user turn, else behind it.
+        video_first: the clip stands before the text in the user turn, else after it.
         answer_format: the target of supervised training, with fields `start_s` and `end_s`; None
             where the answer is no segment.
         think: completions are expected to reason inside `<think>` first.
@@ -47,7 +47,7 @@ class GroundingTask:
         strict_answer: a segment counts only in a completion of exactly the asked format
             (`has_exact_format`); False: wherever the parser finds one, trailing text included.
         parser: reads a completion; called with the text and `anywhere`, as `parse` is.
-        prefill: text behind the generation prompt, so that each completion goes on from it: an
+        prefill: text after the generation prompt, so that each completion goes on from it: an
             empty think block answers at once. Part of the prompt: not sampled, not scored, not seen
             by rewards. None: nothing.
         frame_times: text of a time, with one field `time_s`, that stands before the frames taken

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: predictions as JSONL, metrics as JSON, a table to read."""
+"""The files of an evaluation: predictions as JSONL, metrics as JSON, a table to read."""
 
 from __future__ import annotations
 

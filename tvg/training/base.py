@@ -1,4 +1,4 @@
-"""What supervised and reinforcement training share: optimizer, validation, checkpoint contents."""
+"""The base of supervised and reinforcement training: optimizer, validation, checkpoint contents."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class PolicyModule(StoppableModule):
         self.make_schedule = schedule
         self.max_grad_norm = max_grad_norm
         self.skipped_steps = SkippedSteps(max_skipped_steps)
-        parameter_groups(policy.model, part_lr)  # now rather than behind minutes of starting
+        parameter_groups(policy.model, part_lr)  # fails before the slow start-up
         self.part_lr = part_lr
         self.seed = seed
         self.val_predictions: list[Prediction] = []
@@ -235,7 +235,7 @@ class PolicyModule(StoppableModule):
             )
 
     def _gradient_sync(self, *, enabled: bool) -> Any:
-        """Gradients of all ranks meet once a step, behind its last micro-batch."""
+        """Synchronises the gradients of all ranks once per step, on its last micro-batch."""
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):
             self._engine().set_gradient_accumulation_boundary(enabled)
             return nullcontext()
@@ -243,7 +243,7 @@ class PolicyModule(StoppableModule):
         return nullcontext() if enabled or block is None else block()
 
     def _engine(self) -> Any:
-        """DeepSpeed's engine, which Lightning puts in the place of the strategy's model."""
+        """DeepSpeed's engine, with which Lightning replaces the strategy's model."""
         return self.trainer.strategy.model
 
     # -- validation -----------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class EnvelopeCollator:
 class UnreadableClips:
     """Counts what workers could not use; each is named in the log once.
 
-    Clips that cannot be read (`data.on_missing=skip`) and, in training, segments behind the end.
+    Clips that cannot be read (`data.on_missing=skip`) and, in training, segments after the end.
     """
 
     def __init__(self) -> None:

@@ -188,7 +188,7 @@ class PartialPredictions:
     The first line is a fingerprint of what decides a prediction (weights, prompt, sampling, data);
     a file of another fingerprint is started anew, never mixed in. Every further line holds a whole
     batch (none of its prompts, where no clip of it could be read): how many prompts share a batch
-    touches sampling and rounding, so what comes behind a resumption has to be cut into the same
+    touches sampling and rounding, so the rest after a resumption has to be cut into the same
     batches as without one.
     """
 

@@ -10,7 +10,7 @@ import warnings
 _IGNORED = (
     r"torch\.distributed\.nn\.functional\.all_gather is deprecated",  # Lightning's call
     r"It is recommended to use `self\.log\('val/.*sync_dist=True",  # ranks gather predictions
-    "Using ModelCheckpoint with manual optimization",  # saving behind the step is what we want
+    "Using ModelCheckpoint with manual optimization",  # saving after the step is intended
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
     "The given NumPy array is not writable",
     "Checkpoint directory .* exists and is not empty",  # a resumed run

@@ -46,7 +46,7 @@ class Rescoring:
     def run(self, examples: Sequence[GroundingExample]) -> dict[str, Prediction]:
         """Greedy predictions by id, the same on every rank; to be called on all of them.
 
-        A pass that was killed goes on behind the batches that were done, where weights, examples,
+        A pass that was killed goes on after the batches that were done, where weights, examples,
         sampler and ranks are the same. What has been predicted stays on disk until
         `remove_partials`.
         """

@@ -36,7 +36,7 @@ class Scoring:
         micro_batch_size: prompts that go through the model together.
         micro_batch_completions: completions of a group that do; None: all.
         temperature: of the sampler.
-        fps: the frame rate that is assumed, in the place of the one that was sampled (a bug of the
+        fps: the frame rate that is assumed, instead of the one that was sampled (a bug of the
             Time-R1 release, which scores at 2 whatever it sampled at); None: the true one.
     """
 

@@ -16,7 +16,7 @@ from tvg.core.writing import remove_leftovers, whole_file
 from tvg.data.cache.errors import CorruptEntry
 
 SUFFIX = ".safetensors"
-FAILURE_SUFFIX = ".failed.json"  # of what stands in the place of an entry that cannot be made
+FAILURE_SUFFIX = ".failed.json"  # of the file that replaces an entry that cannot be made
 # One metadata key only, so that its value stands at a fixed place: before it come eight bytes of
 # header length. The checksum is of the whole file with zeros in the checksum's own place.
 _FIELD = "tvg"

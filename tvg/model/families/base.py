@@ -15,8 +15,8 @@ from tvg.types import PromptBatch
 class VideoTokens:
     """What the language model is given of all clips of a batch: N tokens of width D."""
 
-    embeds: Tensor  # [N, D], in the place of the placeholders
-    # [N, D] each: added to the states at those places behind the first layers, one after each
+    embeds: Tensor  # [N, D], replaces the placeholders
+    # [N, D] each: added to the states at those places after the first layers, one after each
     deepstack: tuple[Tensor, ...] = ()
 
 

@@ -1,6 +1,6 @@
 """InternVL3 (arXiv 2504.10479), in transformers' own classes (the `-hf` checkpoints).
 
-Every frame is an image of its own behind "Frame1: ", "Frame2: ", ...; positions are those of plain
+Every frame is an image of its own after "Frame1: ", "Frame2: ", ...; positions are those of plain
 text. Nothing tells this model when a frame was taken but `prompt.frame_times`.
 """
 

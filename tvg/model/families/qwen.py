@@ -48,7 +48,7 @@ class QwenVL(Family):
     def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
         """Times count steps of a clip's grid; a step with a span of its own is at time 0 of it.
 
-        As released, text goes on behind the largest id; transformers 5 forgets a clip's length in
+        As released, text goes on after the largest id; transformers 5 forgets a clip's length in
         time (see tvg.core.positions).
         """
         seconds = torch.ones(len(prompts.video_grid_thw), dtype=torch.float64)

@@ -1,9 +1,9 @@
 """Qwen3-VL.
 
-Every time step of a clip stands behind its time as text, `<12.3 seconds>`, and is an image to the
+Every time step of a clip follows its time as text, `<12.3 seconds>`, and is an image to the
 positions: they hold no time of their own. Features of the trunk's middle layers join those of its
 last one (DeepStack, arXiv 2406.04334): each is projected by a merger of its own and added to the
-states of the language model behind one of its first layers.
+states of the language model after one of its first layers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Qwen3VL(QwenVL):
     def prepare(self, model: Any) -> None:
         num_deep = len(model.config.vision_config.deepstack_visual_indexes)
         num_layers = model.config.text_config.num_hidden_layers
-        if num_deep >= num_layers:  # what is added behind the last layer nobody reads
+        if num_deep >= num_layers:  # what is added after the last layer nobody reads
             raise ValueError(
                 f"model.path: {num_deep} deepstack layers of the vision tower need more than "
                 f"{num_layers} layers in the language model"
