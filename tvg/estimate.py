@@ -150,7 +150,7 @@ def _sharding(settings: Any) -> Sharding:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingList:
-    """What the annotations say of the examples that a run trains on."""
+    """Number and length of the examples that a run trains on, as annotated."""
 
     num_examples: int | None  # None: they cannot be read
     clip_s: float | None  # the longest, None: not every length is stated

@@ -45,7 +45,7 @@ class RoundRecord:
     mastered_above: float
 
     def numbers(self) -> dict[str, float]:
-        """What is logged; shares and means are over what was scored, IoU in [0, 1]."""
+        """The logged metrics; shares and means are over what was scored, IoU in [0, 1]."""
         scored = list(self.predictions.values())
         ious = [prediction.iou or 0.0 for prediction in scored]
         chosen = [e.difficulty for e in self.chosen if e.difficulty is not None]

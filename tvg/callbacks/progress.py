@@ -18,7 +18,7 @@ _WINDOW = 20  # optimizer steps over which the rates shown are measured
 
 
 class _Mark(NamedTuple):
-    """What was done at a moment since the start of this process's training."""
+    """The work done at a moment since the start of this process's training."""
 
     time_s: float
     step: int

@@ -12,7 +12,7 @@ _REWARD = "reward_"
 
 @dataclass(frozen=True)
 class Tally:
-    """What was counted over some completions; tallies of several rollouts add up."""
+    """Counts over some completions; tallies of several rollouts add up."""
 
     num: int = 0
     num_parsed: int = 0

@@ -1,4 +1,4 @@
-"""What made a run: its resolved config, its source revision, its versions and its machine."""
+"""The origin of a run: its resolved config, its source revision, its versions and its machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MLFLOW_PARAM_LENGTH = 500  # what every server since MLflow 1.28 takes
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints in the folder of this source file; None where it fails or is missing."""
+    """The output of git in the folder of this source file; None where it fails or is missing."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

@@ -80,7 +80,7 @@ def compose(
 
 
 def help_text(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CONF_DIR) -> str:
-    """What `--help` prints: Hydra's template for it, filled in without reading unused groups.
+    """The text of `--help`: Hydra's template for it, filled in without reading unused groups.
 
     Hydra itself lists the options of all groups, its own included, for a template that names none.
     """

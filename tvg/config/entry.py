@@ -186,7 +186,7 @@ def _asks_for_help(words: Sequence[str]) -> list[str] | None:
 
 
 def user_message(error: Exception) -> str | None:
-    """What to tell the user; None where the error is a bug that needs its traceback."""
+    """The message for the user; None where the error is a bug that needs its traceback."""
     if isinstance(error, OmegaConfBaseException) and str(error).startswith(_OF_A_RESOLVER):
         return str(error).removeprefix(_OF_A_RESOLVER).split("\n")[0]
     if isinstance(error, ConfigCompositionException) and NO_SUCH_KEY.search(str(error)):

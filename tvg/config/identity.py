@@ -59,7 +59,7 @@ Settings = dict[str, Any]  # dotted key -> plain value
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What decides the result of a job.
+    """All that decides the result of a job.
 
     Attributes:
         command: "train", "evaluate" and so on.
@@ -76,7 +76,7 @@ class Identity:
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def as_json(self) -> dict[str, Any]:
-        """What `identity.json` holds."""
+        """The content of `identity.json`."""
         return {"command": self.command, "digest": self.digest, "decides": self.decides}
 
 
@@ -159,7 +159,7 @@ def data_sets(values: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def read_identity(folder: Path) -> Identity | None:
-    """What `identity.json` of a run folder holds; None where there is none.
+    """The identity in a run folder's `identity.json`; None where there is none.
 
     Raises:
         ValueError: the file is damaged.

@@ -123,7 +123,7 @@ def frame_budget(cfg: Config) -> list[str]:
 
 
 def on_missing_unknown(cfg: Config) -> list[str]:
-    """What is done about missing videos is said in one of two words."""
+    """`on_missing` is one of two words."""
     found = value(cfg, "data.on_missing", "error")
     if found in ("error", "skip"):
         return []

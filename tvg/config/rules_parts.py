@@ -43,7 +43,7 @@ def nothing_to_train(cfg: Config) -> list[str]:
 
 
 def frozen_part_to_be_trained(cfg: Config) -> list[str]:
-    """What model.freeze_* keeps as it is can carry no adapters."""
+    """Parts frozen by model.freeze_* can carry no adapters."""
     if not is_adapted(cfg):
         return []
     return [

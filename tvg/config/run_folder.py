@@ -215,7 +215,7 @@ def _missing_folders(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> set[Path]:
-    """What lies in a run folder, and in the folders of its loggers."""
+    """The contents of a run folder, and of the folders of its loggers."""
     with suppress(OSError):
         return {*folder.iterdir(), *folder.glob("csv/*"), *folder.glob("tensorboard/*")}
     return set()

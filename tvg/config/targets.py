@@ -77,7 +77,7 @@ def _argument_problems(
 
 
 def locate(target: str) -> Any:
-    """What a dotted path names; modules on the way are imported.
+    """The object at a dotted path; modules on the way are imported.
 
     Raises:
         ImportError: a module is missing or cannot be imported, or has no such attribute.

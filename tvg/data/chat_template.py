@@ -26,7 +26,7 @@ _ALARM_GRACE_S = 2.0  # the child's own alarm is for a parent that was killed
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateLimits:
-    """What rendering one prompt may take.
+    """Limits of rendering one prompt.
 
     Attributes:
         timeout_s: the most time, the start of the process included.

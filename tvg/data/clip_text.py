@@ -23,7 +23,7 @@ class ClipText(Protocol):
 
     @property
     def mark(self) -> str:
-        """What the chat template writes once, where the clip stands."""
+        """The text that the chat template writes once, for the clip."""
 
     @property
     def placeholder(self) -> str:

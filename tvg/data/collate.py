@@ -156,7 +156,7 @@ class PromptCollator:
                 )
 
     def _text_of_clip(self, sample: Sample, grid_thw: Tensor) -> str:
-        """What stands for one clip, given its grid int64 [3] in patches."""
+        """The text that represents one clip, given its grid int64 [3] in patches."""
         patching = patching_of(self.processor)
         num_steps, height, width = grid_thw.tolist()
         return self.clip_text(

@@ -18,7 +18,7 @@ OnUnreadable = Literal["error", "replace", "leave_out"]
 
 
 class ClipSource(Protocol):
-    """What gives the clip of a file: a `ClipLoader`, or a cache before one."""
+    """The source of clips: a `ClipLoader`, or a cache before one."""
 
     @property
     def sampling(self) -> FrameSampling: ...

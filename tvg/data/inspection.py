@@ -1,4 +1,4 @@
-"""What is found out about a dataset before anything is trained on it: annotations against videos.
+"""The inspection of a dataset before training: annotations against videos.
 
 Annotations are read first, then every video is probed, then clips are loaded into a cache; what
 fails on the way takes its queries with it, counted.
@@ -54,7 +54,7 @@ def request_of(example: GroundingExample) -> ClipRequest:
 def unusable_clips(
     requests: Iterable[ClipRequest], infos: Infos, loader: ClipLoader
 ) -> dict[ClipRequest, str]:
-    """What is wrong with clips, as far as it shows without decoding them."""
+    """Problems of clips, as far as they show without decoding."""
     problems = {}
     for request in requests:
         info = infos[request.path]

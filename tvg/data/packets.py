@@ -1,4 +1,4 @@
-"""What a file holds, read from its packets by PyAV; only its first frame is decoded.
+"""The contents of a file, read from its packets by PyAV; only its first frame is decoded.
 
 This tells a whole file from a truncated one, and at what time each frame is shown.
 """

@@ -37,7 +37,7 @@ class ClipRequest(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What `prepare_frames` found and did. Every entry is counted once, by its file."""
+    """The findings and results of `prepare_frames`. Every entry is counted once, by its file."""
 
     written: int
     present: int

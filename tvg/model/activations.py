@@ -26,7 +26,7 @@ class Precision:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What goes through the model together.
+    """The rows of one pass through the model.
 
     Attributes:
         prompts: b of them.

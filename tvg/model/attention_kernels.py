@@ -18,7 +18,7 @@ CHUNK_QUERIES = 512  # scored together by the plain products
 
 
 class Attended(NamedTuple):
-    """What an attention call returns."""
+    """The results of an attention call."""
 
     out: Tensor  # [b, H, L, d]
     lse: Tensor  # [b, H, L], natural logarithm; float32, or float64 for float64 states

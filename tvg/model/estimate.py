@@ -32,7 +32,7 @@ class Line:
 
 
 def estimate(job: Job) -> list[Line]:
-    """What takes memory, and when."""
+    """The uses of memory, and when."""
     return [
         *_states(job),
         *_vision(job),

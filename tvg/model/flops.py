@@ -20,7 +20,7 @@ from tvg.types import RolloutBatch
 
 @dataclass(frozen=True, kw_only=True)
 class StepWork:
-    """What one step of one rank goes through.
+    """The work of one step of one rank.
 
     Attributes:
         prompts: tokens of each of B prompts.

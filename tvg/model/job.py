@@ -72,7 +72,7 @@ class Job:
 
     @property
     def checkpoint_bytes(self) -> float:
-        """What a checkpoint takes on disk: what is trained, its optimizer states and masters."""
+        """Bytes of a checkpoint on disk: trained weights, their optimizer states and masters."""
         masters = FLOAT if self.has_masters else 0
         return self.params.trained * (self.trained_bytes + self.optimizer.states + masters)
 

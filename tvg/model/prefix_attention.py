@@ -122,7 +122,7 @@ def _last_of(kind: Any) -> Any:
 
 
 def _at_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What autocast does for torch's own attention: rotated queries and keys come in float32."""
+    """Casts as autocast does for torch's attention: rotated queries and keys come in float32."""
     device = query.device.type
     is_auto = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if is_auto else value.dtype

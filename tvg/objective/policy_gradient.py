@@ -133,7 +133,7 @@ class PolicyObjective:
         return completion_mask * is_finished.to(completion_mask).unsqueeze(1)
 
     def denominator(self, loss_mask: Tensor) -> Tensor:
-        """What the summed loss is divided by, for the completions [N, C] handed in."""
+        """The denominator of the summed loss, for the completions [N, C] handed in."""
         return reduction_denominator(loss_mask, self.reduction, max_tokens=self.max_tokens)
 
     def reward_penalty(self, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What sampling engines share: settings, the draw of each completion, and what comes out."""
+"""The base of sampling engines: settings, the draw of each completion, and what comes out."""
 
 from __future__ import annotations
 

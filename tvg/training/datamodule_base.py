@@ -1,4 +1,4 @@
-"""What all data modules share: loaders of prompts."""
+"""The base of all data modules: loaders of prompts."""
 
 from __future__ import annotations
 

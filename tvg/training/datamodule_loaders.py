@@ -1,4 +1,4 @@
-"""What stands between a dataset's batches and those who read them."""
+"""Wrappers of data loaders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an update learns from: a rollout, its advantages, and log-probabilities to compare with."""
+"""The inputs of an update: a rollout, its advantages, and log-probabilities to compare with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Scored = Mapping[Part, Tensor]  # log-probabilities of each part, [N of it, C]
 
 @dataclass(frozen=True, kw_only=True)
 class Learnt:
-    """What all updates of a rollout have in common."""
+    """The inputs that all updates of a rollout share."""
 
     rollout: RolloutBatch
     advantages: Tensor  # [N]
@@ -120,7 +120,7 @@ def sampler_gap(learnt: Learnt, part: Part, logprobs: Tensor) -> Tensor:
 def kl_penalty(
     loss: PolicyObjective, rollout: RolloutBatch, references: Scored, olds: Scored
 ) -> Tensor:
-    """What the distance from the reference takes off each completion's reward: [N].
+    """Per-completion KL penalty on the reward: [N].
 
     Args:
         loss: knows the estimator and its weight.

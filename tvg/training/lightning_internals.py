@@ -49,7 +49,7 @@ def begin_epoch_afresh(trainer: Trainer) -> None:
 
 
 def step_metrics(trainer: Trainer) -> dict[str, float]:
-    """What Lightning is about to log of the step in progress; empty where it logs nothing now."""
+    """The metrics that Lightning is about to log of this step; empty where it logs nothing now."""
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return {}

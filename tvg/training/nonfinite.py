@@ -87,7 +87,7 @@ class SkippedSteps:
 
 
 def example_row(example: GroundingExample, **more: Any) -> dict[str, Any]:
-    """What finds an example again, with what is to be said about it."""
+    """Fields that identify an example, with the values to report about it."""
     segment = None if example.segment is None else list(example.segment)
     video = str(example.video_path or example.video)
     row = {"qid": example.qid, "video": video, "query": example.query, "truth": segment}

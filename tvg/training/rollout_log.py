@@ -1,4 +1,4 @@
-"""What is told about a step's rollouts: numbers for the logs, rows for tables."""
+"""Metrics and table rows of a step's rollouts: numbers for the logs, rows for tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tvg.types import RewardOutput, RolloutBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What was read in N completions."""
+    """The answers read in N completions."""
 
     answers: list[ParsedAnswer]
     is_exact: list[bool]  # written in exactly the asked format
@@ -45,7 +45,7 @@ def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor |
 def rollout_metrics(
     rollout: RolloutBatch, said: Said, rewards: RewardOutput
 ) -> dict[str, Tensor | float]:
-    """What a rollout says of rewards and completions."""
+    """Metrics of a rollout's rewards and completions."""
     metrics = reward_metrics(rewards, rollout.group_size)
     metrics["completion/length"] = rollout.completion_mask.sum(1).float().mean()
     metrics["completion/truncated"] = 1 - rollout.is_finished.float().mean()

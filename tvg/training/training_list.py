@@ -30,7 +30,7 @@ class TrainingList:
 
     @property
     def examples(self) -> Examples:
-        """What the current epoch (between two, the next one) shows."""
+        """The examples of the current epoch (between two, of the next one)."""
         return self.first() if self.chosen is None else self.chosen
 
     @property

@@ -37,7 +37,7 @@ Model = tuple[Policy, Any]  # and its processor
 
 @dataclass(frozen=True, kw_only=True)
 class Videos:
-    """What the videos turned out to be."""
+    """The properties found of the videos."""
 
     infos: dict[Path, VideoInfo | str]  # a text says what is wrong with one
     failed: dict[ClipRequest, str]

@@ -1,4 +1,4 @@
-"""What is wrong with a cache; alone here, since worker processes need no PyTorch to say it."""
+"""Errors of a cache; alone here, since worker processes need no PyTorch to say it."""
 
 from __future__ import annotations
 

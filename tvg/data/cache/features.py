@@ -1,4 +1,4 @@
-"""What a frozen vision trunk makes of a clip, from disk: training then runs no trunk at all."""
+"""Features of a frozen vision trunk, from disk: training then runs no trunk at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides the content of a cache entry, as one digest.
+"""The digest of all that decides the content of a cache entry.
 
 A setting that is not in the key could be changed and old entries read; so everything is in it that
 `ClipLoader.load` looks at. The decoder is not: the backends give the same pixels.

@@ -27,7 +27,7 @@ _NO_CHECKSUM = b"0" * _CHECKSUM_DIGITS
 
 
 class Entry(NamedTuple):
-    """What is kept under one key."""
+    """The entry under one key."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, str]

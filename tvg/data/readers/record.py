@@ -1,4 +1,4 @@
-"""What a reader makes of an annotation file: queries, then examples and a report."""
+"""The results of reading an annotation file: queries, then examples and a report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Defect:
 
 @dataclass(kw_only=True)
 class ReadReport:
-    """What a reader met in one file, or in the files of several sets.
+    """Defects and counts of one file, or in the files of several sets.
 
     Every query is looked at, whatever becomes of it, and one with two defects is counted under
     both. `num_queries == num_examples + sum(dropped.values())`.

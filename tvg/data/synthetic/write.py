@@ -80,7 +80,7 @@ def write_world(
 
 
 def annotation(script: ClipScript) -> dict[str, object]:
-    """What an annotation file says of a clip: Charades-STA's keys, and the coarse `hints`."""
+    """The annotations of a clip: Charades-STA's keys, and the coarse `hints`."""
     return {
         "duration": script.duration_s,
         "timestamps": [list(segment) for segment in script.segments],

@@ -1,4 +1,4 @@
-"""What a family of video-language models has to say for itself."""
+"""The interface of a family of video-language models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tvg.types import PromptBatch
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTokens:
-    """What the language model is given of all clips of a batch: N tokens of width D."""
+    """The language model's inputs for all clips of a batch: N tokens of width D."""
 
     embeds: Tensor  # [N, D], replaces the placeholders
     # [N, D] each: added to the states at those places after the first layers, one after each
@@ -37,7 +37,7 @@ class VisionSizes:
 
 
 class Family(ABC):
-    """What differs from family to family; holds no state of its own.
+    """The differences between families; holds no state of its own.
 
     `model` is always an object of `model_class`, `config` its config.
 
@@ -63,7 +63,7 @@ class Family(ABC):
 
     @abstractmethod
     def mergers(self, model: Any) -> list[nn.Module]:
-        """What projects the trunk's features into the language model."""
+        """The modules that project the trunk's features into the language model."""
 
     @abstractmethod
     def encode_trunk(self, model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:

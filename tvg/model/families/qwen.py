@@ -1,4 +1,4 @@
-"""What the Qwen-VL families share: a tower `visual`, its mergers inside, three rotary axes."""
+"""Common to the Qwen-VL families: a tower `visual`, its mergers inside, three rotary axes."""
 
 from __future__ import annotations
 
