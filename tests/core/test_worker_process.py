@@ -57,9 +57,17 @@ def test_a_worker_takes_no_signal_but_its_parents() -> None:
     by_another_process(signal.SIGTERM, pid)
     worker.join(0.5)
     assert worker.is_alive()
-    worker.terminate()
+    os.kill(pid, signal.SIGTERM)  # as multiprocessing does to daemons at its exit
     worker.join(30)
     assert worker.exitcode == 0
+
+
+def test_a_worker_ends_at_once_while_it_starts() -> None:
+    worker = WORKERS.Process(target=time.sleep, args=(60,))
+    worker.start()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == -signal.SIGKILL
 
 
 def test_a_worker_leaves_its_parents_signals_as_they_were() -> None:
