@@ -14,6 +14,7 @@ from tvg.data.collate import PromptCollator
 from tvg.data.dataset import Sample
 from tvg.data.readers import read_charades
 from tvg.task.grounding import GroundingTask
+from tvg.training.preflight import merges_with_prefill
 from tvg.training.sft import target_tokens
 from tvg.types import GroundingExample, PromptBatch, VideoClip
 
@@ -119,3 +120,4 @@ def test_a_prefill_without_a_line_break_merges_with_answers(processor):
     }.items():
         apart = ids_of(tokenizer, prefill) + ids_of(tokenizer, "<answer>1")
         assert (ids_of(tokenizer, f"{prefill}<answer>1") == apart) == is_kept_apart
+        assert merges_with_prefill(tokenizer, prefill, "<answer>1") is not is_kept_apart

@@ -10,6 +10,7 @@ from grpo_module import sample
 from lightning.pytorch import Trainer
 from parts import make_parts, make_rollout
 
+from tvg.training import base
 from tvg.training.schedule import warmup_schedule
 from tvg.training.sft import SFTModule
 
@@ -180,3 +181,12 @@ def test_no_skipped_step_at_all_is_no_choice(fit):
         ValueError, match=r"objective.max_skipped_steps: expected at least 1, got 0"
     ):
         fit({}, max_skipped_steps=0)
+
+
+@pytest.mark.parametrize(("prefill", "warns"), [("a", False), ("b", True), (None, False)])
+def test_a_prefill_that_merges_with_answers_is_warned_of(fit, monkeypatch, caplog, prefill, warns):
+    module, _, _ = fit({})
+    monkeypatch.setattr(base, "merges_with_prefill", lambda _, text, __: text == "b")
+    module.task.prefill = prefill
+    SFTModule.on_fit_start(module)
+    assert ("prompt.prefill: 'b' and the start of an answer" in caplog.text) is warns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,10 +24,13 @@ from tvg.task.report import Prediction
 from tvg.training.evaluation import predict_batch, score
 from tvg.training.nonfinite import Describe, SkippedSteps
 from tvg.training.parameter_groups import parameter_groups
+from tvg.training.preflight import merges_with_prefill
 from tvg.training.run_length import estimated_batches
 from tvg.training.stages import StageClock
 from tvg.training.stopping import StoppableModule
-from tvg.types import LossOutput, PromptBatch
+from tvg.types import LossOutput, PromptBatch, Segment
+
+log = logging.getLogger(__name__)
 
 FINGERPRINT_VALUES = 4096  # of each tensor
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
@@ -102,6 +106,17 @@ class PolicyModule(StoppableModule):
     def on_fit_start(self) -> None:
         # Loading leaves eval mode, in which transformers passes over gradient checkpointing.
         self.policy.train()
+        prefill, answer = self.task.prefill, self.task.answer_format
+        if not prefill or answer is None:
+            return
+        completion = self.task.target(Segment(0.0, 1.0))
+        if merges_with_prefill(self.tokenizer, prefill, completion):
+            log.warning(
+                "prompt.prefill: %r and the start of an answer, %r, share a token in this "
+                "tokenizer, but are tokenised apart: end the prefill with a line break",
+                prefill,
+                completion[:20],
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):

@@ -15,6 +15,19 @@ from tvg.types import PromptBatch, RolloutBatch
 log = logging.getLogger(__name__)
 
 
+def merges_with_prefill(tokenizer: Any, prefill: str, completion: str) -> bool:
+    """Whether a completion's first characters and the prefill's last ones form one token.
+
+    Prompts are tokenised apart from completions, so the policy would have to continue a token
+    sequence that the tokenizer itself never makes.
+    """
+    apart = [
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prefill, completion)
+    ]
+    whole = tokenizer(prefill + completion, add_special_tokens=False)["input_ids"]
+    return bool(list(whole) != [*apart[0], *apart[1]])
+
+
 class PreflightError(ValueError):
     """Sampler and trainer disagree on the log-probabilities of the same tokens."""
 
