@@ -21,14 +21,14 @@ from tvg.config.run_folder import claimed
 from tvg.core.interruption import advising
 from tvg.core.metrics import paired_bootstrap
 from tvg.core.writing import remove_leftovers
-from tvg.evaluate import PREDICTIONS_FILE, evaluate, summarise
+from tvg.evaluate import PREDICTIONS_FILE, evaluate
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import save_figure
 from tvg.task.baseline import best_constant_segment, blind_predictions, random_segments
 from tvg.task.report import Prediction, read_predictions, write_json, write_text
 from tvg.train import EXPORT, build_data, train
 from tvg.training.datamodule_base import PromptDataModule
-from tvg.training.evaluation import known_ious
+from tvg.training.evaluation import known_ious, score
 from tvg.types import GroundingExample, VideoClip
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def blind_baselines(
         "constant": [best_constant_segment(train_examples)] * num,
     }
     return {
-        name: summarise(blind_predictions(test_examples, segments), seed=seed)
+        name: score(blind_predictions(test_examples, segments), seed=seed)
         for name, segments in guesses.items()
     }
 

@@ -78,7 +78,7 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "split": cfg.split,
         "model": cfg.model.path,
         **parts.data.coverage(cfg.split, num_scored=len(predictions)),
-        **summarise(predictions, seed=cfg.seed, strict=cfg.evaluate.strict_recall),
+        **score(predictions, seed=cfg.seed, strict=cfg.evaluate.strict_recall),
     }
     write_predictions(run_dir / PREDICTIONS_FILE, predictions)
     if difficulty_file is not None:
@@ -101,11 +101,6 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     print_metrics({str(cfg.model.path): metrics}, title=f"{parts.data.name}, {cfg.split} split")
     log.info("wrote %s", run_dir / "metrics.json")
     return metrics
-
-
-def summarise(predictions: list[Prediction], *, seed: int, strict: bool = False) -> dict[str, Any]:
-    """Recalls, mIoU, parse and exact-format rate with 95 % bootstrap intervals over queries."""
-    return score(predictions, seed=seed, strict=strict)
 
 
 def _difficulty_file(cfg: DictConfig) -> Path | None:

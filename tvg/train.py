@@ -21,6 +21,7 @@ from tvg.callbacks.run_start import RunStart
 from tvg.callbacks.run_status import ending_runs
 from tvg.callbacks.steady import steady
 from tvg.config import build
+from tvg.config.hydra_folders import is_first_rank
 from tvg.config.record_file import RECORD_FILE
 from tvg.config.recorded import record_text
 from tvg.config.resume_rules import refuse_changes
@@ -135,6 +136,10 @@ def train(cfg: DictConfig) -> float | None:
         ):
             return _train(cfg, folder)
     except Interrupted as stop:
+        if stop.is_agreed and not is_first_rank():
+            # Lightning kills all ranks that it has started when one of them ends with another
+            # code, the first one in the middle of its report.
+            raise SystemExit(0) from stop
         stop.advice = resume_advice(Path(cfg.run_dir))
         raise
 
@@ -158,7 +163,7 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
         trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
         folder.begin()  # where nothing was left to train
         if isinstance(module, StoppableModule) and module.is_stopped:
-            interruption.check()
+            interruption.check(is_agreed=True)
         catching_up.finish(trainer, module, parts.data)
         if trainer.checkpoint_callback is not None:  # the end, whatever the saving interval
             save_last(trainer, run_dir / CHECKPOINTS / LAST)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tvg.callbacks.mlflow_logger import make_mlflow_logger
 from tvg.callbacks.rollout_table import RolloutTable
 from tvg.callbacks.run_record import RunRecord
 from tvg.callbacks.timelines import Timelines
+from tvg.core import interruption
 
 
 @pytest.fixture
@@ -213,6 +215,24 @@ def test_a_store_locked_at_the_start_is_one_line(database, tmp_path, monkeypatch
     monkeypatch.setattr(mlflow_store, "_BUSY_TIMEOUT_S", 0.05)
     with locked(database), pytest.raises(ValueError, match=r"tracking_uri: another .* locked"):
         make(database, tmp_path / "run")
+
+
+def test_a_full_disk_is_not_called_damage(database):
+    error = mlflow_store.store_error("database or disk is full", database)
+    assert str(error).startswith(f"logger.tracking_uri: the disk of {database} is full")
+    assert "move it away" not in str(error)
+
+
+def test_a_stopped_run_does_not_wait_for_a_locked_store(database, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(mlflow_client, "_END_PATIENCE_S", 60.0)
+    monkeypatch.setattr(mlflow_client, "_FAILED_PATIENCE_S", 10.0)
+    client = make(database, tmp_path / "run").experiment
+    monkeypatch.setattr(client, "_drain", waited.append)
+    client.set_terminated("a", "FINISHED")
+    monkeypatch.setattr(interruption, "pending", lambda: signal.SIGTERM)
+    client.set_terminated("a", "FINISHED")
+    assert waited == [60.0, 10.0]
 
 
 def half_made(path):

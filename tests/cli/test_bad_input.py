@@ -82,6 +82,8 @@ def test_an_id_without_its_video(attempt, files, name):
     looked_for = f"looked for {files / 'videos' / 'gone'}.{{mp4,mkv,webm,avi,mov,m4v}}"
     if name == "prepare":  # which goes through all of them first
         assert error == f"gone: no video file; {looked_for}"
+        report = json.loads((files.parent / "run" / "report.json").read_text())
+        assert report["videos"] == 2  # the report stays, for whatever reason the command fails
         return
     assert f"{files / 'a.json'}: 1 of 2 ids have no video file, the first is 'gone'" in error
     assert looked_for in error
@@ -285,3 +287,9 @@ def test_a_real_command_fails_as_cleanly(files):
     assert lines[-2].startswith(f"tvg-predict: {video}: ")
     assert done.stdout == ""
     assert not (files.parent / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["data.cache.folder", "data.video_dir"])
+def test_a_folder_named_like_a_number(command, key):
+    error = command("prepare", "data=charades", f"{key}=2024").error
+    assert error == f"{key}: expected text, got the number 2024: quote it ({key}='\"2024\"')"

@@ -123,10 +123,12 @@ def test_a_module_run_by_python_calls_itself_the_command(tmp_path):
 @pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(command, monkeypatch, given, used):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_WAIT_POLICY", given)
     assert command("train", "--cfg", "job").code == 0
     assert os.environ["OMP_WAIT_POLICY"] == used
+    assert ("GOMP_SPINCOUNT" in os.environ) == (given is None)
 
 
 def test_every_option_of_a_list_is_offered(command):

@@ -2,11 +2,15 @@
 
 import csv
 import json
+import signal
 from importlib import import_module
 
 import pytest
 import torch
 from killed_runs import assert_same
+from omegaconf import OmegaConf
+
+from tvg.core.interruption import Interrupted
 
 STEPS = 3
 # A callback that ends the run in a hook, and a logger that ends it before it logs.
@@ -222,3 +226,26 @@ def test_an_evaluation_that_cannot_be_logged_keeps_its_predictions(
     assert done.code == 0, done.err
     assert "going on after 1 of 1 " in done.err + done.out
     assert not (tmp_path / "run" / "predictions.partial.jsonl").exists()
+
+
+@pytest.mark.parametrize(("rank", "is_agreed"), [("1", True), ("1", False), ("0", True)])
+def test_ranks_that_lightning_started_end_quietly_after_an_agreed_stop(
+    monkeypatch, tmp_path, rank, is_agreed
+):
+    """It kills the first rank, which still reports, where another one ends with a code."""
+    monkeypatch.setenv("LOCAL_RANK", rank)
+
+    def stop(cfg, folder):
+        error = Interrupted(signal.SIGTERM)
+        error.is_agreed = is_agreed
+        raise error
+
+    training = import_module("tvg.train")
+    monkeypatch.setattr(training, "_train", stop)
+    cfg = OmegaConf.create({"run_dir": str(tmp_path / "run"), "seed": 0})
+    with pytest.raises((SystemExit, Interrupted)) as ended:
+        training.train(cfg)
+    is_quiet = rank == "1" and is_agreed
+    assert isinstance(ended.value, SystemExit) == is_quiet
+    if is_quiet:
+        assert ended.value.code == 0

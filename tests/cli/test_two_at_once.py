@@ -105,7 +105,7 @@ def test_one_of_two_proceeds_as_if_alone(words, tmp_path, name, pause, more, pla
     ("own", "place"),
     [
         (("prepare.report=1.json", "prepare.report=2.json"), "data.cache.folder: cache"),
-        (("data.cache.folder=1", "data.cache.folder=2"), "prepare.report: report.json"),
+        (("data.cache.folder=one", "data.cache.folder=two"), "prepare.report: report.json"),
     ],
 )
 def test_two_preparations_share_no_cache_and_no_report(words, tmp_path, own, place):

@@ -107,6 +107,27 @@ def test_a_failure_before_the_run_begins_leaves_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_report_in_the_run_folder_stays_when_the_command_fails(tmp_path):
+    run_dir = tmp_path / "run"
+    prepare = {"report": str(run_dir / "report.json"), "overview": None}
+
+    def start():
+        with claimed(config(run_dir, prepare=prepare), "prepare"):
+            (run_dir / "report.json").write_text("{}")
+            (run_dir / "other.json").write_text("{}")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        start()
+    assert names(run_dir) == ["report.json"]
+
+
+def test_a_picture_named_json_is_not_locked_twice(tmp_path):
+    cfg = config(tmp_path / "run", picture=str(tmp_path / "out.json"))
+    with claimed(cfg, "predict") as folder:
+        folder.begin()  # picture_format refuses the name, with a better message
+
+
 def test_a_failure_leaves_a_used_folder_as_it_was(tmp_path):
     with claimed(config(tmp_path), "train"):
         logging.getLogger().warning("first")

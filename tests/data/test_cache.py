@@ -330,7 +330,9 @@ def test_a_damaged_entry_is_named_and_rebuilt(
     assert path.read_bytes() == good
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ENOENT]
+)
 def test_what_cannot_be_kept_is_decoded_with_one_warning(
     number: int,
     cache: FrameCache,

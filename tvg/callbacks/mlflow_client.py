@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from tvg.callbacks.mlflow_store import problem_of, quiet
+from tvg.core import interruption
 from tvg.task.report import write_text
 
 UNSENT_FILE = "mlflow_unsent.jsonl"
@@ -104,8 +105,9 @@ class ResendingClient:
         """Ends the run, and waits some time for what is still to be sent."""
         end_time = end_time or int(time.time() * 1000)
         self._write("set_terminated", status=status, end_time=end_time)
-        is_success = status in (None, "FINISHED")
-        self._drain(_END_PATIENCE_S if is_success else _FAILED_PATIENCE_S)
+        # A scheduler that sent SIGTERM kills half a minute later.
+        may_wait = status in (None, "FINISHED") and interruption.pending() is None
+        self._drain(_END_PATIENCE_S if may_wait else _FAILED_PATIENCE_S)
         if self._waiting:
             rank_zero_warn(
                 f"MLflow: {len(self._waiting)} writes of this run could not be sent and are kept "

@@ -125,6 +125,11 @@ def store_error(problem: str, database: Path | None) -> ValueError:
             f"{KEY}: another process keeps the MLflow store {database} locked ({first}): end it "
             f"(`fuser {file}` shows it), or choose another store"
         )
+    if "disk is full" in first:
+        return ValueError(
+            f"{KEY}: the disk of {database} is full ({first}): free some room, or choose another "
+            "store"
+        )
     if "readonly" in first or "unable to open" in first:
         return ValueError(f"{KEY}: cannot write {database}: {first}")
     return ValueError(

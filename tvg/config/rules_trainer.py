@@ -8,7 +8,8 @@ from typing import Any
 from tvg.config.values import Config, number, value
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+HALF_PRECISIONS = ("16-mixed", "16-true")  # which another rule allows with DeepSpeed alone
 PRECISION_ALIASES = ("32", "64", "16", "bf16")  # Lightning's short names
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 STRATEGY_NAMES = ("auto", "ddp")
@@ -47,7 +48,7 @@ def unknown_choice(cfg: Config) -> list[str]:
     problems = []
     for key, known, aliases in (
         ("trainer.accelerator", ACCELERATORS, ()),
-        ("trainer.precision", PRECISIONS, PRECISION_ALIASES),
+        ("trainer.precision", PRECISIONS, (*PRECISION_ALIASES, *HALF_PRECISIONS)),
         ("objective.schedule.name", SCHEDULES, ()),
     ):
         found = value(cfg, key)

@@ -84,23 +84,26 @@ def claimed(cfg: DictConfig, command: str) -> Iterator[RunFolder]:
     _refuse_other_job(run_dir, identity, cfg.get("resume"))
     with ExitStack() as stack:
         made = _missing_folders(run_dir)
-        before = _entries(run_dir)
+        kept: set[Path] = set()
         run_dir.mkdir(parents=True, exist_ok=True)
         folder: RunFolder | None = None
         try:
             stack.enter_context(locked(run_dir / LOCK_FILE, f"run_dir: {run_dir}"))
             _refuse_other_job(run_dir, identity, cfg.get("resume"))  # as the last holder left it
+            files = dict.fromkeys(single_files(command, values))
+            # What a command writes before it fails stays where a key asks for it.
+            kept = {*_entries(run_dir), *(place.path.resolve() for place in files)}
             log = stack.enter_context(_held_log(run_dir / f"{command}.log"))
             folder = RunFolder(run_dir, identity, log)
             if read_identity(run_dir) is None:  # a start that is killed is known again by it
                 folder.write_identity()
-            for place in single_files(command, values):
+            for place in files:
                 stack.enter_context(_locked_file(place))
             yield folder
             folder.begin()
         finally:
             if folder is not None and not folder.has_begun:
-                _remove_new(run_dir, before)
+                _remove_new(run_dir, kept)
             if folder is None or not folder.has_begun:
                 remove_empty(made)
 
@@ -221,9 +224,11 @@ def _entries(folder: Path) -> set[Path]:
     return set()
 
 
-def _remove_new(run_dir: Path, before: set[Path]) -> None:
+def _remove_new(run_dir: Path, kept: set[Path]) -> None:
     """Removes what a run that did not begin has put into its folder."""
-    for path in sorted(_entries(run_dir) - before, reverse=True):
+    for path in sorted(_entries(run_dir) - kept, reverse=True):
+        if path.resolve() in kept:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, Node
 
 from tvg.config.errors import did_you_mean
-from tvg.config.nodes import at, has_target, parent_of, raw_at, walk
+from tvg.config.nodes import at, has_target, parent_of, raw, raw_at, walk
 
+_TEXT_KINDS = {"str", "Path", "os.PathLike[str]", "None"}
 _HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 
 
@@ -67,12 +68,32 @@ def _argument_problems(
             + (did_you_mean(key, named) or f"; it takes {', '.join(sorted(named))}")
             for key in sorted(given - named)
         ]
+    problems += _numbers_for_text(path, node, parameters)
     partial = bool(node.get("_partial_")) or "_args_" in node
     if nothing_added and not partial and not problems:
         required = {p.name for p in parameters.values() if p.default is Parameter.empty} & named
         problems += [
             f"{path}.{key}: {name} needs this argument" for key in sorted(required - given)
         ]
+    return problems
+
+
+def _numbers_for_text(
+    path: str, node: DictConfig, parameters: Mapping[str, Parameter]
+) -> list[str]:
+    """Names that look like numbers (a folder 2024) where an argument of ours takes text alone."""
+    problems = []
+    for name, parameter in parameters.items():
+        if name not in node or not isinstance(parameter.annotation, str):  # ours are strings
+            continue
+        kinds = {kind.strip() for kind in parameter.annotation.split("|")}
+        found = at(node, name)
+        value = raw(found) if isinstance(found, Node) else None
+        if kinds - {"None"} and kinds <= _TEXT_KINDS and type(value) in (int, float, bool):
+            key = f"{path}.{name}"
+            problems.append(
+                f"{key}: expected text, got the number {value}: quote it ({key}='\"{value}\"')"
+            )
     return problems
 
 

@@ -19,12 +19,14 @@ class Interrupted(BaseException):
     Attributes:
         signum: the signal.
         advice: lines for the user: what was kept, and how to go on.
+        is_agreed: every rank of the job ends by it, at the same step.
     """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
         self.advice: list[str] = []
+        self.is_agreed = False
 
     @property
     def exit_code(self) -> int:
@@ -110,15 +112,20 @@ def ask(signum: int) -> None:
         _state.signum = signum
 
 
-def check() -> None:
+def check(*, is_agreed: bool = False) -> None:
     """Raises what is pending.
+
+    Args:
+        is_agreed: all ranks know of it and end, too.
 
     Raises:
         Interrupted: a signal came.
     """
     if _state.signum is not None:
         _state.is_raised = True
-        raise Interrupted(_state.signum)
+        stop = Interrupted(_state.signum)
+        stop.is_agreed = is_agreed
+        raise stop
 
 
 @contextmanager

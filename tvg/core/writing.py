@@ -19,7 +19,9 @@ _UNFINISHED = re.compile(
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries in Rust and C++ raise errors of their own, with the system's text in them.
-_FULL_TEXT = re.compile(r"no space left on device|disk quota exceeded|file too large", re.I)
+_FULL_TEXT = re.compile(
+    r"no space left on device|disk quota exceeded|file too large|database or disk is full", re.I
+)
 
 
 def unfinished_path(path: Path) -> Path:

@@ -24,6 +24,8 @@ from tvg.data.sampling import (
 from tvg.data.time_limit import TimeLimitedDecoder
 from tvg.types import LeadIn, Segment, VideoClip
 
+_CACHED_FLOATS = 2**18  # of one megabyte
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
@@ -197,14 +199,16 @@ def resize_frames(frames: Frames, size: tuple[int, int]) -> Tensor:
 
     Computed in floats, as by torchvision's `resize` (importing which would take a second).
     """
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    if pixels.shape[2:] == size:
+        return pixels.contiguous()
     resized = torch.empty((len(frames), 3, *size), dtype=torch.uint8)
-    for index, frame in enumerate(frames):
-        pixels = torch.from_numpy(frame).permute(2, 0, 1)
-        if pixels.shape[1:] == size:
-            resized[index] = pixels
-            continue
-        # One frame at a time: its floats stay in the processor's cache.
-        floats = pixels[None].to(torch.float32, memory_format=torch.contiguous_format)
+    # Few frames at a time, one if they are large: their floats stay in the processor's cache.
+    at_once = max(1, _CACHED_FLOATS // (pixels[0].numel() or 1))
+    for begin in range(0, len(frames), at_once):
+        floats = pixels[begin : begin + at_once].to(
+            torch.float32, memory_format=torch.contiguous_format
+        )
         floats = interpolate(floats, size=size, mode="bicubic", antialias=True)
-        resized[index] = floats[0].clamp_(0, 255).round_()
+        resized[begin : begin + at_once] = floats.clamp_(0, 255).round_()
     return resized

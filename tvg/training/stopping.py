@@ -55,7 +55,7 @@ class RoundsOfAllRanks:
         """
         self._num_left -= 1
         if stop_is_asked(self._trainer):
-            interruption.check()
+            interruption.check(is_agreed=True)
 
     def end(self) -> None:
         """Ends the rounds that only other ranks have; to be called when this rank's are done."""
@@ -105,7 +105,7 @@ class StoppableModule(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self.is_stopped:  # trainer.min_steps keeps Lightning from stopping
-            interruption.check()
+            interruption.check(is_agreed=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # After the hooks of all callbacks: their state belongs to the step, too.
@@ -126,7 +126,7 @@ class StoppableModule(LightningModule):
             # Outside of a fit nothing was trained since the last checkpoint.
             if self.trainer.state.fn == TrainerFn.FITTING and not self.is_stopped:
                 self._save_for_stop()
-            interruption.check()
+            interruption.check(is_agreed=True)
 
     def _save_for_stop(self) -> None:
         callback = self.trainer.checkpoint_callback

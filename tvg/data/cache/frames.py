@@ -21,8 +21,13 @@ from tvg.types import LeadIn, Segment, VideoClip
 logger = logging.getLogger(__name__)
 
 KIND = "frames"
-# What makes a cache useless, but stops no training: a full disk, a folder of somebody else.
-_UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+# What makes a cache useless, but stops no training: a full disk, a folder of somebody else, one
+# that is gone, and an unfinished entry that another machine took for a left-over.
+_UNUSABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ESTALE, errno.ENOENT),
+}
 
 
 class Ensured(NamedTuple):
