@@ -105,3 +105,12 @@ def test_a_checkpoint_of_the_users_choice(run_dir, tmp_path):
     missing = tmp_path / "nowhere.ckpt"
     with pytest.raises(ValueError, match=rf"^resume: no such checkpoint: {missing}$"):
         resume_path(str(missing), tmp_path / "fresh")
+
+
+def test_a_folder_from_elsewhere_is_not_read(tmp_path):
+    """DeepSpeed's checkpoints are pickles: one from elsewhere could run code."""
+    foreign = tmp_path / "other" / "checkpoints" / LAST
+    foreign.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"resume: .* as pickles, which can run code"):
+        resume_path(str(foreign), tmp_path / "mine")
+    assert resume_path(str(foreign), tmp_path / "other") == foreign

@@ -74,13 +74,13 @@ class TimeLimitedDecoder(VideoDecoder):
         with self._lock:
             if self._child is None:
                 self._child = _Child(self.decoder, self.timeout_s)
-            session = _RemoteVideo(self._child, os.fspath(path), self.timeout_s)
+            video = _RemoteVideo(self._child, os.fspath(path), self.timeout_s)
             try:
-                session.start()
-                yield session
-                session.finish()
+                video.start()
+                yield video
+                video.finish()
             finally:
-                if not session.is_over:  # hung, dead, or left in the middle of an answer
+                if not video.is_over:  # hung, dead, or left in the middle of an answer
                     self._child.stop()
                     self._child = None
 

@@ -130,6 +130,11 @@ def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
     path = Path(str(resume))
     if not path.exists():
         raise ValueError(f"resume: no such checkpoint: {path}")
+    if path.is_dir() and run_dir.resolve() not in path.resolve().parents:
+        raise ValueError(
+            f"resume: {path} is a folder, as DeepSpeed's checkpoints are; DeepSpeed reads them as "
+            "pickles, which can run code: only this run's own is taken (resume=true)"
+        )
     if last.exists() and run_dir.resolve() not in path.resolve().parents:
         raise ValueError(
             f"run_dir: {run_dir} already holds a run ({last}), and resume={path} is another one's: "
