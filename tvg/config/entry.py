@@ -40,7 +40,7 @@ from tvg.core.interruption import Interrupted, handled
 from tvg.core.printable import printable
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-_SPIN_COUNT = "20000"  # steps of the demo take 0.33 s; 0.42 without, 0.35 when threads never sleep
+_SPIN_COUNT = "20000"  # some microseconds; measured in docs/DECISIONS.md
 _OURS = "TVG_CLEAN_ERRORS"  # says that HYDRA_FULL_ERROR was set here, not by the user
 _HINT = f"({_FULL_ERROR}=1 shows where it was raised)"
 _AGAIN = "to go on: run the same command again"

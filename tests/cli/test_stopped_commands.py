@@ -1,0 +1,138 @@
+"""SIGTERM and SIGINT end real commands with one line of advice, and nothing is left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import real_commands as real
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def words(tiny_world, tiny_checkpoint):
+    checkpoint = f"model.path={tiny_checkpoint}"
+    videos = f"data.video_dir={tiny_world / 'videos'}"
+    one_file = ["data=custom", f"data.annotation_file={tiny_world / 'test.json'}", videos]
+    stage = ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=2"]
+    stage += ["objective.schedule.warmup_steps=1", "objective.micro_batch_size=2"]
+    shared = ["data=synthetic_demo", "data.world.root=world", "logger=[]"]
+    shared += ["data.world.num_clips={train:34,val:2,test:2}", "rollout.max_new_tokens=4"]
+    return {
+        "prepare": [
+            *one_file,
+            "data.cache.folder=cache",
+            "prepare.num_workers=2",
+            "prepare.report=report.json",
+            "prepare.timeout_s=null",  # or the few clips need no workers
+            "run_dir=run",
+        ],
+        "evaluate": [
+            *one_file,
+            "data/cache=none",
+            "data.num_workers=1",
+            "data.eval_batch_size=1",
+            checkpoint,
+            "prompt=short",
+            "rollout.max_new_tokens=2",
+            "logger=[]",
+            "run_dir=run",
+        ],
+        "predict": [
+            checkpoint,
+            f"video={next(iter(sorted((tiny_world / 'videos').glob('*.mp4'))))}",
+            "query=the red square moves",
+            "prompt=short",
+            "rollout.max_new_tokens=2",
+            "picture=answer.png",
+            "run_dir=run",
+        ],
+        "train": [
+            "experiment=demo",
+            listed("job.shared", shared),
+            listed("job.sft", ["experiment=demo_sft", *stage]),
+            listed("job.grpo", ["experiment=demo_grpo", *stage, "objective.group_size=2"]),
+            "run_dir=run",
+        ],
+    }
+
+
+def listed(key: str, words: list[str]) -> str:
+    return f"{key}=[{','.join(json.dumps(word) for word in words)}]"
+
+
+PLACES = [  # in workers, and in the main process
+    ("prepare", "tvg.data.preparation_pool:_PoolRun._take:2", signal.SIGTERM),
+    ("prepare", "tvg.data.preparation_pool:_PoolRun._take:2", signal.SIGINT),
+    ("evaluate", "tvg.training.evaluation:predict_batch:2", signal.SIGTERM),
+    ("evaluate", "tvg.training.evaluation:predict_batch:2", signal.SIGINT),
+    ("predict", "tvg.predict:predict_batch:1", signal.SIGTERM),
+    ("predict", "tvg.predict:draw_filmstrip:1", signal.SIGINT),
+]
+
+
+def stopped(name: str, words: list[str], folder: Path, pause: str, number: int) -> str:
+    """Starts a command, sends it and its group a signal at its pause; returns its stderr."""
+    process = real.start(name, words, folder, pause)
+    try:
+        real.run(process)
+        real.until_paused(process, folder)
+        below = real.descendants(process.pid)
+        os.killpg(process.pid, number)
+        (folder / "go_on").touch()
+        code, _, err = real.finish(process)
+        assert code == 128 + number, err
+        assert "Traceback" not in err
+        assert real.are_gone(below)
+        lines = err.rstrip().splitlines()
+        told = lines.index(f"tvg-{name}: stopped by {signal.Signals(number).name}")
+        assert lines[told + 1 :], "no advice"
+        assert not leftovers(folder)
+        return err
+    finally:
+        real.kill(process)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Locks that nobody holds, and unfinished files."""
+    return [p for p in folder.rglob(".*") if p.suffix in (".lock", ".tmp", ".old", ".new")]
+
+
+def completes(name: str, words: list[str], folder: Path) -> str:
+    process = real.start(name, words, folder)
+    try:
+        real.run(process)
+        code, out, err = real.finish(process)
+        assert code == 0, err
+        assert not leftovers(folder)
+        return out + err
+    finally:
+        real.kill(process)
+
+
+@pytest.mark.parametrize(("name", "pause", "number"), PLACES)
+def test_a_stopped_command_leaves_nothing_and_completes(words, tmp_path, name, pause, number):
+    err = stopped(name, words[name], tmp_path / "w", pause, number)
+    assert len(err.rstrip().splitlines()[-1]) < 100
+    results = {"prepare": "report.json", "evaluate": "run/metrics.json", "predict": "answer.json"}
+    assert not (tmp_path / "w" / results[name]).exists()
+    completes(name, words[name], tmp_path / "w")
+    assert (tmp_path / "w" / results[name]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("pause", "number"),
+    [
+        ("tvg.data.synthetic.write:script_clip:20", signal.SIGTERM),
+        ("lightning.pytorch:Trainer.fit:1", signal.SIGINT),
+    ],
+)
+def test_a_stopped_demo_goes_on(words, tmp_path, pause, number):
+    err = stopped("train", words["train"], tmp_path / "w", pause, number)
+    assert err.rstrip().endswith("the same command goes on after them")
+    completes("train", words["train"], tmp_path / "w")
+    assert (tmp_path / "w" / "run" / "results.json").is_file()
