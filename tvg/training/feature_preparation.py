@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tvg.core.worker_process import WORKERS
-from tvg.data.cache.features import FeatureCache
 from tvg.data.cache.errors import CorruptEntry
+from tvg.data.cache.features import FeatureCache
 from tvg.data.clip import ClipLoader
 from tvg.data.decode import VideoError, VideoInfo
 from tvg.data.patches import clip_patches

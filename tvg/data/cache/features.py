@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from tvg.data.cache.key import entry_key, file_identity
 from tvg.data.cache.errors import CorruptEntry
+from tvg.data.cache.key import entry_key, file_identity
 from tvg.data.cache.store import Entry, EntryStore
 from tvg.data.clip import ClipLoader
 from tvg.data.decode import VideoDecoder, VideoError
