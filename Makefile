@@ -11,7 +11,6 @@ BIN        = $(VENV)/bin
 INSTALLED  = $(VENV)/.tvg-installed
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST     = $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -rs
-COVERAGE   = --cov=tvg --cov-report=term:skip-covered --cov-fail-under=95
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-all lint format bench bench-gpu dashboard lock clean
@@ -25,14 +24,14 @@ setup: $(INSTALLED) ## make .venv and install the pinned dependencies and tvg in
 demo: $(INSTALLED) ## draw the synthetic world, train (SFT, then GRPO) and evaluate on CPU
 	$(BIN)/tvg-train experiment=demo $(ARGS)
 
-test: $(INSTALLED) ## run the fast tests; fails under 95 % statement coverage
-	$(PYTEST) $(COVERAGE) -m "not slow" $(ARGS)
+test: $(INSTALLED) ## run the fast tests
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED) ## run the slow tests: kills, signals, full disks, several ranks, the wheel
 	$(PYTEST) -m slow $(ARGS)
 
 test-all: $(INSTALLED) ## run every test, the slow ones too
-	$(PYTEST) $(COVERAGE) $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(INSTALLED) ## check style, format, types and layers; change nothing
 	$(BIN)/ruff check .

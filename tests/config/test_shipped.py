@@ -77,6 +77,7 @@ def test_command(command):
     assert problems_once(command) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option(option, monkeypatch):
     # As where every extra is installed.
@@ -93,6 +94,7 @@ def test_option(option, monkeypatch):
     assert not new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment(experiment):
     takers = [c for c in COMMANDS if "experiment:" in (CONF_DIR / f"{c}.yaml").read_text()]
