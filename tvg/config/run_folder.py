@@ -92,7 +92,8 @@ def claimed(cfg: DictConfig, command: str) -> Iterator[RunFolder]:
             _refuse_other_job(run_dir, identity, cfg.get("resume"))  # as the last holder left it
             files = dict.fromkeys(single_files(command, values))
             # What a command writes before it fails stays where a key asks for it.
-            kept = {*_entries(run_dir), *(place.path.resolve() for place in files)}
+            kept = _entries(run_dir) - {run_dir / LOCK_FILE}
+            kept |= {place.path.resolve() for place in files}
             log = stack.enter_context(_held_log(run_dir / f"{command}.log"))
             folder = RunFolder(run_dir, identity, log)
             if read_identity(run_dir) is None:  # a start that is killed is known again by it
