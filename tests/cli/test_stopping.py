@@ -143,6 +143,7 @@ def assert_ended_alike(one, other):
     assert (other / "export" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_run_misses_no_metrics(train, tmp_path):
     assert train("whole").code == 0
     with pytest.raises(import_module("ending").Dead):
@@ -156,6 +157,7 @@ def test_a_killed_run_misses_no_metrics(train, tmp_path):
     assert_ended_alike(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_step_in_progress(train, tmp_path):
     assert train("whole").code == 0
     stopped = tmp_path / "stopped"

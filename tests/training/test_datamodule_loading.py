@@ -102,6 +102,7 @@ def equal(one, other) -> None:
 # -- ranks and workers ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_two_ranks_share_an_uneven_set(make_data, num_workers):
