@@ -20,6 +20,25 @@ Process = subprocess.Popen[str]
 LIMIT_S = 200
 
 
+def small_training(world: Path, checkpoint: Path) -> list[str]:
+    """Words of a GRPO training in seconds, on a drawn world of some clips."""
+    return [
+        "data=custom",
+        f"data.video_dir={world / 'videos'}",
+        f"data.train_file={world / 'train.json'}",
+        f"data.val_file={world / 'val.json'}",
+        "data/cache=none",
+        f"model.path={checkpoint}",
+        "prompt=short",
+        "reward=[format,iou]",
+        "data.batch_size=2",
+        "objective.group_size=2",
+        "objective.preflight=null",
+        "rollout.max_new_tokens=4",
+        "trainer=cpu",
+    ]
+
+
 def start(name: str, words: Sequence[str], folder: Path, pause: str = "") -> Process:
     """`tvg-<name>` in `folder`, ready to run.
 
@@ -75,6 +94,23 @@ def finish(process: Process) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a process that ends by itself."""
     out, err = process.communicate(timeout=LIMIT_S)
     return process.returncode, out, err
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Locks that nobody holds, and unfinished files."""
+    return [p for p in folder.rglob(".*") if p.suffix in (".lock", ".tmp", ".old", ".new")]
+
+
+def completes(name: str, words: Sequence[str], folder: Path) -> None:
+    """Runs a command to its end: without an error, and without leftovers."""
+    process = start(name, words, folder)
+    try:
+        run(process)
+        code, _, err = finish(process)
+        assert code == 0, err
+        assert not leftovers(folder)
+    finally:
+        kill(process)
 
 
 def descendants(pid: int) -> list[int]:

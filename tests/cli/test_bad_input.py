@@ -292,4 +292,4 @@ def test_a_real_command_fails_as_cleanly(files):
 @pytest.mark.parametrize("key", ["data.cache.folder", "data.video_dir"])
 def test_a_folder_named_like_a_number(command, key):
     error = command("prepare", "data=charades", f"{key}=2024").error
-    assert error == f"{key}: expected text, got the number 2024: quote it ({key}='\"2024\"')"
+    assert error == f"{key}: expected text, got 2024: quote it ({key}='\"2024\"')"

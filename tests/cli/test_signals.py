@@ -6,7 +6,6 @@ import os
 import signal
 import sqlite3
 import time
-from pathlib import Path
 
 import pytest
 import real_commands as real
@@ -16,60 +15,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def words(tiny_world, tiny_checkpoint):
-    checkpoint = f"model.path={tiny_checkpoint}"
-    videos = f"data.video_dir={tiny_world / 'videos'}"
-    trained = [
-        "data=custom",
-        videos,
-        f"data.train_file={tiny_world / 'train.json'}",
-        f"data.val_file={tiny_world / 'val.json'}",
-        "data/cache=none",
+    return [
+        *real.small_training(tiny_world, tiny_checkpoint),
         "data.num_workers=1",
-        checkpoint,
-        "prompt=short",
-        "reward=[format,iou]",
-        "data.batch_size=2",
-        "objective.group_size=2",
-        "objective.preflight=null",
-        "rollout.max_new_tokens=4",
-        "trainer=cpu",
         "trainer.max_steps=3",
         "trainer.val_check_interval=3",
         "callbacks.checkpoint.every_n_train_steps=100",
+        "logger=mlflow",
+        "logger.mlflow.tracking_uri=sqlite:///mlflow.db",
         "run_dir=run",
     ]
-    return {
-        "grpo": [
-            *trained,
-            "logger=mlflow",
-            "logger.mlflow.tracking_uri=sqlite:///mlflow.db",
-        ],
-    }
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """Locks that nobody holds, and unfinished files."""
-    return [p for p in folder.rglob(".*") if p.suffix in (".lock", ".tmp", ".old", ".new")]
-
-
-def completes(name: str, words: list[str], folder: Path) -> str:
-    process = real.start(name, words, folder)
-    try:
-        real.run(process)
-        code, out, err = real.finish(process)
-        assert code == 0, err
-        assert not leftovers(folder)
-        return out + err
-    finally:
-        real.kill(process)
 
 
 @pytest.mark.parametrize("to", ["group", "every process"])
 def test_a_signal_to_all_processes_saves_the_step(words, tmp_path, to):
     folder = tmp_path / "w"
-    process = real.start(
-        "train", words["grpo"], folder, "tvg.training.grpo:GRPOModule.training_step:2"
-    )
+    process = real.start("train", words, folder, "tvg.training.grpo:GRPOModule.training_step:2")
     try:
         real.run(process)
         real.until_paused(process, folder)
@@ -89,7 +50,7 @@ def test_a_signal_to_all_processes_saves_the_step(words, tmp_path, to):
         assert real.are_gone(below)
         with sqlite3.connect(folder / "mlflow.db") as store:
             assert store.execute("select status from runs").fetchall() == [("KILLED",)]
-        completes("train", [*words["grpo"], "resume=true"], folder)
+        real.completes("train", [*words, "resume=true"], folder)
         assert (folder / "run" / "export" / "model.safetensors").is_file()
     finally:
         real.kill(process)

@@ -91,25 +91,8 @@ def stopped(name: str, words: list[str], folder: Path, pause: str, number: int) 
         lines = err.rstrip().splitlines()
         told = lines.index(f"tvg-{name}: stopped by {signal.Signals(number).name}")
         assert lines[told + 1 :], "no advice"
-        assert not leftovers(folder)
+        assert not real.leftovers(folder)
         return err
-    finally:
-        real.kill(process)
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """Locks that nobody holds, and unfinished files."""
-    return [p for p in folder.rglob(".*") if p.suffix in (".lock", ".tmp", ".old", ".new")]
-
-
-def completes(name: str, words: list[str], folder: Path) -> str:
-    process = real.start(name, words, folder)
-    try:
-        real.run(process)
-        code, out, err = real.finish(process)
-        assert code == 0, err
-        assert not leftovers(folder)
-        return out + err
     finally:
         real.kill(process)
 
@@ -120,7 +103,7 @@ def test_a_stopped_command_leaves_nothing_and_completes(words, tmp_path, name, p
     assert len(err.rstrip().splitlines()[-1]) < 100
     results = {"prepare": "report.json", "evaluate": "run/metrics.json", "predict": "answer.json"}
     assert not (tmp_path / "w" / results[name]).exists()
-    completes(name, words[name], tmp_path / "w")
+    real.completes(name, words[name], tmp_path / "w")
     assert (tmp_path / "w" / results[name]).is_file()
 
 
@@ -134,5 +117,5 @@ def test_a_stopped_command_leaves_nothing_and_completes(words, tmp_path, name, p
 def test_a_stopped_demo_goes_on(words, tmp_path, pause, number):
     err = stopped("train", words["train"], tmp_path / "w", pause, number)
     assert err.rstrip().endswith("the same command goes on after them")
-    completes("train", words["train"], tmp_path / "w")
+    real.completes("train", words["train"], tmp_path / "w")
     assert (tmp_path / "w" / "run" / "results.json").is_file()

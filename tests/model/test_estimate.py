@@ -126,6 +126,8 @@ def test_a_checkpoint_holds_what_is_trained_with_its_states():
     assert make_job().checkpoint_bytes == 1000 * (4 + 8)
     halved = make_job(trained_bytes=2, has_masters=True)
     assert halved.checkpoint_bytes == 1000 * (2 + 4 + 8)
+    by_deepspeed = make_job(sharding=Sharding(devices=4, stage=2))
+    assert by_deepspeed.checkpoint_bytes == 1000 * (4 + 8) + 500 * 4
 
 
 def test_repeated_prompts_and_checkpointing_by_hand():

@@ -76,8 +76,7 @@ def entry_point(
     flags such as --config-dir, when the job begins. Errors for users are what Hydra says of config
     files and overrides, every `ValueError` that `tvg` raises, and files that cannot be read or
     written: they go to stderr without a traceback, and the exit code is 2. Anything else is a bug
-    and keeps its traceback.
-    `HYDRA_FULL_ERROR=1` shows every traceback.
+    and keeps its traceback. `HYDRA_FULL_ERROR=1` shows every traceback.
 
     SIGINT and SIGTERM, at whatever time, end the command with exit code 130 or 143 and the advice
     that `Interrupted` carries.
@@ -161,7 +160,8 @@ def _command(
         @functools.wraps(function)
         def job(cfg: DictConfig) -> Any:
             if not is_one_run:
-                check(cfg)  # in a sweep the other jobs go on, and Hydra's line names the job
+                # Errors stay errors: other jobs of a sweep go on, and Hydra's line names this one.
+                check(cfg)
                 with warnings_as_log_lines():
                     return function(cfg)
             try:

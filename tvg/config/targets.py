@@ -91,9 +91,7 @@ def _numbers_for_text(
         value = raw(found) if isinstance(found, Node) else None
         if kinds - {"None"} and kinds <= _TEXT_KINDS and type(value) in (int, float, bool):
             key = f"{path}.{name}"
-            problems.append(
-                f"{key}: expected text, got the number {value}: quote it ({key}='\"{value}\"')"
-            )
+            problems.append(f"{key}: expected text, got {value}: quote it ({key}='\"{value}\"')")
     return problems
 
 

@@ -204,7 +204,7 @@ def resize_frames(frames: Frames, size: tuple[int, int]) -> Tensor:
         return pixels.contiguous()
     resized = torch.empty((len(frames), 3, *size), dtype=torch.uint8)
     # Few frames at a time, one if they are large: their floats stay in the processor's cache.
-    at_once = max(1, _CACHED_FLOATS // (pixels[0].numel() or 1))
+    at_once = max(1, _CACHED_FLOATS // pixels.shape[1:].numel())
     for begin in range(0, len(frames), at_once):
         floats = pixels[begin : begin + at_once].to(
             torch.float32, memory_format=torch.contiguous_format

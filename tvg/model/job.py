@@ -72,9 +72,14 @@ class Job:
 
     @property
     def checkpoint_bytes(self) -> float:
-        """Bytes of a checkpoint on disk: trained weights, their optimizer states and masters."""
+        """Bytes of a checkpoint on disk: trained weights, their optimizer states and masters.
+
+        DeepSpeed writes frozen weights, too.
+        """
         masters = FLOAT if self.has_masters else 0
-        return self.params.trained * (self.trained_bytes + self.optimizer.states + masters)
+        trained = self.params.trained * (self.trained_bytes + self.optimizer.states + masters)
+        frozen = self.params.frozen * self.precision.weight if self.sharding.stage else 0
+        return trained + frozen
 
     def steps_per_epoch(self, num_examples: int) -> int:
         """Optimizer steps that show every example; the last may take fewer prompts."""

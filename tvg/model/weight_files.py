@@ -115,9 +115,8 @@ def check_checksums(folder: Path) -> None:
 
     Every rank compares. Models are loaded before Lightning starts the process group, so one rank
     could not share its verdict, and a rank that trusted another would train on what it never
-    checked. SHA-256 takes 1.1 GB/s per core (2.5 GHz Xeon with SHA extensions): 7 s for 8 GB, of
-    files that the rank is about to read anyway. A rank that refuses ends the others through its
-    launcher.
+    checked. The files are those that the rank is about to read anyway. A rank that refuses ends
+    the others through its launcher.
 
     Raises:
         ValueError: a file is missing or has changed, or the checksums cannot be read.
