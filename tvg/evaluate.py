@@ -28,7 +28,6 @@ from tvg.task.report import (
     write_text,
 )
 from tvg.train import Parts, build_all, build_parts
-from tvg.training.base import fingerprint
 from tvg.training.evaluation import (
     PartialPredictions,
     choose_device,
@@ -37,6 +36,7 @@ from tvg.training.evaluation import (
     with_difficulty,
 )
 from tvg.training.noise import quiet_libraries
+from tvg.training.trained_state import fingerprint
 
 CONFIG_FILE = "config.yaml"
 PREDICTIONS_FILE = "predictions.jsonl"

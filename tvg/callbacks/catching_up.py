@@ -13,13 +13,14 @@ from lightning.pytorch.callbacks import Callback
 from tvg.callbacks.sinks import logging_step
 from tvg.callbacks.steady import reported_only
 from tvg.task.report import write_json
-from tvg.training.base import PolicyModule, fingerprint
+from tvg.training.base import PolicyModule
 from tvg.training.lightning_internals import (
     forget_half_validation,
     step_metrics,
     validate_now,
     validation_is_due,
 )
+from tvg.training.trained_state import fingerprint
 
 FILE_NAME = "validation.json"
 _KEY = "missed"  # of the checkpoint

@@ -1,0 +1,82 @@
+"""Checkpoint contents: all that training changes, and which weights it started from."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from tvg.model.policy import Policy
+from tvg.training.nonfinite import SkippedSteps
+from tvg.training.stopping import StoppableModule
+
+_FINGERPRINT_VALUES = 4096  # of each tensor
+
+
+class TrainedStateModule(StoppableModule):
+    """A module whose checkpoints hold trained weights alone, and fit no other run.
+
+    Attributes:
+        policy: the model that is trained, in part or as a whole.
+        initial_fingerprint: of the policy before any step.
+        skipped_steps: the count of steps in a row that were not taken.
+    """
+
+    policy: Policy
+    initial_fingerprint: str
+    skipped_steps: SkippedSteps
+
+    @property
+    def strict_loading(self) -> bool:
+        return False  # what is frozen is not in the file: it is in the model that a run starts from
+
+    @strict_loading.setter
+    def strict_loading(self, value: bool) -> None:
+        raise AttributeError("strict_loading is fixed: see the property")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = self._trained()
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+        checkpoint["initial_fingerprint"] = self.initial_fingerprint
+        checkpoint["skipped_steps"] = self.skipped_steps.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        expected = self._trained()
+        # DeepSpeed keeps weights in files of its own, and checks them itself.
+        missing = sorted(expected - set(checkpoint.get("state_dict", expected)))
+        if missing:
+            raise ValueError(
+                f"resume: the checkpoint lacks {len(missing)} weights that are trained, e.g. "
+                f"{missing[0]}: it belongs to a run with other settings (model.adapter, "
+                "model.freeze_*)"
+            )
+        if checkpoint.get("initial_fingerprint") != self.initial_fingerprint:
+            raise ValueError(
+                "resume: the checkpoint belongs to a run that started from other weights than "
+                f"model.path holds now (fingerprint {checkpoint.get('initial_fingerprint')}, "
+                f"now {self.initial_fingerprint})"
+            )
+        if "skipped_steps" in checkpoint:  # older checkpoints do not say
+            self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])
+
+    def _trained(self) -> set[str]:
+        """Names in the state dict of all that training changes; the rest is in model.path."""
+        named = self.policy.named_parameters(prefix="policy", remove_duplicate=False)
+        return {name for name, parameter in named if parameter.requires_grad}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short hash of the weights: of some thousand values of each tensor, byte for byte.
+
+    The same on every device and for any number of threads, and cheap enough for every start.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        flat = value.detach().flatten()
+        picked = flat[:: max(1, len(flat) // _FINGERPRINT_VALUES)].cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(picked.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
