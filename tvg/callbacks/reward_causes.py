@@ -104,7 +104,7 @@ def find_causes(
     kl: float | None,
     best_exact: float,
 ) -> list[Cause]:
-    """What is to be told about some completions; what explains the rest stands for it.
+    """Causes to report about some completions; a cause that explains others replaces them.
 
     Args:
         found: the completions of the last rollouts.

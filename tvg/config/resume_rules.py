@@ -1,4 +1,4 @@
-"""What may differ between a training run and its resumption; whatever is not here may not.
+"""Keys that may differ between a training run and its resumption; no others may.
 
 | key | when a run is resumed |
 |---|---|

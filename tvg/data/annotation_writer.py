@@ -81,7 +81,7 @@ def lines_text(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def format_of(path: str | Path) -> Callable[[GroundingExample], Row]:
-    """What makes the rows of a file of that name.
+    """The function that makes the rows of a file of that name.
 
     Raises:
         ValueError: neither `.json` nor `.jsonl`.

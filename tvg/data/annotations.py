@@ -104,7 +104,7 @@ class AnnotationSet:
         )
 
     def read_whole(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
-        """What `read` gives: an epoch holds each example once."""
+        """The same as `read`: an epoch holds each example once."""
         return self.read(split, on_missing=on_missing)
 
     def limited(

@@ -67,7 +67,7 @@ def _raise(message: str) -> None:
 
 
 def answer(request: dict[str, Any], memory_mib: int) -> dict[str, str]:
-    """What a request gives; whatever goes wrong in a template is an error of that template."""
+    """The reply to a request; whatever goes wrong in a template is an error of that template."""
     try:
         text = _compiled(request["template"]).render(**request["values"])
     except MemoryError:

@@ -29,7 +29,7 @@ _CACHED_FLOATS = 2**18  # of one megabyte
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What is shown of a file: `num_shown` of its steps `first` to `last`.
+    """The part of a file that is shown: `num_shown` of its steps `first` to `last`.
 
     A step is a frame where the rate is constant (`VideoInfo`). The steps are numbered as if the
     lead-in had been inserted into the file before `first`.

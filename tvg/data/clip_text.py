@@ -126,7 +126,7 @@ CLIP_TEXTS: Mapping[str, Callable[[str | None], ClipText]] = {
 
 
 def clip_text_of(processor: Any, frame_times: str | None) -> ClipText:
-    """What stands for a clip in prompts of the family that the processor is of.
+    """The text that represents a clip in prompts of the processor's family.
 
     Args:
         processor: of a checkpoint.

@@ -42,7 +42,7 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a file holds.
+    """The contents of a file.
 
     A file is sampled on `num_steps` steps of time at `step_fps` per second. At a constant rate
     these are its frames; at a variable rate see `tvg.data.timeline`.

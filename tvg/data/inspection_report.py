@@ -17,7 +17,7 @@ NUM_LINES = 20  # of videos that cannot be used, in messages; the report has the
 
 
 def as_json(inspection: Inspection) -> dict[str, Any]:
-    """What is reported of one annotation file, or of several together.
+    """The report on one annotation file, or on several together.
 
     `queries` (as read) is `kept` plus everything in `dropped`.
     """

@@ -218,7 +218,7 @@ def locked_cache(folder: Path) -> Iterator[None]:
 
 
 def loader_with_limit(loader: ClipLoader, timeout_s: float | None) -> ClipLoader:
-    """Returns a loader with this time limit in place of its own; None: without any."""
+    """Returns a loader with this time limit instead of its own; None: without any."""
     return ClipLoader(
         sampling=loader.sampling, decoder=limited(loader.decoder, None), timeout_s=timeout_s
     )

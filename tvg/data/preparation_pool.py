@@ -37,13 +37,13 @@ POLL_S = 5.0  # how often to look whether the pool is alive at all
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong with one item."""
+    """The problem with one item."""
 
     problem: str
 
 
 class Work(Protocol[Item, Result]):
-    """What is done to every item; picklable, importable in a fresh process."""
+    """The work on every item; picklable, importable in a fresh process."""
 
     def start(self) -> None:
         """Prepares a new worker process: imports, threads. No part of any item's time."""

@@ -35,7 +35,7 @@ def probe_videos(
 
 
 def limited(decoder: VideoDecoder, timeout_s: float | None) -> VideoDecoder:
-    """Returns a decoder with this time limit in place of its own; None: without any."""
+    """Returns a decoder with this time limit instead of its own; None: without any."""
     bare = decoder.decoder if isinstance(decoder, TimeLimitedDecoder) else decoder
     return bare if timeout_s is None else TimeLimitedDecoder(decoder=bare, timeout_s=timeout_s)
 

@@ -1,4 +1,4 @@
-"""What a forward pass keeps for its backward, and what its work needs for a moment, in bytes.
+"""Bytes that a forward pass keeps for its backward, and that its work needs for a moment.
 
 Counted from the model's own code, tensor by tensor; tests hold it against what torch keeps. Masks,
 indices and one number a token are left out.

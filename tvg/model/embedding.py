@@ -20,7 +20,7 @@ class EmbeddedPrompts:
     deepstack: tuple[Tensor, ...]
 
     def options(self, is_video: Tensor) -> dict[str, Any]:
-        """What a language model's forward is given beside embeddings; nothing without deepstack.
+        """Arguments of a language model's forward beside embeddings; none without deepstack.
 
         Args:
             is_video: bool [rows, tokens], the places of the video tokens in what it is given; in

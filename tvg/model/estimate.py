@@ -108,7 +108,7 @@ def _reference(job: Job) -> Line:
 
 
 def _reference_bytes(job: Job) -> int:
-    """What it holds beside the policy's frozen weights; adapters it does without."""
+    """Bytes of the reference beside the policy's frozen weights; it has no adapters."""
     return (job.params.trained - job.params.adapters) * job.trained_bytes
 
 

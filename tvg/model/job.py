@@ -100,7 +100,7 @@ class Job:
 
 
 def optimizer_cost(target: str, settings: Mapping[str, Any], *, number: int) -> OptimizerCost:
-    """What an optimizer keeps, by the name of its class or factory; unknown ones count as AdamW.
+    """The cost of an optimizer, by the name of its class or factory; unknown ones count as AdamW.
 
     Args:
         target: a dotted path.

@@ -24,7 +24,7 @@ Examples = Sequence[GroundingExample]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ExamplesDataModule(LightningDataModule):
-    """What is read of annotation files; what they are is a subclass's affair (`_make_source`).
+    """The examples of annotation files; a subclass says which files (`_make_source`).
 
     Attributes:
         name: of the data, for reports.

@@ -46,7 +46,7 @@ class Scoring:
     fps: float | None
 
     def parts(self, rollout: RolloutBatch) -> list[Part]:
-        """What goes through the model together: some prompts, all or some of their completions."""
+        """The parts of a pass through the model: some prompts, all or some of their completions."""
         group, num = rollout.group_size, len(rollout.prompts)
         size = self.micro_batch_completions or group
         completions = [range(i, min(i + size, group)) for i in range(0, group, size)]

@@ -1,4 +1,4 @@
-"""What training reads: its examples, which may be chosen anew between epochs, and its place."""
+"""The examples of a training, which may be chosen anew between epochs, and its place in them."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def tower(model: Any) -> nn.Module:
 
 
 def mergers(model: Any) -> list[nn.Module]:
-    """What projects the tower's features into the language model, inside the tower or not."""
+    """The modules that project the tower's features into the language model, inside it or not."""
     return family_of(model.config).mergers(model)
 
 
