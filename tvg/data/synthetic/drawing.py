@@ -27,7 +27,7 @@ def draw_clip(script: ClipScript) -> NDArray[np.uint8]:
     for thing in (*script.distractors, *script.events):
         _paint(canvas, thing, fps=script.fps)
     _add_noise(canvas, rng, std=script.noise)
-    return np.clip(canvas, 0, 255).astype(np.uint8)
+    return np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
 
 
 def _background(rng: np.random.Generator, size: int) -> Float:
@@ -50,9 +50,11 @@ def _add_noise(canvas: Float, rng: np.random.Generator, *, std: float) -> None:
     grain = rng.normal(0, std, size=(_NUM_NOISE_FRAMES, height, width, 1)).astype(np.float32)
     which = rng.integers(_NUM_NOISE_FRAMES, size=(num_frames,))
     shifts = rng.integers(0, width, size=(num_frames, 2))
+    tiled = np.tile(grain, (1, 2, 2, 1))  # every shift of a noise frame is a part of its four tiles
     for frame in range(num_frames):
         down, right = (int(shift) for shift in shifts[frame])
-        canvas[frame] += np.roll(grain[int(which[frame])], (down, right), axis=(0, 1))
+        top, left = height - down, width - right
+        canvas[frame] += tiled[which[frame], top : top + height, left : left + width]
 
 
 def _paint(canvas: Float, thing: Thing, *, fps: int) -> None:

@@ -242,7 +242,7 @@ def _place(
 # `easy` never needs the query: one event a clip; `hard` has more, and more alike.
 _MEDIUM = WorldSettings(
     frame_size=64,
-    fps=8,
+    fps=4,
     min_duration_s=10.0,
     max_duration_s=20.0,
     min_event_s=1.5,
