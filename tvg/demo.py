@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,9 @@ from tvg.config.run_folder import claimed
 from tvg.core.interruption import advising
 from tvg.core.metrics import paired_bootstrap
 from tvg.core.writing import remove_leftovers
+from tvg.data.annotations import SPLITS
+from tvg.data.cache.frames import FrameCache
+from tvg.data.preparation import prepare_frames, unique_requests
 from tvg.evaluate import PREDICTIONS_FILE, evaluate
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import save_figure
@@ -34,6 +38,7 @@ from tvg.types import GroundingExample, VideoClip
 log = logging.getLogger(__name__)
 
 NUM_PICTURES = 3
+DECODING_LIMIT_S = 60.0  # of a clip that takes some milliseconds
 LABELS = {
     "chance": "chance (random training segments)",
     "constant": "best constant answer",
@@ -91,6 +96,7 @@ def _run_stages(
     with clock.stage("data"):
         world = build_data(compose("train", [*common, *_place(run_dir, "data")]).cfg)
         world.prepare_data()
+        _decode_all(world)
     with clock.stage("sft"):
         train(compose("train", [*common, *sft, *_place(run_dir, "sft")]).cfg)
     with clock.stage("grpo"):
@@ -110,6 +116,21 @@ def _run_stages(
     _draw_examples(run_dir / "pictures", world, done["grpo"])
     _print(Console(), run_dir, metrics, gain, seconds)
     return float(metrics["grpo"]["miou"])
+
+
+def _decode_all(world: PromptDataModule) -> None:
+    """Fills the frame cache with every processor, which the first epoch would do with one."""
+    clips = world.clips
+    if not isinstance(clips, FrameCache):
+        return
+    examples = [example for split in SPLITS for example in world.examples(split)]
+    num_workers = len(os.sched_getaffinity(0))
+    try:
+        prepare_frames(
+            unique_requests(examples), clips, num_workers=num_workers, timeout_s=DECODING_LIMIT_S
+        )
+    except ValueError as error:  # a full disk, or another demo fills it: training needs no cache
+        log.warning("%s; clips are decoded when they are trained on", error)
 
 
 def blind_baselines(
