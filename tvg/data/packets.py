@@ -263,6 +263,7 @@ def _first_frame(path: Path, limits: MediaLimits) -> tuple[Frames, int]:
     from av.video.reformatter import VideoReformatter
 
     with open_media(path, limits) as (container, stream):
+        stream.codec_context.thread_count = 1  # starting more takes longer than a small frame
         try:
             for delay, packet in enumerate(container.demux(stream)):
                 for frame in packet.decode():
