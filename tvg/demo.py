@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -55,6 +56,7 @@ def run_demo(
     cfg: DictConfig,
     *,
     seed: int,
+    num_threads: int,
     shared: Sequence[str],
     sft: Sequence[str],
     grpo: Sequence[str],
@@ -65,6 +67,7 @@ def run_demo(
     Args:
         cfg: the config of the demo itself.
         seed: of weights, order and draws.
+        num_threads: of PyTorch, while the demo runs.
         shared: overrides for all stages.
         sft: further overrides of the cold start.
         grpo: further overrides of the reinforcement learning.
@@ -77,8 +80,18 @@ def run_demo(
     with claimed(cfg, "demo") as folder:
         folder.begin()
         advice = "finished stages and checkpoints are kept: the same command goes on after them"
-        with advising(advice):
+        with advising(advice), _torch_threads(num_threads):
             return _run_stages(folder.path, seed, shared, sft, grpo, evaluation)
+
+
+@contextmanager
+def _torch_threads(num_threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run_stages(
