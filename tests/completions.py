@@ -1,4 +1,4 @@
-"""What tests of the policy's two forward ways share: completions, a loss, and errors."""
+"""Shared by the tests of the policy's two forward ways: completions, a loss, and errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def completions(lengths: list[int], *, group_size: int = 4, seed: int = 0) -> Co
 
 @dataclass(frozen=True)
 class Learnt:
-    """What one pass gives."""
+    """The results of one pass."""
 
     loss: Tensor
     logprobs: Tensor

@@ -54,7 +54,7 @@ EXPORT = "export"
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What training, evaluation and prediction have in common, built from the config."""
+    """The objects that training, evaluation and prediction share, built from the config."""
 
     processor: Any
     policy: Policy

@@ -24,7 +24,7 @@ def rewarding(tiny_grpo, rewards, **settings):
 
 
 # Means over windows of two: 0.1, 0.5, 0.55, 0.5 ...: the second is the best, up to step 4; the
-# third is better by less than 0.1; four steps behind step 4, at step 8, patience is over.
+# third is better by less than 0.1; four steps after step 4, at step 8, patience is over.
 REWARDS = [0.0, 0.2, 0.6, 0.4, 0.5, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
 
 

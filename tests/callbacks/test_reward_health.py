@@ -1,4 +1,4 @@
-"""What is said of completions that teach nothing, when, and where."""
+"""`reward_health` reports rewards without a signal: the message, the step, the log."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_penalty_that_nobody_pays_is_fine():
 
 
 def test_shares():
-    # Half of them is borne, more is not.
+    # Half of them is below the limit, more is not.
     assert causes(group(0.1, 0.2) + group(0.1, 0.0, number=1, parsed=False)) == {}
     rows = group(0.1, 0.2) + group(0.3, 0.0, 0.2, number=1, parsed=False)
     assert list(causes(rows)) == ["unparsed"]
@@ -219,7 +219,7 @@ def test_a_cause_is_told_once_and_again_when_it_comes_back(fit, tiny_grpo, tmp_p
     health = make_health(tmp_path)
     with caplog.at_level(logging.INFO, logger="tvg.callbacks.reward_health"):
         fit(tiny_grpo(), callbacks=[Feed(rollouts), health], max_epochs=2)
-    # Full of zeros at step 2 and, behind the good ones, at step 10.
+    # Full of zeros at step 2 and, after the good ones, at step 10.
     assert [line.split(":")[0] for line in lines(tmp_path)] == ["step 2", "step 10"]
     records = [r for r in caplog.records if r.name == "tvg.callbacks.reward_health"]
     assert [r.levelname for r in records] == ["WARNING"] * 2

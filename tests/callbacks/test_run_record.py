@@ -1,4 +1,4 @@
-"""What made a run is with the run, whatever is missing on the machine."""
+"""A run records how it was made, whatever is missing on the machine."""
 
 import json
 import platform

@@ -55,7 +55,7 @@ class KilledError(Exception):
 
 
 class KillAt(Callback):
-    """Stops a run where a hook is called behind so many steps."""
+    """Stops a run where a hook is called after so many steps."""
 
     def __init__(self, hook, step):
         self.hook, self.step = hook, step
@@ -273,14 +273,14 @@ def test_killed_anywhere_it_ends_as_if_nothing_had_happened(fit, tmp_path, monke
             assert torch.equal(value, again.module.state_dict()[key]), key
         monkeypatch.undo()
 
-    # in the first round, behind two batches
+    # in the first round, after two batches
     check("in_round", (), scored_at=2, batches_left=2 * num_batches - 2)
     # in the second one
     check("in_second", (), scored_at=num_batches + 1, batches_left=num_batches - 1)
-    # behind the epoch's last step, whose checkpoint does not know that the epoch is over
+    # after the epoch's last step, whose checkpoint does not know that the epoch is over
     before_round = KillAt("on_train_epoch_end", num_first)
     check("before_round", [before_round], batches_left=2 * num_batches)
-    # behind the round, where no checkpoint has been written since its start: nothing is done again
+    # after the round, where no checkpoint has been written since its start: nothing is done again
     behind_round = KillAt("on_train_epoch_start", num_first)
     check("behind_round", [behind_round], batches_left=num_batches)
     # a step later, likewise, and with a checkpoint of that step
@@ -292,7 +292,7 @@ def test_killed_anywhere_it_ends_as_if_nothing_had_happened(fit, tmp_path, monke
 @pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 6}], ids=["epochs", "steps"])
 def test_a_list_may_grow_again(fit, monkeypatch, limits):
-    """Lightning, resumed at the end of a short epoch, would cut the longer one behind it."""
+    """Lightning, resumed at the end of a short epoch, would cut the longer one after it."""
 
     class Growing:
         """3, then 6, then 9 examples: one batch, two, three."""

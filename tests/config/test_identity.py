@@ -1,4 +1,4 @@
-"""What decides a result, and what does not, in the identity of a job."""
+"""The identity of a job holds exactly the settings that decide its result."""
 
 import json
 

@@ -72,7 +72,7 @@ def new_record() -> dict:
 
 
 def read(folder: Path) -> tuple[GroundingTask, ClipLoader]:
-    """What conf/prompt/recorded.yaml and conf/data/loader/recorded.yaml build of a record."""
+    """The objects that prompt=recorded and data/loader=recorded build from a record."""
     settings = dict.fromkeys(
         (
             *("system", "video_first", "lowercase", "strip_period"),

@@ -1,4 +1,4 @@
-"""What is trained: each rule fires on its combination, names the key, and spares the sound one."""
+"""Rules about the trained parts refuse bad combinations by key, and no good ones."""
 
 from __future__ import annotations
 

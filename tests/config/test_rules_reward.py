@@ -1,4 +1,4 @@
-"""What a reward asks for is held against what there is, before anything is loaded."""
+"""Rules check the inputs that a reward asks for before anything is loaded."""
 
 from __future__ import annotations
 

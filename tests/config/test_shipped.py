@@ -54,7 +54,7 @@ def groups(command: str) -> frozenset[str]:
 
 
 def problems(command: str, *overrides: str) -> list[str]:
-    """What is wrong, but for values that only a user can give."""
+    """The problems of a config, without values that only a user can give."""
     try:
         found = find_problems(compose(command, overrides))
     except HydraException as error:

@@ -1,4 +1,4 @@
-"""What a GRPO step holds: never the logits of a prompt, and no more after many steps than before.
+"""A GRPO step holds no logits of a prompt, and its memory does not grow over steps.
 
 A watch sees every tensor that an operation returns, in the backward pass too.
 """
@@ -196,7 +196,7 @@ def test_memory_does_not_grow_over_200_steps(tiny_checkpoint, tiny_world, tmp_pa
     batches = torch.utils.data.DataLoader([parts.batch(NUM_PROMPTS)] * 200, batch_size=None)
     trainer.fit(module, batches)
     assert len(watch.mib) == 200
-    # Behind the first steps the allocator has what it needs. Were as little as 24 KiB of each step
+    # After the first steps the allocator has what it needs. Were as little as 24 KiB of each step
     # to stay (the logits of one token a completion), that would be 3 MiB in the end.
     assert max(watch.mib[-50:]) - max(watch.mib[20:70]) < 3, watch.mib[::20]
     assert max(watch.tensors[2:]) <= watch.tensors[1], watch.tensors

@@ -1,7 +1,7 @@
 """Every family's policy against transformers' own processor, forward and `generate`.
 
 Positions in time of Qwen2.5-VL and Qwen2-VL are ours (the released ones) and not those of
-transformers 5, which are wrong behind clips longer than wide: the oracle is given them.
+transformers 5, which are wrong after clips longer than wide: the oracle is given them.
 """
 
 from copy import deepcopy
@@ -154,12 +154,12 @@ def plain_logits(made: Made, prompts: PromptBatch, completion_ids: torch.Tensor)
     for n, ids in enumerate(completion_ids):
         one, is_real = alone(prompts, n // 2)
         positions = made.policy.position_ids(one)[:, :, is_real]
-        behind = positions[..., -1:] + 1 + torch.arange(len(ids))
+        after = positions[..., -1:] + 1 + torch.arange(len(ids))
         with torch.no_grad():
             out = made.plain(
                 input_ids=torch.cat([one.input_ids[:, is_real], ids[None]], dim=1),
                 **made.oracle.vision(one.pixel_values_videos, one.video_grid_thw),
-                **made.oracle.given_positions(torch.cat([positions, behind], dim=-1)),
+                **made.oracle.given_positions(torch.cat([positions, after], dim=-1)),
             )
         rows.append(out.logits[0, -len(ids) - 1 : -1].float())
     return torch.stack(rows)

@@ -45,12 +45,12 @@ def plain_logits(policy, prompts, rollout):
         keep = prompt.attention_mask[0].bool()
         positions = policy.position_ids(prompt)[:, :, keep]
         last = positions[..., -1:] + 1
-        behind = last + torch.arange(len(ids))
+        after = last + torch.arange(len(ids))
         out = policy.model(
             input_ids=torch.cat([prompt.input_ids[:, keep], ids[None]], dim=1),
             pixel_values_videos=prompt.pixel_values_videos,
             video_grid_thw=prompt.video_grid_thw,
-            position_ids=torch.cat([positions, behind], dim=-1),
+            position_ids=torch.cat([positions, after], dim=-1),
         )
         rows.append(out.logits[0, -len(ids) - 1 : -1].float().detach())
     return torch.stack(rows)

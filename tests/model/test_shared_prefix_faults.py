@@ -1,7 +1,7 @@
-"""What would be caught: faults put into the shared-prefix way move its numbers off `repeated`'s.
+"""Faults injected into the shared-prefix pass change its numbers from those of `repeated`.
 
-The tests of equality (`test_shared_prefix.py`) allow 1e-12; each fault here is told by at least
-1e-3, in the forward pass or, where it is one of the backward pass alone, in some gradient.
+The tests of equality (`test_shared_prefix.py`) allow 1e-12; each fault here changes them by at
+least 1e-3, in the forward pass or, where it is one of the backward pass alone, in some gradient.
 """
 
 from dataclasses import replace
@@ -71,12 +71,12 @@ def positions_are_one_too_large(monkeypatch):
 
 
 def positions_run_on_through_the_row(monkeypatch):
-    """Each completion behind the one before it, as if the row were one text."""
+    """Each completion after the one before it, as if the row were one text."""
     real = completion_states.extend_positions
 
     def wrong(last, num):
-        behind = real(last, num)
-        return behind + num * (torch.arange(behind.shape[1]) % 4)[None, :, None]
+        after = real(last, num)
+        return after + num * (torch.arange(after.shape[1]) % 4)[None, :, None]
 
     monkeypatch.setattr(completion_states, "extend_positions", wrong)
 
@@ -134,7 +134,7 @@ def completions_teach_the_prompt_nothing(monkeypatch):
 
 
 def each_part_is_differentiated_by_itself(monkeypatch):
-    """Backward only: the log-sum-exp of a part stands in the place of the joined one."""
+    """Backward only: the log-sum-exp of a part replaces the joined one."""
     real = prefix_attention.Attended
 
     def wrong(out, lse, state):

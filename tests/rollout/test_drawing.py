@@ -112,7 +112,7 @@ def test_a_large_vocabulary_keeps_its_edges():
 
 
 def test_rare_words_are_told_apart():
-    """1,000 words of 1e-9 behind a likely one: a sum in float32, near 1, has steps of 6e-8."""
+    """1,000 words of 1e-9 after a likely one: a sum in float32, near 1, has steps of 6e-8."""
     logits = torch.full((1, 1001), math.log(1e-9))
     logits[0, 0] = 0
     at = torch.linspace(1 - 1.1e-6, BELOW_1, 2500, dtype=torch.float64)

@@ -170,7 +170,7 @@ def test_each_prompt_is_read_once_and_nothing_is_run_behind_the_end(parts, promp
     assert sampled.is_finished.all()
     assert longest < 200
     assert sampled.completion_ids.shape == (16, longest)
-    # The last token of the longest needs no state behind it.
+    # The last token of the longest needs no state after it.
     assert sizes == [int(prompts.attention_mask.sum())] + [16] * (longest - 1)
     sizes, _ = calls_of_the_language_model(parts, make_shared(max_new_tokens=1), prompts)
     assert len(sizes) == 1

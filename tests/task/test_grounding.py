@@ -1,4 +1,4 @@
-"""What is asked and what is answered: templates, their mistakes, the order of a turn's parts."""
+"""Prompts and answers of the grounding task: templates, their errors, the order in a turn."""
 
 import pytest
 from parts import make_task

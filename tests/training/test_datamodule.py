@@ -71,7 +71,7 @@ SPLITS = ("train", "val", "test")
 
 @pytest.fixture
 def defective(tmp_path, tiny_world):
-    """Two good queries; one reversed, one behind the end, one ending behind the end."""
+    """Two good queries; one reversed, one after the end, one that ends after the end."""
     video_id = sorted(path.stem for path in (tiny_world / "videos").iterdir())[0]
     path = tmp_path / "defective.json"
     times = [[1.0, 2.0], [5.0, 5.0], [99.0, 100.0], [2.0, 100.0], [3.0, 4.0]]

@@ -38,7 +38,7 @@ def parts(tiny_checkpoint, tiny_world):
 
 @pytest.fixture
 def settings(parts):
-    """What all data modules share."""
+    """Behaviour that all data modules share."""
     return {
         "name": "small",
         "on_missing": "error",

@@ -97,7 +97,7 @@ def test_every_update_is_the_formula_with_the_ratio_to_the_policy_that_sampled(
     assert abs(float(updates[2]["importance_ratio"]) - 1) > 1e-4
     mean = sum(float(totals["loss"]) for totals in updates) / 3
     assert float(logged["loss"]) == pytest.approx(mean)
-    # How far the sampler was from the policy is told before the policy has moved.
+    # The distance of sampler and policy is logged before the policy is updated.
     assert ["sampler_gap" in totals for totals in updates] == [True, False, False]
     assert 0 < float(logged["policy/sampler_gap"]) < 1e-5
 

@@ -1,4 +1,4 @@
-"""The reference: the policy as it started, for ever, at the cost of what is trained alone."""
+"""The reference is a frozen copy of the initial policy and shares untrained weights."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def score(policy, batch):
 
 
 def own(reference, policy):
-    """What the reference holds beside the policy's own weights."""
+    """The weights that the reference does not share with the policy."""
     shared = {id(p) for p in policy.parameters()}
     return {name for name, p in reference.named_parameters() if id(p) not in shared}
 

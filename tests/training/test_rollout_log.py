@@ -1,4 +1,4 @@
-"""What is told about a step's rollouts."""
+"""Metrics and table rows of a step's rollouts."""
 
 from __future__ import annotations
 

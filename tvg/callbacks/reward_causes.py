@@ -77,7 +77,7 @@ def tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Shares above which a cause is told, and what the messages refer to."""
+    """Shares above which a cause is reported, and names that the messages use."""
 
     max_unparsed: float
     max_truncated: float

@@ -37,10 +37,10 @@ class RewardHealth(Callback):
     Args:
         run_dir: folder of the run.
         window: rollouts that are looked at together, at least 1.
-        max_unparsed: share of completions without a readable segment that is borne.
-        max_truncated: share of completions cut at the length limit that is borne.
-        max_flat_groups: share of groups with equal rewards that is borne.
-        max_kl: KL to the reference, a token, that is borne; None for any.
+        max_unparsed: warn above this share of completions without a readable segment.
+        max_truncated: warn above this share of completions cut at the length limit.
+        max_flat_groups: warn above this share of groups with equal rewards.
+        max_kl: warn above this KL to the reference per token; None: never.
         max_new_tokens: that length limit, for the messages.
         max_exact_drop: how far the share of answers of exactly the asked format may fall below the
             best window so far.

@@ -30,7 +30,7 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a process that this signal ended: 130 or 143."""
+        """The code that a shell reports for a process ended by this signal: 130 or 143."""
         return 128 + self.signum
 
 

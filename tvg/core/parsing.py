@@ -31,7 +31,7 @@ _THINK_TO_ANSWER = re.compile(r"</think>\s*+<answer>")
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """What a completion says; None for what it does not say."""
+    """The parts found in a completion; None for a part that is missing."""
 
     segment: Segment | None  # as written: may be reversed, or reach beyond the clip
     thought: str | None = None  # inside the first <think> block, stripped

@@ -19,7 +19,7 @@ REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 def reduction_denominator(
     mask: Tensor, reduction: Reduction, *, max_tokens: int | None = None
 ) -> Tensor:
-    """What `reduce_tokens` divides by, to be summed over micro-batches and ranks.
+    """The denominator of `reduce_tokens`, to be summed over micro-batches and ranks.
 
     Args:
         mask: [N, C], nonzero where a token carries loss.

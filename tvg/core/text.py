@@ -10,7 +10,7 @@ _WORD = re.compile(r"[^\W_]++")
 
 
 def first_block(text: str, opening: str, closing: str) -> str | None:
-    """What stands between the first opening tag and the closing tag after it, stripped."""
+    """The text between the first opening tag and the closing tag after it, stripped."""
     start = text.find(opening)
     end = text.find(closing, start + len(opening)) if start >= 0 else -1
     return text[start + len(opening) : end].strip() if end >= 0 else None

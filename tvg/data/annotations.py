@@ -168,7 +168,7 @@ class MixedSets:
         """Reads a split of every set that has it; in training, as often as its weight says.
 
         `on_missing` replaces that of each set. The report counts each example once,
-        however often it stands in an epoch; what is outside a fraction's share counts as dropped.
+        however often it occurs in an epoch; what is outside a fraction's share counts as dropped.
 
         Raises:
             ValueError: no set has the split, or what a set's reader raises.

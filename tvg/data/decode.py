@@ -1,7 +1,7 @@
-"""Reading frames of a video file, behind one interface.
+"""One interface for reading the frames of a video file.
 
 `VideoDecoder.open` gives a view on one file: what it holds, and frames by index in bounded chunks,
-so that a long clip never stands in memory at full size. Two backends give the same pixels: decord
+so that a long clip is never held in memory at full size. Two backends give the same pixels: decord
 (`tvg.data.decode_decord`) and PyAV (`tvg.data.decode_pyav`). This module must stay free of torch:
 the decoding process of `tvg.data.time_limit` imports it, and has to start fast.
 """

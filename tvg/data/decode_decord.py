@@ -50,7 +50,7 @@ class DecordDecoder(VideoDecoder):
         import av  # noqa: F401
         import decord
 
-        # FFmpeg's remarks on files that decode well; real failures come back as errors.
+        # FFmpeg warns about files that decode well; real failures come back as errors.
         decord.logging.set_level(decord.logging.QUIET)
 
     @contextmanager

@@ -138,7 +138,7 @@ def head_bytes(shape: ModelShape, params: Parameters, row: Row, precision: Preci
 
 
 def forward_bytes(shape: ModelShape, tokens: int, precision: Precision) -> int:
-    """What a pass without gradients over so many tokens needs at once: a layer's widest moment."""
+    """Peak bytes of a pass without gradients over so many tokens: the widest point of a layer."""
     wide = 3 * shape.mlp * precision.compute
     return tokens * (wide + shape.hidden * (2 * precision.stream + FLOAT))
 

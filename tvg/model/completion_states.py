@@ -33,14 +33,14 @@ def repeated(
     """Every completion after its own copy of prompt and video, in padded rows of P + C tokens."""
     copies = prompts.repeat(group_size)
     positions = policy.position_ids(copies)
-    behind = extend_positions(positions[..., -1], completion_ids.shape[1])
+    after = extend_positions(positions[..., -1], completion_ids.shape[1])
     embedded = policy.embed(copies)
     completion_embeds = policy.model.get_input_embeddings()(completion_ids)
     no_video = torch.zeros_like(completion_mask, dtype=torch.bool)
     states: Tensor = policy.model.model.language_model(
         inputs_embeds=torch.cat([embedded.embeds, completion_embeds], dim=1),
         attention_mask=torch.cat([copies.attention_mask, completion_mask], dim=1),
-        position_ids=policy.language_positions(torch.cat([positions, behind], dim=-1)),
+        position_ids=policy.language_positions(torch.cat([positions, after], dim=-1)),
         use_cache=False,
         **embedded.options(torch.cat([embedded.is_video, no_video], dim=1)),
     ).last_hidden_state
@@ -58,7 +58,7 @@ def shared_prefix(
     row = pack(prompts.attention_mask, completion_mask, group_size=group_size)
     is_prompt, is_real = prompts.attention_mask.bool(), completion_mask.bool()
     positions = policy.position_ids(prompts)
-    behind = extend_positions(
+    after = extend_positions(
         positions[..., -1].repeat_interleave(group_size, dim=1), completion_ids.shape[1]
     )
     embedded = policy.embed(prompts)
@@ -67,7 +67,7 @@ def shared_prefix(
     order = torch.cat([row.prompt_places, row.completion_places]).argsort()
     flat_embeds = torch.cat([embeds, completion_embeds.to(embeds.dtype)])[order]
     flat_video = torch.cat([is_video, is_video.new_zeros(len(completion_embeds))])[order]
-    flat_positions = torch.cat([positions[:, is_prompt], behind[:, is_real]], dim=1)[:, order]
+    flat_positions = torch.cat([positions[:, is_prompt], after[:, is_real]], dim=1)[:, order]
     states: Tensor = policy.model.model.language_model(
         inputs_embeds=flat_embeds.unsqueeze(0),
         attention_mask=no_mask(policy.model),

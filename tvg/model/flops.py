@@ -111,10 +111,10 @@ def _language(
         mine = completions[number * group : (number + 1) * group]
         fed = [max(length - 1, 0) for length in mine]  # nothing follows a last token
         tokens = prompt + sum(fed)
-        behind = sum(length * prompt + length * (length + 1) / 2 for length in fed)
+        after = sum(length * prompt + length * (length + 1) / 2 for length in fed)
         products += (shape.layers - 1) * layer * tokens
         products += keys * tokens + (layer - keys) * (1 + sum(fed))
-        pairs += (shape.layers - 1) * (prompt * (prompt + 1) / 2 + behind) + prompt + behind
+        pairs += (shape.layers - 1) * (prompt * (prompt + 1) / 2 + after) + prompt + after
     return products, 4.0 * shape.queries * pairs
 
 

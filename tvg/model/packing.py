@@ -1,4 +1,4 @@
-"""One row of tokens for prompts and their completions: every prompt stands in it once.
+"""One row of tokens for prompts and their completions; every prompt appears once.
 
 The row of B prompts with G completions each is [p1, c11 ... c1G, p2, c21 ...], without any padding.
 Matrix products, norms and MLPs see T tokens; only attention (`tvg.model.prefix_attention`) knows

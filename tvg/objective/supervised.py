@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross-entropy of the target answer, and of nothing else."""
+"""Supervised fine-tuning: cross-entropy of the target answer alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pictures share: colours, fonts, text that any query survives, and clipped segments."""
+"""Shared by all pictures: colours, fonts, text that any query survives, and clipped segments."""
 
 from __future__ import annotations
 

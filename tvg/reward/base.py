@@ -1,4 +1,4 @@
-"""What a reward is, and what it may ask for."""
+"""The interface of rewards, and the inputs that one may ask for."""
 
 from __future__ import annotations
 

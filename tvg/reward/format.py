@@ -8,7 +8,7 @@ from tvg.core.parsing import has_format
 class FormatReward:
     """1 for a completion that is exactly a think and an answer block, else 0.
 
-    What stands in the blocks does not count, as in Time-R1.
+    The content of the blocks does not count, as in Time-R1.
 
     Args:
         think: False for prompts that ask for the answer block alone.

@@ -1,4 +1,4 @@
-"""What a thought looks like, in numbers: length, keywords, time ranges, paragraphs.
+"""Statistics of a thought: length, keywords, time ranges, paragraphs.
 
 Logged beside the rewards by the Time-R1 release, and not paid there; given a weight they are.
 Functions of the settings in their YAML; all are 0 where the think block is missing.

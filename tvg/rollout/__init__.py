@@ -1,1 +1,1 @@
-"""Engines that sample completions, behind one interface."""
+"""Engines that sample completions."""

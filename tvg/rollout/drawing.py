@@ -14,7 +14,7 @@ def uniforms(qids: Sequence[str], *, group_size: int, num_tokens: int, seed: int
     """One uniform number a token of each completion: float64 [N, num_tokens] in [0, 1).
 
     Each completion has a generator of its own, so its draws are the same whichever prompts share
-    its batch. A query that stands in a batch twice gets other draws the second time.
+    its batch. A query that occurs twice in a batch gets other draws the second time.
     """
     seen: Counter[str] = Counter()
     rows = []

@@ -105,7 +105,7 @@ class GroundingTask:
         self._thinks = think and not is_thought_written
 
     def query_text(self, query: str) -> str:
-        """The query as it stands in the prompt."""
+        """The query as the prompt shows it."""
         if self.query_blanks != "keep":
             query = query.strip()
         if self.strip_period:
@@ -114,7 +114,7 @@ class GroundingTask:
         return query.lower() if self.lowercase else query
 
     def asked_query(self, example: GroundingExample) -> str:
-        """The query of an example as it stands in the prompt."""
+        """The query of an example as the prompt shows it."""
         return self.query_text(example.query if example.raw_query is None else example.raw_query)
 
     def messages(self, example: GroundingExample) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ class PolicyModule(TrainedStateModule):
         seed: every draw is a function of this seed, the step and the rank.
 
     Raises:
-        ValueError: a micro-batch of nothing, or a rate for what is not there or not trained.
+        ValueError: micro_batch_size < 1, or a learning rate for a part that is missing or frozen.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Keeps remarks of other libraries that help no user of ours out of the log."""
+"""Silences irrelevant warnings of libraries."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import nn
 from tvg.model.adapters import adapter_ids
 from tvg.model.freezing import PARTS, part_of_each
 
-ADAPTER = "adapter"  # beside the model's parts, whichever of them it stands in
+ADAPTER = "adapter"  # LoRA's weights, in whichever part of the model they are
 
 
 def parameter_groups(model: nn.Module, part_lr: Mapping[str, float | None]) -> list[dict[str, Any]]:

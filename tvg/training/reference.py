@@ -13,7 +13,7 @@ from tvg.model.policy import Policy
 
 
 def frozen_copy(policy: Policy) -> Policy:
-    """The policy as it starts, for ever; what the policy never trains is shared, not copied.
+    """Frozen copy of the initial policy; weights that are never trained are shared, not copied.
 
     Adapters start as nothing, so the reference has none: it is the weights under them.
     """
@@ -27,7 +27,7 @@ def frozen_copy(policy: Policy) -> Policy:
 def in_use(
     reference: Policy, policy: Policy, *, device: torch.device, offload: bool
 ) -> Iterator[Policy]:
-    """Has the reference on the device; with `offload`, its own weights rest on the CPU else."""
+    """Puts the reference on the device; with `offload` its own weights are on the CPU otherwise."""
     if not offload:
         yield reference
         return

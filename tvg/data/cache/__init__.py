@@ -1,5 +1,5 @@
 """Clips kept on disk, so that no epoch decodes a video a second time.
 
 `key` tells what decides an entry's content, `store` keeps entries that show every changed byte, and
-`frames` puts both behind the interface of a clip loader.
+`frames` gives both the interface of a clip loader.
 """

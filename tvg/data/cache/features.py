@@ -125,7 +125,7 @@ class FeatureCache:
     def note_failure(
         self, path: Path, window: Segment | None, lead_in: LeadIn | None, problem: str
     ) -> None:
-        """Keeps what is wrong with a clip: whoever loads it is told so, as by a decoder.
+        """Records the problem of a clip; loading it raises the same error as decoding does.
 
         Raises:
             OSError: the folder cannot be written to, or the disk is full.

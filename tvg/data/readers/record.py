@@ -20,7 +20,7 @@ class Query:
     video: str
     sentence: str  # stripped
     segment: Segment
-    duration_s: float | None  # as stated: of the window, where there is one; 0 is told apart
+    duration_s: float | None  # as stated: of the window, where there is one; 0 is not None
     window: Segment | None = None
     difficulty: float | None = None
     prediction: Segment | None = None

@@ -45,7 +45,7 @@ def read_time_r1(
 
     May be there: "duration" (of the window), "qid", "video_start" and "video_end" (the window, in
     the file's seconds), "difficulty" (100 * IoU of a model's prediction) and "pred", that
-    prediction. "video" is a path: it is looked for as it stands in `video_dir`, then by its file
+    prediction. "video" is a path: it is looked for as given in `video_dir`, then by its file
     name. Other numbers and texts go to `extra`. For the rest see
     `tvg.data.readers.rules.read_queries`.
 

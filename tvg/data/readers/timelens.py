@@ -38,7 +38,7 @@ def read_timelens_100k(
     """Reads lines {"video_path", "duration", "source", "events": [{"query", "span"}, ...]}.
 
     A span is [s, e], or a list of such: an event of several spans has no single answer, so it is
-    left out of training; a benchmark keeps the first. "video_path" is looked for as it stands in
+    left out of training; a benchmark keeps the first. "video_path" is looked for as given in
     `video_dir`, then by its file name. "source" and other numbers and texts, of the video and of
     the event, go to `extra`. A query's id is "video_path:index", without the extension. For the
     rest see `tvg.data.readers.rules.read_queries`.

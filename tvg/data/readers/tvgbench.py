@@ -48,7 +48,7 @@ def read_tvgbench(
     May be there: "duration" (of the window), "start" and "end" (the window, in the file's seconds),
     "qsemtype" and "source", which become "query_type" and "source" in `extra`. A query's id is
     "VIDEO:index", the index counting the file's own queries on that video. "path" is looked for as
-    it stands in `video_dir`, then by its file name. For the rest see
+    it is given in `video_dir`, then by its file name. For the rest see
     `tvg.data.readers.rules.read_queries`.
 
     Raises:

@@ -1,6 +1,6 @@
 """The families of video-language models that can be trained, by the `model_type` of their config.
 
-What differs among them stands in one object each; nothing else asks which family a model is of.
+One object per family holds everything that differs; nothing else asks for a model's family.
 A further family is one more file here, and its line in `FAMILIES`.
 """
 
