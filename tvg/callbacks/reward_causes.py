@@ -1,4 +1,4 @@
-"""Why nothing is learnt: what a number of completions and their rewards have in common."""
+"""Finds out why rewards give no signal, from a number of completions and their rewards."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def _flat(name: str, found: Tally, limits: Limits) -> Cause | None:
         return None
     if value > 0:
         message = (
-            f"{name}: {value:g} in all of the last {found.num} completions: it tells them apart no "
-            f"more (nothing to worry about where it is learnt; else see reward.{name})"
+            f"{name}: {value:g} in all of the last {found.num} completions: it no longer "
+            f"discriminates (no problem if it is learnt; otherwise see reward.{name})"
         )
         return Cause(f"constant.{name}", message, is_grave=False)
     message = f"{name}: {value:g} in 100 % of the last {found.num} completions, "

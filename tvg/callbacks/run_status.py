@@ -1,4 +1,4 @@
-"""How a run ended, for MLflow's dashboard."""
+"""Sets the status of MLflow runs: finished, failed or killed."""
 
 from __future__ import annotations
 

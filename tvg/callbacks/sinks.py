@@ -1,4 +1,4 @@
-"""Where tables, texts, files and pictures go: every logger of the trainer that can hold them.
+"""Sends tables, texts, files and pictures to every logger of the trainer that can hold them.
 
 All functions do nothing where no such logger is on, and on every rank but zero.
 """

@@ -1,4 +1,4 @@
-"""How fast the run goes: seconds, prompts and tokens of each optimizer step."""
+"""Logs the speed of a run: seconds, prompts and tokens of each optimizer step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well two segments agree: intersection over union, generalised, distance of their ends."""
+"""Agreement of two segments: intersection over union, generalised, distance of their ends."""
 
 from __future__ import annotations
 

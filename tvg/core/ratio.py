@@ -1,4 +1,4 @@
-"""How far the policy is from the one that is divided by: log importance ratios and weights."""
+"""Log importance ratios of the policy to another one, and the weights made of them."""
 
 from __future__ import annotations
 

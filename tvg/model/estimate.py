@@ -1,4 +1,4 @@
-"""How much memory a GRPO run needs on one GPU, by arithmetic alone.
+"""Estimates the memory of a GRPO run on one GPU, by arithmetic alone.
 
 Model states follow ZeRO (arXiv 1910.02054, section 3): 2 + 2 + 12 bytes a parameter in half
 precision with float32 masters under AdamW, 4 + 4 + 8 in float32; stage 1 shares the optimizer's

@@ -1,4 +1,4 @@
-"""How long a run will be, told without making its loaders."""
+"""The length of a run, computed without making its loaders."""
 
 from __future__ import annotations
 

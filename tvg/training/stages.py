@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Times the stages of a training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a signal ends training: between two steps, with a checkpoint, on all ranks at once."""
+"""A signal ends training between two steps, with a checkpoint, on all ranks at once."""
 
 from __future__ import annotations
 
