@@ -19,12 +19,21 @@ _IGNORED = (
 )
 
 
+# DeepSpeed's, for every machine without a GPU: saving a model imports it, trained with it or not.
+_NO_ACCELERATOR = "Setting accelerator to CPU"
+
+
 def quiet_libraries() -> None:
     """Silences tips, deprecations between other packages and progress bars without a terminal."""
     for message in _IGNORED:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").addFilter(_is_of_use)
     if not sys.stderr.isatty():
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return _NO_ACCELERATOR not in record.getMessage()
