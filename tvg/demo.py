@@ -1,4 +1,4 @@
-"""The demo: draw a world, cold start, GRPO, and what each is worth on the same test queries."""
+"""The demo: draws a world, trains a cold start and GRPO, and evaluates both on one test split."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tvg.types import GroundingExample, VideoClip
 log = logging.getLogger(__name__)
 
 NUM_PICTURES = 3
-DECODING_LIMIT_S = 60.0  # of a clip that takes some milliseconds
+DECODING_LIMIT_S = 60.0  # per clip; decoding one takes milliseconds
 LABELS = {
     "chance": "chance (random training segments)",
     "constant": "best constant answer",
@@ -62,16 +62,16 @@ def run_demo(
     grpo: Sequence[str],
     evaluation: Sequence[str],
 ) -> float:
-    """Runs every stage in this process; each is a run of its own below `run_dir`.
+    """Runs every stage in this process; each is a separate run below `run_dir`.
 
     Args:
         cfg: the config of the demo itself.
-        seed: of weights, order and draws.
-        num_threads: of PyTorch, while the demo runs.
+        seed: seed of weights, data order and random draws.
+        num_threads: number of PyTorch threads while the demo runs.
         shared: overrides for all stages.
-        sft: further overrides of the cold start.
-        grpo: further overrides of the reinforcement learning.
-        evaluation: further overrides of the evaluations.
+        sft: further overrides for the cold start.
+        grpo: further overrides for the reinforcement learning.
+        evaluation: further overrides for the evaluations.
 
     Returns:
         mIoU after GRPO on the test queries.
@@ -132,7 +132,7 @@ def _run_stages(
 
 
 def _decode_all(world: PromptDataModule) -> None:
-    """Fills the frame cache with every processor, which the first epoch would do with one."""
+    """Fills the frame cache on all CPU cores; the first epoch would fill it on one."""
     clips = world.clips
     if not isinstance(clips, FrameCache):
         return
@@ -142,7 +142,7 @@ def _decode_all(world: PromptDataModule) -> None:
         prepare_frames(
             unique_requests(examples), clips, num_workers=num_workers, timeout_s=DECODING_LIMIT_S
         )
-    except ValueError as error:  # a full disk, or another demo fills it: training needs no cache
+    except ValueError as error:  # full disk, or another demo fills it: the cache is optional
         log.warning("%s; clips are decoded when they are trained on", error)
 
 
@@ -154,8 +154,8 @@ def blind_baselines(
 ) -> dict[str, dict[str, Any]]:
     """Metrics of answers that ignore the video.
 
-    "chance" answers with segments drawn from the training set, "constant" with the one share of
-    the clip that would have scored best there.
+    "chance" answers with segments drawn from the training set, "constant" always answers with the
+    fractions of the clip that score best there.
     """
     num = len(test_examples)
     guesses = {
@@ -169,7 +169,7 @@ def blind_baselines(
 
 
 class _Clock:
-    """Wall seconds of each stage."""
+    """Measures the wall-clock seconds of each stage."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -187,10 +187,10 @@ class _Clock:
 
 
 def _refuse_lost_overrides() -> None:
-    """Stages have configs of their own, to which words of the demo's command line do not reach.
+    """Refuses command-line overrides that would not reach the stages, with configs of their own.
 
     Raises:
-        ValueError: there are such words; says where they belong.
+        ValueError: there are such overrides; the message says where they belong.
     """
     if not HydraConfig.initialized():
         return
@@ -207,12 +207,12 @@ def _refuse_lost_overrides() -> None:
 
 
 def _begin(run_dir: Path, overrides: Sequence[Any]) -> None:
-    """Clears what a finished demo left; an interrupted one of the same kind is gone on with."""
+    """Clears an earlier demo's results, unless it was interrupted and had the same overrides."""
     marker, kind = run_dir / UNFINISHED, json.dumps(list(overrides))
     if marker.is_file() and marker.read_text(encoding="utf-8") == kind:
         log.info("demo: going on with the interrupted one in %s", run_dir)
         return
-    (run_dir / RESULTS_FILE).unlink(missing_ok=True)  # of the former demo
+    (run_dir / RESULTS_FILE).unlink(missing_ok=True)  # of the previous demo
     for stage in STAGES:
         shutil.rmtree(run_dir / stage, ignore_errors=True)
     write_text(marker, kind)
@@ -224,7 +224,7 @@ def _place(run_dir: Path, stage: str) -> list[str]:
 
 
 def _draw_examples(folder: Path, world: PromptDataModule, predictions: list[Prediction]) -> None:
-    """Filmstrips of the first few test queries, as `tvg-predict` draws them."""
+    """Draws filmstrips of the first few test queries, like `tvg-predict`."""
     for example, prediction in list(zip(world.examples("test"), predictions, strict=True))[
         :NUM_PICTURES
     ]:

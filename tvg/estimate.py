@@ -1,4 +1,4 @@
-"""`tvg-train train.estimate=true`: what memory a run needs, without weights and without videos."""
+"""`tvg-train train.estimate=true`: estimates the memory of a run, without weights or videos."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tvg.model.meta import meta_model
 from tvg.model.shape import ModelShape, Parameters, count_parameters, shape_of
 from tvg.training.noise import quiet_libraries
 
-FILE_FPS = 30.0  # of a video whose rate nobody has looked up
-CHARS_PER_TOKEN = 3  # Qwen2.5's tokenizer makes fewer tokens of English than that
-CHAT_TOKENS = 64  # what the chat template adds
-STEP_TOKENS = 12  # of the text that some prompts put before each step of a clip's grid
-TIMED_FAMILIES = ("qwen3_vl", "internvl")  # theirs do so by themselves
+FILE_FPS = 30.0  # assumed frame rate of the video files
+CHARS_PER_TOKEN = 3  # pessimistic: Qwen2.5's tokenizer makes fewer tokens of English
+CHAT_TOKENS = 64  # added by the chat template
+STEP_TOKENS = 12  # of the text that some prompts put before each time step of a clip
+TIMED_FAMILIES = ("qwen3_vl", "internvl")  # their prompts always have such text
 LONG_QUERY = "x" * 200
 
 
@@ -49,7 +49,7 @@ def show_estimate(cfg: DictConfig, *, console: Console | None = None) -> None:
 
 
 def make_job(cfg: DictConfig, *, clip_s: float | None) -> Job:
-    """Reads a config of `tvg-train`; `clip_s`: the longest clip, None where nobody knows."""
+    """Builds a job from a config of `tvg-train`; `clip_s`: the longest clip, None if unknown."""
     settings = plain(cfg)
     shape, model, checkpoint = _model(cfg)
     params = count_parameters(model)
@@ -95,14 +95,14 @@ def make_job(cfg: DictConfig, *, clip_s: float | None) -> Job:
 
 
 def _rating_tokens(settings: Any) -> int:
-    """The longest answer while a callback rates the training list; 0 where none does."""
+    """Longest completion while a callback rates the training list; 0 if none does."""
     entries = value(settings, "callbacks") or {}
     limits = [number(entry, "max_new_tokens") for entry in entries.values() if entry]
     return int(max((limit or 0 for limit in limits), default=0))
 
 
 def _model(cfg: DictConfig) -> tuple[ModelShape, Any, Checkpoint]:
-    """A model that is created for the run is created for the count, too, and thrown away."""
+    """Builds the model; one that the config creates goes to a temporary folder."""
     cfg = cfg.copy()
     with tempfile.TemporaryDirectory() as folder:
         if is_section(at(cfg.model, "create")) and "folder" in cfg.model.create:
@@ -113,7 +113,7 @@ def _model(cfg: DictConfig) -> tuple[ModelShape, Any, Checkpoint]:
 
 
 def _is_cast(settings: Any) -> bool:
-    """Whether all weights, trained or frozen, are cast to half precision for the run."""
+    """Returns whether all weights, trained or frozen, are cast to half precision for the run."""
     wanted = str(value(settings, "trainer.precision"))
     is_half = wanted.startswith(("bf16", "16"))
     return is_half and (is_deepspeed(settings) or wanted.endswith("-true"))
@@ -128,7 +128,7 @@ def _precision(settings: Any) -> Precision:
 
 
 def _trained_bytes(settings: Any, precision: Precision, params: Parameters) -> int:
-    """Of one number: adapters, and what is trained beside them, are float32 over any weights."""
+    """Bytes per trained weight; with adapters, all trained weights are float32 unless cast."""
     return FLOAT if params.adapters and not _is_cast(settings) else precision.weight
 
 
@@ -138,7 +138,7 @@ def _sharding(settings: Any) -> Sharding:
         num_devices = len(devices)
     elif str(devices).isdigit():
         num_devices = int(devices)
-    else:  # auto, -1: all that there are
+    else:  # auto, -1: all devices
         num_devices = torch.cuda.device_count()
     return Sharding(
         devices=max(num_devices, 1) * int(number(settings, "trainer.num_nodes") or 1),
@@ -150,14 +150,14 @@ def _sharding(settings: Any) -> Sharding:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingList:
-    """Number and length of the examples that a run trains on, as annotated."""
+    """Number of examples that a run trains on, and their longest clip, as annotated."""
 
     num_examples: int | None  # None: they cannot be read
-    clip_s: float | None  # the longest, None: not every length is stated
+    clip_s: float | None  # the longest; None: not every length is stated
 
     @property
     def words(self) -> str:
-        """The source of the largest prompt."""
+        """Text that says how the largest prompt was determined."""
         if self.clip_s is not None:
             return f"the training annotations' longest clip has {self.clip_s:.0f} s"
         reason = "do not state every length" if self.num_examples is not None else "cannot be read"
@@ -168,16 +168,16 @@ class TrainingList:
 
 
 def training_list(cfg: DictConfig) -> TrainingList:
-    """Reads the training annotations, and no video."""
-    # Resolved first: files may be named after the world that is taken away.
+    """Reads the training annotations, but no video."""
+    # Resolved first, because file names may refer to the world that is removed below.
     node = OmegaConf.create(OmegaConf.to_container(cfg.data, resolve=True))
     assert isinstance(node, DictConfig)
     for key in ("video_dir", "world"):
         if key in node:
-            node[key] = None  # the annotations alone
+            node[key] = None  # annotations only
     try:
         examples = build(node)(task=None, processor=None, seed=cfg.seed).examples("train")
-    except (ValueError, OSError):  # no such file, or it has to be drawn first
+    except (ValueError, OSError):  # no such file, or it is not drawn yet
         return TrainingList(num_examples=None, clip_s=None)
     lengths = [e.window.length_s if e.window else e.duration_s for e in examples]
     known = [length for length in lengths if length is not None]
@@ -188,7 +188,7 @@ def training_list(cfg: DictConfig) -> TrainingList:
 def _prompt(
     cfg: DictConfig, shape: ModelShape, clip_s: float | None, *, model_type: str
 ) -> tuple[int, int]:
-    """Tokens of the largest prompt, and its patches; frames are as large as sampling allows."""
+    """Tokens and patches of the largest prompt, with frames as large as sampling allows."""
     sampling: FrameSampling = build(cfg.data.loader).keywords["sampling"]
     num_frames = sampling.max_frames
     if clip_s is not None:
@@ -202,13 +202,13 @@ def _prompt(
         text_tokens += STEP_TOKENS * num_steps
     limit = cfg.data.get("max_prompt_tokens")
     prompt_tokens = video_tokens + text_tokens
-    if limit is not None and prompt_tokens > limit:  # longer ones are refused
+    if limit is not None and prompt_tokens > limit:  # longer prompts are refused
         video_tokens, prompt_tokens = max(limit - text_tokens, 0), limit
     return prompt_tokens, video_tokens * shape.merge
 
 
 def visible_memory_gib() -> float | None:
-    """The memory of the GPU at hand."""
+    """Total memory of the first GPU in GiB; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     return float(torch.cuda.get_device_properties(0).total_memory) / GIB

@@ -9,12 +9,12 @@ from tvg.model.job import Job
 from tvg.model.remedies import remedies
 
 GIB = 2**30
-USABLE = 0.95  # of a GPU's memory: the CUDA context and the allocator's gaps take the rest
+USABLE = 0.95  # share of a GPU's memory; the CUDA context and the allocator's gaps take the rest
 MAX_REMEDIES = 6
 
 
 def make_table(lines: list[Line], job: Job) -> Table:
-    """One row for each thing that takes memory."""
+    """Builds a table with one row per item that takes memory."""
     table = Table(title=f"Memory of each of {job.sharding.devices} device(s)")
     for column in ("what", "when"):
         table.add_column(column, no_wrap=True)
@@ -31,7 +31,7 @@ def make_table(lines: list[Line], job: Job) -> Table:
 
 
 def run_size(job: Job, num_examples: int | None) -> list[str]:
-    """Prompts of a step, steps of an epoch (where the examples are known), and a checkpoint."""
+    """Prompts per step, steps per epoch (if the examples are known), and checkpoint size."""
     devices = job.sharding.devices
     step = f"A step takes {job.prompts_of_all:,} prompts"
     step += f": {job.prompts:,} on each of {devices} devices" if devices > 1 else ""
@@ -47,7 +47,7 @@ def run_size(job: Job, num_examples: int | None) -> list[str]:
 
 
 def verdict(job: Job, lines: list[Line], *, memory_gib: float | None) -> list[str]:
-    """Whether it fits, and what would help where it does not."""
+    """Lines that say whether the run fits and, if it does not, what would help."""
     needed = total(lines)
     if memory_gib is None:
         return ["No GPU to compare with: train.device_memory_gib=80 does."]
@@ -67,7 +67,7 @@ def verdict(job: Job, lines: list[Line], *, memory_gib: float | None) -> list[st
 
 
 def size(number_of_bytes: float) -> str:
-    """Bytes for people; nothing for nothing."""
+    """Formats a number of bytes for people; `-` for none."""
     if number_of_bytes <= 0:
         return "-"
     if number_of_bytes < 0.1 * GIB:

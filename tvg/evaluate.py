@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Writes `predictions.jsonl` and `metrics.json` under `run_dir`; returns the metrics.
 
-    A stopped evaluation is taken up again by the same command in the same `run_dir`.
+    To resume a stopped evaluation, run the same command with the same `run_dir`.
     """
     quiet_libraries()
     with claimed(cfg, "evaluate") as folder:
@@ -94,7 +94,7 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         run_dir / "metrics.json",
         run_dir / PREDICTIONS_FILE,
     ]
-    # A store that cannot be opened is an error here; the same command then has only to log.
+    # Raises if a logger's store cannot be opened; the same command then only has to log.
     loggers = steady(build_all(cfg.get("logger")))
     log_evaluation(loggers, metrics, files=files, prefix=f"{cfg.split}")
     partial.remove()
@@ -104,7 +104,7 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
 
 def _difficulty_file(cfg: DictConfig) -> Path | None:
-    """Where difficulties go, checked before any work is done."""
+    """Returns the file for difficulties, checked before any work is done."""
     if cfg.evaluate.write_difficulty is None:
         return None
     path = Path(cfg.evaluate.write_difficulty)
@@ -119,8 +119,8 @@ def _difficulty_file(cfg: DictConfig) -> Path | None:
 def _partial(
     cfg: DictConfig, parts: Parts, folder: RunFolder, device: torch.device
 ) -> PartialPredictions:
-    """The predictions of an earlier run of the same evaluation."""
-    examples = parts.data.examples(cfg.split)  # a file may have changed under the same name
+    """Returns the predictions of an earlier, interrupted run of the same evaluation."""
+    examples = parts.data.examples(cfg.split)  # the file may have changed but not its name
     told = repr([(e.qid, e.raw_query or e.query, e.segment, e.window, e.lead_in) for e in examples])
     digest = hashlib.sha256((folder.identity.digest + told).encode()).hexdigest()[:16]
     decides = fingerprint(parts.policy.to(device)) + digest

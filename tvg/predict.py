@@ -1,4 +1,4 @@
-"""Prediction: the moment of one sentence in one video file, with a picture of it."""
+"""Prediction: finds the moment that a sentence describes in a video file, and draws it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _predicted(cfg: DictConfig, console: Console) -> Prediction:
     window, truth = _segment(cfg, "window"), _segment(cfg, "truth")
     loader: ClipLoader = build(cfg.loader)(decoder=build(cfg.decoder))
     window = _window_of(loader, Path(cfg.video), window)
-    clip = loader.load(Path(cfg.video), window)  # before the model: the cheaper thing to go wrong
+    clip = loader.load(Path(cfg.video), window)  # before the model, as it fails faster
     example = GroundingExample(
         qid="query",
         video=str(cfg.video),
@@ -114,7 +114,7 @@ def _is_seconds(value: Any) -> bool:
 
 
 def _window_of(loader: ClipLoader, video: Path, window: Segment | None) -> Segment | None:
-    """Returns the window that is shown: as given, or an error."""
+    """Returns the window to show; raises if it is not a part of the file."""
     if window is None:
         return None
     try:
@@ -126,7 +126,7 @@ def _window_of(loader: ClipLoader, video: Path, window: Segment | None) -> Segme
 
 
 def _in_file(segment: Segment | None, window: Segment | None) -> Segment | None:
-    """Returns a segment of the window in the file's own seconds."""
+    """Converts a segment from the window's seconds to the file's seconds."""
     if segment is None or window is None:
         return segment
     return Segment(segment.start_s + window.start_s, segment.end_s + window.start_s)
@@ -139,22 +139,23 @@ def _time_label(window: Segment | None) -> str:
 
 
 def _oddity(segment: Segment | None, duration_s: float) -> str | None:
-    """Returns what no true segment of a clip can be, in words."""
+    """Describes why this cannot be a true segment of the clip; None if it can."""
     if segment is None:
         return None
     if segment.start_s > segment.end_s:
         return "is reversed: its start is after its end"
     if segment.start_s >= duration_s:
         return f"lies after the clip, which is {duration_s:.2f} s long"
-    if segment.end_s > duration_s + 0.005:  # as printed
+    if segment.end_s > duration_s + 0.005:  # half of the printed precision
         return f"ends after the clip, which is {duration_s:.2f} s long"
     return None
 
 
 def _as_json(prediction: Prediction, window: Segment | None) -> dict[str, Any]:
-    """Returns the prediction, whose segments count from the window's start, and the file's times.
+    """Returns the prediction as JSON, with its times in the file.
 
-    `window` and `segment_in_file` are in the file's seconds; `oddity` says what is wrong.
+    The prediction's segments count from the window's start; `window` and `segment_in_file` are in
+    the file's seconds. `oddity` says what is wrong with the segment.
     """
     return {
         **prediction.__dict__,

@@ -46,11 +46,11 @@ log = logging.getLogger(__name__)
 def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
     """Reads every split, probes every video, fills the cache; prints a table, writes the report.
 
-    All of it is gone through, whatever is missing or broken on the way.
+    Everything is checked, even if some of it is missing or broken.
 
     Raises:
-        ValueError: videos are missing or cannot be read and `data.on_missing` is "error" (the
-            report is written all the same); or a file leaves no example.
+        ValueError: videos or queries cannot be used and `data.on_missing` is "error" (the report
+            is still written), or no example of a file is left.
     """
     with claimed(cfg, "prepare") as folder:
         return _prepare(cfg, folder, console or Console())
@@ -59,7 +59,7 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
 def _prepare(cfg: DictConfig, folder: RunFolder, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     _check_outputs(cfg)
-    # What is missing is not fatal before everything has been looked at.
+    # Missing videos must not stop the check before everything has been looked at.
     data = build(cfg.data)(task=None, processor=None, seed=cfg.seed, on_missing="skip")
     if not cfg.prepare.check_only:
         data.prepare_data()
@@ -82,7 +82,7 @@ def _prepare(cfg: DictConfig, folder: RunFolder, console: Console) -> dict[str, 
     }
     _show(console, data, inspections, videos)
     if cfg.get("logger"):
-        folder.begin()  # its files stay, whatever they report
+        folder.begin()  # keeps the run's files, whatever they report
     _write(cfg, report, total)
     _stop_if_unusable(cfg, data.source, inspections)
     return report
@@ -101,7 +101,7 @@ def _check_outputs(cfg: DictConfig) -> None:
 
 
 def _read(data: PromptDataModule, split: Split | None) -> dict[tuple[Split, ...], ReadResult]:
-    """Reads each annotation file once; splits that share one under the same rules stand together.
+    """Reads each annotation file once; splits that share a file and its rules are grouped.
 
     Raises:
         ValueError: there is no such split, or a file does not fit its format.
@@ -119,18 +119,18 @@ def _read(data: PromptDataModule, split: Split | None) -> dict[tuple[Split, ...]
     for splits in groups.values():
         try:
             results[tuple(splits)] = data.read(splits[0])
-        except ReadError as error:  # nothing is left: told at the end, with what was met
+        except ReadError as error:  # no example is left: reported at the end
             results[tuple(splits)] = ReadResult(examples=[], report=error.report)
     return results
 
 
 def _outside_share(data: PromptDataModule, splits: tuple[Split, ...]) -> Sequence[Any]:
-    """All training examples of a mixture: other weights ask for others, the cache has them."""
+    """All training examples of a mixture, so that the cache also serves other weights."""
     if not isinstance(data.source, MixedSets) or "train" not in splits:
         return ()
     try:
         return data.read_whole("train")
-    except ReadError:  # `_read` has met it
+    except ReadError:  # already handled by `_read`
         return ()
 
 
@@ -181,7 +181,7 @@ def _print_lines(console: Console, lines: Sequence[str]) -> None:
 
 
 def _write(cfg: DictConfig, report: dict[str, Any], total: Inspection) -> None:
-    """Writes report and picture where they are asked for; loggers get both in any case."""
+    """Writes report and picture if their paths are set; loggers get both in any case."""
     run_dir = Path(cfg.run_dir)
     report_path, overview_path = cfg.prepare.report, cfg.prepare.overview
     if cfg.get("logger"):
@@ -197,7 +197,7 @@ def _write(cfg: DictConfig, report: dict[str, Any], total: Inspection) -> None:
     if overview_path is not None:
         figure = draw_overview_of(total.examples, title=report["dataset"])
         files.append(save_figure(figure, overview_path))
-    loggers = steady(build_all(cfg.get("logger")))  # their stores may fail: the report is written
+    loggers = steady(build_all(cfg.get("logger")))  # after the report, as a logger may fail
     log_evaluation(loggers, report, files=files, prefix="prepare", folder="prepare")
 
 

@@ -64,7 +64,7 @@ class Parts:
 
 
 def build_parts(cfg: DictConfig, *, split: Split) -> Parts:
-    """Builds task, sampler, data and model; annotations are read before weights, which are slow."""
+    """Builds task, sampler, data and model; reads annotations first, as loading weights is slow."""
     forward_by = cfg.policy.forward if "policy" in cfg else "shared_prefix"
     task = build(cfg.prompt)
     checkpoint: Checkpoint = build(cfg.model)
@@ -84,13 +84,13 @@ def build_parts(cfg: DictConfig, *, split: Split) -> Parts:
 def build_data(
     cfg: DictConfig, *, task: GroundingTask | None = None, processor: Any | None = None
 ) -> PromptDataModule:
-    """Builds the data module; without task and processor it reads examples, but no batches."""
+    """Builds the data module; without task and processor, it gives examples but no batches."""
     data: PromptDataModule = build(cfg.data)(task=task, processor=processor, seed=cfg.seed)
     return data
 
 
 def build_module(cfg: DictConfig, parts: Parts) -> LightningModule:
-    """Builds the objective: sampler and rewards reach those that ask for them."""
+    """Builds the objective; it gets the sampler and the rewards only if it takes them."""
     module: LightningModule = offer(
         build(cfg.objective),
         policy=parts.policy,
@@ -108,7 +108,7 @@ def build_module(cfg: DictConfig, parts: Parts) -> LightningModule:
 
 
 def offer(factory: Callable[..., Any], **parts: Any) -> Any:
-    """Calls `factory` with those of the parts that its signature asks for."""
+    """Calls `factory` with those of the parts that its signature accepts."""
     wanted = inspect.signature(factory).parameters
     return factory(**{name: part for name, part in parts.items() if name in wanted})
 
@@ -125,7 +125,7 @@ def train(cfg: DictConfig) -> float | None:
     """Trains, and writes `export/`, a plain Hugging Face folder; returns the last val/miou.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM; the step in progress was finished and saved.
+        Interrupted: on SIGINT or SIGTERM, after the step in progress was finished and saved.
     """
     quiet_libraries()
     try:
@@ -137,8 +137,8 @@ def train(cfg: DictConfig) -> float | None:
             return _train(cfg, folder)
     except Interrupted as stop:
         if stop.is_agreed and not is_first_rank():
-            # Lightning kills all ranks that it has started when one of them ends with another
-            # code, the first one in the middle of its report.
+            # If a rank exits with a nonzero code, Lightning kills all ranks that it has started,
+            # and the first one in the middle of its report.
             raise SystemExit(0) from stop
         stop.advice = resume_advice(Path(cfg.run_dir))
         raise
@@ -151,7 +151,7 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
     start = run_start(folder, ckpt_path)
     remove_leftovers_of_run(run_dir)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    notes = {RECORD_FILE: record_text(cfg)}  # before the checkpoint it may come from moves
+    notes = {RECORD_FILE: record_text(cfg)}  # before the checkpoint it may come from is moved
     parts = build_parts(cfg, split="train")
     module = build_module(cfg, parts)
     validations = ValidationRecord(run_dir=run_dir)
@@ -161,11 +161,11 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
         if trainer.is_global_zero:
             rehearse_export(parts.policy, parts.processor, run_dir / EXPORT, notes=notes)
         trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
-        folder.begin()  # where nothing was left to train
+        folder.begin()  # in case nothing was left to train
         if isinstance(module, StoppableModule) and module.is_stopped:
             interruption.check(is_agreed=True)
         catching_up.finish(trainer, module, parts.data)
-        if trainer.checkpoint_callback is not None:  # the end, whatever the saving interval
+        if trainer.checkpoint_callback is not None:  # saves the end, whatever the saving interval
             save_last(trainer, run_dir / CHECKPOINTS / LAST)
         interruption.release()
         if trainer.is_global_zero:
@@ -186,7 +186,7 @@ def build_all(nodes: DictConfig | None) -> list[Any]:
 
 
 def run_start(folder: RunFolder, checkpoint: Path | None) -> RunStart:
-    """The callback that begins a run; a checkpoint of another run is refused here if it can be.
+    """Returns the callback that begins a run; refuses another run's checkpoint early if it can.
 
     Raises:
         ValueError: the checkpoint's run had settings that a resumed run cannot change.
@@ -206,7 +206,8 @@ def build_trainer(
 ) -> Trainer:
     """Builds the Lightning trainer with its loggers, callbacks and strategy.
 
-    `first` and `last` stand around the callbacks of the config; those that save come after them.
+    `first` and `last` come before and after the callbacks of the config. Callbacks that save
+    checkpoints run after all of these.
     """
     callbacks = [*first, *build_all(cfg.get("callbacks")), *last]
     if not cfg.trainer.get("enable_progress_bar", True):
@@ -223,7 +224,7 @@ def build_trainer(
 
 
 def gpu_check(cfg: DictConfig) -> None:
-    """Stops a run for GPUs on a machine without one, before anything is read.
+    """Stops a GPU run on a machine with too few GPUs, before anything is read.
 
     Raises:
         ValueError: `trainer.accelerator` or `trainer.devices` ask for GPUs that are not there.

@@ -1,8 +1,8 @@
-"""The records that travel from annotation file to loss.
+"""Data classes passed between the stages of the pipeline, from annotation file to loss.
 
-Letters in shapes: B prompts, G completions a prompt (group size), N = B * G completions,
+Letters in shapes: B prompts, G completions per prompt (group size), N = B * G completions,
 P prompt tokens (left-padded), C completion tokens (right-padded), T frames, V vocabulary.
-Times are seconds from the start of the clip (of its window, where the file is cut).
+Times are seconds from the start of the clip (or of its window, if only a part of the file is used).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Segment(NamedTuple):
 
 
 class LeadIn(NamedTuple):
-    """Frames put before a clip, so that its moments come later than anyone has learnt."""
+    """Filler frames put before a clip, to shift its events past the training positions."""
 
     length_s: float  # rounded to whole frames of the file when the clip is loaded
     kind: Literal["blank", "noise", "freeze"]  # black, random pixels, the clip's first frame
-    seed: int  # of the random pixels
+    seed: int  # seed of the random pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,18 +40,18 @@ class GroundingExample:
     """One query on one video, as read from an annotation file (or from a user's request)."""
 
     qid: str
-    video: str  # the id or relative path that the annotation states
-    video_path: Path | None  # the file found for it; None where only annotations are read
+    video: str  # id or relative path, as annotated
+    video_path: Path | None  # the file found for it; None if only annotations are read
     query: str
-    segment: Segment | None  # truth, relative to the window's start; None when it is not known
-    duration_s: float | None  # of the clip (of the window, where there is one), as stated
+    segment: Segment | None  # ground truth, relative to the window's start; None if unknown
+    duration_s: float | None  # annotated length of the clip (of the window, if there is one)
     window: Segment | None = None  # the part of the file to show, in the file's own seconds
     difficulty: float | None = None  # 100 * IoU of a model's earlier prediction; high = easy
     prediction: Segment | None = None  # that earlier prediction
     hint: Segment | None = None  # coarse label for supervised training; None: use `segment`
-    lead_in: LeadIn | None = None  # put before the clip; segment and duration count it already
-    raw_query: str | None = None  # the query with its outer blanks in the file; None: it has none
-    # what else the file states, by its name there: source, query type, pass rate ...
+    lead_in: LeadIn | None = None  # already included in `segment` and `duration_s`
+    raw_query: str | None = None  # with surrounding whitespace, as in the file; None: it has none
+    # other fields of the annotation, under their original names: source, query type, pass rate ...
     extra: Mapping[str, str | float] = field(default_factory=dict)
 
 
@@ -60,14 +60,14 @@ class VideoClip:
     """Sampled and resized frames of one clip."""
 
     frames: Tensor  # uint8 [T, 3, H, W], H and W multiples of patch * merge
-    sampled_fps: float  # frames per second really sampled, not the rate asked for
+    sampled_fps: float  # actual frames per second; may differ from the requested rate
     frame_times_s: Tensor  # float64 [T], when each frame appears, relative to the window's start
-    duration_s: float  # of the clip as found in the file
+    duration_s: float  # length of the clip, read from the file
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedClip:
-    """A clip as the frozen vision trunk sees it, instead of its frames."""
+    """Features of a clip from the frozen vision trunk, used instead of its frames."""
 
     features: Tensor  # bfloat16 [patches, vision hidden size], before the merger
     grid_thw: Tensor  # int64 [3] in patches
@@ -77,7 +77,7 @@ class EncodedClip:
 
 
 class _Batch:
-    """Moves every tensor field of a dataclass (nested batches included) to a device."""
+    """Base class with `to`, which moves every tensor field (also of nested batches) to a device."""
 
     def to(self, device: torch.device | str) -> Self:
         moved = {
@@ -94,21 +94,21 @@ class PromptBatch(_Batch):
 
     input_ids: Tensor  # int64 [B, P], left-padded; video placeholders expanded
     attention_mask: Tensor  # int64 [B, P]
-    # float [patches of all clips, channels * temporal_patch * patch**2]; None: features are there
+    # float [patches of all clips, channels * temporal_patch * patch**2]; None: see video_features
     pixel_values_videos: Tensor | None
-    # float [patches of all clips, vision hidden size]: of the frozen trunk, before the merger
+    # float [patches of all clips, vision hidden size], from the frozen trunk, before the merger
     video_features: Tensor | None = None
     video_grid_thw: Tensor  # int64 [clips, 3] in patches, before the spatial merge
-    sampled_fps: Tensor  # float64 [clips]: the rate really sampled; feeds the position ids
+    sampled_fps: Tensor  # float64 [clips]: actual sampling rate; used for the position ids
     examples: list[GroundingExample] = field(default_factory=list)  # length B
     unreadable: list[str] = field(default_factory=list)  # clips left out or replaced, and why
-    duration_s: Tensor  # float64 [B], of the clips as found in the files
+    duration_s: Tensor  # float64 [B], lengths of the clips, read from the files
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
     def rows(self, start: int, stop: int) -> PromptBatch:
-        """The prompts [start, stop), with their clips; one clip a prompt."""
+        """Returns the prompts [start, stop) with their clips; requires one clip per prompt."""
         assert self.video_grid_thw.shape[0] == len(self), "one clip a prompt expected"
         ends = self.video_grid_thw.prod(-1).cumsum(0).tolist()
         patches = slice([0, *ends][start], [0, *ends][min(stop, len(self))])
@@ -125,7 +125,7 @@ class PromptBatch(_Batch):
         )
 
     def repeat(self, num: int) -> PromptBatch:
-        """Every prompt `num` times in a row, each with a copy of its clip."""
+        """Repeats every prompt `num` times in a row, each time with a copy of its clip."""
         rows = [self.rows(index, index + 1) for index in range(len(self)) for _ in range(num)]
 
         def joined(name: str) -> Tensor:
@@ -153,13 +153,13 @@ class RolloutBatch(_Batch):
     group_size: int
     completion_ids: Tensor  # int64 [N, C], right-padded
     completion_mask: Tensor  # int64 [N, C]: 1 up to and including the first EOS
-    # float32 [N, C], of the sampler before any top_p or top_k; 0 where masked
+    # float32 [N, C], log-probs of the sampler before top_p and top_k; 0 where masked
     old_logprobs: Tensor
     texts: list[str] = field(default_factory=list)  # length N, special tokens removed
-    is_finished: Tensor  # bool [N]: ended by EOS, not cut at the length limit
+    is_finished: Tensor  # bool [N]: ended by EOS, not truncated at the length limit
 
     def part(self, prompts: range, completions: range) -> RolloutBatch:
-        """Some prompts, with some completions of each group."""
+        """Returns some of the prompts, with some of the completions of each group."""
         numbers = torch.arange(len(self.prompts) * self.group_size).view(-1, self.group_size)
         rows = numbers[prompts.start : prompts.stop, completions.start : completions.stop].flatten()
         places = rows.to(self.completion_ids.device)
@@ -176,7 +176,7 @@ class RolloutBatch(_Batch):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardOutput:
-    """The weighted total and every raw part, so that each is a column of its own in the logs."""
+    """The weighted total, and the raw value of each reward, which is logged as its own column."""
 
     total: Tensor  # float32 [N]
     parts: dict[str, Tensor]  # name -> float32 [N], before weighting

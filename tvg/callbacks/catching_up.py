@@ -1,4 +1,4 @@
-"""A resumed run first does what a kill took from the step that its checkpoint was saved in."""
+"""Lets a resumed run complete the step in which its checkpoint was saved."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _KEY = "missed"  # of the checkpoint
 class ValidationRecord(Callback):
     """Keeps the metrics of the last validation in `run_dir/validation.json`.
 
-    The file says which weights were validated at which step; it is written once the loggers have
-    the metrics, NaN and infinity as null, which JSON has no numbers for. To be the last callback
-    but those that save checkpoints.
+    The file records which weights were validated at which step. It is written after the loggers
+    have received the metrics. NaN and infinity are written as null, because JSON has no numbers
+    for them. This has to be the last callback, except for those that save checkpoints.
 
     Args:
         run_dir: folder of the run.
@@ -48,16 +48,16 @@ class ValidationRecord(Callback):
         values = {name: float(trainer.callback_metrics[name]) for name in names}
         metrics = {name: v if math.isfinite(v) else None for name, v in values.items()}
         record = {**_place(trainer, pl_module), "metrics": metrics}
-        with reported_only(self.path):  # without it, a resumed run validates again
+        with reported_only(self.path):  # if the file is missing, a resumed run validates again
             write_json(self.path, record)
 
     def metrics(self) -> dict[str, float]:
-        """Of the last validation, NaN where a value was not finite; empty where there was none."""
+        """Metrics of the last validation, NaN if not finite; empty if there was no validation."""
         found = self._read().get("metrics", {})
         return {str(name): math.nan if v is None else float(v) for name, v in found.items()}
 
     def is_of(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Whether the last validation was that of the weights as they are, at this step."""
+        """True if the last validation was of the current weights, at the current step."""
         found = self._read()
         return all(found.get(name) == now for name, now in _place(trainer, pl_module).items())
 
@@ -70,25 +70,26 @@ class ValidationRecord(Callback):
 
 
 class CatchingUp(Callback):
-    """Logs and validates, in a resumed run, what the run before did not come to.
+    """Does, in a resumed run, the logging and validation that the previous run did not reach.
 
-    A checkpoint is saved when a step's weights have changed, which is before Lightning hands the
-    step's metrics to the loggers and before the validation that follows. The metrics are kept in
-    the checkpoint and logged again on resume: the same values at the same step. The validation is
-    done by the resumed run, before anything else, unless `record` has it. To be the first callback.
+    A checkpoint is saved as soon as a step has changed the weights. At that point Lightning has
+    neither passed the step's metrics to the loggers nor run the validation that follows. The
+    metrics are therefore saved in the checkpoint and logged on resume, with the same values at the
+    same step. The resumed run does the validation before anything else, unless `record` already
+    has it. This has to be the first callback.
 
     Args:
-        record: of the validations of this run.
+        record: record of this run's validations.
     """
 
     def __init__(self, *, record: ValidationRecord) -> None:
         super().__init__()
         self.record = record
-        self._is_unlogged = False  # a step ends just now
+        self._is_unlogged = False  # a step has ended whose metrics are not logged yet
         self._is_validating = False
-        self._missed: dict[str, Any] = {}  # as found in the checkpoint
+        self._missed: dict[str, Any] = {}  # as loaded from the checkpoint
 
-    # -- what a checkpoint is too early for ------------------------------------------------------
+    # -- what is not logged yet when a checkpoint is saved ----------------------------------------
 
     def on_train_batch_end(self, *arguments: Any) -> None:
         self._is_unlogged = True
@@ -136,12 +137,12 @@ class CatchingUp(Callback):
     def finish(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: pl.LightningDataModule
     ) -> None:
-        """To be called after the fit: one that was at its end already did not start."""
+        """Call this after the fit: a run that was already complete never started training."""
         if self._catch_up(trainer, pl_module):
             trainer.validate(pl_module, datamodule=data, verbose=False)
 
     def _catch_up(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Logs what was missed; returns whether a validation was, too, on every rank the same."""
+        """Logs the missed metrics; returns whether a validation was missed, on all ranks."""
         missed, self._missed = self._missed, {}
         if not missed:
             return False

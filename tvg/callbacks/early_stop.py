@@ -14,21 +14,23 @@ log = logging.getLogger(__name__)
 
 
 class RewardPlateau(Callback):
-    """Stops once no window of steps has beaten the best one for `patience` steps.
+    """Stops training if no window of steps has beaten the best one for `patience` steps.
 
-    The metric is averaged over windows of `window` optimizer steps, one after the other: a single
-    step's reward is mostly noise. All ranks decide together, and the state is in checkpoints. With
-    `sample_filtering`, lists get harder from epoch to epoch: give it patience for some epochs.
+    The metric is averaged over consecutive windows of `window` optimizer steps, because the reward
+    of a single step is mostly noise. All ranks decide together, and checkpoints include the state.
+    With `sample_filtering`, the training list gets harder from epoch to epoch: set `patience` to
+    several epochs.
 
     Args:
-        metric: logged at every step; larger is better.
-        window: optimizer steps that are averaged, at least 1.
+        metric: name of a metric that is logged at every step; larger is better.
+        window: optimizer steps to average over, at least 1.
         patience: optimizer steps without a better window, at least `window`.
-        min_delta: by how much a window has to be better than the best so far, at least 0.
-        warmup_steps: optimizer steps before which nothing is stopped, at least 0.
+        min_delta: minimum improvement over the best window so far, at least 0.
+        warmup_steps: optimizer steps during which training is never stopped, at least 0.
 
     Raises:
-        ValueError: a setting out of range, or the metric is not logged; names the config key.
+        ValueError: a setting is out of range, or the metric is not logged; the message names the
+            config key.
     """
 
     def __init__(
@@ -49,10 +51,10 @@ class RewardPlateau(Callback):
         self.min_delta = min_delta
         self.warmup_steps = warmup_steps
         self.best = -math.inf  # mean of the best window
-        self.best_step = 0  # its last step
-        self.total = 0.0  # of the window that is not full yet
-        self.num_steps = 0  # in it
-        self.last_step = 0  # that was counted
+        self.best_step = 0  # last step of the best window
+        self.total = 0.0  # sum over the current, incomplete window
+        self.num_steps = 0  # in the current window
+        self.last_step = 0  # last step that was counted
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.last_step = trainer.global_step
@@ -93,7 +95,7 @@ class RewardPlateau(Callback):
         return float(logged[self.metric])
 
     def _note(self, mean: float, step: int) -> bool:
-        """Takes in a full window; whether it is time to stop."""
+        """Records the mean of a full window; returns whether to stop training."""
         if mean > self.best + self.min_delta:
             self.best, self.best_step = mean, step
             return False

@@ -1,4 +1,4 @@
-"""Evaluation results to whatever loggers are on, without a trainer."""
+"""Logs evaluation results to the configured loggers, without a trainer."""
 
 from __future__ import annotations
 

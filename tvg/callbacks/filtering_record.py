@@ -1,4 +1,4 @@
-"""The files of a round of sample filtering: its list, its statistics, and a table of them."""
+"""Records of sample-filtering rounds: the examples, their statistics, and a printed table."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """One round.
+    """Result of one round of sample filtering.
 
     Attributes:
-        number: epochs before it.
-        step: optimizer steps before it.
-        examples: all that the run started from, with the difficulty they have now.
-        chosen: what is trained on next.
-        predictions: by id, of what was scored in this round.
-        num_unreadable: how many could not be scored, since their clips cannot be read.
-        mastered_above: an IoU.
+        number: epochs before the round.
+        step: optimizer steps before the round.
+        examples: all examples that the run started from, with their current difficulty.
+        chosen: examples that the next epoch trains on.
+        predictions: example ID -> prediction, for the examples scored in this round.
+        num_unreadable: examples that could not be scored because their clips cannot be read.
+        mastered_above: IoU above which an example counts as mastered.
     """
 
     number: int
@@ -45,7 +45,11 @@ class RoundRecord:
     mastered_above: float
 
     def numbers(self) -> dict[str, float]:
-        """The logged metrics; shares and means are over what was scored, IoU in [0, 1]."""
+        """Returns the metrics to log.
+
+        Shares and means are over the scored examples, except `mean_difficulty_selected`, which is
+        over the chosen ones. Difficulties are 100 * IoU.
+        """
         scored = list(self.predictions.values())
         ious = [prediction.iou or 0.0 for prediction in scored]
         chosen = [e.difficulty for e in self.chosen if e.difficulty is not None]
@@ -63,7 +67,7 @@ class RoundRecord:
         }
 
     def keep(self, trainer: pl.Trainer, folder: Path) -> None:
-        """Writes both files and logs the numbers; on the first rank alone."""
+        """Writes both files and logs the numbers, on rank zero only."""
         if not trainer.is_global_zero:
             return
         selected = {example.qid for example in self.chosen}
@@ -91,7 +95,7 @@ class RoundRecord:
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a round."""
+    """A table with one row per round."""
     table = Table(title="sample filtering", title_justify="left", header_style="bold")
     heads = ("round", "step", "selected", "of", "mean IoU", "at 0", "mastered", "unparsed")
     for head in heads:
@@ -104,7 +108,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def print_rounds(folder: Path) -> None:
-    """Prints the table of the rounds whose statistics a folder holds."""
+    """Prints a table of the rounds whose statistics are in a folder."""
     files = sorted(folder.glob("round_*.json"))
     if files:
         rounds = [json.loads(path.read_text(encoding="utf-8")) for path in files]

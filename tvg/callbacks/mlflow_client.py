@@ -1,4 +1,4 @@
-"""An MLflow client whose writes never raise: those that fail are kept and sent again."""
+"""An MLflow client whose writes never raise: failed writes are kept and sent again."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from tvg.core import interruption
 from tvg.task.report import write_text
 
 UNSENT_FILE = "mlflow_unsent.jsonl"
-_PROBE_S = 1.0  # that a step waits for a locked sqlite store; MLflow itself would wait for 20
+_PROBE_S = 1.0  # longest wait of a step for a locked sqlite store; MLflow itself would wait 20 s
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
-_LARGEST_SHARE = 0.1  # of a run's time that failing attempts may take
-_END_PATIENCE_S, _FAILED_PATIENCE_S = 60.0, 10.0  # for a store to come back when a run ends
+_LARGEST_SHARE = 0.1  # largest share of a run's time spent on failing attempts
+_END_PATIENCE_S, _FAILED_PATIENCE_S = 60.0, 10.0  # longest wait for the store when a run ends
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Write:
-    """One call of MlflowClient that changes the run, in values that JSON holds."""
+    """One MlflowClient call that changes the run, with JSON-serialisable arguments."""
 
     call: str
-    arguments: dict[str, Any]  # but for the run's id, which a resumed run may change
+    arguments: dict[str, Any]  # without the run's ID, which a resumed run may change
 
 
 class ResendingClient:
-    """Has MlflowClient's methods; those that write to the run keep what could not be sent.
+    """Wraps an MlflowClient; writes to the run that fail are kept and sent again.
 
-    Failed writes wait in `file`, one JSON object a line, and go out in order before the next
-    write: after a pause at first 5 s, then up to 60 s long, at the end of the run, and when the
-    run is resumed. Times and steps are those of logging; the stores keep one value of equal time
-    and step, so that a write sent twice shows once.
+    Failed writes wait in `file`, one JSON object per line, and are sent in order before the next
+    write. The pause between attempts grows from 5 s to 60 s. Waiting writes are also sent at the
+    end of the run and when the run is resumed. Each write keeps the time and step at which it was
+    logged. The stores keep one value per time and step, so a write that is sent twice shows once.
 
     Args:
         client: the MlflowClient.
-        run_id: the run that is written to.
-        database: file of an sqlite store, to find out fast that it is locked or gone; None: none.
-        file: where writes wait; those of a killed run in it are sent first.
+        run_id: ID of the run to write to.
+        database: file of an sqlite store, used to detect quickly that it is locked or gone; None
+            for other stores.
+        file: file of the waiting writes; writes left in it by a killed run are sent first.
     """
 
     def __init__(self, client: Any, *, run_id: str, database: Path | None, file: Path) -> None:
@@ -56,18 +57,18 @@ class ResendingClient:
         self._pause_s = _FIRST_PAUSE_S
         self._next_try_s = 0.0
         self._has_warned = False
-        self._is_open = True  # as found by the last attempt
+        self._is_open = True  # according to the last attempt
         if self._waiting:
             self._send_waiting()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # not of the client: asked for by copy and pickle
+        if name.startswith("_"):  # looked up by copy and pickle; not the client's
             raise AttributeError(name)
         return getattr(self._client, name)
 
     @property
     def num_waiting(self) -> int:
-        """Writes that are still to be sent."""
+        """Number of writes that are still to be sent."""
         return len(self._waiting)
 
     def log_batch(
@@ -96,16 +97,16 @@ class ResendingClient:
         self._write("log_artifact", local_path=path, artifact_path=artifact_path)
 
     def log_table(self, run_id: str, data: dict[str, list[Any]], artifact_file: str) -> None:
-        """Unlike MlflowClient's, replaces a table of that name."""
+        """Replaces a table of the same name, unlike MlflowClient."""
         self._write("log_table", data=data, artifact_file=artifact_file)
 
     def set_terminated(
         self, run_id: str, status: str | None = None, end_time: int | None = None
     ) -> None:
-        """Ends the run, and waits some time for what is still to be sent."""
+        """Ends the run and waits a limited time until the remaining writes are sent."""
         end_time = end_time or int(time.time() * 1000)
         self._write("set_terminated", status=status, end_time=end_time)
-        # A scheduler that sent SIGTERM kills half a minute later.
+        # A scheduler that sends SIGTERM kills the process about half a minute later.
         may_wait = status in (None, "FINISHED") and interruption.pending() is None
         self._drain(_END_PATIENCE_S if may_wait else _FAILED_PATIENCE_S)
         if self._waiting:
@@ -126,13 +127,14 @@ class ResendingClient:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(_line(write))
-        except OSError as error:  # in memory it waits on
+        except OSError as error:  # the write still waits in memory
             log.warning("cannot write %s: %s", self._file, error)
 
     def _send_waiting(self) -> bool:
-        """Sends what waits, in order; whether nothing waits any more.
+        """Sends the waiting writes in order; returns True if none is left.
 
-        A write that fails while the store answers (an artifact on a full disk) lets others pass.
+        A write that fails although the store answers (e.g. an artifact on a full disk) does not
+        block the others.
         """
         number = len(self._waiting)
         failed: list[Write] = []
@@ -147,7 +149,7 @@ class ResendingClient:
         if len(self._waiting) < number:
             try:
                 self._rewrite_file()
-            except OSError as error:  # sent again after a kill, which changes nothing
+            except OSError as error:  # after a kill they are sent again, which is harmless
                 log.warning("cannot write %s: %s", self._file, error)
         if self._waiting:
             return False
@@ -169,8 +171,8 @@ class ResendingClient:
             time.sleep(1.0)
 
     def _answers(self) -> bool:
-        """Whether it was the write that failed, and not the store."""
-        if not self._is_open:  # to ask would wait for the lock of another process
+        """True if the store answers, so that only the write failed."""
+        if not self._is_open:  # asking would wait for the lock of another process
             return False
         try:
             with quiet(level=logging.CRITICAL):
@@ -180,7 +182,7 @@ class ResendingClient:
         return True
 
     def _try(self, write: Write) -> bool:
-        """Sends a write; False if it has to be sent again."""
+        """Sends a write; returns False if it has to be sent again."""
         begin_s = time.monotonic()
         problem = None if self._database is None else problem_of(self._database, wait_s=_PROBE_S)
         self._is_open = problem is None
@@ -189,7 +191,7 @@ class ResendingClient:
                 with quiet(level=logging.CRITICAL):
                     _send(self._client, self._run_id, write)
                 return True
-            except Exception as error:  # of any library between here and the server
+            except Exception as error:  # from any library between here and the server
                 problem = f"{error}".strip().split("\n")[0] or type(error).__name__
                 if _is_refused(error, write):
                     rank_zero_warn(f"MLflow refuses to log {write.call}: {problem}")
@@ -228,7 +230,7 @@ def _send(client: Any, run_id: str, write: Write) -> None:
 def _replace_table(client: Any, run_id: str, columns: dict[str, list[Any]], file: str) -> None:
     folder = file.rpartition("/")[0]
     if any(known.path == file for known in client.list_artifacts(run_id, folder or None)):
-        # The encoding of MlflowClient.log_table, which would append to the file.
+        # The same encoding as MlflowClient.log_table, which would append to the file.
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         table = {"columns": list(columns), "data": rows}
         client.log_text(run_id, json.dumps(table, ensure_ascii=False), file)
@@ -237,7 +239,7 @@ def _replace_table(client: Any, run_id: str, columns: dict[str, list[Any]], file
 
 
 def _is_refused(error: Exception, write: Write) -> bool:
-    """Whether a write would fail again whenever it were sent."""
+    """True if the write would fail again at any later time."""
     if write.call == "log_artifact" and not Path(write.arguments["local_path"]).exists():
         return True
     return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
@@ -248,7 +250,7 @@ def _line(write: Write) -> str:
 
 
 def _read(file: Path) -> list[Write]:
-    """The writes that a killed or finished run left; its end is none of the resumed run."""
+    """Reads the writes left by an earlier run, except its end, since the resumed run goes on."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""A start that fails leaves MLflow as it was: no run in state RUNNING, no finished one changed."""
+"""Restores MLflow after a failed start: no run stays RUNNING, no finished run is changed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from tvg.callbacks.mlflow_logger import RUN_FILE
 from tvg.callbacks.mlflow_store import database_of, problem_of
 
-_BUSY_S = 60.0  # that a store which another process has locked is waited for
+_BUSY_S = 60.0  # longest wait for a store that another process has locked
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """Of a run in an MLflow store."""
+    """State of a run in an MLflow store."""
 
     tracking_uri: str
     run_id: str
@@ -31,13 +31,13 @@ class _State:
 
 @contextmanager
 def state_kept(run_dir: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
-    """Puts the MLflow run of a folder back into its state where a start fails before it begins.
+    """Restores the MLflow run of a folder if a start fails before training begins.
 
-    A run that this start has made ends as FAILED.
+    A run that this start has created ends as FAILED.
 
     Args:
         run_dir: folder of the run.
-        has_begun: whether training has begun, after which the state is that of the training.
+        has_begun: returns whether training has begun; from then on, nothing is restored.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         yield
@@ -55,7 +55,7 @@ def state_kept(run_dir: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
 
 
 def _state(run_dir: Path) -> _State | None:
-    """The state of the run that a folder is logged to; None where none can be told."""
+    """State of the run that a folder is logged to; None if it cannot be determined."""
     path = run_dir / RUN_FILE
     if not path.is_file():
         return None
@@ -67,10 +67,10 @@ def _state(run_dir: Path) -> _State | None:
         uri, run_id = str(held["tracking_uri"]), str(held["run_id"])
         database = database_of(uri)
         if database is not None and problem_of(database, wait_s=_BUSY_S) is not None:
-            return None  # MLflow would make a missing one in place, and try a broken one ten times
+            return None  # MLflow would create a missing store, and try a broken one ten times
         info = _client(uri).get_run(run_id).info
     except (ValueError, TypeError, KeyError, OSError, MlflowException, SQLAlchemyError):
-        return None  # what makes the logger says so
+        return None  # building the logger reports the error
     return _State(tracking_uri=uri, run_id=run_id, status=info.status, end_time=info.end_time)
 
 

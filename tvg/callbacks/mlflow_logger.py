@@ -1,4 +1,4 @@
-"""The MLflow logger: one run a run folder, taken up again when the folder is resumed."""
+"""The MLflow logger: one MLflow run per run folder, continued when the folder is resumed."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _STATUS = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED"}
 
 
 class RunLogger(MLFlowLogger):
-    """Lightning's MLFlowLogger on a run that is there already, by a client that never raises.
+    """Lightning's MLFlowLogger for an existing run, with a client whose writes never raise.
 
     Args:
-        experiment_name: of the run.
-        experiment_id: of the run.
-        tracking_uri: the store.
-        run_id: the run.
-        client: writes to it.
+        experiment_name: name of the run's experiment.
+        experiment_id: ID of that experiment.
+        tracking_uri: URI of the store.
+        run_id: ID of the run.
+        client: client that writes to the run.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class RunLogger(MLFlowLogger):
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Ends the run, and sends what still waits.
+        """Ends the run and sends the writes that are still waiting.
 
         Args:
-            status: Lightning's word, or a name of `mlflow.entities.RunStatus`.
+            status: Lightning's status, or a name of `mlflow.entities.RunStatus`.
         """
         self._resending.set_terminated(self.run_id, _STATUS.get(status, status.upper()))
 
 
 def _experiment_id(client: Any, name: str, database: Path | None) -> str:
-    """The experiment of that name, made where it is missing, with its files beside the store."""
+    """Returns the experiment's ID; creates a missing one, with its files beside an sqlite store."""
     known = client.get_experiment_by_name(name)
     if known is not None and known.lifecycle_stage == "deleted":
         raise ValueError(
@@ -92,7 +92,7 @@ def _experiment_id(client: Any, name: str, database: Path | None) -> str:
 
 
 def _known_run(client: Any, run_dir: Path, tracking_uri: str) -> str | None:
-    """The run that the folder was logged to, where that still is in this store."""
+    """ID of the run that the folder was logged to; None if it is not in this store."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -105,7 +105,7 @@ def _known_run(client: Any, run_dir: Path, tracking_uri: str) -> str | None:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # a server that does not answer, say
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # e.g. a server that does not answer
             raise
         run = None
     if run is None or run.info.lifecycle_stage == "deleted":
@@ -126,30 +126,30 @@ def make_mlflow_logger(
     parent_run_id: str | None = None,
     tags: dict[str, Any] | None = None,
 ) -> Logger:
-    """Builds Lightning's MLFlowLogger on the run of a run folder.
+    """Builds the MLflow logger for the run of a run folder.
 
-    The run's id is kept in `run_dir/mlflow_run.json`; a folder that has one continues that run
-    if it is still in the store. A relative sqlite path counts from the working folder; files of
-    an sqlite store lie in `mlartifacts` beside it. On ranks other than zero nothing is touched,
-    and what comes back logs nothing.
+    The run's ID is saved in `run_dir/mlflow_run.json`. A folder with that file continues its run
+    if the run is still in the store. A relative sqlite path is relative to the working folder. The
+    artifacts of an sqlite store are in `mlartifacts` beside it. On ranks other than zero, nothing
+    is touched and the returned logger logs nothing.
 
     Args:
         tracking_uri: such as `sqlite:///mlflow.db` or `http://host:5000`.
-        experiment_name: made where it is missing.
-        run_name: shown in the dashboard; MLflow invents one where it is None.
+        experiment_name: created if missing.
+        run_name: shown in the dashboard; None: MLflow generates one.
         run_dir: folder of the run.
-        parent_run_id: run of a sweep that this one is shown under.
-        tags: further tags of the run.
+        parent_run_id: run of a sweep under which this one is shown.
+        tags: additional tags of the run.
 
     Raises:
         ValueError: the store cannot be written, is damaged or does not answer, or the experiment
-            was deleted. Later, when the run is logged to, nothing of the store raises.
+            was deleted. Later, while the run logs, errors of the store are not raised.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return DummyLogger()
-    # A run needs no network but its own tracking server's; the user's own setting wins.
+    # A run uses no network except for its tracking server. The user's setting takes precedence.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Writes that fail are sent again later: MLflow's own seven tries of two minutes are too long.
+    # Failed writes are sent again later; MLflow's own seven tries of two minutes are too long.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     import mlflow

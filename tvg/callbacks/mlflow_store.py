@@ -1,4 +1,4 @@
-"""The sqlite store of MLflow: made whole or not at all, and looked at before it is written to."""
+"""MLflow's sqlite store: created atomically, and checked before it is written to."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tvg.core.writing import remove_leftovers, whole_file
 SQLITE = "sqlite:///"
 KEY = "logger.tracking_uri"
 _LOCK_TIMEOUT_S = 180.0
-_BUSY_TIMEOUT_S = 60.0  # that a start waits for a store that another process has locked
+_BUSY_TIMEOUT_S = 60.0  # longest wait of a start for a store that another process has locked
 
 
 @contextlib.contextmanager
 def quiet(*, level: int = logging.WARNING) -> Iterator[None]:
-    """Silences the some fifty lines that making the tables of a new store logs.
+    """Suppresses the about 50 log lines of creating the tables of a new store.
 
     Args:
-        level: the lowest that is still shown; MLflow logs failed writes as errors.
+        level: lowest level that is still shown; MLflow logs failed writes as errors.
     """
     loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
     levels = [logger.level for logger in loggers]
@@ -39,7 +39,7 @@ def quiet(*, level: int = logging.WARNING) -> Iterator[None]:
 
 
 def database_of(tracking_uri: str) -> Path | None:
-    """The file of an sqlite store, absolute; None for every other store."""
+    """Absolute path of an sqlite store's file; None for any other store."""
     if not tracking_uri.startswith(SQLITE):
         return None
     return Path(tracking_uri.removeprefix(SQLITE)).expanduser().absolute()
@@ -47,7 +47,7 @@ def database_of(tracking_uri: str) -> Path | None:
 
 @contextlib.contextmanager
 def store_lock(database: Path | None) -> Iterator[None]:
-    """Lets one process at a time make the store and the experiment (sqlite stores only).
+    """Lets one process at a time create the store and the experiment (sqlite stores only).
 
     Raises:
         ValueError: the store's folder cannot be written, or another process keeps the lock.
@@ -71,12 +71,12 @@ def store_lock(database: Path | None) -> Iterator[None]:
 
 
 def make_store(database: Path) -> None:
-    """Makes a missing store in a file beside it, and renames that: a kill leaves no half store.
+    """Creates a missing store in a temporary file and renames it: a kill leaves no partial store.
 
-    To be called with the store's lock.
+    The caller has to hold the store's lock.
 
     Raises:
-        ValueError: there is a store, but it is damaged or stays locked; says what to do.
+        ValueError: the store exists but is damaged or stays locked; the message says what to do.
         OSError: the disk is full or cannot be written.
     """
     remove_leftovers(database.parent)
@@ -93,13 +93,13 @@ def make_store(database: Path) -> None:
 
 
 def problem_of(database: Path, *, wait_s: float) -> str | None:
-    """Why a store cannot be written to, as sqlite says; None if it can.
+    """Returns sqlite's reason why a store cannot be written to; None if it can.
 
-    Never makes the file.
+    Never creates the file.
 
     Args:
         database: file of the store.
-        wait_s: for another process to free its lock.
+        wait_s: seconds to wait for another process to release its lock.
     """
     if not database.exists():
         return "it is gone"
@@ -115,7 +115,7 @@ def problem_of(database: Path, *, wait_s: float) -> str | None:
 
 
 def store_error(problem: str, database: Path | None) -> ValueError:
-    """The error of a store that a run cannot start with: what it is and what to do."""
+    """Builds the error for a store that a run cannot start with: the problem and what to do."""
     first = problem.strip().split("\n")[0]
     if database is None:
         return ValueError(f"{KEY}: the MLflow server gave no answer: {first}; logger=[] needs none")

@@ -18,7 +18,7 @@ _WINDOW = 20  # optimizer steps over which the rates shown are measured
 
 
 class _Mark(NamedTuple):
-    """The work done at a moment since the start of this process's training."""
+    """Work done so far, counted from the start of training in this process."""
 
     time_s: float
     step: int
@@ -33,9 +33,9 @@ def format_seconds(seconds: float) -> str:
 
 
 def _total_steps(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int | None:
-    """Optimizer steps of the whole run; None where it has no known end."""
+    """Optimizer steps of the whole run; None if it has no known end."""
     if not pl_module.automatic_optimization and trainer.max_steps > 0:
-        return trainer.max_steps  # Lightning's estimate takes one step a batch for granted
+        return trainer.max_steps  # Lightning's estimate assumes one step per batch
     estimate = trainer.estimated_stepping_batches
     return int(estimate) if estimate != float("inf") else None
 
@@ -43,11 +43,11 @@ def _total_steps(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int | No
 class Progress(TQDMProgressBar):
     """One bar over the optimizer steps of the whole run, with reward, loss, rate and time left.
 
-    Where the output is no terminal it prints one line every n steps, and one a validation.
+    If the output is not a terminal, prints one line every n steps and one per validation.
 
     Args:
-        metrics: short name to show -> logged metric; one that is not logged is left out.
-        every_n_steps: optimizer steps between two lines, where lines are printed; at least 1.
+        metrics: displayed name -> logged metric; metrics that are not logged are left out.
+        every_n_steps: optimizer steps between two printed lines, at least 1.
         style: "auto" draws the bar on a terminal and prints lines elsewhere.
     """
 
@@ -76,13 +76,13 @@ class Progress(TQDMProgressBar):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether Lightning's bars are drawn."""
+        """True if Lightning's bars are drawn."""
         return self._enabled and not self.has_lines
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         if not self.has_lines:
             super().print(*args, sep=sep, **kwargs)
-        elif self._enabled:  # not on other ranks
+        elif self._enabled:  # only on rank zero
             print(*args, sep=sep, flush=True)
 
     def init_train_tqdm(self) -> Tqdm:
@@ -95,7 +95,7 @@ class Progress(TQDMProgressBar):
             leave=True,
             dynamic_ncols=True,
             file=sys.stdout,
-            smoothing=0,  # the time left follows from the mean since the start
+            smoothing=0,  # the time left is based on the mean rate since the start
             bar_format=self.BAR_FORMAT,
         )
 
@@ -110,7 +110,7 @@ class Progress(TQDMProgressBar):
             self.print(f"training from step {self._start_step} to {self._total or 'no set end'}")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Keeps Lightning from starting the bar anew: it spans every epoch."""
+        """Does nothing: Lightning would restart the bar, which spans all epochs."""
 
     def on_train_batch_end(
         self,
@@ -140,27 +140,27 @@ class Progress(TQDMProgressBar):
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def _rates(self) -> Iterator[tuple[str, str]]:
-        if len(self._marks) < 2:  # no step is done yet: the sanity check, say
+        if len(self._marks) < 2:  # no step is done yet, e.g. in the sanity check
             return
         first, last = self._marks[0], self._marks[-1]
         seconds, num_steps = max(last.time_s - first.time_s, 1e-9), last.step - first.step
         yield "s/step", f"{seconds / num_steps:.2f}"
         if last.num_prompts > first.num_prompts:
-            # Of this rank: what runs here is what the user sees here.
+            # Estimated from the prompts of this rank.
             num_ranks = self.trainer.world_size
             yield "prompts/s", f"{num_ranks * (last.num_prompts - first.num_prompts) / seconds:.1f}"
 
     def get_metrics(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, str]:
-        """The metrics asked for, as far as they are logged, and the rates."""
+        """The requested metrics that are logged, and the rates."""
         shown = {name: f"{value:.4g}" for name, value in self._values(trainer)}
         return shown | dict(self._rates())
 
     def _values(self, trainer: pl.Trainer) -> Iterator[tuple[str, float]]:
         logged: Mapping[str, Any] = trainer.callback_metrics
         for name, key in self.metrics.items():
-            # Lightning adds a suffix to what is logged both by step and by epoch.
+            # Lightning adds a suffix to metrics that are logged both per step and per epoch.
             for known in (f"{key}_step", key):
                 if known in logged:
                     yield name, float(logged[known])

@@ -1,4 +1,4 @@
-"""Finds out why rewards give no signal, from a number of completions and their rewards."""
+"""Finds reasons why rewards give no signal, from completions and their rewards."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _REWARD = "reward_"
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts over some completions; tallies of several rollouts add up."""
+    """Counts over a set of completions; tallies of several rollouts can be added."""
 
     num: int = 0
     num_parsed: int = 0
     num_finished: int = 0
-    num_exact: int = 0  # answers of exactly the asked format
+    num_exact: int = 0  # answers in exactly the requested format
     num_groups: int = 0
-    num_flat_groups: int = 0  # whose totals are all equal
-    # smallest and largest value of the total ("") and of each reward
+    num_flat_groups: int = 0  # groups whose total rewards are all equal
+    # name -> (smallest, largest) value of each reward; "" is the total
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
@@ -53,13 +53,13 @@ class Tally:
         return self.num_flat_groups / max(1, self.num_groups)
 
     def constant(self, name: str) -> float | None:
-        """The one value that a reward had in all completions; None where it had several."""
+        """Value that a reward had in all completions; None if it varied."""
         low, high = self.ranges[name]
         return low if low == high else None
 
 
 def tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
-    """Counts the rows of one rollout, as `tvg.training.rollout_log` makes them."""
+    """Counts the rows of one rollout, as made by `tvg.training.rollout_log`."""
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row["group"])]
     names = {name: name.removeprefix(_REWARD) for name in rows[0] if name.startswith(_REWARD)}
     values = {"": [row["reward"] for row in rows]}
@@ -77,18 +77,18 @@ def tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Shares above which a cause is reported, and names that the messages use."""
+    """Limits beyond which a cause is reported, and values that the messages use."""
 
     max_unparsed: float
     max_truncated: float
     max_flat_groups: float
     max_kl: float | None
     max_new_tokens: int
-    max_exact_drop: float  # from the best share of exactly formatted answers so far
+    max_exact_drop: float  # below the best share of exactly formatted answers so far
 
 
 class Cause(NamedTuple):
-    """Something that keeps a run from learning, or (not grave) that only ought to be known."""
+    """A reason why a run does not learn or, if not grave, a fact worth knowing."""
 
     name: str
     message: str
@@ -104,14 +104,14 @@ def find_causes(
     kl: float | None,
     best_exact: float,
 ) -> list[Cause]:
-    """Causes to report about some completions; a cause that explains others replaces them.
+    """Finds the causes to report; a cause that explains others replaces them.
 
     Args:
-        found: the completions of the last rollouts.
-        limits: what is too much.
-        paid: the rewards whose weight is not 0.
-        penalties: those among them of which 0 is the best value.
-        kl: mean KL to the reference; None where there is none.
+        found: counts over the completions of the last rollouts.
+        limits: limits beyond which a cause is reported.
+        paid: rewards whose weight is not 0.
+        penalties: rewards among them whose best value is 0.
+        kl: mean KL to the reference; None if there is none.
         best_exact: largest share of exactly formatted answers in any earlier window.
     """
     causes = [] if kl is None else _kl(kl, limits)
@@ -136,7 +136,7 @@ def _kl(kl: float, limits: Limits) -> list[Cause]:
 
 
 def _flat(name: str, found: Tally, limits: Limits) -> Cause | None:
-    """A reward that is the same for all."""
+    """Returns a cause if a reward has the same value in all completions."""
     value = found.constant(name) if name in found.ranges else None
     if value is None:
         return None

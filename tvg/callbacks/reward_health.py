@@ -1,4 +1,4 @@
-"""Says why learning is flat, in words, while it is flat."""
+"""Reports why rewards give no learning signal."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ KL = "train/policy/kl"
 
 
 class RewardHealth(Callback):
-    """Watches the completions of the last rollouts, and warns of what keeps them from teaching.
+    """Checks the completions of the last rollouts and warns of problems that prevent learning.
 
-    Rewards that are 0 or equal for all, groups without a difference, answers that cannot be
-    parsed, completions that are cut, a KL that blows up. Each warning says the likely cause and
-    the key to look at; it is logged, appended to `run_dir/reward_health.txt`, and put into
-    MLflow (a tag and that file) and TensorBoard where those are on. It comes once, and again when
-    what it tells was gone for longer than a window; a run shorter than a window is looked at in its
-    end. Rank 0 speaks, of its own completions.
+    The problems are rewards that are 0 or equal in all completions, groups without differences,
+    answers that cannot be parsed, truncated completions, and a large KL. Each warning names the
+    likely cause and the config key to look at. It is logged, appended to
+    `run_dir/reward_health.txt`, and sent to MLflow (as a tag and that file) and TensorBoard if
+    those are used. A warning is given once, and again if its cause was absent for two windows. A
+    run shorter than a window is checked at its end. Rank 0 reports, on its own completions only.
 
     Args:
         run_dir: folder of the run.
-        window: rollouts that are looked at together, at least 1.
+        window: rollouts that are checked together, at least 1.
         max_unparsed: warn above this share of completions without a readable segment.
-        max_truncated: warn above this share of completions cut at the length limit.
+        max_truncated: warn above this share of completions truncated at the length limit.
         max_flat_groups: warn above this share of groups with equal rewards.
         max_kl: warn above this KL to the reference per token; None: never.
-        max_new_tokens: that length limit, for the messages.
-        max_exact_drop: how far the share of answers of exactly the asked format may fall below the
-            best window so far.
-        penalties: rewards of which 0 is the best value.
+        max_new_tokens: the length limit, for the messages.
+        max_exact_drop: warn if the share of answers in exactly the requested format falls by more
+            than this below the best window so far.
+        penalties: rewards whose best value is 0.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class RewardHealth(Callback):
             self._look(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if 0 < len(self._last) < self.window:  # a run too short for a window
+        if 0 < len(self._last) < self.window:  # the run is shorter than a window
             self._look(trainer, pl_module)
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,7 +128,7 @@ class RewardHealth(Callback):
         )
         self._best_exact = max(self._best_exact, found.exact)
         now = self._num_rollouts
-        # One rollout that differs clears the windows that it is in: that is no end of a cause.
+        # A single different rollout clears every window that contains it: the cause has not ended.
         pause = 2 * self.window
         new = [c for c in causes if now - self._seen.get(c.name, -pause) > pause]
         self._seen |= {cause.name: now for cause in causes}

@@ -1,4 +1,4 @@
-"""Sampled completions with their rewards, kept as JSON lines and shown as tables."""
+"""Sampled completions with their rewards, saved as JSON lines and shown as tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE_NAME = "rollouts.jsonl"
 
 
 def plain(value: Any) -> Any:
-    """Turns tensors, tuples and mappings into what JSON holds; NaN and infinity into None."""
+    """Converts tensors, tuples and mappings to JSON values; NaN and infinity become None."""
     if isinstance(value, Tensor):
         value = value.detach().tolist()
     if isinstance(value, Mapping):
@@ -50,23 +50,23 @@ def flatten_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Rows (each with columns of its own, perhaps) as columns of one length."""
+    """Converts rows, which may have different columns, to columns of equal length."""
     flat = [flatten_row(row) for row in rows]
     names = dict.fromkeys(name for row in flat for name in row)
     return {name: [row.get(name) for row in flat] for name in names}
 
 
 class RolloutTable(Callback):
-    """Keeps `outputs["rollout_rows"]` of the first and of every n-th optimizer step.
+    """Saves `outputs["rollout_rows"]` of the first and of every n-th optimizer step.
 
     The rows (plain dicts: query, truth, segment, every raw reward, the total, the text) are
-    appended to `run_dir/rollouts.jsonl`, and logged to MLflow and TensorBoard where those are on.
-    A step without rows (supervised training) is passed over.
+    appended to `run_dir/rollouts.jsonl`, and logged to MLflow and TensorBoard if those are used.
+    Steps without rows (supervised training) are skipped.
 
     Args:
         run_dir: folder of the run.
         every_n_steps: optimizer steps between two tables, at least 1.
-        max_rows: completions kept of one step, at least 1.
+        max_rows: completions saved per step, at least 1.
     """
 
     def __init__(self, *, run_dir: str | Path, every_n_steps: int, max_rows: int) -> None:

@@ -1,4 +1,4 @@
-"""The origin of a run: its resolved config, its source revision, its versions and its machine."""
+"""Records the origin of a run: resolved config, source revision, versions and machine."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _PACKAGES = (
     "mlflow",
 )
 _MLFLOW_TAG_LENGTH = 5000
-_MLFLOW_PARAM_LENGTH = 500  # what every server since MLflow 1.28 takes
+_MLFLOW_PARAM_LENGTH = 500  # accepted by every server since MLflow 1.28
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of git in the folder of this source file; None where it fails or is missing."""
+    """Output of git in the folder of this source file; None if git fails or is missing."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -46,10 +46,10 @@ def _git(*arguments: str) -> str | None:
 
 
 def source_revision() -> dict[str, Any]:
-    """The commit of this source and whether files differ from it; None for what is unknown.
+    """Returns the commit of this source and whether files differ from it; None if unknown.
 
-    An installed copy may lie inside some other repository (a virtual environment in a project):
-    only a repository that tracks this file counts.
+    An installed copy may be inside another repository (e.g. a virtual environment in a project),
+    so only a repository that tracks this file counts.
     """
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "is_dirty": None}
@@ -61,7 +61,7 @@ def source_revision() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str | None]:
-    """The installed version of each package that results may depend on; None where missing."""
+    """Installed version of each package that results may depend on; None if missing."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -98,15 +98,15 @@ def _cpu_name() -> str:
 class RunRecord(Callback):
     """Writes `config.yaml` and `run.json` into the run folder and into MLflow when training begins.
 
-    A resumed run whose config changed keeps the former one as `config.1.yaml`, `config.2.yaml`
-    and so on. MLflow gets the files as artifacts, the revision and the versions as tags, and
-    `summary` as params; TensorBoard gets the config as text.
+    If the config of a resumed run has changed, the previous one is kept as `config.1.yaml`,
+    `config.2.yaml` and so on. MLflow gets the files as artifacts, the revision and the versions as
+    tags, and `summary` as params. TensorBoard gets the config as text.
 
     Args:
         run_dir: folder of the run.
         config_yaml: the resolved config.
-        summary: few short values to tell runs apart by in a dashboard's columns (task, model,
-            data, objective, learning rate, seed).
+        summary: a few short values that distinguish runs in the columns of a dashboard (task,
+            model, data, objective, learning rate, seed).
     """
 
     def __init__(
@@ -162,16 +162,16 @@ class RunRecord(Callback):
                 client.set_tag(run_id, name, str(value)[:_MLFLOW_TAG_LENGTH])
 
     def _set_params(self, client: Any, run_id: str) -> None:
-        """Logs the summary past Lightning, whose logger cuts values at 250 characters.
+        """Logs the summary without Lightning's logger, which cuts values at 250 characters.
 
-        A param of MLflow cannot be changed: where a resumed run has another value, the first one
-        stays, and config.yaml tells what holds now.
+        MLflow cannot change a param. If a resumed run has another value, MLflow keeps the first
+        one, and config.yaml has the current one.
         """
         from mlflow.exceptions import MlflowException
 
         try:
             known = client.get_run(run_id).data.params
-        except MlflowException:  # gone or locked; the client keeps what is logged
+        except MlflowException:  # the store is gone or locked; the client keeps the writes
             known = {}
         for name, value in self.summary.items():
             text = str(value)[:_MLFLOW_PARAM_LENGTH]

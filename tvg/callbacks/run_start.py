@@ -1,4 +1,4 @@
-"""The start of a run, fresh or resumed: what is compared, applied and written when it begins."""
+"""The start of a run, new or resumed: checks the checkpoint and applies the schedule."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 class RunStart(Callback):
-    """Keeps a run's identity in its checkpoints, and refuses those of other runs.
+    """Saves a run's identity in its checkpoints, and refuses checkpoints of other runs.
 
     Args:
-        decides: dotted config key -> value of all that decides the run.
-        compare: given the same of a checkpoint, raises a ValueError where the run cannot go on
-            from it.
+        decides: dotted config key -> value, for everything that decides the result of the run.
+        compare: called with the same mapping from a checkpoint; raises a ValueError if the run
+            cannot continue from it.
         begin: called when training begins, on every rank.
-        checkpoint: what is resumed; None: nothing.
+        checkpoint: the checkpoint to resume; None for a new run.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RunStart(Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the schedule at its step, of the length that the run has now."""
+        """Sets the learning rates of a resumed run by its current schedule, then calls `begin`."""
         if self.checkpoint is not None:
             for config in trainer.lr_scheduler_configs:
                 if isinstance(config.scheduler, LambdaLR):

@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 
 def end_runs(loggers: Sequence[Logger], status: str) -> None:
-    """Ends the MLflow runs of these loggers as KILLED or FAILED; a store that is gone is no error.
+    """Ends the loggers' MLflow runs with `status`; a store that is gone only causes a warning.
 
     Args:
-        loggers: of a trainer or a command; those of other kinds are passed over.
-        status: a name of `mlflow.entities.RunStatus`.
+        loggers: loggers of a trainer or a command; other kinds of loggers are ignored.
+        status: a name of `mlflow.entities.RunStatus`, such as KILLED or FAILED.
     """
     for logger in loggers:
         if not isinstance(logger, MLFlowLogger) or logger.run_id is None:
@@ -33,7 +33,7 @@ def end_runs(loggers: Sequence[Logger], status: str) -> None:
 
 @contextmanager
 def ending_runs(loggers: Sequence[Logger]) -> Iterator[None]:
-    """Leaves no MLflow run in state RUNNING: KILLED after a signal, FAILED after an error."""
+    """Ends the MLflow runs as KILLED after a signal and as FAILED after an error."""
     try:
         yield
     except Interrupted:

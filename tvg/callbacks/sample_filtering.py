@@ -1,8 +1,9 @@
 """Sample filtering: after each epoch, train on what the policy neither misses nor masters.
 
-TimeRFT (Time-R1, arXiv 2503.13377): the whole training list is predicted with the current weights,
-difficulty and prediction are rewritten, and the next epoch trains on what a selection leaves.
-Optimizer, schedule and reference go on as they are (the release starts the last two anew).
+TimeRFT (Time-R1, arXiv 2503.13377): the policy predicts the whole training list with its current
+weights, each example's difficulty and prediction are updated, and the next epoch trains on the
+examples that a selection keeps. Optimizer, schedule and reference continue unchanged (the release
+restarts the last two).
 """
 
 from __future__ import annotations
@@ -33,28 +34,28 @@ log = logging.getLogger(__name__)
 
 
 class SampleFiltering(Callback):
-    """Chooses the training list anew at the end of every epoch that another one follows.
+    """Selects a new training list at the end of every epoch except the last.
 
-    A round is due as soon as more epochs are shown than rounds are done: whichever of Lightning's
-    hooks a resumed run comes to first, no round is left out or done twice. A checkpoint is written
-    at its start and predictions are kept as they come, so that a run that is killed in a round goes
-    on in it, without scoring again what was scored.
+    A round is due as soon as more epochs than rounds are complete. No round is therefore skipped
+    or repeated, whichever Lightning hook a resumed run reaches first. Each round begins with a
+    checkpoint, and predictions are saved as they are made. A run that is killed during a round
+    continues it without scoring any example again.
 
     `run_dir/filtering/round_NN.jsonl` holds every example with its difficulty, its prediction and
-    whether it was selected (`data=custom` reads it); `round_NN.json` the statistics, which go to
-    `train/filtering/*`, too. NN counts the epochs before the round.
+    whether it was selected (`data=custom` can read it). `round_NN.json` holds the statistics, which
+    are also logged as `train/filtering/*`. NN is the number of epochs before the round.
 
     Args:
         run_dir: folder of the run.
-        select: chooses from examples that carry a difficulty; a partial of `tvg.data.selection`.
-        rescore: "all" predicts the list that the run started from, "selected" what the last epoch
-            showed; the others keep their difficulty, and may be selected again by it.
-        score_first: a round before the first epoch, too (round 0).
-        max_new_tokens: longest answer while scoring; None: the validation sampler's.
-        mastered_above: an IoU; the share above it is logged.
+        select: chooses from examples that have a difficulty; a partial of `tvg.data.selection`.
+        rescore: "all" predicts the list that the run started from, "selected" only the examples of
+            the last epoch; the others keep their difficulty and may be selected again.
+        score_first: also do a round before the first epoch (round 0).
+        max_new_tokens: longest answer while scoring; None: the validation sampler's limit.
+        mastered_above: IoU; the share of examples above it is logged.
 
     Raises:
-        ValueError: a setting out of range; names the config key.
+        ValueError: a setting is out of range; the message names the config key.
     """
 
     def __init__(
@@ -80,11 +81,11 @@ class SampleFiltering(Callback):
         self.max_new_tokens = max_new_tokens
         self.mastered_above = mastered_above
         self.next_round = 0 if score_first else 1
-        self.is_exhausted = False  # nothing was selected: training is over
+        self.is_exhausted = False  # nothing was selected, so training ends
         # qid -> (100 * IoU, predicted segment)
         self.scores: dict[str, tuple[float, list[float] | None]] = {}
 
-    # -- when -----------------------------------------------------------------------------------
+    # -- when a round is due --------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = _data(trainer)
@@ -96,7 +97,7 @@ class SampleFiltering(Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes up for a round that the run was killed in; makes round 0 where one is asked for."""
+        """Completes a round in which the run was killed; does round 0 if it is requested."""
         is_resumed = trainer.fit_loop.is_resuming
         if self.is_exhausted:
             self._stop(trainer)
@@ -129,7 +130,7 @@ class SampleFiltering(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, save: bool
     ) -> None:
         assert isinstance(pl_module, PolicyModule)
-        if save:  # what a run that is killed in the round starts from
+        if save:  # a run that is killed in the round resumes from this
             trainer.save_checkpoint(self.run_dir / CHECKPOINTS / LAST)
         data = _data(trainer)
         number = data.training.epochs_done

@@ -1,6 +1,6 @@
-"""Sends tables, texts, files and pictures to every logger of the trainer that can hold them.
+"""Sends tables, texts, files and pictures to the trainer's loggers that support them.
 
-All functions do nothing where no such logger is on, and on every rank but zero.
+All functions do nothing without such a logger, and on every rank except zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tvg.training.lightning_internals import num_stepped_batches
 
 
 def mlflow_runs(trainer: pl.Trainer) -> Iterator[tuple[Any, str]]:
-    """The (MlflowClient, run id) of every MLflow logger."""
+    """Yields the (MlflowClient, run ID) of every MLflow logger."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
@@ -26,7 +26,7 @@ def mlflow_runs(trainer: pl.Trainer) -> Iterator[tuple[Any, str]]:
 
 
 def on_tensorboard(trainer: pl.Trainer, write: Callable[[Any], None]) -> None:
-    """Calls `write` with the SummaryWriter of TensorBoard loggers; a full disk is a warning."""
+    """Calls `write` with each TensorBoard SummaryWriter; a full disk only causes a warning."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
@@ -36,7 +36,7 @@ def on_tensorboard(trainer: pl.Trainer, write: Callable[[Any], None]) -> None:
 
 
 def logging_step(trainer: pl.Trainer) -> int:
-    """Where metrics of now stand on the loggers' axis, which counts batches, as Lightning does."""
+    """Current step on the loggers' axis, which counts batches, as in Lightning."""
     return num_stepped_batches(trainer)
 
 
@@ -64,13 +64,13 @@ def log_picture(trainer: pl.Trainer, path: Path, *, tag: str, step: int) -> None
 def log_table(trainer: pl.Trainer, columns: dict[str, list[Any]], *, name: str, step: int) -> None:
     """Shows a table: MLflow artifact `<name>/step_<step>.json`, TensorBoard text `<name>`.
 
-    One file a step, since MLflow re-reads and re-writes the file that it appends to. A step
+    There is one file per step, because MLflow re-reads and rewrites a file to append to it. A step
     that is logged again after a resume replaces its table.
 
     Args:
-        trainer: whose loggers are written to.
-        columns: column -> values, all of one length.
-        name: of the table.
+        trainer: trainer whose loggers are written to.
+        columns: column -> values, all of equal length.
+        name: name of the table.
         step: optimizer steps done.
     """
     for client, run_id in mlflow_runs(trainer):
@@ -80,12 +80,12 @@ def log_table(trainer: pl.Trainer, columns: dict[str, list[Any]], *, name: str, 
 
 
 def markdown_table(columns: dict[str, list[Any]]) -> str:
-    """The table in Markdown, one line a row whatever the cells hold."""
+    """Formats a table as Markdown, with one line per row whatever the cells contain."""
 
     def line(cells: list[Any]) -> str:
         texts = (f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells)
         kept = (" ".join(text.split()) for text in texts)
-        # Escaped: completions are full of tags, which a dashboard would take for HTML.
+        # Escaped, because a dashboard would read the tags in completions as HTML.
         safe = (t.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|") for t in kept)
         return f"| {' | '.join(safe)} |"
 

@@ -1,4 +1,4 @@
-"""Loggers and reports whose errors never end a training."""
+"""Keeps errors of loggers and reports from ending a training run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _METHODS = (
 
 @contextlib.contextmanager
 def reported_only(target: str | Path) -> Iterator[None]:
-    """Turns an error of the disk into a warning, for files that a training can do without.
+    """Turns a disk error into a warning, for files that training can do without.
 
     Args:
         target: file or folder that the block writes.
@@ -38,9 +38,9 @@ def reported_only(target: str | Path) -> Iterator[None]:
 
 
 def steady(loggers: Sequence[Logger]) -> list[Logger]:
-    """Makes every error that these loggers raise while they log a warning, once per logger.
+    """Turns errors that these loggers raise while logging into warnings, one per logger.
 
-    The run's own files are complete without them; MLflow's writes are sent again besides, see
+    The run's own files are complete without the loggers. MLflow's writes are also sent again, see
     `tvg.callbacks.mlflow_client`.
     """
     for logger in loggers:
@@ -58,7 +58,7 @@ def _guarded(
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
-        except Exception as error:  # of any library that logs
+        except Exception as error:  # from any logging library
             if not failures:
                 rank_zero_warn(f"{logger} cannot log ({error}); the run goes on")
             failures.append(error)

@@ -1,4 +1,4 @@
-"""Processor, memory, disk, network and GPU load in MLflow, sampled by a thread of its own."""
+"""Logs processor, memory, disk, network and GPU load to MLflow, sampled in its own thread."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 
 class SystemMetrics(Callback):
-    """Logs MLflow's `system/*` metrics while a fit runs; without an MLflow logger does nothing.
+    """Logs MLflow's `system/*` metrics during a fit; does nothing without an MLflow logger.
 
-    Watches the machine of rank zero.
+    Only the machine of rank zero is sampled.
 
     Args:
         interval_s: seconds between two samples, above 0.

@@ -11,20 +11,20 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-# What a training step may count -> the rate logged for it.
+# Count that a training step may return -> name of the logged rate.
 _RATES = {"num_prompts": "perf/prompts_per_s", "num_tokens": "perf/tokens_per_s"}
 
 _FLOPS = "num_flops"
 
 
 def stage_seconds(outputs: Any) -> dict[str, float]:
-    """The seconds of each stage that the training step timed, if it did."""
+    """Seconds of each stage that the training step timed; empty if it timed none."""
     found = outputs.get("stage_s") if isinstance(outputs, Mapping) else None
     return dict(found) if isinstance(found, Mapping) else {}
 
 
 def counts(outputs: Any, keys: Iterable[str]) -> dict[str, float]:
-    """The counts that the training step returned, of those keys that it returned at all."""
+    """The counts among `keys` that the training step returned."""
     found = outputs if isinstance(outputs, Mapping) else {}
     return {key: float(found[key]) for key in keys if found.get(key) is not None}
 
@@ -32,21 +32,21 @@ def counts(outputs: Any, keys: Iterable[str]) -> dict[str, float]:
 class Throughput(Callback):
     """Logs `perf/*` with the metrics of the step that they belong to.
 
-    - `perf/step_s`: seconds of one optimizer step, all its micro-batches and data included;
+    - `perf/step_s`: seconds per optimizer step, including all its micro-batches and data loading;
     - `perf/data_wait_s`: the part of it between two batches: loading, moving, logging. Left out
-      at the first step and after a validation or a checkpoint, whose time cannot be told from
-      it (step_s is then without it);
+      at the first step and after a validation or a checkpoint, whose time cannot be separated from
+      it (step_s then excludes it);
     - `perf/prompts_per_s`, `perf/tokens_per_s` (completion tokens) from `outputs["num_prompts"]`
-      and `outputs["num_tokens"]`, summed over ranks; left out where the step returns none;
+      and `outputs["num_tokens"]`, summed over ranks; left out if the step returns none;
     - `perf/STAGE_s` for each stage that the step timed, in `outputs["stage_s"]`: vision, sampling,
       reward, reference, policy (forward), backward, optimizer;
-    - `perf/mfu` where `peak_tflops` is given and the step counts its `outputs["num_flops"]`: the
-      share of the card's peak that the step's necessary operations come to;
-    - `perf/gpu_memory_gib`: the most that torch held since the start, on a GPU.
+    - `perf/mfu`, if `peak_tflops` is given and the step returns `outputs["num_flops"]`: the step's
+      necessary operations as a share of the device's peak;
+    - `perf/gpu_memory_gib`: peak memory allocated by torch since the start, on a GPU.
 
     Args:
-        peak_tflops: what one device can do, in 1e12 floating-point operations a second, at the
-            precision that is trained in (989 for an H100 or H200 in bfloat16); None: no MFU.
+        peak_tflops: peak of one device, in 1e12 floating-point operations per second, at the
+            training precision (989 for an H100 or H200 in bfloat16); None: no MFU.
     """
 
     def __init__(self, *, peak_tflops: float | None) -> None:
@@ -122,7 +122,7 @@ class Throughput(Callback):
         if num_flops is not None and self.peak_tflops is not None:
             means["perf/mfu"] = num_flops / total_s / (self.peak_tflops * 1e12)
         sums = {_RATES[key]: number / total_s for key, number in self._counts.items()}
-        # Through the module, so that they stand at the same step as train/* in every logger.
+        # Logged by the module, so that every logger has them at the same step as train/*.
         pl_module.log_dict(means, on_step=True, on_epoch=False)
         pl_module.log_dict(sums, on_step=True, on_epoch=False, sync_dist=True, reduce_fx="sum")
         if pl_module.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""A picture of truth against prediction after every validation."""
+"""Draws predicted and true segments after every validation."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tvg.task.report import Prediction
 class Timelines(Callback):
     """Draws the first predictions of a validation, the same queries every time.
 
-    Reads `pl_module.val_predictions`, a list of Prediction that the module has filled by its
-    `on_validation_epoch_end`; a module without that attribute gets no picture. Saves
+    Reads `pl_module.val_predictions`, a list of Prediction that the module fills by its
+    `on_validation_epoch_end`. A module without that attribute gets no picture. Saves
     `run_dir/pictures/val_timelines_step_<step>.png` and shows it in MLflow and TensorBoard.
 
     Args:
         run_dir: folder of the run.
-        num_queries: rows of the picture, at least 1; about 12 can be read.
+        num_queries: rows of the picture, at least 1; about 12 are readable.
     """
 
     def __init__(self, *, run_dir: str | Path, num_queries: int) -> None:

@@ -1,4 +1,4 @@
-"""The commands: thin entry points that import Hydra and `tvg.config`; the work is imported late.
+"""The commands: thin entry points that import Hydra and `tvg.config`, and everything else late.
 
-`--help`, a misspelt key and every rule that needs no tensor answer without torch.
+`--help`, a misspelt key and every rule that needs no tensor are handled without importing torch.
 """

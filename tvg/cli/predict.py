@@ -1,4 +1,4 @@
-"""tvg-predict: the moment of one sentence in one video file, with a picture of it."""
+"""tvg-predict: finds the moment that a sentence describes in a video file, and draws it."""
 
 from __future__ import annotations
 

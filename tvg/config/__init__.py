@@ -1,4 +1,4 @@
-"""Everything that knows Hydra, but for the entry points: resolvers, building, checking, errors."""
+"""The code that depends on Hydra, except the commands: resolvers, building, checking, errors."""
 
 from tvg.config.build import build
 from tvg.config.check import check

@@ -1,4 +1,4 @@
-"""From config nodes to objects."""
+"""Builds objects from config nodes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tvg.config.nodes import full_key
 
 
 def build(node: DictConfig | ListConfig | dict[str, Any], **kwargs: Any) -> Any:
-    """Builds what a config node describes; containers inside arrive as plain dicts and lists.
+    """Builds the object that a config node describes; containers in it become dicts and lists.
 
-    A node without a `_target_` gives a dict of what its children describe. `kwargs` go to the
-    constructor untouched: `instantiate` would copy dicts and turn dataclasses into configs.
+    A node without a `_target_` gives a dict of its children's objects. `kwargs` are passed to the
+    constructor unchanged; `instantiate` would copy dicts and turn dataclasses into configs.
 
     Raises:
-        ConfigError: naming the config key, where something on the way raises a ValueError or an
-            OSError, or a target cannot be found or called. Other errors pass, with a note.
+        ConfigError: building raised a ValueError or an OSError, or a target cannot be found or
+            called; the message names the config key. Other errors are raised with a note.
     """
     path = _path(node)
     try:
@@ -43,7 +43,7 @@ def build(node: DictConfig | ListConfig | dict[str, Any], **kwargs: Any) -> Any:
 
 
 def _readable(error: InstantiationException, path: str) -> Exception:
-    """The user's error inside Hydra's; an unforeseen one as it is, with a note."""
+    """Returns the user's error inside Hydra's; an unforeseen error gets a note."""
     cause: BaseException = error
     while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
         cause = cause.__cause__

@@ -1,4 +1,4 @@
-"""The compose-time check: everything that is wrong with a config, in one error."""
+"""Checks a composed config and reports all its problems in one error."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from tvg.config.nodes import (
 from tvg.config.rules import IMPORTING_RULES, RULES
 from tvg.config.targets import target_problems
 
-# Groups whose options put themselves under their own name: logger.mlflow, reward.iou.
+# Groups whose options are placed under their own name: logger.mlflow, reward.iou.
 COLLECTIONS = ("callbacks", "logger", "reward")
 
 
 def check(cfg: DictConfig | Composition) -> None:
-    """Stops a run whose config cannot work, before anything is loaded.
+    """Raises an error if a config cannot work, before anything is loaded.
 
     Args:
         cfg: the config of the running @hydra.main function, or what `compose` returns.
 
     Raises:
-        ConfigError: with one line for every problem found.
+        ConfigError: the config has problems; one line for each of them.
     """
     composition = cfg if isinstance(cfg, Composition) else current_composition(cfg)
     problems = find_problems(composition)
@@ -43,9 +43,9 @@ def check(cfg: DictConfig | Composition) -> None:
 
 
 def find_problems(composition: Composition) -> list[str]:
-    """One line for every problem of a composed config.
+    """Returns one line for every problem of a composed config.
 
-    Targets are imported, which may take many seconds, only where nothing else is wrong.
+    Targets are imported only if there are no other problems, because this may take many seconds.
     """
     cfg = composition.cfg
     values = plain(cfg)
@@ -62,11 +62,11 @@ def find_problems(composition: Composition) -> list[str]:
 
 
 def unknown_keys(composition: Composition) -> list[str]:
-    """Keys that exist only because an experiment file names them, and nothing would read.
+    """Reports keys that exist only because an experiment file names them and that nothing reads.
 
-    Left to others: arguments of a `_target_` (its signature is their schema). Fine: whole new
-    components, components set to null, keys that an interpolation asks for, and keys that the user
-    added with a plus.
+    Arguments of a `_target_` are not checked here: its signature is their schema. These keys are
+    allowed: whole new components, components set to null, keys that an interpolation refers to, and
+    keys that the user added with a plus.
     """
     asked_for = referenced(composition.cfg) | set(composition.added)
     whence = " and ".join(composition.overlays) or "the config"
@@ -104,7 +104,7 @@ def _section_overwritten(path: str, value: Any, whence: str) -> str:
 
 
 def entries_without_target(composition: Composition) -> list[str]:
-    """Chosen options, and entries of collections, that describe no object."""
+    """Reports chosen options and entries of collections that describe no object."""
     cfg = composition.cfg
     problems = []
     for entry in composition.entries:

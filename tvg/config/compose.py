@@ -1,4 +1,4 @@
-"""A composed config together with how it came about."""
+"""Composes configs and keeps track of the options that they are made of."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tvg.config.errors import ConfigError
 from tvg.config.nodes import raw_at, walk
 from tvg.config.resolvers import register_resolvers
 
-# In the repository a link to the folder at its top; in a wheel the folder itself.
+# In the repository, a link to the top-level folder; in a wheel, the folder itself.
 CONF_DIR = (Path(__file__).resolve().parents[1] / "conf").resolve()
 
 
@@ -30,27 +30,28 @@ class Entry:
     """A chosen option of a config group."""
 
     name: str  # group/option, e.g. data/synthetic
-    package: str  # where its keys lie in the config, e.g. data
+    package: str  # path of its keys in the config, e.g. data
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """A config, the same without what lies over it, and the options that it is made of.
+    """A config, the same config without overlays, and the options that it is made of.
 
-    Hydra merges an experiment file (`# @package _global_`) without asking whether its keys exist;
-    `known` holds the keys that do: those of the main config and of all groups at the same choices.
+    Hydra merges an experiment file (`# @package _global_`) without checking that its keys exist.
+    `known` holds the keys that do: those of the main config and of all groups, with the same
+    options chosen.
     """
 
     cfg: DictConfig
     known: DictConfig
     added: tuple[str, ...]  # keys that the user added on purpose: +key=value
     entries: tuple[Entry, ...]
-    # the files left out of `known`, e.g. experiment/demo; options `none`, which hold nothing, aside
+    # files left out of `known`, e.g. experiment/demo; without the empty options `none`
     overlays: tuple[str, ...]
 
 
 def current_composition(cfg: DictConfig) -> Composition:
-    """How the config of the running @hydra.main function came about."""
+    """Returns the composition of the running @hydra.main function's config."""
     settings = HydraConfig.get()
     assert settings.job.config_name is not None
     words: Any = OmegaConf.to_container(settings.overrides.task, resolve=False)
@@ -80,9 +81,9 @@ def compose(
 
 
 def help_text(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CONF_DIR) -> str:
-    """The text of `--help`: Hydra's template for it, filled in without reading unused groups.
+    """Returns the text of `--help`: Hydra's template, filled in without reading unused groups.
 
-    Hydra itself lists the options of all groups, its own included, for a template that names none.
+    Hydra itself lists the options of all groups, even for a template that does not show them.
     """
     with _initialised(conf_dir, config_name):
         cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
@@ -94,19 +95,19 @@ def help_text(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CO
 
 
 def have_sweep(overrides: Sequence[str]) -> bool:
-    """Whether a word of the command line names several values (seed=1,2)."""
+    """True if a word of the command line gives several values (seed=1,2)."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return any(override.is_sweep_override() for override in parsed)
 
 
 def keys_of(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CONF_DIR) -> set[str]:
-    """The paths of all keys of a config, composed without looking at how it came about."""
+    """Returns the paths of all keys of a config."""
     with _initialised(conf_dir, config_name):
         return {path for path, _, _ in walk(hydra.compose(config_name, list(overrides)))}
 
 
 def compose_option(group: str, option: str, *, conf_dir: Path = CONF_DIR) -> DictConfig:
-    """One option of a config group alone, e.g. "prompt", "think": what lies at that group's key.
+    """Returns the node of one option of a config group alone, e.g. "prompt", "think".
 
     Raises:
         ConfigError: there is no such option.
@@ -121,7 +122,7 @@ def compose_option(group: str, option: str, *, conf_dir: Path = CONF_DIR) -> Dic
 
 
 def _settle_hydra_values(cfg: DictConfig) -> None:
-    """Puts values for `${hydra:...}`, which later would mean another run, or none."""
+    """Resolves `${hydra:...}`, which would later refer to another run, or to none."""
     for _, parent, key in list(walk(cfg)):
         value = raw_at(parent, key)
         if isinstance(value, str) and "${hydra:" in value:
@@ -130,7 +131,7 @@ def _settle_hydra_values(cfg: DictConfig) -> None:
 
 @contextmanager
 def _initialised(conf_dir: Path, job_name: str) -> Iterator[None]:
-    """Within it Hydra composes from a folder, whether or not a command is running."""
+    """Lets Hydra compose from a folder, whether or not a command is running."""
     register_resolvers()
     with (
         _outside_any_run(),
@@ -162,7 +163,7 @@ def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Com
     named = tuple(p for d in overlays if not (p := str(d.config_path)).endswith("/none"))
     known = cfg
     if named:  # options `none` add no key, and a composition takes half a second
-        # Hydra has no public way to compose a part of a defaults list.
+        # Hydra has no public way to compose part of a defaults list.
         repo = loader._parse_overrides_and_create_caching_repo(config_name, overrides)[1]  # type: ignore[attr-defined]
         known = loader._compose_config_from_defaults_list(  # type: ignore[attr-defined]
             defaults=[d for d in defaults if d not in overlays], repo=repo

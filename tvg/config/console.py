@@ -1,4 +1,4 @@
-"""Log lines and warnings on a terminal where progress bars are drawn."""
+"""Keeps log lines and warnings from overwriting progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def warnings_as_log_lines() -> Iterator[None]:
-    """Sends `warnings.warn` through logging, whose handler keeps clear of progress bars."""
+    """Sends `warnings.warn` through logging, whose handler avoids progress bars."""
     logging.captureWarnings(True)
     try:
         yield
@@ -19,15 +19,15 @@ def warnings_as_log_lines() -> Iterator[None]:
 
 
 class BarAwareHandler(logging.StreamHandler):
-    """A StreamHandler that takes tqdm's bars away for as long as it writes a line."""
+    """A StreamHandler that hides tqdm's bars while it writes a line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm = sys.modules.get("tqdm")
-        if tqdm is None:  # nobody draws bars
+        if tqdm is None:  # no bars are drawn
             super().emit(record)
             return
         with tqdm.tqdm.external_write_mode(file=self.stream):
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).rstrip("\n")  # warnings end in a newline of their own
+        return super().format(record).rstrip("\n")  # warnings already end in a newline

@@ -15,20 +15,21 @@ _DIGITS = 16
 
 
 def file_digest(path: str | Path) -> str:
-    """Digest of a text file's whole content, or "missing" where there is no such file."""
+    """Digest of a text file's whole content, or "missing" if there is no such file."""
     return _digest(path, _read_whole)
 
 
 def sampled_digest(path: str | Path) -> str:
-    """Digest of size, both ends and evenly spaced blocks; of all bytes up to 32 MiB.
+    """Digest of a file's size, both ends and evenly spaced blocks; of all bytes up to 32 MiB.
 
-    Training moves every trained weight, so that other weights of one size give another digest.
+    Training changes every trained weight, so different weights of equal size have different
+    digests.
     """
     return _digest(path, _read_samples)
 
 
 def checkpoint_digest(folder: str | Path) -> str:
-    """Digest of a checkpoint folder's files by name; independent of where the folder lies."""
+    """Digest of a checkpoint folder's files by name, independent of the folder's location."""
     try:
         files = sorted(path for path in Path(folder).iterdir() if path.is_file())
     except OSError:
@@ -41,12 +42,12 @@ def checkpoint_digest(folder: str | Path) -> str:
 
 
 def _digest(path: str | Path, read: Callable[[Path], str]) -> str:
-    """The digest by `read`; a file is read again only where its inode, size or time changed."""
+    """Digest by `read`; a file is read again only if its inode, size or time has changed."""
     path = Path(path).absolute()
     try:
         stat = path.stat()
         return _known_digest(read, path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
-    except OSError:  # not remembered
+    except OSError:  # not cached
         return MISSING
 
 

@@ -1,4 +1,4 @@
-"""Entry points: a function becomes a command whose errors for users are one clean message."""
+"""Entry points: turns a function into a command that reports user errors as one message."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from tvg.core.printable import printable
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _SPIN_COUNT = "20000"  # some microseconds; measured in docs/DECISIONS.md
-_OURS = "TVG_CLEAN_ERRORS"  # says that HYDRA_FULL_ERROR was set here, not by the user
+_OURS = "TVG_CLEAN_ERRORS"  # set if we, not the user, set HYDRA_FULL_ERROR
 _HINT = f"({_FULL_ERROR}=1 shows where it was raised)"
 _AGAIN = "to go on: run the same command again"
-_TRAINER_KEYS = (  # of conf/trainer, as Lightning's messages name them
+_TRAINER_KEYS = (  # keys of conf/trainer that Lightning's messages name
     "accelerator",
     "devices",
     "num_nodes",
@@ -64,26 +64,26 @@ _MISSING_VALUE = re.compile(r"Missing mandatory value: ([\w.]+)")
 
 
 class _Refused(BaseException):
-    """A message for the user on its way past Hydra, which would print the overrides first."""
+    """Carries a message for the user past Hydra, which would print the overrides first."""
 
 
 def entry_point(
     config_name: str, *, texts: Sequence[str] = (), conf_dir: Path = CONF_DIR
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
-    """Makes a command of a function: it gets the config that Hydra composes, once it is checked.
+    """Turns a function into a command; the function gets the config from Hydra after it is checked.
 
-    The config is checked before Hydra makes any folder; that of a job of a sweep, and any beside
-    flags such as --config-dir, when the job begins. Errors for users are what Hydra says of config
+    The config is checked before Hydra creates any folder. With a sweep, or with flags such as
+    --config-dir, it is checked when the job begins. User errors are Hydra's errors about config
     files and overrides, every `ValueError` that `tvg` raises, and files that cannot be read or
-    written: they go to stderr without a traceback, and the exit code is 2. Anything else is a bug
-    and keeps its traceback. `HYDRA_FULL_ERROR=1` shows every traceback.
+    written. They are printed to stderr without a traceback, and the exit code is 2. Any other error
+    is a bug and keeps its traceback. `HYDRA_FULL_ERROR=1` shows every traceback.
 
-    SIGINT and SIGTERM, at whatever time, end the command with exit code 130 or 143 and the advice
-    that `Interrupted` carries.
+    SIGINT and SIGTERM end the command at any time, with exit code 130 or 143 and the advice that
+    `Interrupted` carries.
 
     Args:
         config_name: the command's main config, e.g. "train".
-        texts: keys whose values on the command line are texts, taken literally.
+        texts: keys whose values on the command line are taken literally, as text.
         conf_dir: folder of the config files.
     """
 
@@ -103,9 +103,9 @@ def _command(
     register_resolvers()
 
     def command() -> Any:
-        # torch's OpenMP reads them when it is loaded: waiting threads spin for some microseconds,
-        # as long as small products are apart, and then sleep. By default they spin on, which makes
-        # training on a CPU many times slower beside other jobs.
+        # torch's OpenMP reads these variables when it is loaded. Waiting threads then spin for some
+        # microseconds, about the time between small products, and sleep afterwards. By default
+        # they keep spinning, which makes CPU training many times slower beside other jobs.
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
             os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
@@ -121,7 +121,7 @@ def _command(
     def with_clean_errors() -> Any:
         if os.environ.get(_FULL_ERROR) == "1" and _OURS not in os.environ:
             return run()
-        # Hydra would print and exit by itself; asked for the full error, it lets it through.
+        # Hydra would print the error and exit; asked for the full error, it raises it.
         before = {name: os.environ.get(name) for name in (_FULL_ERROR, _OURS)}
         os.environ.update({_FULL_ERROR: "1", _OURS: "1"})
         try:
@@ -160,7 +160,7 @@ def _command(
         @functools.wraps(function)
         def job(cfg: DictConfig) -> Any:
             if not is_one_run:
-                # Errors stay errors: other jobs of a sweep go on, and Hydra's line names this one.
+                # Errors are raised: the other jobs of a sweep go on, and Hydra names this one.
                 check(cfg)
                 with warnings_as_log_lines():
                     return function(cfg)
@@ -184,14 +184,14 @@ def _end_with(message: str) -> NoReturn:
 
 
 def _asks_for_help(words: Sequence[str]) -> list[str] | None:
-    """The other words, where they are overrides; None without `--help`, or beside other flags."""
+    """Returns the overrides beside `--help`; None without `--help` or with other flags."""
     overrides = [word for word in words if word not in ("--help", "-h")]
     is_ours = len(overrides) < len(words) and not any(word.startswith("-") for word in overrides)
     return overrides if is_ours else None
 
 
 def user_message(error: Exception) -> str | None:
-    """The message for the user; None where the error is a bug that needs its traceback."""
+    """Returns the message for the user; None if the error is a bug that needs its traceback."""
     if isinstance(error, OmegaConfBaseException) and str(error).startswith(_OF_A_RESOLVER):
         return str(error).removeprefix(_OF_A_RESOLVER).split("\n")[0]
     if isinstance(error, ConfigCompositionException) and NO_SUCH_KEY.search(str(error)):
@@ -216,7 +216,7 @@ def user_message(error: Exception) -> str | None:
         return str(error)
     if _is_refused_by_lightning(error):
         return _with_trainer_key(str(error))
-    # torch re-raises as RuntimeError where a type wants more arguments than a text (VideoError).
+    # torch re-raises as RuntimeError if a type takes more arguments than a text (VideoError).
     return _raised_in_worker(str(error)) if isinstance(error, ValueError | RuntimeError) else None
 
 
@@ -225,13 +225,13 @@ def _raised_by_us(error: BaseException) -> bool:
     if not frames:
         return False
     names = frames[-1][0].f_globals
-    # Under `python -m tvg.cli.prepare` that module is called __main__; its specification knows.
+    # Under `python -m tvg.cli.prepare` that module is called __main__; __spec__ has its name.
     name = getattr(names.get("__spec__"), "name", None) or names.get("__name__", "")
     return str(name).startswith("tvg.")
 
 
 def _is_refused_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning says that it was asked for what it cannot do; its class needs no import."""
+    """True if Lightning refuses a setting; does not import the class of its error."""
     frames = list(traceback.walk_tb(error.__traceback__))
     module = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
     is_theirs = module.startswith(("lightning.", "lightning_fabric.", "pytorch_lightning."))
@@ -240,7 +240,7 @@ def _is_refused_by_lightning(error: BaseException) -> bool:
 
 
 def _with_trainer_key(message: str) -> str:
-    """The first sentence with the arguments of the trainer that it names before it."""
+    """Puts the trainer keys that a message of Lightning names before the message."""
     text = " ".join(message.split())
     named = [word for word in re.findall(r"\b[a-z]+(?:_[a-z]+)*\b", text) if word in _TRAINER_KEYS]
     keys = ", ".join(f"trainer.{word}" for word in dict.fromkeys(named))
@@ -249,12 +249,12 @@ def _with_trainer_key(message: str) -> str:
 
 def _passed_through_us(error: BaseException) -> bool:
     modules = [f.f_globals.get("__name__", "") for f, _ in traceback.walk_tb(error.__traceback__)]
-    around = (__name__, "tvg.config.compose")  # as Hydra's own frames, for the user's config
+    around = (__name__, "tvg.config.compose")  # count as Hydra's frames, for the user's config
     return any(str(name).startswith("tvg.") and name not in around for name in modules)
 
 
 def _raised_in_worker(text: str) -> str | None:
-    """The message inside what torch re-raises from a data loader's worker; None for other text."""
+    """Returns the message in an error from a data loader's worker; None for other text."""
     if not text.startswith("Caught ") or "Original Traceback" not in text:
         return None
     frames = re.findall(r'File "([^"]+)"', text)

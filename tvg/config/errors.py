@@ -1,4 +1,4 @@
-"""Errors of the configuration, worded for whoever wrote it."""
+"""Configuration errors, worded for the user who wrote the configuration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class ConfigError(ValueError):
-    """One or more things that are wrong with the configuration.
+    """One or more problems in the configuration.
 
     Args:
         problems: one line each, beginning with the config key.
@@ -26,12 +26,12 @@ class ConfigError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "") -> str:
-    """`; did you mean 'seed'?`, or nothing where no known name is close.
+    """Returns `; did you mean 'seed'?`, or an empty text if no known name is close.
 
     Args:
-        name: what was written.
-        known: what there is.
-        prefix: put before each of the names found.
+        name: the name that was written.
+        known: the names that exist.
+        prefix: put before each suggested name.
     """
     close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
     return (

@@ -1,4 +1,4 @@
-"""The part of `--help` that lists the groups of options a command uses."""
+"""The part of `--help` that lists the groups of options that a command uses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from tvg.config.compose import CONF_DIR
 from tvg.config.words import options_of
 
-# One line per group; a group that is not here is chosen by other keys, and not shown.
+# One line per group. Groups that are not listed are chosen by other keys and not shown.
 DESCRIPTIONS = {
     "model": "the policy: family, checkpoint folder, precision, which parts are trained",
     "model/adapter": "LoRA adapters, or none",
@@ -33,7 +33,7 @@ DESCRIPTIONS = {
 
 
 def command_groups(config_name: str) -> str:
-    """Each group that the command uses: its options, then a line about it.
+    """Lists each group that the command uses: its options, then a description.
 
     Args:
         config_name: the main config of the running command.
@@ -47,11 +47,11 @@ def command_groups(config_name: str) -> str:
 
 
 def _used_groups(config_name: str) -> dict[str, str]:
-    """Group -> the key it is chosen by (data/loader@loader), in the order of the defaults list."""
+    """Group -> the key that chooses it (data/loader@loader), in the order of `DESCRIPTIONS`."""
     main = yaml.safe_load((CONF_DIR / f"{config_name}.yaml").read_text(encoding="utf-8"))
     entries = [entry for entry in main["defaults"] if isinstance(entry, dict)]
     keys = [key for entry in entries for key in entry if not key.startswith("override ")]
-    keys += [str(key) for key in HydraConfig.get().runtime.choices]  # of nested groups, too
+    keys += [str(key) for key in HydraConfig.get().runtime.choices]  # including nested groups
     used: dict[str, str] = {}
     for key in keys:
         group, _, package = key.partition("@")

@@ -1,4 +1,4 @@
-"""Hydra makes the folder of every job before it starts: ours is new, and leaves with its job."""
+"""Creates new job folders before Hydra does, and removes those that stay empty."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from omegaconf.errors import OmegaConfBaseException
 from tvg.config import resolvers
 
 _MULTIRUN_FILE = "multirun.yaml"
-# The first one set counts. SLURM sets its own in every shell that it opens; there Lightning starts
-# the other ranks with LOCAL_RANK.
+# The first variable that is set counts. SLURM sets its own in every shell that it opens; in such a
+# shell, Lightning starts the other ranks with LOCAL_RANK.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-_made: list[Path] = []  # by this process's command, innermost first
+_made: list[Path] = []  # folders made by this process's command, innermost first
 
 
 class JobFolders(Callback):
-    """Makes run folders exclusively, and removes those that nothing was written into.
+    """Creates each run folder for one run only, and removes those that stay empty.
 
-    Of two runs whose names the clock gives in one second, the later one's ends in `_2`.
+    If the clock gives two runs the same name, the later run's name ends in `_2`.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -46,14 +46,14 @@ class JobFolders(Callback):
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one of a job that owns its run folder."""
+    """True if this process owns the run folder of its job."""
     name = next((name for name in _RANKS if name in os.environ), "LOCAL_RANK")
     node = os.environ.get("NODE_RANK", "0") if name == "LOCAL_RANK" else "0"
     return os.environ.get(name, "0") == "0" and node == "0"
 
 
 def remove_unused() -> None:
-    """Removes the folders that were made for this command, as far as nothing is in them."""
+    """Removes the empty ones of the folders that were created for this command."""
     if _made and [path.name for path in _made[0].glob("*")] == [_MULTIRUN_FILE]:
         (_made[0] / _MULTIRUN_FILE).unlink()
     remove_empty(_made)
@@ -61,30 +61,30 @@ def remove_unused() -> None:
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Removes folders, innermost first, as far as nothing is in them."""
+    """Removes those of the folders that are empty, innermost first."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
 
 def _make(config: DictConfig, mode: str) -> None:
-    """Makes the folder of a run or sweep, under another name where the clock's is taken."""
+    """Creates the folder of a run or sweep, under another name if the clock's is taken."""
     _made.clear()
     if not is_first_rank():
         return
     while True:
         try:
             folder = Path(str(config.hydra[mode].dir))
-        except OmegaConfBaseException:  # Hydra meets it, too, and warns of it if raised here
+        except OmegaConfBaseException:  # Hydra raises it, too; here it would only warn
             return
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             resolvers.next_run_name()
-            if Path(str(config.hydra[mode].dir)) == folder:  # a name that was given
+            if Path(str(config.hydra[mode].dir)) == folder:  # the name was given by the user
                 return
-        except OSError:  # Hydra meets it, too, and says so
+        except OSError:  # Hydra raises it, too
             return
         else:
             _made.extend(missing)

@@ -1,7 +1,7 @@
 """The identity of a job: every setting and file that decides its result.
 
-It names default run folders, is kept in `identity.json` of a run folder and in checkpoints, and
-tells a job that goes on from another one that would write into its folder.
+It names default run folders and is saved in a run folder's `identity.json` and in checkpoints. It
+distinguishes a job that continues from another job that would write into the same folder.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ IDENTITY_FILE = "identity.json"
 _SHOWN = 3  # differing keys that an error names
 _SHOWN_CHARACTERS = 60  # of a value
 
-# Top-level keys that decide no result: places, loggers, machine. `callbacks` is in _PLACES but
-# for those that choose training data.
+# Top-level keys that do not affect the result: places, loggers, machine. `callbacks` is in
+# _PLACES, except for those that choose training data.
 _ELSEWHERE = {
     "hydra", "name", "run_dir", "resume", "train", "logger", "device", "picture", "prepare", "demo"
 }  # fmt: skip
@@ -59,7 +59,7 @@ Settings = dict[str, Any]  # dotted key -> plain value
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """All that decides the result of a job.
+    """Everything that decides the result of a job.
 
     Attributes:
         command: "train", "evaluate" and so on.
@@ -71,7 +71,7 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """Ten hexadecimal digits."""
+        """Hash of the identity, ten hexadecimal digits."""
         text = json.dumps([self.command, self.decides], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -81,7 +81,7 @@ class Identity:
 
 
 def identity_of(command: str, cfg: DictConfig) -> Identity:
-    """The identity of the job that a config describes; what cannot be resolved is left out."""
+    """Identity of the job that a config describes; unresolvable values are left out."""
     values = {}
     for key in map(str, cfg):
         if key in _ELSEWHERE or (key == "job" and command != "demo"):
@@ -106,7 +106,7 @@ def identity_of(command: str, cfg: DictConfig) -> Identity:
         if not _is_any(key, dropped) or _is_any(key, _DECIDING_CALLBACKS)
     }
     decides.pop("callbacks.sample_filtering.run_dir", None)
-    # Through JSON, as a file gives it back: tuples and lists are alike, NaN and infinity are texts.
+    # Through JSON, as if read from a file: tuples become lists, NaN and infinity become texts.
     text = json.dumps({**decides, **_contents(command, values)}, default=str)
     return Identity(command=command, decides=json.loads(text, parse_constant=str))
 
@@ -125,7 +125,7 @@ def _is_any(key: str, patterns: Iterable[str]) -> bool:
 
 
 def _contents(command: str, values: Mapping[str, Any]) -> Settings:
-    """Digests of the files that a job reads, at the keys that name them."""
+    """Digests of the files that a job reads, by the keys that name them."""
     found: Settings = {}
     model, prompt = values.get("model"), values.get("prompt")
     if isinstance(model, Mapping) and model.get("path"):
@@ -137,7 +137,7 @@ def _contents(command: str, values: Mapping[str, Any]) -> Settings:
     splits = {"train": ("train", "val"), "evaluate": (str(values.get("split")),)}
     for key, node in data_sets(values):
         if node.get("world") is not None:
-            continue  # drawn from its settings
+            continue  # generated from its settings
         wanted = [f"{split}_file" for split in splits.get(command, ("train", "val", "test"))]
         if node.get("annotation_file") and command == "evaluate":
             wanted = []
@@ -148,7 +148,7 @@ def _contents(command: str, values: Mapping[str, Any]) -> Settings:
 
 
 def data_sets(values: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """(Key, node) of every data set that a config reads: one, or several of a mixture."""
+    """Returns (key, node) of every data set that a config reads: one, or several of a mixture."""
     data = values.get("data")
     if not isinstance(data, Mapping):
         return []
@@ -159,7 +159,7 @@ def data_sets(values: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def read_identity(folder: Path) -> Identity | None:
-    """The identity in a run folder's `identity.json`; None where there is none.
+    """Reads the identity from a run folder's `identity.json`; None if there is none.
 
     Raises:
         ValueError: the file is damaged.
@@ -177,13 +177,13 @@ def read_identity(folder: Path) -> Identity | None:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], *, may_change: Callable[[str], bool]
 ) -> str:
-    """The keys whose values differ, in words: `seed was 0, is 1`; empty where none do."""
+    """Lists the keys whose values differ, as `seed was 0, is 1`; empty if none do."""
     keys = [
         key
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key) and not may_change(key)
     ]
-    # What a component is says more than the keys that only one of the two has.
+    # Keys of both come first, `_target_` foremost: they say more than keys of only one.
     keys.sort(key=lambda key: (not (key in before and key in now), not key.endswith("_target_")))
     told = [f"{k} was {_short(before.get(k))}, is {_short(now.get(k))}" for k in keys[:_SHOWN]]
     if len(keys) > _SHOWN:

@@ -1,4 +1,4 @@
-"""Walking through a config without resolving it."""
+"""Functions that walk through a config without resolving it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, Container, Any]]:
 
 
 def parent_of(path: str) -> str:
-    """`a.b` of `a.b.c`."""
+    """Returns the parent of a path: `a.b` for `a.b.c`."""
     return path.rpartition(".")[0]
 
 
 def at(cfg: DictConfig, path: str) -> Any:
-    """The node at a path, unresolved; None where there is none."""
+    """Returns the node at a path, unresolved; None if there is none."""
     node: Any = cfg
     for key in path.split(".") if path else []:
         if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_missing():
@@ -48,46 +48,46 @@ def at(cfg: DictConfig, path: str) -> Any:
 
 
 def raw(node: Any) -> Any:
-    """The value of a node as it is written, unresolved; of anything else, itself."""
+    """Returns the unresolved value of a node; returns anything else as it is."""
     return node._value() if isinstance(node, Node) else node
 
 
 def raw_at(parent: Any, key: Any) -> Any:
-    """The value below a section as it is written, unresolved."""
+    """Returns the unresolved value of a key in a section."""
     return raw(parent._get_node(key))
 
 
 def full_key(node: Any) -> str:
-    """Where a node lies in its config; empty for the root."""
+    """Dotted path of a node in its config; empty for the root."""
     return str(node._get_full_key(None))
 
 
 def is_section(node: Any) -> bool:
-    """Whether the node is a mapping with contents of its own: not null, `???` or `${...}`."""
+    """True if the node is a mapping with its own contents: not null, `???` or `${...}`."""
     return isinstance(node, DictConfig) and not (
         node._is_none() or node._is_missing() or node._is_interpolation()
     )
 
 
 def is_null(node: Any) -> bool:
-    """Whether the node says that there is nothing."""
+    """True if the node is null."""
     return isinstance(node, Node) and node._is_none()
 
 
 def has_target(node: Any) -> bool:
-    """Whether the node itself describes an object."""
+    """True if the node itself describes an object."""
     return is_section(node) and "_target_" in list(node)  # `in node` is False for ???
 
 
 def has_target_within(node: Any) -> bool:
-    """Whether the node, or one below it, describes an object; an interpolation may."""
+    """True if the node or one below it describes an object; interpolations count, as they may."""
     if isinstance(node, DictConfig | ListConfig) and node._is_interpolation():
         return True
     return has_target(node) or any(key == "_target_" for _, _, key in walk(node))
 
 
 def referenced(cfg: DictConfig) -> set[str]:
-    """The paths that some interpolation of the config asks for."""
+    """Paths that interpolations of the config refer to."""
     found = set()
     for path, parent, key in walk(cfg):
         value = raw_at(parent, key)
@@ -100,13 +100,13 @@ def referenced(cfg: DictConfig) -> set[str]:
 
 
 def missing(cfg: DictConfig) -> list[str]:
-    """The paths of the values that are `???`."""
+    """Paths of the values that are `???`."""
     nodes = [(path, parent._get_node(key)) for path, parent, key in walk(cfg)]
     return [path for path, node in nodes if isinstance(node, Node) and node._is_missing()]
 
 
 def unresolvable(cfg: DictConfig) -> list[str]:
-    """One line for every interpolation that has no value; those to a missing value are left out."""
+    """One line for every interpolation that has no value, except those to a missing value."""
     problems = []
     for path, parent, key in walk(cfg):
         if not OmegaConf.is_interpolation(parent, key):
@@ -114,7 +114,7 @@ def unresolvable(cfg: DictConfig) -> list[str]:
         try:
             parent[key]
         except (InterpolationToMissingValueError, MissingMandatoryValue):
-            continue  # reported where the value is missing
+            continue  # reported at the missing value
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             problems.append(f"{path}: {raw_at(parent, key)} cannot be resolved ({reason})")
@@ -122,7 +122,7 @@ def unresolvable(cfg: DictConfig) -> list[str]:
 
 
 def plain(node: Any) -> Any:
-    """The config as dicts and lists; values that are missing or cannot be resolved are left out."""
+    """Converts a config to dicts and lists, without values that are missing or unresolvable."""
     if not isinstance(node, DictConfig | ListConfig):
         return node
     if node._is_none() or node._is_missing():

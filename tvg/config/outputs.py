@@ -1,4 +1,4 @@
-"""No output of a command replaces one of its inputs: checked before any work."""
+"""Checks, before any work, that no output of a command replaces one of its inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvg.config.identity import IDENTITY_FILE, data_sets, flattened
 _SQLITE = "sqlite:///"
 _OF_CHECKPOINTS = frozenset({".json", ".safetensors", ".bin", ".jinja", ".yaml", ".txt", ".model"})
 _ALWAYS = (IDENTITY_FILE, "config.yaml", "run.json", "mlflow_run.json")
-# What commands write into run_dir; a name without suffix is a folder.
+# Files and folders that commands write into run_dir; a name without suffix is a folder.
 WRITTEN: Mapping[str, tuple[str, ...]] = {
     "train": (
         *_ALWAYS, "train.log", "rollouts.jsonl", "reward_health.txt", "export", "checkpoints",
@@ -41,25 +41,25 @@ class Place(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """A folder that is read."""
+    """A folder that a command reads."""
 
     key: str
     path: Path
-    suffixes: frozenset[str]  # of the files in it that are inputs
-    is_deep: bool  # whether those of its folders are
+    suffixes: frozenset[str]  # suffixes of the input files in it
+    is_deep: bool  # whether files in its subfolders are inputs, too
 
 
 def check_outputs(command: str, values: Mapping[str, Any]) -> None:
-    """Refuses outputs that are inputs, lie in an input folder, or are each other.
+    """Refuses outputs that would replace an input, a file of an input folder, or another output.
 
-    Symbolic and hard links, `..` and case-insensitive disks are seen through.
+    Symbolic and hard links, `..` and case-insensitive disks are taken into account.
 
     Args:
         command: "train", "evaluate", "predict", "prepare" or "demo".
         values: the resolved config.
 
     Raises:
-        ConfigError: one line for each, by key.
+        ConfigError: one line for each problem, beginning with the key.
     """
     outputs = list(_outputs(command, values))
     files, folders = list(_input_files(values)), list(_input_folders(values))
@@ -81,12 +81,12 @@ def check_outputs(command: str, values: Mapping[str, Any]) -> None:
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Whether two paths are one file, or would be if they were written."""
+    """True if two paths are the same file, or would be if they were written."""
     try:
         if one.exists() and other.exists():
             return os.path.samefile(one, other)
         return one.resolve() == other.resolve()
-    except (OSError, RuntimeError):  # a loop of links; what opens it says so
+    except (OSError, RuntimeError):  # a loop of links; opening the file reports it
         return False
 
 
@@ -103,7 +103,7 @@ def _outputs(command: str, values: Mapping[str, Any]) -> Iterator[Place]:
 
 
 def single_files(command: str, values: Mapping[str, Any]) -> Iterator[Place]:
-    """The files that a command writes where a key of their own says."""
+    """Files that a command writes to a path given by a key of their own."""
     run_dir = Path(str(values["run_dir"]))
     if command == "predict" and values.get("picture"):
         picture = Path(str(values["picture"]))
@@ -165,7 +165,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def _is_file_of(path: Path, folder: Folder) -> bool:
-    """Whether an existing file is one that a folder is read for, directly or by a link."""
+    """True if an existing file is an input in a folder, directly or through a link."""
     try:
         if path.resolve().suffix.lower() in folder.suffixes:
             is_child = path.resolve().parent == folder.path.resolve()
@@ -181,7 +181,7 @@ def _is_file_of(path: Path, folder: Folder) -> bool:
 
 
 def _foreign_files(command: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """JSON outputs that are there already and were not written by the same command."""
+    """Reports JSON outputs that already exist and were not written by the same command."""
     if command == "predict" and values.get("picture"):
         path = Path(str(values["picture"])).with_suffix(".json")
         if path.is_file() and not _is_json_with(path, {"query", "segment", "text"}):

@@ -1,7 +1,7 @@
-"""Reading the YAML record of a checkpoint as plain values: no tags, no aliases, nothing resolved.
+"""Reads the YAML record of a checkpoint as plain values: no tags, no aliases, nothing resolved.
 
-A checkpoint comes from somewhere else, so its record is data: `${...}` in it is text. What would
-take long to read is refused.
+A checkpoint may come from elsewhere, so its record is only data: `${...}` in it is text. Records
+that would take long to read are refused.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MAX_NODES = 1000
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The values of a record: dicts, lists, texts, numbers, booleans and None.
+    """Reads the values of a record: dicts, lists, texts, numbers, booleans and None.
 
     Raises:
-        ConfigError: the file is no such record; one line that names it.
+        ConfigError: the file is not a valid record; one line that names the file.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
@@ -46,7 +46,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _check_events(path: Path, text: str) -> None:
-    """Refuses what a record never holds before anything is built of it."""
+    """Refuses YAML features that no record uses, before any value is built."""
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -81,6 +81,6 @@ def _check_values(path: Path, value: Any, key: str) -> None:
 
 
 def write_record(record: Mapping[str, Any]) -> str:
-    """A record as YAML that `read_record` takes."""
+    """Returns a record as YAML that `read_record` accepts."""
     text: str = yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True, width=100)
     return text

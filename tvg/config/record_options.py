@@ -1,4 +1,4 @@
-"""The options that a checkpoint's record may set, and what each of them may be."""
+"""The options that a checkpoint's record may set, and the kind of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXT, TEXT_OR_NULL, FLAG, COUNT, NUMBER, NUMBER_OR_NULL = (
     "a number above 0",
     "a number above 0, or null",
 )
-LARGEST = 10**12  # of any number
+LARGEST = 10**12  # limit of every number
 
 PROMPT_OPTIONS = {
     "template": TEXT,
@@ -48,13 +48,13 @@ SAMPLING_OPTIONS = {
     "total_pixels": COUNT,
     "resize_factor": COUNT,
 }
-LOADER_OPTIONS = {"timeout_s": NUMBER_OR_NULL}  # beside `sampling`
+LOADER_OPTIONS = {"timeout_s": NUMBER_OR_NULL}  # in addition to `sampling`
 
 PARSERS = {  # name in a record -> function
     "default": "tvg.core.parsing.parse_answer",
     "time_r1": "tvg.core.parsing_time_r1.parse_answer",
 }
-# A format may say a width and digits of at most two figures: "{start_s:.1f}". A longer width would
+# Width and precision of a format have at most two digits: "{start_s:.1f}". A larger width would
 # fill the memory.
 _FORMAT_SPEC = re.compile(r"0?[0-9]{0,2}(\.[0-9]{1,2})?[a-zA-Z%]?")
 _FORMATS = ("template", "answer_format", "frame_times")
@@ -63,16 +63,16 @@ _FORMATS = ("template", "answer_format", "frame_times")
 def check_options(
     values: Mapping[str, Any], options: Mapping[str, str], where: str, *, optional: set[str]
 ) -> None:
-    """Holds values against the options that are known.
+    """Checks the values of a section against the known options.
 
     Args:
-        values: of one section of a record.
+        values: values of one section of a record.
         options: name -> one of the kinds above.
-        where: file and section, for errors.
+        where: file and section, for messages.
         optional: names that may be absent.
 
     Raises:
-        ConfigError: an unknown option, a missing one, or a value of another kind.
+        ConfigError: an option is unknown or missing, or a value is of another kind.
     """
     for name, value in values.items():
         if name not in options:

@@ -1,7 +1,7 @@
-"""The prompt and clip sampling that a checkpoint records, so that it is asked as it was trained.
+"""The prompt and clip sampling that a checkpoint records, so that it is used as it was trained.
 
-A record holds plain values of known options. Nothing in it names code, so that a checkpoint from
-somewhere else decides what is asked and shown, and nothing more.
+A record holds plain values of known options and names no code. A checkpoint from elsewhere can
+therefore decide only which prompt and which frames the model gets.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 PROMPT, LOADER = "prompt", "data/loader"  # sections of a record: config groups
 RECORDED_KEYS = {PROMPT: "prompt", LOADER: "data.loader"}  # group -> config key
 AS_RECORDED = "recorded"
-OWN = "own:"  # before the dotted path of code of the user's own, which a record only mentions
+OWN = "own:"  # prefix of the dotted path of user code, which a record only mentions
 TASK = "tvg.task.grounding.GroundingTask"
 CLIP_LOADER = "tvg.data.clip.ClipLoader"
 FRAME_SAMPLING = "tvg.data.sampling.FrameSampling"
 
 
 def record_text(cfg: DictConfig) -> str:
-    """YAML of the prompt and the clip sampling of a run, for `RECORD_FILE` in its export."""
+    """Returns a run's prompt and clip sampling as YAML, for `RECORD_FILE` in its export."""
     prompt, loader = (
         OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
         for key in RECORDED_KEYS.values()
@@ -50,7 +50,7 @@ def record_text(cfg: DictConfig) -> str:
 
 
 def _prompt_record(node: Any) -> dict[str, Any]:
-    """A config node of the prompt as plain values, without references to files or checkpoints."""
+    """Converts the prompt's config node to plain values that name no files or checkpoints."""
     target = node.get("_target_")
     if target == f"{__name__}.{recorded_prompt.__name__}":
         found = _prompt_values(node["folder"], node["fallback"])
@@ -77,7 +77,7 @@ def _with_parser_name(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loader_record(node: Any) -> dict[str, Any]:
-    """A config node of the clip loader as plain values."""
+    """Converts the clip loader's config node to plain values."""
     target = node.get("_target_")
     if target == f"{__name__}.{recorded_loader.__name__}":
         found = _loader_values(node["folder"], node["fallback"])
@@ -94,16 +94,16 @@ def _loader_record(node: Any) -> dict[str, Any]:
 def recorded_loader(
     *, folder: str | None, fallback: str, timeout_s: float | Literal["recorded"] | None
 ) -> Any:
-    """Builds the clip loader that the checkpoint in `folder` was trained with, but its decoder.
+    """Builds the clip loader that the checkpoint in `folder` was trained with, except its decoder.
 
     Args:
-        folder: checkpoint folder; None where there is none yet.
-        fallback: option of `data/loader` for checkpoints that record nothing (any but our exports);
-            where one does, the settings of that option that are not recorded hold, too.
+        folder: checkpoint folder; None if there is none yet.
+        fallback: option of `data/loader` for checkpoints without a record (all except our exports).
+            For checkpoints with a record, it provides the settings that are not recorded.
         timeout_s: as for `ClipLoader`, or "recorded".
 
     Raises:
-        ConfigError: there is no such folder or fallback, or the record is not in order.
+        ConfigError: the folder or the fallback does not exist, or the record is not valid.
     """
     from tvg.data.sampling import FrameSampling
 
@@ -136,20 +136,20 @@ def recorded_prompt(
 
     Args:
         folder: as for `recorded_loader`.
-        fallback: option of `prompt` for checkpoints that record nothing.
-        system: as for `GroundingTask`, or "recorded": as it was trained with; so are the others.
-        video_first: see there.
-        lowercase: see there.
-        strip_period: see there.
-        query_blanks: see there.
-        parser: see there.
-        rate_any_numbers: see there.
-        strict_answer: see there.
-        prefill: see there.
-        frame_times: see there.
+        fallback: option of `prompt` for checkpoints without a record.
+        system: as for `GroundingTask`, or "recorded": as in training. So are the arguments below.
+        video_first: as for `system`.
+        lowercase: as for `system`.
+        strip_period: as for `system`.
+        query_blanks: as for `system`.
+        parser: as for `system`.
+        rate_any_numbers: as for `system`.
+        strict_answer: as for `system`.
+        prefill: as for `system`.
+        frame_times: as for `system`.
 
     Raises:
-        ConfigError: as `recorded_loader`.
+        ConfigError: as for `recorded_loader`.
     """
     from tvg.task.grounding import GroundingTask
 
@@ -175,7 +175,7 @@ def recorded_prompt(
 
 
 def _parser(parser: Any, folder: str | None) -> Any:
-    """The function of a name in `PARSERS`."""
+    """Returns the function for a name in `PARSERS`; returns a function as it is."""
     if not isinstance(parser, str):
         return parser
     if parser in PARSERS:
@@ -200,7 +200,7 @@ def _prompt_values(folder: str | None, fallback: str) -> dict[str, Any]:
     section = _without_target(section, TASK, where)
     if section.pop("template_file", None) is not None:
         raise ConfigError(f"{where}.template_file: a record names no files")
-    if isinstance(section.get("parser"), dict):  # of an older version
+    if isinstance(section.get("parser"), dict):  # written by an older version
         node = section["parser"]
         targets = [t for t in PARSERS.values() if node == {"_target_": t, "_partial_": True}]
         if not targets:
@@ -228,7 +228,7 @@ def _loader_values(folder: str | None, fallback: str) -> dict[str, Any]:
 
 
 def _section(folder: str | None, group: str, fallback: str) -> dict[str, Any] | None:
-    """A section of the record in a folder; None where there is no record."""
+    """Returns a section of the record in a folder; None if there is no record."""
     if folder is not None and not Path(folder).is_dir():
         raise ConfigError(f"model.path: no such folder: {folder}")
     path = Path(folder) / RECORD_FILE if folder is not None else None
@@ -248,7 +248,7 @@ def _section(folder: str | None, group: str, fallback: str) -> dict[str, Any] | 
 
 
 def _without_target(node: dict[str, Any], target: str, where: str) -> dict[str, Any]:
-    """A node without the `_target_` that versions before 2026-11-28 wrote; no other is taken."""
+    """Removes the `_target_` that versions before 2026-11-28 wrote; refuses any other."""
     if "_target_" in node and node["_target_"] != target:
         raise _names_code(where, node)
     if "_partial_" in node and ("_target_" not in node or node["_partial_"] is not True):

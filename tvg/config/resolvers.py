@@ -1,4 +1,4 @@
-"""Interpolations that config files may use besides Hydra's own."""
+"""Resolvers that config files may use in addition to Hydra's own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tvg.config.identity import identity_of
 
 _RUN_NAME = "TVG_RUN_NAME"
 _NO_PART_OF_A_JOB = ("resume=", "name=", "run_dir=", "hydra.")
-_READABLE = 60  # characters of the overrides in the name of a job's folder
-_attempts = [1]  # at a run name that no other run has
+_READABLE = 60  # characters of the overrides in the folder name of a job
+_attempts = [1]  # numbers tried for a run name that no other run has
 
 
 def register_resolvers() -> None:
@@ -31,13 +31,13 @@ def register_resolvers() -> None:
 
 
 def run_name(*, _root_: DictConfig) -> str:
-    """The date and time at which this run began; the same for every process that it starts.
+    """Returns the date and time at which this run began, the same in every process that it starts.
 
-    Lightning starts the other ranks of a node by running the command again, seconds later: those
-    (they have a LOCAL_RANK) take the name of the process that started them.
+    Lightning starts the other ranks of a node by running the command again, seconds later. These
+    processes have a LOCAL_RANK and take the name of the process that started them.
 
     Raises:
-        ConfigError: torchrun, srun or several nodes start the ranks, each with a clock of its own.
+        ConfigError: torchrun, srun or several nodes start the ranks, each with its own clock.
     """
     inherited = os.environ.get(_RUN_NAME)
     if inherited and "LOCAL_RANK" in os.environ:
@@ -51,7 +51,7 @@ def run_name(*, _root_: DictConfig) -> str:
 
 
 def _started_by_others(cfg: DictConfig) -> str:
-    """Says where it is set that other processes run the same command; empty if none do."""
+    """Names the setting by which other processes run the same command; empty if none do."""
     for name, rank in (("WORLD_SIZE", "RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")):
         count = os.environ.get(name, "")
         if rank in os.environ and count.isdigit() and int(count) > 1:
@@ -63,7 +63,7 @@ def _started_by_others(cfg: DictConfig) -> str:
 
 
 def next_run_name() -> None:
-    """Gives this run another name, ending in `_2`, `_3` and so on: the present one is taken."""
+    """Gives this run another name, ending in `_2`, `_3` and so on: the current one is taken."""
     _attempts.append(_attempts[-1] + 1)
 
 
@@ -75,12 +75,12 @@ def _new_run_name(attempt: int = 1) -> str:
 
 
 def identity(command: str, *, _root_: DictConfig) -> str:
-    """Ten hexadecimal digits of all that decides the result of a job; names its default folder."""
+    """Ten-digit hash of everything that decides a job's result; names its default folder."""
     return identity_of(command, _root_).digest
 
 
 def job_folder(overrides: ListConfig) -> str:
-    """The folder of a job of a sweep: its overrides, readable in part, and a hash of all of them.
+    """Folder name of a sweep's job: the start of its overrides and a hash of all of them.
 
     The same job has the same folder in every sweep, whatever its number.
     """
@@ -95,7 +95,7 @@ def _parts(words: list[str]) -> list[tuple[str, str, str]]:
 
 
 def short_hash(*values: Any) -> str:
-    """Eight hexadecimal digits that change with any of the values: names what they describe."""
+    """Eight-digit hash of the values, for the name of what they describe."""
     plain = [
         OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
         for value in values
@@ -105,7 +105,7 @@ def short_hash(*values: Any) -> str:
 
 
 def basename(path: str) -> str:
-    """The last part of a path: the name of a run, from its folder."""
+    """Last part of a path, such as the name of a run from its folder."""
     return Path(path).name
 
 
@@ -117,13 +117,13 @@ def module_doc(name: str) -> str:
 
 def command_groups(config_name: str) -> str:
     """The groups of options that a command uses, for its --help."""
-    from tvg.config import help as command_help  # which imports the composition, and that this
+    from tvg.config import help as command_help  # imports compose, which imports this module
 
     return command_help.command_groups(config_name)
 
 
 def resolved_config(*, _root_: DictConfig) -> str:
-    """The whole config as it runs, in YAML; the keys that hold this very text are null in it."""
+    """The whole resolved config as YAML; keys that hold this text itself are null in it."""
     plain = _without(OmegaConf.to_container(_root_, resolve=False), "${resolved_config:}")
     return OmegaConf.to_yaml(OmegaConf.create(plain), resolve=True)
 
@@ -137,7 +137,7 @@ def _without(value: Any, unwanted: str) -> Any:
 
 
 def mul(*factors: float) -> float:
-    """The product of numbers; of integers, an integer."""
+    """Product of numbers; an integer if all are integers."""
     product: float = 1
     for factor in factors:
         product *= factor

@@ -1,9 +1,9 @@
-"""Keys that may differ between a training run and its resumption; no others may.
+"""Keys that may differ between a training run and its resumption; all others must be equal.
 
 | key | when a run is resumed |
 |---|---|
 | trainer.max_steps, max_epochs, max_time | applied; the schedule spans the new length |
-| loggers, callbacks (but sample_filtering), progress, validation interval | applied |
+| loggers, callbacks (except sample_filtering), progress, validation interval | applied |
 | data workers, folders of caches, moved files of equal content, test split | applied |
 | micro-batches, gradient checkpointing, offloading, accelerator | applied; equal up to rounding |
 | model, data, prompt, rewards, objective, schedule, seed and all else | refused by name |
@@ -40,20 +40,20 @@ MAY_CHANGE = (
 
 
 def may_change(key: str) -> bool:
-    """Whether a resumed run may have another value at a dotted key."""
+    """Returns whether a resumed run may have another value at a dotted key."""
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
 
 
 def refuse_changes(before: Mapping[str, Any], now: Identity, *, where: str) -> None:
-    """Stops a run that would resume another one under settings that it cannot change.
+    """Refuses to resume a run with settings that a resumed run cannot change.
 
     Args:
         before: `Identity.decides` of the run to resume.
-        now: of the run that resumes it.
-        where: the folder or checkpoint, for the error.
+        now: identity of the run that resumes it.
+        where: the folder or checkpoint, for the message.
 
     Raises:
-        ValueError: naming the keys that differ, with both values.
+        ValueError: such settings differ; the message names the keys, with both values.
     """
     found = differences(before, now.decides, may_change=may_change)
     if found:

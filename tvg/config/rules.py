@@ -1,7 +1,8 @@
-"""Combinations that cannot work, as small named functions: plain config in, problems out.
+"""Rules against combinations of settings that cannot work.
 
-Each rule looks only at what is there, so it holds for every command; a missing key is no problem
-of its own. What one component can tell from its own arguments belongs into its constructor.
+Each rule is a small function that takes a plain config and returns problems. A rule ignores missing
+keys, so that it applies to every command. Checks that a component can make on its own arguments
+belong in its constructor.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from tvg.config.values import Config, Rule, number, value
 
 
 def samples_groups(cfg: Config) -> bool:
-    """Whether the objective learns from its own samples (GRPO and its kin)."""
+    """True if the objective learns from its own samples (GRPO and related objectives)."""
     return number(cfg, "objective.group_size") is not None
 
 
 def group_of_one(cfg: Config) -> list[str]:
-    """Advantages compare the completions of one prompt."""
+    """A group needs several completions, because advantages compare them."""
     size = number(cfg, "objective.group_size")
     if size is None or size >= 2:
         return []
@@ -29,7 +30,7 @@ def group_of_one(cfg: Config) -> list[str]:
 
 
 def micro_batch_over_batch(cfg: Config) -> list[str]:
-    """Both count prompts of one GPU and one optimizer step."""
+    """A micro-batch cannot exceed the batch: both count prompts per GPU and optimizer step."""
     micro, batch = number(cfg, "objective.micro_batch_size"), number(cfg, "data.batch_size")
     if micro is None or batch is None or micro <= batch:
         return []
@@ -50,7 +51,7 @@ def kl_without_reference(cfg: Config) -> list[str]:
 
 
 def nothing_to_imitate(cfg: Config) -> list[str]:
-    """Supervised training writes targets, which a prompt for multiple choice has no format for."""
+    """Supervised training needs an answer format, which multiple-choice prompts do not have."""
     if samples_groups(cfg) or value(cfg, "objective") is None:
         return []
     prompt = value(cfg, "prompt")
@@ -60,14 +61,14 @@ def nothing_to_imitate(cfg: Config) -> list[str]:
 
 
 def sampler_is_not_policy(cfg: Config) -> list[str]:
-    """The log-probabilities are of the whole softmax: the sampler may not cut it."""
+    """Log-probabilities use the whole softmax, so the sampler must not truncate it."""
     if not samples_groups(cfg):
         return []
     problems = []
     why = "the sampler would draw from another distribution than the trainer scores"
     top_p, top_k = number(cfg, "rollout.top_p"), number(cfg, "rollout.top_k")
     temperature = number(cfg, "rollout.temperature")
-    may_cut = value(cfg, "policy.sampler_may_cut") is True  # compat=time_r1 does
+    may_cut = value(cfg, "policy.sampler_may_cut") is True  # set by compat=time_r1
     if top_p is not None and top_p < 1 and not may_cut:
         problems.append(f"rollout.top_p: must be 1.0 with objective.group_size, got {top_p}: {why}")
     if top_k is not None and top_k > 0 and not may_cut:
@@ -80,7 +81,7 @@ def sampler_is_not_policy(cfg: Config) -> list[str]:
 
 
 def no_reward(cfg: Config) -> list[str]:
-    """Learning from samples needs something that scores them."""
+    """Learning from samples needs a reward with a weight other than 0."""
     if not samples_groups(cfg):
         return []
     rewards = value(cfg, "reward") or {}
@@ -92,7 +93,7 @@ def no_reward(cfg: Config) -> list[str]:
 
 
 def reward_without_weight(cfg: Config) -> list[str]:
-    """Every reward says what it is worth."""
+    """Every reward needs a weight."""
     rewards = value(cfg, "reward")
     if not isinstance(rewards, Mapping):
         return []
@@ -104,7 +105,7 @@ def reward_without_weight(cfg: Config) -> list[str]:
 
 
 def format_reward_out_of_reach(cfg: Config) -> list[str]:
-    """A format reward for thinking cannot be earned under a prompt that does not ask for it."""
+    """The format reward must expect thinking if, and only if, the prompt asks for it."""
     think, asked = value(cfg, "reward.format.reward.think"), value(cfg, "prompt.think")
     if not isinstance(think, bool) or not isinstance(asked, bool) or think == asked:
         return []
@@ -112,7 +113,7 @@ def format_reward_out_of_reach(cfg: Config) -> list[str]:
 
 
 def frame_budget(cfg: Config) -> list[str]:
-    """Lower bounds of the frame sampling above their upper bounds."""
+    """Lower bounds of the frame sampling must not exceed their upper bounds."""
     problems = []
     sampling = "data.loader.sampling"
     for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
@@ -123,7 +124,7 @@ def frame_budget(cfg: Config) -> list[str]:
 
 
 def on_missing_unknown(cfg: Config) -> list[str]:
-    """`on_missing` is one of two words."""
+    """`on_missing` must be `error` or `skip`."""
     found = value(cfg, "data.on_missing", "error")
     if found in ("error", "skip"):
         return []
@@ -131,7 +132,7 @@ def on_missing_unknown(cfg: Config) -> list[str]:
 
 
 def preparation_without_end(cfg: Config) -> list[str]:
-    """Workers and their time are counted; null leaves either open."""
+    """The number of workers and their time limit must be valid numbers, or null."""
     problems = []
     num_workers = value(cfg, "prepare.num_workers")
     if num_workers is not None and not (type(num_workers) is int and num_workers >= 0):
@@ -183,5 +184,5 @@ RULES: tuple[Rule, ...] = (
     preparation_without_end,
 )
 
-# These import what the config names, so that they run after all others have passed.
+# These rules import what the config names, so they run only after all others have passed.
 IMPORTING_RULES: tuple[Rule, ...] = (reward.reward_cannot_be_called,)

@@ -1,4 +1,4 @@
-"""Combinations that a machine, a strategy or a precision cannot do; see `tvg.config.rules`."""
+"""Rules for what a machine, a strategy or a precision cannot do; see `tvg.config.rules`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tvg.config.values import Config, value
 
 
 def updates_lost_in_half_precision(cfg: Config) -> list[str]:
-    """A step of 1e-6 on a weight of 1e-2 is below what bfloat16 can tell apart.
+    """Half precision loses updates: bfloat16 cannot represent a step of 1e-6 on a weight of 1e-2.
 
-    DeepSpeed keeps float32 master weights of its own, and adapters are float32 beside any weights.
+    DeepSpeed keeps its own float32 master weights, and adapters are always float32.
     """
     dtype = value(cfg, "model.dtype")
     strategy = str(value(cfg, "strategy._target_", ""))
@@ -26,7 +26,7 @@ def updates_lost_in_half_precision(cfg: Config) -> list[str]:
 
 
 def flash_attention_not_possible(cfg: Config) -> list[str]:
-    """flash-attn is an extra, and computes in half precision on GPUs alone."""
+    """flash-attn is an optional extra that runs only on GPUs and in half precision."""
     if value(cfg, "model.attn_implementation") != "flash_attention_2":
         return []
     where, problems = "model.attn_implementation: flash_attention_2", []
@@ -43,12 +43,12 @@ def flash_attention_not_possible(cfg: Config) -> list[str]:
 
 
 def is_deepspeed(cfg: Config) -> bool:
-    """Whether the strategy is one of DeepSpeed's."""
+    """True if the strategy is one of DeepSpeed's."""
     return "deepspeed" in str(value(cfg, "strategy._target_", "")).lower()
 
 
 def offload_without_its_optimizer(cfg: Config) -> list[str]:
-    """Optimizer states in CPU memory are stepped by DeepSpeed's own CPU optimizer."""
+    """Optimizer states in CPU memory need DeepSpeed's CPU optimizer, and only they do."""
     target = str(value(cfg, "objective.optimizer._target_", ""))
     has_own, wanted = target.endswith("DeepSpeedCPUAdam"), "deepspeed.ops.adam.DeepSpeedCPUAdam"
     offloads = is_deepspeed(cfg) and bool(value(cfg, "strategy.offload_optimizer"))
@@ -65,7 +65,7 @@ def offload_without_its_optimizer(cfg: Config) -> list[str]:
 
 
 def eight_bit_optimizer_not_possible(cfg: Config) -> list[str]:
-    """Optimizer states in 8 bits are bitsandbytes', an extra."""
+    """8-bit optimizer states need bitsandbytes, an optional extra."""
     target = str(value(cfg, "objective.optimizer._target_", ""))
     if not target.endswith("adamw_8bit"):
         return []
@@ -78,7 +78,7 @@ def eight_bit_optimizer_not_possible(cfg: Config) -> list[str]:
 
 
 def parameters_offloaded(cfg: Config) -> list[str]:
-    """Only ZeRO-3 takes the parameters apart, which is not supported."""
+    """Offloading parameters needs ZeRO-3, which is not supported."""
     if not is_deepspeed(cfg) or not value(cfg, "strategy.offload_parameters"):
         return []
     return ["strategy.offload_parameters: needs ZeRO-3, which is not supported"]
@@ -92,7 +92,7 @@ def strategy_without_gpu(cfg: Config) -> list[str]:
 
 
 def cpu_devices(cfg: Config) -> list[str]:
-    """On CPUs a device is a process, and has to be counted."""
+    """On CPUs a device is a process, so `devices` must be a number."""
     devices = value(cfg, "trainer.devices")
     if value(cfg, "trainer.accelerator") != "cpu" or devices == "auto" or devices is None:
         return []
@@ -104,7 +104,7 @@ def cpu_devices(cfg: Config) -> list[str]:
 def float16_training(cfg: Config) -> list[str]:
     """Float16 needs scaled gradients, which our clipping would see before they are unscaled.
 
-    DeepSpeed scales and clips by itself.
+    DeepSpeed scales and clips gradients itself.
     """
     precision = str(value(cfg, "trainer.precision", ""))
     if not precision.startswith("16") or is_deepspeed(cfg):

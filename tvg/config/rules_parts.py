@@ -1,4 +1,4 @@
-"""Combinations that leave unclear which weights are trained; see `tvg.config.rules`."""
+"""Rules for which weights are trained; see `tvg.config.rules`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ PARTS = ("vision", "merger", "language")
 
 
 def is_adapted(cfg: Config) -> bool:
-    """Whether adapters are trained instead of the model's own weights."""
+    """True if adapters are trained instead of the model's own weights."""
     return bool(value(cfg, "model.adapter.parts"))
 
 
 def trained_parts(cfg: Config) -> set[str]:
-    """The parts of the model that change, whether by their own weights or by adapters."""
+    """Parts of the model that are trained, by their own weights or by adapters."""
     if is_adapted(cfg):
         found: list[str] = []
         for key in ("parts", "full_parts"):
@@ -26,7 +26,7 @@ def trained_parts(cfg: Config) -> set[str]:
 
 
 def no_model(cfg: Config) -> list[str]:
-    """A model is read from a folder, or created where the command and the option allow it."""
+    """A model needs a folder to read from, unless the command and the option can create one."""
     model = value(cfg, "model")
     if not isinstance(model, Mapping) or "path" not in model or "create" not in model:
         return []
@@ -36,14 +36,14 @@ def no_model(cfg: Config) -> list[str]:
 
 
 def nothing_to_train(cfg: Config) -> list[str]:
-    """Every part frozen leaves the optimizer without parameters."""
+    """If every part is frozen, the optimizer has no parameters."""
     if value(cfg, "objective") and all(value(cfg, f"model.freeze_{p}") is True for p in PARTS):
         return ["model: freeze_vision, freeze_merger and freeze_language leave nothing to train"]
     return []
 
 
 def frozen_part_to_be_trained(cfg: Config) -> list[str]:
-    """Parts frozen by model.freeze_* can carry no adapters."""
+    """Parts frozen by model.freeze_* cannot be trained through model.adapter."""
     if not is_adapted(cfg):
         return []
     return [
@@ -54,7 +54,7 @@ def frozen_part_to_be_trained(cfg: Config) -> list[str]:
 
 
 def dropout_beside_a_sampler(cfg: Config) -> list[str]:
-    """The sampler draws without dropout: the trainer would score another model's tokens."""
+    """Dropout must be 0: the sampler draws without it, but the trainer would score with it."""
     dropout = number(cfg, "model.adapter.dropout")
     if not dropout or number(cfg, "objective.group_size") is None:
         return []
@@ -65,7 +65,7 @@ def dropout_beside_a_sampler(cfg: Config) -> list[str]:
 
 
 def features_of_a_trained_trunk(cfg: Config) -> list[str]:
-    """Features that are kept are those of a trunk that never changes."""
+    """Cached features require a vision encoder that never changes."""
     is_kept = str(value(cfg, "data.cache._target_", "")).endswith("FeatureCache")
     if not is_kept or value(cfg, "objective") is None or "vision" not in trained_parts(cfg):
         return []
@@ -81,7 +81,7 @@ def features_of_a_trained_trunk(cfg: Config) -> list[str]:
 
 
 def rate_of_a_frozen_part(cfg: Config) -> list[str]:
-    """A learning rate of its own for a part that has nothing to learn is a mistake."""
+    """A learning rate for a part that is not trained is a mistake."""
     rates = value(cfg, "objective.part_lr")
     if not isinstance(rates, Mapping) or value(cfg, "model") is None:
         return []

@@ -1,4 +1,4 @@
-"""Rewards that no call could reach, told before weights are loaded; see `tvg.config.rules`."""
+"""Rules for rewards that could not be called, before weights are loaded; see `rules`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tvg.core.reward_names import reward_name_problems
 
 
 def reward_cannot_be_named(cfg: Config) -> list[str]:
-    """Names of rewards become names of metrics, which have to be possible and free."""
+    """Names of rewards become names of metrics, so they must be valid and not taken."""
     rewards = value(cfg, "reward")
     return reward_name_problems(map(str, rewards)) if isinstance(rewards, Mapping) else []
 
 
 def reward_cannot_be_called(cfg: Config) -> list[str]:
-    """A reward is called with what its signature names, of what there is; imports the rewards."""
+    """A reward's signature may name only the fields that exist; imports the rewards."""
     problems = []
     for name, entry in (value(cfg, "reward") or {}).items():
         node = value(entry, "reward") if isinstance(entry, Mapping) else None
@@ -31,7 +31,7 @@ def reward_cannot_be_called(cfg: Config) -> list[str]:
 def _problems(path: str, name: str, node: Mapping[str, Any]) -> list[str]:
     try:
         target = locate(node["_target_"])
-    except Exception:  # importing runs foreign code; told by the check of targets
+    except Exception:  # importing runs third-party code; reported by the check of targets
         return []
     if inspect.isclass(target):
         return [] if node.get("_partial_") else _problems_of_class(path, name, target)
@@ -53,7 +53,7 @@ def _problems_of_class(path: str, name: str, target: type) -> list[str]:
     calls = [vars(base)["__call__"] for base in target.__mro__ if "__call__" in vars(base)]
     if not calls:
         return [f"{path}: reward {name!r} must be callable: {target.__name__} has no __call__"]
-    return _uncallable(path, name, functools.partial(calls[0], None))  # its self is given
+    return _uncallable(path, name, functools.partial(calls[0], None))  # binds self
 
 
 def _uncallable(path: str, name: str, reward: Any) -> list[str]:

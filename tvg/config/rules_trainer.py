@@ -1,4 +1,4 @@
-"""Settings of the trainer and its schedule that Lightning or the run would refuse late."""
+"""Rules for settings of trainer and schedule that would otherwise be refused late."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tvg.config.values import Config, number, value
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
-HALF_PRECISIONS = ("16-mixed", "16-true")  # which another rule allows with DeepSpeed alone
+HALF_PRECISIONS = ("16-mixed", "16-true")  # another rule allows them only with DeepSpeed
 PRECISION_ALIASES = ("32", "64", "16", "bf16")  # Lightning's short names
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 STRATEGY_NAMES = ("auto", "ddp")
@@ -17,7 +17,7 @@ DEEPSPEED_STAGES = (1, 2)
 
 
 def trainer_steps_in_our_place(cfg: Config) -> list[str]:
-    """The modules clip and accumulate themselves; Lightning refuses to do it beside them."""
+    """The modules clip and accumulate gradients themselves, so Lightning must not do so."""
     problems = []
     clip = value(cfg, "trainer.gradient_clip_val")
     if clip is not None:
@@ -34,7 +34,7 @@ def trainer_steps_in_our_place(cfg: Config) -> list[str]:
 
 
 def run_without_end(cfg: Config) -> list[str]:
-    """Without either limit Lightning would stop after 1,000 epochs."""
+    """A run needs a limit; without one, Lightning would stop after 1,000 epochs."""
     if not isinstance(value(cfg, "trainer"), Mapping):
         return []
     limits = (value(cfg, "trainer.max_steps"), value(cfg, "trainer.max_epochs"))
@@ -44,7 +44,7 @@ def run_without_end(cfg: Config) -> list[str]:
 
 
 def unknown_choice(cfg: Config) -> list[str]:
-    """Accelerators, precisions and schedules that there are not."""
+    """Accelerator, precision and schedule must be known ones."""
     problems = []
     for key, known, aliases in (
         ("trainer.accelerator", ACCELERATORS, ()),
@@ -58,7 +58,7 @@ def unknown_choice(cfg: Config) -> list[str]:
 
 
 def count_out_of_range(cfg: Config) -> list[str]:
-    """Counts of the trainer that no run can have."""
+    """Counts of the trainer must be in range."""
     problems = []
     for key, least, also in (
         ("max_steps", 1, (None, -1)),
@@ -86,7 +86,7 @@ def _is_count(found: Any) -> bool:
 
 
 def validation_interval(cfg: Config) -> list[str]:
-    """Batches between validations are counted over epochs, or within each of them."""
+    """The validation interval is either batches across epochs, or a share of each epoch."""
     interval = value(cfg, "trainer.val_check_interval")
     every = value(cfg, "trainer.check_val_every_n_epoch")
     problems = []
@@ -119,7 +119,7 @@ def validation_interval(cfg: Config) -> list[str]:
 
 
 def schedule_longer_than_run(cfg: Config) -> list[str]:
-    """A warm-up has to end within the run."""
+    """A warm-up must end within the run."""
     warmup, steps = number(cfg, "objective.schedule.warmup_steps"), number(cfg, "trainer.max_steps")
     if warmup is None:
         return []
@@ -138,9 +138,9 @@ def schedule_longer_than_run(cfg: Config) -> list[str]:
 
 
 def unsupported_strategy(cfg: Config) -> list[str]:
-    """Strategies whose gradients, clipping or exports the modules do not know.
+    """Refuses strategies whose gradients, clipping or exports the modules do not support.
 
-    With ZeRO-3 and FSDP a run would train on its last micro-batch alone and export empty weights.
+    With ZeRO-3 or FSDP, a run would train on its last micro-batch only and export empty weights.
     """
     target = value(cfg, "strategy._target_")
     if not isinstance(target, str):

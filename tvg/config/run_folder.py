@@ -1,4 +1,4 @@
-"""The folder of a run: claimed by one process, of one job, and removed where nothing was done."""
+"""Run folders: claimed by one process, for one job, and removed if nothing was done."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        identity: of the job that claims it.
-        has_begun: whether the run has left something that is worth keeping.
+        identity: identity of the job that claims it.
+        has_begun: whether the run has written something worth keeping.
     """
 
     def __init__(self, path: Path, identity: Identity, logger: _HeldLog | None) -> None:
@@ -43,35 +43,35 @@ class RunFolder:
         self._log = logger
 
     def begin(self) -> None:
-        """Makes the folder this job's: from here on a failure leaves it as it is."""
+        """Keeps the folder for this job: from now on, a failure leaves it as it is."""
         if self.has_begun:
             return
         self.has_begun = True
-        if self._log is None:  # another rank's
+        if self._log is None:  # not the first rank
             return
         self.write_identity()
         self._log.release()
 
     def write_identity(self) -> None:
-        """Writes `identity.json`, with the command line for whoever reads it."""
+        """Writes `identity.json`, with the command line for the reader's information."""
         write_json(self.path / IDENTITY_FILE, {**self.identity.as_json(), "command_line": sys.argv})
 
 
 @contextmanager
 def claimed(cfg: DictConfig, command: str) -> Iterator[RunFolder]:
-    """Holds the run folder of a job, which no other process can then claim.
+    """Claims the run folder of a job, so that no other process can claim it.
 
-    Until `RunFolder.begin` nothing of it is kept: a command that fails before leaves a new folder
-    removed, and a used one as it was. Ranks other than the first claim nothing. The lock dies with
-    its process.
+    Nothing is kept until `RunFolder.begin`: if the command fails before, a new folder is removed
+    and an existing one is left as it was. Ranks other than the first claim nothing. The lock ends
+    with its process.
 
     Args:
         cfg: the resolved config.
         command: "train", "evaluate", "predict", "prepare" or "demo".
 
     Raises:
-        ValueError: another process holds the folder, it belongs to another job, an output is an
-            input (ConfigError), or it cannot be written.
+        ValueError: another process holds the folder, the folder belongs to another job or cannot
+            be written, or an output is an input (ConfigError).
     """
     run_dir = Path(str(cfg.run_dir))
     identity = identity_of(command, cfg)
@@ -91,12 +91,12 @@ def claimed(cfg: DictConfig, command: str) -> Iterator[RunFolder]:
             stack.enter_context(locked(run_dir / LOCK_FILE, f"run_dir: {run_dir}"))
             _refuse_other_job(run_dir, identity, cfg.get("resume"))  # as the last holder left it
             files = dict.fromkeys(single_files(command, values))
-            # What a command writes before it fails stays where a key asks for it.
+            # Files that a key asks for are kept, even if the command fails after writing them.
             kept = _entries(run_dir) - {run_dir / LOCK_FILE}
             kept |= {place.path.resolve() for place in files}
             log = stack.enter_context(_held_log(run_dir / f"{command}.log"))
             folder = RunFolder(run_dir, identity, log)
-            if read_identity(run_dir) is None:  # a start that is killed is known again by it
+            if read_identity(run_dir) is None:  # identifies the job if this start is killed
                 folder.write_identity()
             for place in files:
                 stack.enter_context(_locked_file(place))
@@ -120,7 +120,7 @@ def _values(cfg: DictConfig) -> dict[str, Any]:
 
 @contextmanager
 def _locked_file(place: Place) -> Iterator[None]:
-    """Holds a file that is to be written outside the run folder."""
+    """Locks a file that will be written outside the run folder."""
     key, path = place
     made = _missing_folders(path.parent)
     try:
@@ -136,10 +136,10 @@ def _locked_file(place: Place) -> Iterator[None]:
 
 
 def _refuse_other_job(run_dir: Path, identity: Identity, resume: Any) -> None:
-    """Stops a job whose run folder holds another one's files.
+    """Refuses a job whose run folder holds the files of another job.
 
     Raises:
-        ValueError: naming the keys in which the two differ.
+        ValueError: the folder is another job's; the message names the keys that differ.
     """
     held = read_identity(run_dir)
     if held is None:
@@ -170,9 +170,9 @@ def _refuse_other_job(run_dir: Path, identity: Identity, resume: Any) -> None:
 
 
 def check_resumed(checkpoint: Path, identity: Identity) -> None:
-    """Compares a run with the one whose checkpoint it goes on from, before anything is loaded.
+    """Compares a run with the one whose checkpoint it resumes, before anything is loaded.
 
-    A checkpoint that was moved out of its run folder is compared when it is loaded.
+    A checkpoint that was moved out of its run folder is compared later, when it is loaded.
 
     Raises:
         ValueError: as `refuse_changes`.
@@ -183,7 +183,7 @@ def check_resumed(checkpoint: Path, identity: Identity) -> None:
 
 
 class _HeldLog:
-    """A log file that is written from the moment on at which a run begins."""
+    """A log file that is written only after the run begins."""
 
     def __init__(self, path: Path) -> None:
         self._file = logging.FileHandler(path, encoding="utf-8", delay=True)
@@ -193,7 +193,7 @@ class _HeldLog:
         )
 
     def release(self) -> None:
-        """Writes what was held, and all that follows at once."""
+        """Writes the held records; later records are written at once."""
         self.handler.flush()
         self.handler.capacity = 1
 
@@ -214,19 +214,19 @@ def _held_log(path: Path) -> Iterator[_HeldLog]:
 
 
 def _missing_folders(folder: Path) -> list[Path]:
-    """The folder and its parents as far as they are missing, the innermost first."""
+    """The missing ones of a folder and its parents, innermost first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _entries(folder: Path) -> set[Path]:
-    """The contents of a run folder, and of the folders of its loggers."""
+    """Contents of a run folder and of the folders of its loggers."""
     with suppress(OSError):
         return {*folder.iterdir(), *folder.glob("csv/*"), *folder.glob("tensorboard/*")}
     return set()
 
 
 def _remove_new(run_dir: Path, kept: set[Path]) -> None:
-    """Removes what a run that did not begin has put into its folder."""
+    """Removes the files that a run has added to its folder without having begun."""
     for path in sorted(_entries(run_dir) - kept, reverse=True):
         if path.resolve() in kept:
             continue

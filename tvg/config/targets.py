@@ -1,4 +1,4 @@
-"""Nodes with a `_target_`, held against the signature of what they build."""
+"""Checks nodes with a `_target_` against the signature of what they build."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 
 
 def target_problems(cfg: DictConfig) -> list[str]:
-    """Targets that cannot be imported, unknown arguments, and arguments that are missing."""
+    """Reports targets that cannot be imported, unknown arguments and missing arguments."""
     problems = []
     for path, node in target_nodes(cfg):
         target = raw_at(node, "_target_")
         if not isinstance(target, str) or "${" in target or target == "???":
-            continue  # reported as missing or unresolvable, where it is
+            continue  # reported elsewhere as missing or unresolvable
         try:
             function = locate(target)
         except Exception as error:
-            # Importing runs foreign code: whatever it raises, the target cannot be had.
+            # Importing runs third-party code, which may raise any error.
             problems.append(f"{path}._target_: cannot import {target} ({_last_line(error)})")
             continue
         if not callable(function):
@@ -39,7 +39,7 @@ def target_problems(cfg: DictConfig) -> list[str]:
 
 
 def target_nodes(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """Every node with a `_target_`, with its path."""
+    """Yields every node with a `_target_`, with its path."""
     for path, _, key in walk(cfg):
         node = at(cfg, path)
         if key != "_target_" and has_target(node):
@@ -49,7 +49,7 @@ def target_nodes(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
 def _argument_problems(
     path: str, node: DictConfig, function: Callable[..., Any], *, nothing_added: bool
 ) -> list[str]:
-    """`nothing_added`: the node is built inside another one, with what the config gives alone."""
+    """`nothing_added`: the node is nested in another one and gets only the config's arguments."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -81,7 +81,7 @@ def _argument_problems(
 def _numbers_for_text(
     path: str, node: DictConfig, parameters: Mapping[str, Parameter]
 ) -> list[str]:
-    """Names that look like numbers (a folder 2024) where an argument of ours takes text alone."""
+    """Reports numbers (e.g. a folder 2024) for arguments of ours that accept only text."""
     problems = []
     for name, parameter in parameters.items():
         if name not in node or not isinstance(parameter.annotation, str):  # ours are strings
@@ -96,7 +96,7 @@ def _numbers_for_text(
 
 
 def locate(target: str) -> Any:
-    """The object at a dotted path; modules on the way are imported.
+    """Returns the object at a dotted path and imports the modules on the way.
 
     Raises:
         ImportError: a module is missing or cannot be imported, or has no such attribute.
@@ -112,7 +112,7 @@ def locate(target: str) -> Any:
                 found = importlib.import_module(name)
                 continue
             except ModuleNotFoundError as error:
-                if error.name != name:  # the module is there, what it imports is not
+                if error.name != name:  # the module exists, but something that it imports does not
                     raise
                 hint = did_you_mean(part, dir(found))
                 raise ImportError(f"{found.__name__} has no {part!r}{hint}") from error

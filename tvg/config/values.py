@@ -1,4 +1,4 @@
-"""Reading a plain config without minding what is not there."""
+"""Reads values of a plain config in which keys may be absent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Rule = Callable[[Config], list[str]]
 
 
 def value(cfg: Config, path: str, default: Any = None) -> Any:
-    """The value at a dotted path, or the default where a key on the way is absent."""
+    """Returns the value at a dotted path, or the default if a key on the way is absent."""
     node: Any = cfg
     for key in path.split("."):
         if not isinstance(node, Mapping) or key not in node:
@@ -20,6 +20,6 @@ def value(cfg: Config, path: str, default: Any = None) -> Any:
 
 
 def number(cfg: Config, path: str) -> float | None:
-    """The number at a dotted path; None where there is none, or something else."""
+    """Returns the number at a dotted path; None if it is absent or not a number."""
     found = value(cfg, path)
     return found if isinstance(found, int | float) and not isinstance(found, bool) else None

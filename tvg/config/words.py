@@ -1,4 +1,4 @@
-"""Words of the command line: texts that are taken literally, and errors of those that are not."""
+"""Words of the command line: quoting of literal texts, and errors for words that Hydra refuses."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _NO_SUCH_OPTION = re.compile(r"Could not load '(.+)/([^/']+)'")
 
 
 def program() -> str:
-    """The command's name: `tvg-train`, also where it was started by `python -m tvg.cli.train`."""
+    """The command's name: `tvg-train`, also if started by `python -m tvg.cli.train`."""
     module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
     package, _, name = str(module).rpartition(".")
     return f"tvg-{name}" if package == "tvg.cli" else Path(sys.argv[0]).name
 
 
 def with_literal_texts(words: Sequence[str], keys: Collection[str]) -> list[str]:
-    """The words with the values of `keys` quoted for Hydra, which otherwise reads them as YAML.
+    """Quotes the values of `keys` for Hydra, which otherwise reads them as YAML.
 
-    Left alone: a value that is quoted already, `???`, and every value of a sweep (`--multirun`).
+    Values that are already quoted, `???`, and all values of a sweep (`--multirun`) do not change.
     """
     if {"-m", "--multirun"} & set(words):
         return list(words)
@@ -45,7 +45,7 @@ def _literal(word: str, keys: Collection[str]) -> str:
 
 
 def quoted(value: str) -> str:
-    """The text in double quotes, as Hydra's grammar and then OmegaConf give it back unchanged."""
+    """Quotes a text so that Hydra's grammar and then OmegaConf return it unchanged."""
     value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation
     value = re.sub(r'(\\*)"', r'\1\1\\"', value)
     value = re.sub(r"(\\+)\Z", r"\1\1", value)
@@ -53,7 +53,7 @@ def quoted(value: str) -> str:
 
 
 def unreadable_value(error: OverrideParseException) -> str:
-    """For values that Hydra's grammar refuses: how to write them as a text in a shell."""
+    """Message for a value that Hydra's grammar refuses: how to quote it in a shell."""
     override = str(error.override)
     key, _, value = override.partition("=")
     advice = shlex.quote(f"{key}={quoted(value)}")
@@ -61,7 +61,7 @@ def unreadable_value(error: OverrideParseException) -> str:
 
 
 def unknown_option(error: MissingConfigException) -> str | None:
-    """For an option chosen in a list, for which Hydra names no others; None for other errors."""
+    """Message for an unknown option in a list, for which Hydra lists no others; else None."""
     found = _NO_SUCH_OPTION.search(str(error))
     if found is None:
         return None
@@ -75,14 +75,14 @@ def unknown_option(error: MissingConfigException) -> str | None:
 
 
 def options_of(group: str) -> list[str]:
-    """The options of a group that may be chosen: those beginning with _ are parts of others."""
+    """Options of a group that can be chosen; those beginning with _ are parts of others."""
     folders = [CONF_DIR, *_config_dirs(sys.argv[1:])]
     files = [file for folder in folders for file in (folder / group).glob("*.yaml")]
     return sorted({file.stem for file in files if not file.name.startswith("_")})
 
 
 def _config_dirs(words: Sequence[str]) -> list[Path]:
-    """Folders that --config-dir adds."""
+    """Folders added by --config-dir."""
     given = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
     flags = ("--config-dir", "-cd")
     pairs = itertools.pairwise(words)
@@ -90,7 +90,7 @@ def _config_dirs(words: Sequence[str]) -> list[Path]:
 
 
 def unknown_overrides(first: str) -> str:
-    """One line for every override on the command line whose key does not exist."""
+    """Message with one line for every override whose key does not exist."""
     name = Path(program()).stem.removeprefix("tvg-")
     rest = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     bad: list[str] = [first]
@@ -109,7 +109,7 @@ def unknown_overrides(first: str) -> str:
 
 
 def _near(key: str, known: set[str]) -> str:
-    """The keys beside this one that look like it; where there is none, those anywhere."""
+    """Suggests similar keys of the same section or, if there are none, of the whole config."""
     parent, _, leaf = key.rpartition(".")
     beside = [path.rpartition(".")[2] for path in known if parent_of(path) == parent]
     prefix = f"{parent}." if parent else ""

@@ -1,1 +1,1 @@
-"""Pure functions (torch and the standard library only) that every other package builds on."""
+"""Pure functions that every other package uses; they need only torch and the standard library."""

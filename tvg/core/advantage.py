@@ -1,4 +1,4 @@
-"""Advantages of completions within the group of their prompt."""
+"""Group-relative advantages of completions."""
 
 from __future__ import annotations
 
@@ -21,30 +21,38 @@ def group_advantages(
 ) -> Tensor:
     """Reward minus a baseline from its own group, divided by a scale.
 
-    Baselines: "group_mean" (GRPO, arXiv 2402.03300) or "leave_one_out", the mean of the others
-    (RLOO, arXiv 2402.14740), which is group_size / (group_size - 1) times as far away. Scales:
-    "group_std" divides by the group's standard deviation plus eps (as released in Time-R1),
-    "batch_std" by that of all rewards handed in plus eps (arXiv 2508.08221), "none" by nothing
-    (Dr. GRPO, arXiv 2503.20783). Standard deviations are unbiased (denominator count - 1), of the
-    rewards themselves. A group of equal rewards gets exactly 0.
+    Baselines:
+
+    - "group_mean": the mean of the group (GRPO, arXiv 2402.03300).
+    - "leave_one_out": the mean of the other completions (RLOO, arXiv 2402.14740). The difference
+      is group_size / (group_size - 1) times that of "group_mean".
+
+    Scales:
+
+    - "group_std": the group's standard deviation plus eps (as released in Time-R1).
+    - "batch_std": the standard deviation of all given rewards plus eps (arXiv 2508.08221).
+    - "none": no division (Dr. GRPO, arXiv 2503.20783).
+
+    Standard deviations are unbiased (denominator count - 1) and are those of the rewards, not of
+    the differences. A group of equal rewards gets exactly 0.
 
     Args:
-        rewards: [N] totals, finite; row n belongs to prompt n // group_size. For "batch_std" those
-            of all ranks, else a rank divides by its own spread.
-        group_size: completions a prompt, at least 2.
-        baseline: what to subtract.
-        scale: what to divide by.
+        rewards: [N] totals, finite; row n belongs to prompt n // group_size. For "batch_std", pass
+            the rewards of all ranks; otherwise each rank divides by its own standard deviation.
+        group_size: completions per prompt, at least 2.
+        baseline: the baseline to subtract.
+        scale: the scale to divide by.
         eps: added to the standard deviation, at least 0.
 
     Returns:
-        [N], in the type of `rewards`.
+        [N], in the dtype of `rewards`.
 
     Raises:
         ValueError: if the group size does not fit, or a setting is unknown or out of range.
     """
     _check(rewards, group_size=group_size, baseline=baseline, scale=scale, eps=eps)
-    # In float64 the mean of equal float32 rewards is exact; in float32 its rounding error divided
-    # by eps would be a (tiny) advantage.
+    # In float64 the mean of equal float32 rewards is exact. In float32 its rounding error, divided
+    # by eps, would become a (tiny) advantage.
     groups = rewards.to(torch.float64).view(-1, group_size)
     advantages = groups - groups.mean(dim=1, keepdim=True)
     if baseline == "leave_one_out":  # r - (sum - r) / (G - 1) = (r - mean) * G / (G - 1)
@@ -53,7 +61,7 @@ def group_advantages(
         advantages = advantages / (groups.std(dim=1, keepdim=True) + eps)
     elif scale == "batch_std":
         advantages = advantages / (groups.std() + eps)
-    # Exactly 0 where float64 rewards are equal but their mean is rounded, and for eps = 0 (0 / 0).
+    # Exactly 0 also if the mean of equal float64 rewards is rounded, or if eps = 0 (0 / 0).
     is_equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)
     return advantages.masked_fill(is_equal, 0).view(-1).to(rewards.dtype)
 

@@ -1,7 +1,8 @@
-"""Whether a completion is written in exactly the format that the prompt asks for.
+"""Checks that a completion has exactly the format that the prompt asks for.
 
-The parsers read more than that ("1.2 to 6 6" is 1.2 to 6), so that a slip costs no score. A policy
-in training can move into this tolerance unseen: hence the share of exact answers in the logs.
+The parsers accept more than that ("1.2 to 6 6" is read as 1.2 to 6), so that a small slip costs no
+score. A policy can drift into this tolerance during training. The share of exact answers is logged
+to make the drift visible.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ _WHOLE = "[0-9]{1,9}"
 
 
 def answer_pattern(answer_format: str | None) -> re.Pattern[str]:
-    """The pattern of an exact answer block.
+    """Returns the pattern of an exact answer block.
 
     Args:
-        answer_format: as in `str.format`, with fields for seconds; only what stands from the last
-            `<answer>` on counts. None: the letter of an option, in parentheses.
+        answer_format: a `str.format` template with fields for seconds. Only the part from the last
+            `<answer>` on is used. None: the letter of an option, in parentheses.
     """
     if answer_format is None:
         return _CHOICE
@@ -37,12 +38,12 @@ def answer_pattern(answer_format: str | None) -> re.Pattern[str]:
 
 
 def is_exact(text: str, pattern: re.Pattern[str], *, think: bool) -> bool:
-    """Whether the stripped text is one think block (if asked for) and the exact answer block.
+    """True if the stripped text is one think block (if required) and the exact answer block.
 
     Args:
         text: one completion.
-        pattern: of the answer block, by `answer_pattern`.
-        think: the think block is asked for; else nothing may stand before the answer block.
+        pattern: pattern of the answer block, from `answer_pattern`.
+        think: True requires a think block; False allows nothing before the answer block.
     """
     text = text.strip()
     start = max(text.rfind(ANSWER_OPEN), 0)

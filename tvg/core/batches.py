@@ -1,4 +1,4 @@
-"""Batches of prompts and rollouts taken apart and joined again."""
+"""Joins batches of prompts and rollouts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tvg.types import PromptBatch, RolloutBatch
 
 
 def join_prompts(parts: Sequence[PromptBatch], *, pad_id: int) -> PromptBatch:
-    """The prompts of all parts in one batch, padded on the left to the longest.
+    """Joins the prompts of all parts into one batch, padded on the left to the longest.
 
     Args:
         parts: at least one; all with pixels, or all with features.
-        pad_id: fills `input_ids` where `attention_mask` is 0.
+        pad_id: value of `input_ids` where `attention_mask` is 0.
     """
     return PromptBatch(
         input_ids=_padded([part.input_ids for part in parts], pad_id, left=True),
@@ -32,11 +32,11 @@ def join_prompts(parts: Sequence[PromptBatch], *, pad_id: int) -> PromptBatch:
 
 
 def join_rollouts(parts: Sequence[RolloutBatch], *, pad_id: int) -> RolloutBatch:
-    """The groups of all parts in one rollout; completions are padded on the right.
+    """Joins the groups of all parts into one rollout; completions are padded on the right.
 
     Args:
         parts: at least one; all of the same group size.
-        pad_id: fills `completion_ids` where `completion_mask` is 0.
+        pad_id: value of `completion_ids` where `completion_mask` is 0.
     """
     sizes = {part.group_size for part in parts}
     assert len(sizes) == 1, sizes

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as one exception: raised at once, or held back until a step is done."""
+"""Turns SIGINT and SIGTERM into one exception, raised at once or held until a step is done."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """A signal asked this process to end; like KeyboardInterrupt, no `except Exception` catches it.
+    """Raised when a signal asks this process to end.
+
+    Like KeyboardInterrupt, it is not caught by `except Exception`.
 
     Attributes:
         signum: the signal.
-        advice: lines for the user: what was kept, and how to go on.
-        is_agreed: every rank of the job ends by it, at the same step.
+        advice: lines for the user: what was kept, and how to continue.
+        is_agreed: True if all ranks of the job end at the same step.
     """
 
     def __init__(self, signum: int) -> None:
@@ -30,13 +32,13 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """The code that a shell reports for a process ended by this signal: 130 or 143."""
+        """The exit code that a shell reports for a process ended by this signal: 130 or 143."""
         return 128 + self.signum
 
 
 @dataclass
 class _State:
-    """Of this process; signals belong to the process, so there is one."""
+    """Signal state of this process; there is only one, as signals are per process."""
 
     owner: int | None = None  # process id of the command; None: no command handles signals
     is_held: bool = False
@@ -52,10 +54,10 @@ _state = _State()
 def handled() -> Iterator[None]:
     """Turns SIGINT and SIGTERM into `Interrupted` while a command runs.
 
-    The first signal raises at once or, while signals are held, sets `pending`; the second one
-    raises at once in any case; a third ends the process without any clean-up. A signal that the
-    caller ignores (`nohup`, background jobs) stays ignored. Only the main thread can do this, and
-    only the outermost call does.
+    The first signal raises at once or, while signals are held, sets `pending`. The second one
+    always raises at once. A third ends the process without any clean-up. A signal that the caller
+    ignores (`nohup`, background jobs) stays ignored. This has an effect only in the main thread,
+    and only for the outermost call.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or _state.owner == os.getpid():
@@ -73,9 +75,9 @@ def handled() -> Iterator[None]:
 
 
 def hold() -> None:
-    """Holds signals back from now on: whoever works in steps looks at `pending` between two.
+    """Holds signals from now on; the caller checks `pending` between its steps.
 
-    Takes the signals back from libraries that have installed handlers of their own meanwhile.
+    Reinstalls our handlers, in case libraries have replaced them meanwhile.
     """
     if _state.owner == os.getpid():
         _state.is_held = True
@@ -86,7 +88,7 @@ def release() -> None:
     """Ends `hold`.
 
     Raises:
-        Interrupted: a signal came meanwhile.
+        Interrupted: a signal was received meanwhile.
     """
     _state.is_held = False
     check()
@@ -94,7 +96,7 @@ def release() -> None:
 
 @contextmanager
 def holds_end_inside() -> Iterator[None]:
-    """Ends what the block holds when an error leaves it: the next job of a sweep holds nothing."""
+    """Ends any `hold` on exit, also after an error, so that the next job of a sweep has none."""
     try:
         yield
     finally:
@@ -102,24 +104,24 @@ def holds_end_inside() -> Iterator[None]:
 
 
 def pending() -> int | None:
-    """The signal that asked this process to end; None where there was none."""
+    """Returns the signal that asked this process to end, or None."""
     return _state.signum
 
 
 def ask(signum: int) -> None:
-    """Takes note that the command has to end, as another rank says."""
+    """Records that the command has to end because another rank received this signal."""
     if _state.signum is None:
         _state.signum = signum
 
 
 def check(*, is_agreed: bool = False) -> None:
-    """Raises what is pending.
+    """Raises `Interrupted` if a signal is pending.
 
     Args:
-        is_agreed: all ranks know of it and end, too.
+        is_agreed: True if all ranks know of the signal and end too.
 
     Raises:
-        Interrupted: a signal came.
+        Interrupted: a signal is pending.
     """
     if _state.signum is not None:
         _state.is_raised = True
@@ -130,7 +132,7 @@ def check(*, is_agreed: bool = False) -> None:
 
 @contextmanager
 def advising(*lines: str) -> Iterator[None]:
-    """Gives an interruption of the work inside this advice for the user."""
+    """Attaches advice for the user to an interruption raised inside the block."""
     try:
         yield
     except Interrupted as stop:
@@ -145,19 +147,19 @@ def _install() -> None:
 
 
 def _receive(number: int, frame: FrameType | None) -> None:
-    if _state.owner != os.getpid():  # a forked child: not the command
+    if _state.owner != os.getpid():  # a forked child, not the command
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return
     _state.num_received += 1
     ask(number)
     if _state.is_raised:
-        if _state.num_received > 2:  # somebody does not want to wait for the clean-up
+        if _state.num_received > 2:  # the user does not want to wait for the clean-up
             os._exit(128 + number)
         return
     if _state.is_held and _state.num_received == 1:
         name = signal.Signals(number).name
-        # Not through sys.stderr, which a handler may find in the middle of a line.
+        # Not through sys.stderr, which may be in the middle of a line when the handler runs.
         os.write(2, f"\n{name}: stopping after this step (once more: at once)\n".encode())
         return
     check()

@@ -1,9 +1,9 @@
-"""Estimates per token of KL(policy || reference) from tokens that the policy sampled.
+"""Per-token estimates of KL(policy || reference) from tokens sampled by the policy.
 
-http://joschu.net/blog/kl-approx.html names them; with r = reference / policy:
-k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r. The value of k1 and k3 is unbiased. As a loss
-their gradients differ: that of k1 is zero on average (it is the score function), that of k2 is
-the gradient of KL(policy || reference), that of k3 the gradient of KL(reference || policy).
+The names are from http://joschu.net/blog/kl-approx.html. With r = reference / policy:
+k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r. The values of k1 and k3 are unbiased. As a
+loss, their expected gradients differ: k1's is zero (it is the score function), k2's is the
+gradient of KL(policy || reference), and k3's is the gradient of KL(reference || policy).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """`policy - reference`: unbiased, of high variance, may be negative.
+    """`policy - reference`: unbiased, high variance, may be negative.
 
     Args:
         logprobs: [N, C] of the policy; the gradient flows here.
@@ -26,14 +26,14 @@ def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """`(policy - reference)^2 / 2`: biased, of low variance, never negative; otherwise as `k1`."""
+    """`(policy - reference)^2 / 2`: biased, low variance, never negative; otherwise like `k1`."""
     return (logprobs - ref_logprobs.detach()).square() / 2
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """`exp(ref - pol) - (ref - pol) - 1`: unbiased, never negative; otherwise as `k1`.
+    """`exp(ref - pol) - (ref - pol) - 1`: unbiased, never negative; otherwise like `k1`.
 
-    DeepSeekMath's (arXiv 2402.03300, eq. 4), and that of the Time-R1 release.
+    The estimator of DeepSeekMath (arXiv 2402.03300, eq. 4) and of the Time-R1 release.
     """
     log_ratio = ref_logprobs.detach() - logprobs
     return torch.expm1(log_ratio) - log_ratio  # expm1: no cancellation for small differences

@@ -1,10 +1,10 @@
-"""Log-probabilities of given tokens without ever holding the logits of all of them.
+"""Log-probabilities of given tokens, computed without materialising all logits at once.
 
-The full logits of a batch are its largest tensor by far (8.8 GiB a copy for 8 completions on a
-3,900-token prompt with Qwen2.5's 152k words). Here the projection onto the vocabulary is done for
-`chunk_tokens` rows at a time, and once more in the backward pass, where the gradients of
-log-probability, `(onehot - p) / temperature`, and of entropy, `-p * (log p + H) / temperature`, are
-written down by hand. The sums are exact, not approximated.
+The full logits of a batch are its largest tensor by far (8.8 GiB per copy for 8 completions on a
+3,900-token prompt with Qwen2.5's 152k words). Here the projection onto the vocabulary is computed
+for `chunk_tokens` rows at a time, and again in the backward pass. The gradients of the
+log-probability, `(onehot - p) / temperature`, and of the entropy,
+`-p * (log p + H) / temperature`, are coded by hand. The results are exact, not approximated.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token under softmax(hidden @ weight.T / temperature).
 
-    Differentiable in `hidden` and `weight`, the entropy too (at no cost where nothing uses its
-    gradient). The product runs in the type of `weight` (so in half
-    precision its rounding is that of the sampler's own head), everything after it in float32.
+    Log-probability and entropy are differentiable in `hidden` and `weight`. The entropy's gradient
+    costs nothing if it is not used. The matrix product runs in the dtype of `weight`, so that in
+    half precision it is rounded as in the sampler's head; everything after it runs in float32.
 
     Args:
-        hidden: [M, D], last hidden state at the place that predicts each token.
+        hidden: [M, D], last hidden state at the position that predicts each token.
         weight: [V, D] of the language-model head (no bias).
         token_ids: int64 [M].
-        temperature: of the sampling distribution, > 0.
-        suppressed_ids: int64 [S] ids that cannot be sampled: their logits are -inf before the
-            softmax (a token that is itself suppressed gets -inf and no gradient of its own).
-        chunk_tokens: rows of logits at once; never more than chunk_tokens x V numbers.
+        temperature: temperature of the sampling distribution, > 0.
+        suppressed_ids: int64 [S], ids that cannot be sampled: their logits are -inf before the
+            softmax. A suppressed token gets -inf and no gradient of its own.
+        chunk_tokens: rows of logits computed at once, i.e. at most chunk_tokens x V numbers.
 
     Returns:
-        logprobs [M] and entropy [M] in nats of the same (tempered, suppressed) distribution, both
-        float32 (float64 where `weight` is float64).
+        logprobs [M] and entropy [M] (in nats) of the same tempered and suppressed distribution,
+        both float32 (float64 if `weight` is float64).
 
     Raises:
         ValueError: if temperature or chunk_tokens is not positive.
@@ -67,9 +67,9 @@ def _chunks(num_rows: int, chunk_tokens: int) -> Iterator[slice]:
 def token_logits(
     hidden: Tensor, weight: Tensor, *, temperature: float, suppressed_ids: Tensor | None
 ) -> Tensor:
-    """Logits of all words, as a sampler draws from them: [M, V]; for the few rows of one step.
+    """Logits over the vocabulary for sampling, [M, V]; meant for the few rows of one step.
 
-    Arguments as for `token_logprobs`, and the same numbers, under autocast too.
+    Takes the arguments of `token_logprobs` and gives the same logits, also under autocast.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         return _logits(hidden, weight, temperature, suppressed_ids)
@@ -78,7 +78,7 @@ def token_logits(
 def _logits(
     hidden: Tensor, weight: Tensor, temperature: float, suppressed_ids: Tensor | None
 ) -> Tensor:
-    """[rows, V] in float32 (float64 for float64 weights): the one place that defines them."""
+    """[rows, V] in float32 (float64 for float64 weights); the only place that computes logits."""
     logits = hidden.to(weight.dtype) @ weight.t()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1.0:
@@ -103,7 +103,7 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = hidden.new_empty(len(hidden), dtype=dtype)
         entropy = torch.empty_like(logprobs)
         normaliser = torch.empty_like(logprobs)
-        # Autocast would do the product in half precision, whatever the types asked for.
+        # Autocast would run the product in half precision, whatever the dtypes.
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _chunks(len(hidden), chunk_tokens):
                 logits = _logits(hidden[rows], weight, temperature, suppressed_ids)
@@ -114,7 +114,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 entropy[rows] = torch.special.entr(probs).sum(dim=1)
         ctx.save_for_backward(hidden, weight, token_ids, suppressed_ids, normaliser, entropy)
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
-        ctx.set_materialize_grads(False)  # None, not zeros, for an output that nothing uses
+        ctx.set_materialize_grads(False)  # None instead of zeros for an unused output
         return logprobs, entropy
 
     @staticmethod
@@ -127,7 +127,7 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_logprobs = torch.zeros_like(normaliser)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # Summed over chunks in float32: many small parts would drown in a half-precision sum.
+        # Summed over chunks in float32: small terms would be lost in a half-precision sum.
         grad_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if needs_weight else None
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _chunks(len(hidden), ctx.chunk_tokens):
@@ -161,7 +161,7 @@ def _grad_logits(
     entropy: Tensor,
     grad_entropy: Tensor | None,
 ) -> Tensor:
-    """Gradient by the tempered logits of some rows: [rows, V]; overwrites `logps` [rows, V].
+    """Gradient w.r.t. the tempered logits of some rows, [rows, V]; overwrites `logps` [rows, V].
 
     `grad_logprobs * (onehot - p) - grad_entropy * p * (log p + H)`; NaN for suppressed words.
     """

@@ -1,9 +1,9 @@
-"""Scores of temporal grounding over a set of queries, with bootstrap intervals.
+"""Temporal-grounding metrics over a set of queries, with bootstrap intervals.
 
-R1@m is the share of queries whose one prediction has IoU >= m (as the field counts; the published
-Time-R1 scorer counts > m), compared exactly: `tvg.core.interval.exact_iou`. mIoU is the mean IoU.
-Both divide by all queries: an answer that cannot be parsed counts as IoU 0. Everything is a
-fraction in [0, 1].
+R1@m is the share of queries whose single prediction has IoU >= m, the usual convention (the
+published Time-R1 scorer uses > m). The comparison is exact: see `tvg.core.interval.exact_iou`.
+mIoU is the mean IoU. Both divide by the number of all queries: an answer that cannot be parsed
+counts as IoU 0. All metrics are fractions in [0, 1].
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tvg.core.interval import decimal_fraction
 
-_IOU_NOISE = 1e-9  # that binary rounding may add to an IoU of 1
-_BLOCK_NUMBERS = 1 << 20  # of resampled queries at once, to bound memory on large benchmarks
+_IOU_NOISE = 1e-9  # tolerance above 1, for binary rounding
+_BLOCK_NUMBERS = 1 << 20  # resampled queries at once; bounds memory on large benchmarks
 _INTERVAL = (0.025, 0.975)
 
 
@@ -36,18 +36,18 @@ def grounding_metrics(
     """Recalls, mean IoU and parse rate with 95 % percentile bootstrap intervals over queries.
 
     Args:
-        ious: IoU of each query, 0 where nothing was parsed; exact ones (`exact_iou`) make exact
-            recalls, a float counts as the shortest decimal that names it.
+        ious: IoU of each query, 0 if nothing was parsed. Fractions (`exact_iou`) give exact
+            recalls; a float is read as the shortest decimal that represents it.
         parsed: whether a segment could be read from each answer.
-        exact_format: whether each answer has exactly the asked format; None where not known.
-        thresholds: of the recalls.
-        strict: recalls count IoU > m, as the published Time-R1 scorer does.
-        seed: of the bootstrap; the same seed gives the same intervals.
+        exact_format: whether each answer has exactly the requested format; None if not known.
+        thresholds: IoU thresholds of the recalls.
+        strict: recalls count IoU > m, like the published Time-R1 scorer.
+        seed: seed of the bootstrap; the same seed gives the same intervals.
         resamples: number of bootstrap samples.
 
     Returns:
-        {"n", "miou", "r1_iou_0.3", ..., "parse_rate", "exact_format_rate" (where it is
-        known), "ci95": {name: [low, high]}}, ready for JSON.
+        {"n", "miou", "r1_iou_0.3", ..., "parse_rate", "exact_format_rate" (if known),
+        "ci95": {name: [low, high]}}, ready for JSON.
 
     Raises:
         ValueError: if there is no query, the lengths differ, or an IoU is not in [0, 1].
@@ -83,12 +83,12 @@ def grounding_metrics(
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], *, seed: int = 0, resamples: int = 2000
 ) -> dict[str, Any]:
-    """Gain in mean IoU of b over a on the same queries, which are resampled as pairs.
+    """Gain in mean IoU of b over a on the same queries, with a paired bootstrap.
 
     Args:
         a: IoU of each query under the first policy.
-        b: IoU of the same queries, in the same order, under the second.
-        seed: of the bootstrap.
+        b: IoU of the same queries, in the same order, under the second policy.
+        seed: seed of the bootstrap.
         resamples: number of bootstrap samples.
 
     Returns:
@@ -109,7 +109,7 @@ def paired_bootstrap(
 
 
 def _bootstrap_intervals(per_query: Tensor, *, seed: int, resamples: int) -> list[list[float]]:
-    """[low, high] of the mean of each column of [n, K], over resampled rows."""
+    """Bootstrap interval [low, high] of the mean of each column of [n, K]; rows are resampled."""
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1: got {resamples}")
     num_queries = len(per_query)
@@ -119,7 +119,7 @@ def _bootstrap_intervals(per_query: Tensor, *, seed: int, resamples: int) -> lis
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         drawn = torch.randint(num_queries, (rows, num_queries), generator=generator)
-        # How often each query was drawn: one product then serves all columns.
+        # Count how often each query was drawn: one matrix product then covers all columns.
         counts = torch.zeros(rows, num_queries, dtype=torch.float64)
         counts.scatter_add_(1, drawn, torch.ones_like(counts))
         means.append(counts @ per_query / num_queries)

@@ -1,10 +1,10 @@
-r"""Reading thoughts, answers and time ranges out of completions, in time linear in their length.
+r"""Parses thoughts, answers and time ranges from completions, in time linear in their length.
 
-A policy in training writes anything, so nothing here raises on text and no pattern can backtrack:
-numbers are found in one pass (possessive quantifiers), then only the short gaps between
-neighbouring numbers are looked at. The published reference's `(\d+\.?\d*) (to|and) (\d+\.?\d*)`
-takes quadratic time and more on a long run of digits, and rejects "5.0s to 11.6s"; ranges in plain
-seconds, which it understands, are read alike here.
+A policy in training can write anything, so nothing here raises on text and no pattern backtracks.
+Numbers are found in one pass (possessive quantifiers); then only the short gaps between
+neighbouring numbers are examined. The published reference's `(\d+\.?\d*) (to|and) (\d+\.?\d*)`
+takes at least quadratic time on a long run of digits, and rejects "5.0s to 11.6s". Ranges in plain
+seconds, which it accepts, are read the same way here.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _GAP = re.compile(
     r"\s*+(?:seconds?|secs?|s)?+\s*+(?:to|and|until|[-\u2013\u2014~])\s*+",
     re.IGNORECASE,
 )
-_MAX_GAP_CHARS = 32  # between two numbers of one range; longer gaps are not looked at
+_MAX_GAP_CHARS = 32  # between the two numbers of a range; longer gaps are skipped
 _THINK_TO_ANSWER = re.compile(r"</think>\s*+<answer>")
 
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """The parts found in a completion; None for a part that is missing."""
+    """The parts of a completion; None for a missing part."""
 
-    segment: Segment | None  # as written: may be reversed, or reach beyond the clip
+    segment: Segment | None  # as written: may be reversed, or extend beyond the clip
     thought: str | None = None  # inside the first <think> block, stripped
     answer: str | None = None  # inside the last <answer> block, stripped
 
@@ -41,13 +41,13 @@ class ParsedAnswer:
 def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
     """Read the last time range of the last `<answer>` block.
 
-    Understood: "5 to 11.6", "5.0s to 11.6s", "from 5 to 11.6 seconds", "between 5 and 11.6",
+    Accepts "5 to 11.6", "5.0s to 11.6s", "from 5 to 11.6 seconds", "between 5 and 11.6",
     "5 - 11.6", "00:05 - 00:11". Ranges do not overlap: "1 to 2 to 3" is 1 to 2.
 
     Args:
         text: one completion.
-        anywhere: where the answer block is missing or holds no range, take the last range of the
-            whole text (the published evaluation reads that way).
+        anywhere: if the answer block is missing or contains no range, take the last range of the
+            whole text (as the published evaluation does).
     """
     answer = last_block(text, ANSWER_OPEN, ANSWER_CLOSE)
     segment = None if answer is None else _last_range(answer)
@@ -61,14 +61,14 @@ def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
 
 
 def has_format(text: str, *, think: bool) -> bool:
-    r"""Whether the stripped text is a think block then an answer block, and nothing around them.
+    r"""True if the stripped text is a think block followed by an answer block, nothing else.
 
-    The same verdict as a full match of `<think>.*?</think>\s*<answer>.*?</answer>` (dot matches
-    newline; Time-R1's format reward), which would take quadratic time on repeated tags.
+    Gives the same result as a full match of `<think>.*?</think>\s*<answer>.*?</answer>` (dot
+    matches newline; Time-R1's format reward), which would take quadratic time on repeated tags.
 
     Args:
         text: one completion.
-        think: False asks for the answer block alone.
+        think: False requires the answer block alone.
     """
     text = text.strip()
     opening = THINK_OPEN if think else ANSWER_OPEN
@@ -78,7 +78,7 @@ def has_format(text: str, *, think: bool) -> bool:
 
 
 def _last_range(text: str) -> Segment | None:
-    """The last of the non-overlapping "number, word between, number" triples, left to right."""
+    """The last non-overlapping "number, separator, number" triple, matched left to right."""
     last: Segment | None = None
     before: re.Match[str] | None = None
     for number in _NUMBER.finditer(text):
@@ -99,7 +99,7 @@ def _is_gap(text: str, start: int, end: int) -> bool:
 
 
 def _seconds(number: str) -> float:
-    """Seconds of "11.6" or "[h:]mm:ss[.s]"; infinite where there are too many digits."""
+    """Converts "11.6" or "[h:]mm:ss[.s]" to seconds; infinite if there are too many digits."""
     seconds = 0.0
     for part in number.split(":"):
         seconds = 60 * seconds + float(part)

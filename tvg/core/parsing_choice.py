@@ -1,4 +1,4 @@
-"""Reading the chosen option of a multiple-choice question, in time linear in the text's length."""
+"""Parses the chosen option of a multiple-choice question, in time linear in the text's length."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tvg.core.parsing import ANSWER_CLOSE, ANSWER_OPEN
 from tvg.core.text import last_block
 
 _IN_PARENTHESES = re.compile(r"\(([A-Za-z])\)")
-# "B", "b)", "B.", "B: opens", "Option B", "The best answer is B."; not the article of "A man".
+# "B", "b)", "B.", "B: opens", "Option B", "The best answer is B."; not the article in "A man".
 _AT_START = re.compile(
     r"(?:(?:the\s)?+(?:best\s|correct\s)?+(?:option|answer|choice)(?:\sis)?+:?+\s)?+"
     r"([a-z])(?:[.):]|$)",
@@ -17,15 +17,15 @@ _AT_START = re.compile(
 
 
 def parse_choice(text: str) -> str | None:
-    """The option letter that the last `<answer>` block names, in upper case; None for none."""
+    """Returns the option letter of the last `<answer>` block, in upper case, or None."""
     answer = last_block(text, ANSWER_OPEN, ANSWER_CLOSE)
     return None if answer is None else option_letter(answer)
 
 
 def option_letter(answer: str) -> str | None:
-    """The last letter in parentheses, else the letter that an answer consists of or begins with.
+    """Returns the last letter in parentheses, or else the letter that is or begins the answer.
 
-    Understood: "(B)", "(B) opens the door", "B", "b.", "B: opens the door", "Option B".
+    Accepts "(B)", "(B) opens the door", "B", "b.", "B: opens the door", "Option B".
     """
     letters = _IN_PARENTHESES.findall(answer)
     if letters:

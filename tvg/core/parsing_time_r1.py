@@ -1,10 +1,10 @@
-r"""Reading time ranges exactly as the Time-R1 release does, in time linear in the text's length.
+r"""Parses time ranges exactly as the Time-R1 release does, in time linear in the text's length.
 
 The release takes the last match of `(\d+\.?\d*) (to|and) (\d+\.?\d*)`: one space on each side, no
-units, no clock times ("1:05 to 1:11" is 5 to 1), any script's digits. Its rewards ignore case, its
-evaluators do not. As a regular expression that takes cubic time on a long run of digits; here the
-words between are found first, each after a digit or a point, and the numbers on both sides are
-then cut out of their runs.
+units, no clock times ("1:05 to 1:11" is 5 to 1), digits of any script. Its rewards ignore case,
+its evaluators do not. That regular expression takes cubic time on a long run of digits. Here the
+separators that follow a digit or a point are found first; the numbers on both sides are then cut
+out of their runs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tvg.core.parsing import (
 from tvg.core.text import last_block
 from tvg.types import Segment
 
-# A whole run of digits and points, where " to " or " and " and a digit follow. The lookbehind keeps
-# the search from trying every end of a run that is followed by something else.
+# A whole run of digits and points that is followed by " to " or " and " and a digit. The lookbehind
+# keeps the search from retrying every suffix of a run that is followed by something else.
 _BEFORE = re.compile(r"(?<![\d.])[\d.]++(?= (?:to|and) \d)")
 _BEFORE_ANY_CASE = re.compile(_BEFORE.pattern, re.IGNORECASE)
 _BETWEEN = re.compile(r" (?:to|and) ", re.IGNORECASE)
@@ -37,13 +37,14 @@ def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
 
     Args:
         text: one completion.
-        anywhere: False: the last range of the last `<answer>` block, in any case, as its rewards
-            read; True: the last range of the whole text, whatever the answer block holds, with "to"
-            or "and" in lower case, as its evaluators read.
+        anywhere: False: the last range of the last `<answer>` block, ignoring case, as in the
+            release's rewards. True: the last range of the whole text, whatever the answer block
+            contains, with "to" or "and" in lower case, as in its evaluators.
 
     Returns:
-        With the segment as written. A number beyond float's range leaves none (the release would
-        go on with infinity, and earn an IoU of 0 as well). The thought is the last think block.
+        The parsed answer, with the segment as written. A number beyond float's range gives no
+        segment (the release would continue with infinity and also get an IoU of 0). The thought
+        is the last think block.
     """
     answer = last_block(text, ANSWER_OPEN, ANSWER_CLOSE)
     searched = text if anywhere else answer
@@ -55,10 +56,10 @@ def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
 
 
 def first_two_numbers(text: str) -> Segment | None:
-    r"""The first two matches of `\d+(?:\.\d+)?`: what the release rates answers without a range by.
+    r"""The first two matches of `\d+(?:\.\d+)?`; the release uses them if there is no range.
 
     Returns:
-        None for fewer than two numbers, and for one beyond float's range.
+        None if there are fewer than two numbers, or if one is beyond float's range.
     """
     found = [float(number[0]) for number in islice(_NUMBER.finditer(text), 2)]
     return Segment(*found) if len(found) == 2 and all(map(math.isfinite, found)) else None
@@ -66,7 +67,7 @@ def first_two_numbers(text: str) -> Segment | None:
 
 def _last_range(text: str, *, any_case: bool) -> Segment | None:
     last: tuple[str, str] | None = None
-    used = 0  # up to here the text belongs to matches: they do not overlap
+    used = 0  # end of the last match: matches do not overlap
     for run in (_BEFORE_ANY_CASE if any_case else _BEFORE).finditer(text):
         start = _number_at_end(text[max(run.start(), used) : run.end()])
         if start is None:
@@ -85,6 +86,6 @@ def _last_range(text: str, *, any_case: bool) -> Segment | None:
 
 
 def _number_at_end(run: str) -> str | None:
-    r"""The longest `\d+\.?\d*` that ends where a run of digits and points ends."""
+    r"""The longest `\d+\.?\d*` at the end of a run of digits and points."""
     *_, whole, fraction = ("", *run.rsplit(".", 2))
     return f"{whole}.{fraction}" if whole else fraction or None

@@ -1,16 +1,17 @@
 """Multimodal rotary position ids (time, height, width) of prompts with video.
 
-The definition that Qwen2.5-VL was released with (arXiv 2502.13923; transformers 4.51 and vLLM):
-text counts 1, 2, 3, ... on all three axes alike; a clip whose first token stands at position p
-gives the token at (t, h, w) of its merged grid the ids
-`p + floor(t * second_per_grid * tokens_per_second)`, `p + h`, `p + w`; the text after it goes on at
-the largest id used so far plus 1. transformers 5 goes on at p + max(height, width) instead,
-ignoring the length in time, so its own ids must not be mixed with these.
+This is the definition of the original Qwen2.5-VL release (arXiv 2502.13923; transformers 4.51 and
+vLLM). Text counts up by 1 on all three axes alike. If a clip's first token has position p, the
+token at (t, h, w) of its merged grid has the ids
+`p + floor(t * second_per_grid * tokens_per_second)`, `p + h`, `p + w`. The text after the clip
+continues at the largest id used so far plus 1. transformers 5 continues at p + max(height, width)
+instead and ignores the length in time, so its ids must not be mixed with these.
 
-A clip may come in several spans with text between them, each of some whole steps of its grid
-(times as text, `prompt.frame_times`). Each span is then placed as a clip of its own would be: its
-ids count from the largest so far plus 1, its steps from 0. Across spans the ids no longer measure
-seconds, only order, for the times stand in the text; one span is the definition above.
+A clip may be split into several spans with text between them (times as text,
+`prompt.frame_times`); each span covers a whole number of time steps of the grid. Each span is
+placed like a separate clip: its ids start at the largest so far plus 1, its time steps at 0. Across
+spans the ids then encode only order, not seconds; the text states the times. With one span, this
+is the definition above.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_PADDING_POSITION = 1  # never attended to; the released code uses 1 as well
+_PADDING_POSITION = 1  # never attended to; the released code also uses 1
 
 
 class _Spans(NamedTuple):
-    """Where K spans of video tokens stand in the batch, in reading order; most clips are one."""
+    """Locations of K spans of video tokens in the batch, in reading order; most clips are one."""
 
     rows: Tensor  # int64 [K]
-    columns: Tensor  # int64 [K] of the first video token
-    clips: Tensor  # int64 [K]: number of the clip that a span is of, or a part of
-    grid: Tensor  # int64 [K, 3]: its steps; height and width after the spatial merge
+    columns: Tensor  # int64 [K], column of the first video token
+    clips: Tensor  # int64 [K], index of the clip that the span belongs to
+    grid: Tensor  # int64 [K, 3]: time steps of the span; height and width after the spatial merge
     num_tokens: Tensor  # int64 [K]
 
 
@@ -44,27 +45,27 @@ def mrope_position_ids(
     spatial_merge: int,
     tokens_per_second: float,
 ) -> Tensor:
-    """Position ids of whole prompts by the original Qwen2.5-VL definition.
+    """Position ids of whole prompts, by the original Qwen2.5-VL definition.
 
     Args:
         input_ids: int64 [B, P], padded on either side, video placeholders expanded. A clip is a
-            vision-start token followed by its video tokens, or several such spans of whole steps;
-            clips are in reading order.
+            vision-start token followed by its video tokens, or several such spans of whole time
+            steps. Clips are in reading order.
         attention_mask: [B, P], 0 at padding.
         video_grid_thw: int64 [clips, 3] in patches, before the spatial merge.
         second_per_grid_s: float64 [clips], seconds between neighbours on the time axis of the grid:
-            temporal patch size / the rate really sampled. float64 (float32 is accepted, but
-            its rounding can move a time by one position).
+            temporal patch size / actual sampling rate. float32 is accepted, but its rounding can
+            move a time by one position.
         vision_start_id: token before each clip.
         video_token_id: placeholder of a video token.
-        spatial_merge: patches that become one token, along each side.
-        tokens_per_second: ids for one second (4 in the released Qwen2.5-VL checkpoints).
+        spatial_merge: patches merged into one token, along each side.
+        tokens_per_second: ids per second (4 in the released Qwen2.5-VL checkpoints).
 
     Returns:
         int64 [3, B, P]; 1 at padding.
 
     Raises:
-        ValueError: if grids and rates do not fit the clips found in `input_ids`.
+        ValueError: if grids and rates do not match the clips found in `input_ids`.
     """
     if len(second_per_grid_s) != len(video_grid_thw):
         raise ValueError(
@@ -89,8 +90,8 @@ def mrope_position_ids(
     num_times, height, width = spans.grid.unbind(dim=1)
     last_time = _time_ids(num_times - 1, seconds, tokens_per_second)
     extent = torch.maximum(last_time, torch.maximum(height, width) - 1) + 1
-    # Text position = how many tokens came before, each earlier span counted by the positions it
-    # takes up instead of by its tokens.
+    # Text position = number of preceding tokens, except that each earlier span counts the positions
+    # it occupies instead of its tokens.
     steps = is_token.long()
     steps.index_put_(
         (spans.rows, spans.columns + spans.num_tokens - 1),
@@ -111,12 +112,12 @@ def mrope_position_ids(
 
 
 def extend_positions(last: Tensor, num: int) -> Tensor:
-    """Position ids of `num` text tokens that follow.
+    """Position ids of the next `num` text tokens after a prompt.
 
     Args:
         last: int64 [3, B], ids of the last prompt token (`position_ids[:, :, -1]` with padding on
             the left). It must be text: after a clip the next id is not that of its last token + 1.
-        num: how many.
+        num: number of tokens.
 
     Returns:
         int64 [3, B, num].
@@ -126,11 +127,11 @@ def extend_positions(last: Tensor, num: int) -> Tensor:
 
 
 def _time_ids(grid_index: Tensor, second_per_grid_s: Tensor, tokens_per_second: float) -> Tensor:
-    """floor(grid_index * second_per_grid * tokens_per_second), without loss to rounding.
+    """floor(grid_index * second_per_grid * tokens_per_second), robust to rounding errors.
 
-    2/3 s * 4 a second * 3 is exactly 8, yet may come out a hair below, and a bare floor would give
-    7. The few roundings on the way from frame count to product lose less than 8 eps, which are
-    added back; real times that close below a whole number do not occur.
+    2/3 s * 4 per second * 3 is exactly 8, but in floating point it may be slightly less, and a
+    plain floor would give 7. The few roundings between frame count and product lose less than
+    8 eps, which are added back. True times that close below a whole number do not occur.
     """
     exact = grid_index * second_per_grid_s * tokens_per_second
     return torch.floor(exact * (1 + 8 * torch.finfo(exact.dtype).eps)).long()
@@ -139,7 +140,7 @@ def _time_ids(grid_index: Tensor, second_per_grid_s: Tensor, tokens_per_second: 
 def _find_spans(
     is_start: Tensor, is_video: Tensor, video_grid_thw: Tensor, spatial_merge: int
 ) -> _Spans:
-    """Matches the spans found in the prompts with the clips' grids, or says what does not fit."""
+    """Matches the spans found in the prompts with the clips' grids; raises if they do not fit."""
     rows, before = torch.nonzero(is_start[:, :-1] & is_video[:, 1:], as_tuple=True)
     num_clips = len(video_grid_thw)
     if len(rows) < num_clips or (num_clips == 0 and len(rows) > 0):
@@ -176,16 +177,16 @@ def _find_spans(
 
 
 def _clips_of_spans(num_tokens: Tensor, wanted: Tensor) -> Tensor:
-    """Deals spans of `num_tokens` [K] out to clips of `wanted` [clips] in order: int64 [K].
+    """Assigns spans of `num_tokens` [K] to clips of `wanted` [clips] tokens in order: int64 [K].
 
-    A span goes to the clip in which it ends, the last one where there are more.
+    A span belongs to the clip in which it ends. Spans beyond all clips go to the last one.
     """
     ends = torch.searchsorted(wanted.cumsum(dim=0), num_tokens.cumsum(dim=0))
     return ends.clamp(max=max(len(wanted) - 1, 0))
 
 
 def _run_lengths(is_video: Tensor) -> Tensor:
-    """How many video tokens follow one another from each place of [B, P] on: int64 [B, P]."""
+    """Length of the run of video tokens that starts at each position of [B, P]: int64 [B, P]."""
     width = is_video.shape[1]
     places = torch.arange(width, device=is_video.device)
     others = torch.where(is_video, width, places)
@@ -194,7 +195,7 @@ def _run_lengths(is_video: Tensor) -> Tensor:
 
 
 def _tokens_of_spans(num_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """For every video token of the batch: which span it is of, and its number within it."""
+    """For every video token of the batch, the index of its span and its index within the span."""
     span_of = torch.repeat_interleave(num_tokens)
     first = num_tokens.cumsum(dim=0) - num_tokens
     return span_of, torch.arange(len(span_of), device=num_tokens.device) - first[span_of]

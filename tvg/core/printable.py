@@ -1,7 +1,8 @@
-"""Text of unknown origin made safe for a terminal: control characters appear as escapes.
+"""Makes untrusted text safe for a terminal by escaping control characters.
 
-File names, ids, queries and answers may hold ANSI sequences, which rename a terminal's window, move
-its cursor or hide text. Every message and table goes through here on its way out.
+File names, ids, queries and answers may contain ANSI sequences, which can rename a terminal's
+window, move its cursor or hide text. Every message and table is passed through this module before
+it is printed.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ from __future__ import annotations
 import logging
 import re
 
-# C0 and C1 controls but tab and newline, marks that reorder text, line separators, lone surrogates.
+# C0 and C1 controls except tab and newline, bidirectional marks, line separators, lone surrogates.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 
 def printable(text: str) -> str:
-    r"""Returns the text with escapes (`\x1b`) for control characters; newlines and tabs stay."""
+    r"""Returns the text with control characters escaped (`\x1b`); keeps newlines and tabs."""
     return _UNSAFE.sub(_escaped, text)
 
 
 def printable_line(text: str) -> str:
-    """Returns `printable` text in one line: newlines and tabs are escaped too."""
+    """Returns `printable` text on one line: newlines and tabs are escaped too."""
     return printable(text).replace("\n", r"\n").replace("\t", r"\t")
 
 

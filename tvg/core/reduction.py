@@ -1,8 +1,8 @@
-"""Reductions: how values per token become one number, each with its denominator from outside.
+"""Reductions of per-token values to one scalar, with a denominator given by the caller.
 
-Computed over the whole optimizer step (all micro-batches, all ranks) the denominator makes
-micro-batched values and gradients add up to those of the full batch. Where a framework averages
-gradients over ranks, hand in the mean over ranks instead of the sum.
+If the denominator is computed over the whole optimizer step (all micro-batches, all ranks), the
+values and gradients of micro-batches add up to those of the full batch. If a framework averages
+gradients over ranks, pass the mean of the denominator over ranks instead of the sum.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def reduction_denominator(
     Args:
         mask: [N, C], nonzero where a token carries loss.
         reduction: "token_mean": number of those tokens; "sequence_mean" and "group_token_mean":
-            number of completions, those without any token included; "max_tokens": number of
+            number of completions, including those without any token; "max_tokens": number of
             completions times `max_tokens`.
-        max_tokens: length limit of a completion, for "max_tokens" alone.
+        max_tokens: length limit of a completion; used only by "max_tokens".
 
     Returns:
         int64 scalar on the mask's device.
@@ -49,25 +49,28 @@ def reduce_tokens(
     denominator: Tensor | float,
     group_lengths: Tensor | None = None,
 ) -> Tensor:
-    """Sum per-token values to a scalar, with a denominator from outside.
+    """Reduces per-token values to a scalar, with a denominator given by the caller.
 
-    "token_mean" and "max_tokens" are `sum(values) / denominator` (the second is Dr. GRPO, arXiv
-    2503.20783); "sequence_mean" averages each completion over its own tokens, then sums those
-    averages over `denominator` (arXiv 2402.03300, eq. 3; Time-R1's `use_grpo=true`);
-    "group_token_mean" divides it by its group's mean length instead, so that groups weigh alike:
-    the mean over a group's tokens, then over groups (Time-R1's default, `use_grpo=false`, which
-    has one group a pass). A completion without tokens adds 0.
+    - "token_mean" and "max_tokens": `sum(values) / denominator` ("max_tokens" is Dr. GRPO, arXiv
+      2503.20783).
+    - "sequence_mean": averages each completion over its own tokens, then divides the sum of these
+      averages by `denominator` (arXiv 2402.03300, eq. 3; Time-R1's `use_grpo=true`).
+    - "group_token_mean": divides each completion's sum by its group's mean length instead. This is
+      the mean over a group's tokens, then over groups, so all groups have equal weight (Time-R1's
+      default, `use_grpo=false`, which has one group per pass).
+
+    A completion without tokens adds 0.
 
     Args:
-        values: [N, C]; what stands at masked places does not matter, NaN included.
+        values: [N, C]; values at masked positions are ignored, even NaN.
         mask: [N, C], nonzero where a token carries loss.
-        reduction: which of the four.
+        reduction: one of the four names.
         denominator: `reduction_denominator` of the whole optimizer step; 0 counts as 1.
-        group_lengths: [N], mean number of tokens with loss of the completions of each one's group;
-            for "group_token_mean" alone.
+        group_lengths: [N], mean number of tokens with loss per completion, over each completion's
+            group; used only by "group_token_mean".
 
     Returns:
-        Scalar in the type of `values`.
+        Scalar in the dtype of `values`.
     """
     assert values.shape == mask.shape, (values.shape, mask.shape)
     _check(reduction)
@@ -83,13 +86,13 @@ def reduce_tokens(
 
 
 def mean_group_lengths(mask: Tensor, *, group_size: int) -> Tensor:
-    """Mean number of tokens of a completion in each one's group: [N] of mask [N, C], float64."""
+    """Mean completion length in each completion's group: float64 [N], for a mask [N, C]."""
     lengths = mask.bool().sum(dim=1).double().view(-1, group_size)
     return lengths.mean(dim=1).repeat_interleave(group_size)
 
 
 def token_mean(values: Tensor, mask: Tensor, num_tokens: Tensor | float) -> Tensor:
-    """Sum of [N, C] over the mask, over the number of tokens of the whole step; detached."""
+    """Masked sum of [N, C] divided by the number of tokens of the whole step; detached."""
     return reduce_tokens(values.detach(), mask, reduction="token_mean", denominator=num_tokens)
 
 

@@ -1,19 +1,19 @@
-"""Names that a reward may have: they become keys of the config, columns and names of metrics."""
+"""Valid names of rewards, which are used as config keys, table columns and metric names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-# Metrics beside those of the rewards themselves: train/reward/total, train/reward/kl_penalty, and
-# NAME_std and NAME_flat_groups of each.
+# Metrics logged in addition to the rewards themselves: train/reward/total, train/reward/kl_penalty,
+# and NAME_std and NAME_flat_groups of each reward.
 RESERVED = ("total", "kl_penalty")
 RESERVED_ENDINGS = ("_std", "_flat_groups")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 def reward_name_problems(names: Iterable[str]) -> list[str]:
-    """One line for each name that no reward can have, beginning with its config key."""
+    """Returns one line for each invalid reward name, beginning with its config key."""
     problems = []
     for name in names:
         if _NAME.fullmatch(name) is None:

@@ -1,6 +1,6 @@
-"""Surrogates: loss per token from how far the policy has moved and how good the completion was.
+"""Surrogate losses per token, from importance ratio and advantage.
 
-All share one signature, so that a config can name any of them (`objective.loss.surrogate`):
+All share one signature, so that a config can select any of them (`objective.loss.surrogate`):
 `(log_ratio [N, C], logprobs [N, C], advantages [N], *, clip_low, clip_high) -> loss [N, C]`.
 """
 
@@ -18,7 +18,7 @@ Surrogate = Callable[..., Tensor]
 
 
 class ClipFractions(NamedTuple):
-    """Shares of tokens at which the clip acts, as scalars in [0, 1]."""
+    """Fractions of tokens at which the clip is active, as scalars in [0, 1]."""
 
     low: Tensor  # importance ratio below 1 - clip_low and advantage < 0
     high: Tensor  # importance ratio above 1 + clip_high and advantage > 0
@@ -53,9 +53,9 @@ def cispo(
 ) -> Tensor:
     """Policy gradient weighted by the clipped importance ratio (MiniMax-M1, arXiv 2506.13585).
 
-    `-sg(clip(ratio, 1 - clip_low, 1 + clip_high)) * A * logprob` (eq. 4 and 5, sg: no gradient):
-    no token loses its gradient, its weight is bounded. Arguments as for `clipped`; here the
-    gradient flows through `logprobs` alone. clip_low=1 leaves the weight without a lower bound.
+    `-sg(clip(ratio, 1 - clip_low, 1 + clip_high)) * A * logprob` (eq. 4 and 5, sg: stop gradient).
+    Every token keeps its gradient, with a bounded weight. Takes the arguments of `clipped`; here
+    the gradient flows only through `logprobs`. clip_low=1 means no lower bound on the weight.
     """
     assert advantages.shape == log_ratio.shape[:1], (advantages.shape, log_ratio.shape)
     weights = torch.exp(log_ratio.detach()).clamp(1 - clip_low, 1 + clip_high)
@@ -71,7 +71,7 @@ def clip_fractions(
     clip_high: float,
     num_tokens: Tensor | float,
 ) -> ClipFractions:
-    """Shares of tokens on which the clip of `clipped` acts, apart for each side.
+    """Fractions of tokens at which the clip of `clipped` is active, separately for each side.
 
     Args:
         importance_ratio: [N, C].
@@ -79,7 +79,7 @@ def clip_fractions(
         mask: [N, C], nonzero where a token carries loss.
         clip_low: as for `clipped`.
         clip_high: as for `clipped`.
-        num_tokens: of the whole step, so that micro-batches add up.
+        num_tokens: number of tokens in the whole step, so that micro-batches add up.
     """
     weights = advantages.unsqueeze(1)
     is_low = (importance_ratio < 1 - clip_low) & (weights < 0)

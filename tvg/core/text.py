@@ -1,4 +1,4 @@
-"""Tagged blocks and words of a text, and how alike two lists of words are; all in bounded time."""
+"""Finds tagged blocks and words in text and compares lists of words, all in bounded time."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _WORD = re.compile(r"[^\W_]++")
 
 
 def first_block(text: str, opening: str, closing: str) -> str | None:
-    """The text between the first opening tag and the closing tag after it, stripped."""
+    """Returns the text between the first opening tag and the next closing tag, stripped."""
     start = text.find(opening)
     end = text.find(closing, start + len(opening)) if start >= 0 else -1
     return text[start + len(opening) : end].strip() if end >= 0 else None
 
 
 def last_block(text: str, opening: str, closing: str) -> str | None:
-    """The last of the non-overlapping blocks, each closed by the first closing tag after it.
+    """Returns the last non-overlapping block, stripped; the next closing tag ends a block.
 
-    The same as the last match of `opening(.*?)closing` where the dot matches newlines; stripped.
+    Equivalent to the last match of `opening(.*?)closing` if the dot matches newlines.
     """
     block: str | None = None
     start = text.find(opening)
@@ -34,15 +34,15 @@ def last_block(text: str, opening: str, closing: str) -> str | None:
 
 
 def words(text: str, *, max_words: int) -> list[str]:
-    """The first words of a text in lower case: runs of letters and digits."""
+    """Returns the first words of a text in lower case; a word is a run of letters and digits."""
     return [match[0].lower() for match in islice(_WORD.finditer(text), max_words)]
 
 
 def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     """Length of the longest common subsequence.
 
-    Bit-parallel (Hyyro 2004): one number of len(a) bits, and a handful of operations on it for
-    each word of `b`, in the place of a table of len(a) * len(b) cells.
+    Bit-parallel (Hyyro 2004): a few operations per word of `b` on one integer of len(a) bits,
+    instead of a table of len(a) * len(b) cells.
     """
     if not a or not b:
         return 0
@@ -50,7 +50,7 @@ def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     for index, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << index
     full = (1 << len(a)) - 1
-    row = full  # its zeros are the steps of the table's current row
+    row = full  # zero bits mark the increments in the current row of the table
     for word in b:
         matches = row & places.get(word, 0)
         row = (row + matches | row - matches) & full
@@ -60,7 +60,7 @@ def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
     """ROUGE-L of two lists of words as F1: 2 * LCS / (len(a) + len(b)) (Lin, 2004).
 
-    Symmetric, in [0, 1]; two empty lists are alike (1).
+    Symmetric, in [0, 1]; two empty lists give 1.
     """
     if not a and not b:
         return 1.0

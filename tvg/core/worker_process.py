@@ -1,9 +1,9 @@
-"""Worker processes that only their parent can stop, and that end when it has ended.
+"""Worker processes that only their parent can stop, and that exit when their parent exits.
 
-A signal for a job often reaches each of its processes: a terminal and `timeout` signal the process
-group, Slurm every process of a step. A worker that dies of it before the main process has finished
-its step takes the step with it. (torch raises "DataLoader worker ... is killed by signal" in the
-middle of whatever the main process does.)
+A signal for a job often reaches all of its processes: a terminal and `timeout` signal the process
+group, Slurm signals every process of a step. A worker killed by it before the main process has
+finished its step would abort that step: torch raises "DataLoader worker ... is killed by signal" in
+the middle of whatever the main process is doing.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from multiprocessing import context, parent_process, resource_tracker
 
 from tvg.core.interruption import SIGNALS
 
-_LOOK_S = 1.0  # how often a worker looks whether its parent lives
+_LOOK_S = 1.0  # interval at which a worker checks that its parent is alive
 
 
 class WorkerProcess(context.SpawnProcess):
     """A spawned process that ignores SIGINT, and SIGTERM unless its parent sends it."""
 
     def start(self) -> None:
-        """Starts it with both signals blocked, in every thread that its imports will start."""
-        resource_tracker.ensure_running()  # its own start would unblock them
+        """Starts the process with both signals blocked, also in the threads its imports start."""
+        resource_tracker.ensure_running()  # starting the tracker later would unblock the signals
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             super().start()
@@ -32,12 +32,12 @@ class WorkerProcess(context.SpawnProcess):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def terminate(self) -> None:
-        """Ends it by SIGKILL: while it starts, it takes no other signal."""
+        """Ends the process with SIGKILL: while it is starting, it blocks the other signals."""
         self.kill()
 
     def run(self) -> None:
         os.setpgid(0, 0)
-        if sys.platform == "linux":  # others have no sigtimedwait, and no Slurm
+        if sys.platform == "linux":  # other platforms have no sigtimedwait, and no Slurm
             parent = parent_process()
             assert parent is not None
             assert parent.pid is not None
@@ -48,7 +48,7 @@ class WorkerProcess(context.SpawnProcess):
 
 
 class WorkerContext(context.SpawnContext):
-    """Spawned workers, for any pool or loader that takes a context of `multiprocessing`."""
+    """A `multiprocessing` context of such workers, for any pool or loader that takes a context."""
 
     Process = WorkerProcess
 
@@ -57,7 +57,7 @@ WORKERS = WorkerContext()
 
 
 def _obey(parent: int) -> None:
-    """Ends this process as soon as its parent says so or has ended, whatever else it does."""
+    """Exits this process once its parent sends SIGTERM or has ended, whatever else is running."""
     assert sys.platform == "linux"
     while os.getppid() == parent:
         received = signal.sigtimedwait([signal.SIGTERM], _LOOK_S)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, errors that name the full disk, and what killed writes leave."""
+"""Atomic writes of files and folders, errors that name the full disk, and removal of leftovers."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _STARTED_S = time.time()
-_STALE_S = 24 * 3600.0  # after which an unfinished file of another machine counts as left over
+_STALE_S = 24 * 3600.0  # age at which another machine's unfinished file counts as a leftover
 _UNFINISHED = re.compile(
     r"\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<process>\d+)\.(?P<kind>tmp|tmp-journal|old)"
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Libraries in Rust and C++ raise errors of their own, with the system's text in them.
+# Libraries in Rust and C++ raise their own exception types; the message contains the system's text.
 _FULL_TEXT = re.compile(
     r"no space left on device|disk quota exceeded|file too large|database or disk is full", re.I
 )
 
 
 def unfinished_path(path: Path) -> Path:
-    """Returns the name beside `path` that this process writes to: `.NAME.HOST.PROCESS.tmp`."""
+    """Returns the temporary path beside `path` for this process: `.NAME.HOST.PROCESS.tmp`."""
     return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager
 def whole_folder(folder: str | Path, *, replaces: bool = True) -> Iterator[Path]:
-    """Yields an empty folder to fill beside `folder`; takes its place if the block succeeds.
+    """Yields an empty temporary folder and renames it to `folder` if the block succeeds.
 
-    A failed or interrupted block leaves what was at `folder` before. Of a kill between the two
-    renames, `remove_leftovers` puts the former folder back.
+    If the block fails or is interrupted, the previous `folder` is kept. If the process is killed
+    between the two renames, `remove_leftovers` restores the previous folder.
 
     Args:
-        folder: to write.
-        replaces: False: where another process has written it meanwhile, that one stays.
+        folder: the folder to write.
+        replaces: False keeps an existing folder, such as one that another process wrote meanwhile.
 
     Raises:
         OSError: the disk is full or cannot be written; names `folder` and the disk.
@@ -46,7 +46,7 @@ def whole_folder(folder: str | Path, *, replaces: bool = True) -> Iterator[Path]
     folder = Path(folder)
     temporary = unfinished_path(folder)
     former = temporary.with_suffix(".old")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same number
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with the same id
     with disk_errors(folder):
         try:
             temporary.mkdir(parents=True)
@@ -66,13 +66,13 @@ def whole_folder(folder: str | Path, *, replaces: bool = True) -> Iterator[Path]
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
-    """Yields the name of a file to write beside `path`, and renames it if the block succeeds.
+    """Yields a temporary file path and renames the file to `path` if the block succeeds.
 
-    A failed or interrupted block leaves what was at `path` before.
+    If the block fails or is interrupted, the previous file at `path` is kept.
 
     Args:
-        path: the file; its folder is made.
-        sync: whether a power cut must not lose the file after this returns.
+        path: the file to write; its folder is created.
+        sync: flush to disk, so that a power cut after the return does not lose the file.
 
     Raises:
         OSError: the disk is full or cannot be written; names `path` and the disk.
@@ -89,17 +89,17 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
             if sync:
                 _sync(path.parent)
         finally:
-            # Where the disk failed, removing may fail too: the first error is the one to report.
+            # If the disk failed, removal may fail too; report the first error.
             with contextlib.suppress(OSError):
                 temporary.unlink()
 
 
 @contextlib.contextmanager
 def disk_errors(target: str | Path) -> Iterator[None]:
-    """Makes errors of a disk name the file that was to be written, and the disk if it is full.
+    """Rewrites disk errors to name the file being written and, if it is full, the disk.
 
     Raises:
-        OSError: of the same number, with `target` as its file name.
+        OSError: with the same errno, and `target` as its file name.
     """
     try:
         yield
@@ -111,7 +111,7 @@ def disk_errors(target: str | Path) -> Iterator[None]:
 
 
 def _named(error: Exception, target: Path) -> OSError | None:
-    """The error as one of `target`; None where it is of something else."""
+    """Returns the error as an OSError of `target`, or None if it concerns something else."""
     if not isinstance(error, OSError):
         if _FULL_TEXT.search(str(error)) is None:
             return None
@@ -119,7 +119,7 @@ def _named(error: Exception, target: Path) -> OSError | None:
     number = error.errno
     if number is None:
         return None
-    # A file elsewhere, such as one in the folder for temporary files, has a disk of its own.
+    # Another file, such as one in the folder for temporary files, may be on another disk.
     where = target if error.filename is None else Path(os.fsdecode(error.filename))
     if number in _FULL:
         return OSError(number, _full_text(number, where), str(target))
@@ -128,7 +128,7 @@ def _named(error: Exception, target: Path) -> OSError | None:
 
 
 def _full_text(number: int, path: Path) -> str:
-    """Says which disk is full, and the room on it."""
+    """Returns a message that names the full disk and its free space."""
     if number == errno.EFBIG:
         return f"{os.strerror(number)} for the file system or for `ulimit -f`; it was not written"
     folder = path.absolute().parent
@@ -151,19 +151,20 @@ def _sync(path: Path) -> None:
 
 
 def remove_leftovers_of_run(run_dir: str | Path) -> list[Path]:
-    """Does `remove_leftovers` in a run folder and in the folders directly in it."""
+    """Calls `remove_leftovers` on a run folder and on its direct subfolders."""
     folders = sorted(path for path in Path(run_dir).glob("*/") if not path.is_symlink())
     return [path for folder in (run_dir, *folders) for path in remove_leftovers(folder)]
 
 
 def remove_leftovers(folder: str | Path) -> list[Path]:
-    """Removes what killed processes left unfinished in a folder (not below it).
+    """Removes unfinished files and folders that killed processes left in a folder (not below it).
 
-    What a running process of this machine is writing stays, and so does what another machine
-    wrote within the last day. A folder that a kill left without its successor is put back.
+    Files that a running process of this machine is writing are kept, and so are files that another
+    machine wrote within the last day. If a process was killed after it moved the previous folder
+    away and before it moved the new one in, the previous folder is restored.
 
     Returns:
-        The files and folders removed, sorted.
+        The removed files and folders, sorted.
     """
     try:
         entries = list(Path(folder).iterdir())
@@ -188,14 +189,14 @@ def remove_leftovers(folder: str | Path) -> list[Path]:
 
 
 def _is_left_over(path: Path, host: str, process: int) -> bool:
-    """Whether the process that wrote an unfinished file has ended."""
+    """Returns whether the process that wrote an unfinished file has ended."""
     try:
         written_s = path.lstat().st_mtime
     except FileNotFoundError:
         return False
-    if host != _host():  # a process elsewhere cannot be asked
+    if host != _host():  # a process on another machine cannot be checked
         return time.time() - written_s > _STALE_S
-    if process == os.getpid():  # in a container, every start has the same number
+    if process == os.getpid():  # in a container, every start has the same process id
         return written_s < _STARTED_S
     try:
         os.kill(process, 0)

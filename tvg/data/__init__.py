@@ -1,1 +1,1 @@
-"""From annotation and video files to examples, clips and batches."""
+"""Turns annotation and video files into examples, clips and batches."""

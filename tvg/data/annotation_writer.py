@@ -1,4 +1,4 @@
-"""Annotations written so that a reader reads the same examples back: rows, and files of them."""
+"""Writes annotation rows and files that the readers turn back into the same examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def jsonl_row(example: GroundingExample) -> Row:
-    """An example as `tvg.data.readers.read_jsonl` reads it (`data=custom`); unknown is left out."""
+    """Returns an example as a row for `read_jsonl` (`data=custom`), without unknown values."""
     plain = _without_lead_in(example)
     return _stated(
         {
@@ -33,9 +33,9 @@ def jsonl_row(example: GroundingExample) -> Row:
 
 
 def time_r1_row(example: GroundingExample) -> Row:
-    """An example as `tvg.data.readers.read_time_r1` reads it (`data=timerft`).
+    """Returns an example as a row for `tvg.data.readers.read_time_r1` (`data=timerft`).
 
-    The format has no coarse hints: those are lost.
+    The format has no coarse hints, so hints are lost.
     """
     plain = _without_lead_in(example)
     start_s, end_s = plain["window"] or (None, None)
@@ -56,14 +56,15 @@ def time_r1_row(example: GroundingExample) -> Row:
 
 
 def annotation_text(path: str | Path, examples: Sequence[GroundingExample]) -> str:
-    """The text of an annotation file in the format that its name stands for.
+    """Returns the text of an annotation file; the file's extension selects the format.
 
     Args:
-        path: `.json` is Time-R1's list (`data=timerft`), `.jsonl` ours (`data=custom`).
-        examples: in this order; each needs a segment.
+        path: `.json` selects Time-R1's list (`data=timerft`), `.jsonl` our own format
+            (`data=custom`).
+        examples: the examples in the order of writing; each needs a segment.
 
     Raises:
-        ValueError: another extension (`format_of`), or an example without a segment.
+        ValueError: the extension is unknown (`format_of`), or an example has no segment.
     """
     row = format_of(path)
     for example in examples:
@@ -76,15 +77,15 @@ def annotation_text(path: str | Path, examples: Sequence[GroundingExample]) -> s
 
 
 def lines_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """One JSON object a line."""
+    """Returns rows as JSON, one object per line."""
     return "".join(_json(row) + "\n" for row in rows)
 
 
 def format_of(path: str | Path) -> Callable[[GroundingExample], Row]:
-    """The function that makes the rows of a file of that name.
+    """Returns the function that makes the rows of a file with this name.
 
     Raises:
-        ValueError: neither `.json` nor `.jsonl`.
+        ValueError: the extension is neither `.json` nor `.jsonl`.
     """
     known = {".json": time_r1_row, ".jsonl": jsonl_row}
     extension = os.path.splitext(path)[1].lower()
@@ -99,11 +100,11 @@ def _json(value: Any, indent: int | None = None) -> str:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     if text.isascii() or text == text.encode("utf-8", errors="ignore").decode("utf-8"):
         return text
-    return json.dumps(value, allow_nan=False, indent=indent)  # lone surrogates live as escapes only
+    return json.dumps(value, allow_nan=False, indent=indent)  # lone surrogates need escapes
 
 
 def _without_lead_in(example: GroundingExample) -> Row:
-    """The example's fields as its file states them: padding is put before clips after reading."""
+    """Returns the example's fields as in its file: padding shifts times only after reading."""
     names = ("segment", "window", "hint", "prediction", "difficulty", "duration_s", "extra")
     plain: Row = {name: getattr(example, name) for name in names}
     plain |= {"qid": example.qid, "video": example.video, "query": example.query}
@@ -123,6 +124,6 @@ def _listed(segment: Segment | None) -> list[float] | None:
 
 
 def _stated(row: Row, extra: Mapping[str, str | float]) -> Row:
-    """The row without what is not known, and what else the file stated after it."""
+    """Returns the row without its None values, followed by the file's extra fields."""
     stated = {name: value for name, value in row.items() if value is not None}
     return stated | {name: value for name, value in extra.items() if name not in row}

@@ -1,4 +1,4 @@
-"""The annotation files of a data set by split, and mixtures of several sets."""
+"""Data sets: their annotation files by split, and mixtures of several sets."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
 OnMissing = Literal["error", "skip"]
-OUTSIDE_SHARE = "outside this epoch's share"  # a mixture's reason to leave a query out
+OUTSIDE_SHARE = "outside this epoch's share"  # why a mixture drops a query
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class AnnotationSet:
-    """One data set: which file holds which split, and how the files are read.
+    """One data set: its annotation file for each split, and the reader of these files.
 
     Args:
-        name: of the data set, for reports.
-        reader: given annotation file and video folder, reads one format.
-        world: writes the data where it is to be generated; called by `prepare`.
-        train_file, val_file, test_file: annotation files; None where the set has no such split.
-        annotation_file: replaces the file of one split; None: the files as above.
-        annotation_split: that split; None: the one whose file has the same file name (the test
-            split before the validation split before the training split), else the first that the
-            set has, which is "train" where it has none.
-        video_dir: folder with the videos; None: only the annotations are read.
-        extensions: of video files, tried in this order.
-        on_missing: "error" stops at missing videos, "skip" drops their queries and counts.
+        name: name of the data set, used in reports.
+        reader: reads one annotation format; called with the annotation file and the video folder.
+        world: generates the data, for a synthetic set; called by `prepare`. None for other sets.
+        train_file, val_file, test_file: annotation files; None if the set has no such split.
+        annotation_file: replaces the file of one split; None uses the files above.
+        annotation_split: the split whose file is replaced. None chooses the split whose file has
+            the same file name (test before validation before training), otherwise the set's first
+            split, or "train" if the set has no files.
+        video_dir: folder of the videos; None reads only the annotations.
+        extensions: extensions of video files, tried in this order.
+        on_missing: "error" stops at missing videos; "skip" drops and counts their queries.
 
     Raises:
-        ValueError: `annotation_split` or `on_missing` is none of those named here.
+        ValueError: `annotation_split` or `on_missing` has an unknown value.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class AnnotationSet:
             "val": val_file,
             "test": test_file,
         }
-        self.annotation_split: Split | None = None  # the split that `annotation_file` is read as
+        self.annotation_split: Split | None = None  # the split that `annotation_file` replaces
         if annotation_file is not None:
             self.annotation_split = annotation_split or split_of_file(annotation_file, self.files)
             self.files[self.annotation_split] = annotation_file
@@ -78,17 +78,17 @@ class AnnotationSet:
         self.on_missing: OnMissing = on_missing
 
     def prepare(self) -> None:
-        """Draws the world, where there is one."""
+        """Generates the synthetic data, if the set has any."""
         if self.world is not None:
             self.world()
 
     def read(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
-        """Reads a split; defects are repaired for training, left as published for benchmarks.
+        """Reads a split. Defects are repaired in the training split and kept in the others.
 
-        `on_missing` replaces the set's own: a report goes through everything first.
+        `on_missing` replaces the set's own setting, so that a report can read everything first.
 
         Raises:
-            ValueError: there is no such split, or what the reader raises.
+            ValueError: the set has no such split, or the reader raises it.
         """
         _check_split("split", split)
         file = self.files[split]
@@ -104,7 +104,7 @@ class AnnotationSet:
         )
 
     def read_whole(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
-        """The same as `read`: an epoch holds each example once."""
+        """Same as `read`: an epoch contains each example once."""
         return self.read(split, on_missing=on_missing)
 
     def limited(
@@ -115,8 +115,8 @@ class AnnotationSet:
 
 
 def split_of_file(annotation_file: str, files: Mapping[Split, str | None]) -> Split:
-    """Returns the split that a file given by hand stands for; see `AnnotationSet`."""
-    # Test first: releases whose "val" is the test split serve both from one file.
+    """Returns the split that `annotation_file` replaces; see `AnnotationSet`."""
+    # Test first: releases that validate on the test split use one file for both.
     for split in reversed(SPLITS):
         file = files[split]
         if file is not None and Path(file).name == Path(annotation_file).name:
@@ -130,17 +130,17 @@ def _check_split(key: str, split: str) -> None:
 
 
 class MixedSets:
-    """Several data sets read as one; ids become "set/id", and `extra["set"]` names the set.
+    """Several data sets read as one. Ids become "set/id", and `extra["set"]` names the set.
 
     Args:
-        sets: by name.
-        weights: how many times a set's examples stand in a training epoch; of each set. Validation
-            and test serve every set that has the split once, whatever the weights.
-        seed: of the part that a fraction takes.
+        sets: data sets by name.
+        weights: for each set, how many times its examples occur in a training epoch. Validation and
+            test use every set that has the split once, whatever its weight.
+        seed: seed of the random subset that a fractional weight selects.
 
     Raises:
-        ValueError: no sets, a weight without its set or a set without its weight, a negative
-            weight, or none above 0.
+        ValueError: there are no sets, a weight has no set or a set has no weight, a weight is
+            negative, or none is above 0.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class MixedSets:
 
     @property
     def files(self) -> dict[Split, str | None]:
-        """The files of each split, joined by " + "; None where no set has it."""
+        """The files of each split, joined by " + "; None if no set has the split."""
         return {
             split: " + ".join(str(s.files[split]) for s in self._having(split).values()) or None
             for split in SPLITS
@@ -165,13 +165,13 @@ class MixedSets:
             annotation_set.prepare()
 
     def read(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
-        """Reads a split of every set that has it; in training, as often as its weight says.
+        """Reads a split of every set that has it; training examples are repeated by weight.
 
-        `on_missing` replaces that of each set. The report counts each example once,
-        however often it occurs in an epoch; what is outside a fraction's share counts as dropped.
+        `on_missing` replaces the setting of each set. The report counts each example once, however
+        often it occurs in an epoch. Examples that a fractional weight leaves out count as dropped.
 
         Raises:
-            ValueError: no set has the split, or what a set's reader raises.
+            ValueError: no set has the split, or a set's reader raises it.
         """
         whole = self.read_whole(split, on_missing=on_missing)
         if split != "train":
@@ -195,10 +195,12 @@ class MixedSets:
         return ReadResult(examples=examples, report=whole.report)
 
     def read_whole(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
-        """Reads a split of every set that has it, each example once (none of a set of weight 0).
+        """Reads a split of every set that has it, each example once.
+
+        Training leaves out sets of weight 0.
 
         Raises:
-            ValueError: as `read`.
+            ValueError: as in `read`.
         """
         _check_split("split", split)
         having = self._having(split)
@@ -212,12 +214,12 @@ class MixedSets:
     def limited(
         self, examples: Sequence[GroundingExample], limit: int | None
     ) -> list[GroundingExample]:
-        """Returns the first examples of every set, so that each has its share of the limit."""
+        """Returns the first examples of every set, in proportion to the sets' sizes."""
         chosen = share_limit([str(example.extra["set"]) for example in examples], limit)
         return [examples[index] for index in chosen]
 
     def _having(self, split: Split) -> dict[str, AnnotationSet]:
-        """The sets that have a split; in training only those whose weight is above 0."""
+        """Returns the sets that have a split; for training, only those with a weight above 0."""
         return {
             name: annotation_set
             for name, annotation_set in self.sets.items()
@@ -227,10 +229,10 @@ class MixedSets:
 
 
 def repeat_by_weight(num: int, weight: float, seed: int) -> list[int]:
-    """Returns which of `num` examples stand in an epoch: each index `weight` times.
+    """Returns the indices of `num` examples for one epoch, each repeated `weight` times.
 
-    2.5 gives every index twice and then a random half (rounded, a half up) a third time; every
-    round ascends.
+    A weight of 2.5 gives every index twice, then a random half of them a third time (the number is
+    rounded, halves up). The indices ascend within each pass.
     """
     whole = math.floor(weight)
     rest = math.floor((weight - whole) * num + 0.5)
@@ -238,9 +240,9 @@ def repeat_by_weight(num: int, weight: float, seed: int) -> list[int]:
 
 
 def share_limit(names: Sequence[str], limit: int | None) -> list[int]:
-    """Returns at most `limit` indices, ascending, so that every name has the share it has in all.
+    """Returns at most `limit` ascending indices that keep each name's share of all examples.
 
-    Of a name the first are taken; the shares differ from exact ones by less than one.
+    The first indices of each name are taken. Counts differ from exact shares by less than one.
     """
     if limit is None or limit >= len(names):
         return list(range(len(names)))

@@ -1,7 +1,7 @@
-"""Chat templates of checkpoints, rendered in a process with a limit on time and memory.
+"""Renders the chat templates of checkpoints in a process with time and memory limits.
 
 A template is a program that comes with a checkpoint. Jinja's sandbox keeps it from files and
-modules, but not from loops without end or from filling the memory; its process does.
+modules but does not prevent infinite loops or excessive memory use; the separate process does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 _WORKER = Path(__file__).with_name("chat_worker.py")
 _MAX_ANSWER_BYTES = 32 * 2**20
-_ALARM_GRACE_S = 2.0  # the child's own alarm is for a parent that was killed
+_ALARM_GRACE_S = 2.0  # the child's own alarm matters only if the parent was killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class TemplateLimits:
     """Limits of rendering one prompt.
 
     Attributes:
-        timeout_s: the most time, the start of the process included.
-        memory_mib: the most memory of the process; Python and Jinja take about 50 of it.
+        timeout_s: maximum time in seconds, including the start of the process.
+        memory_mib: maximum memory of the process in MiB; Python and Jinja take about 50 of it.
     """
 
     timeout_s: float
@@ -50,15 +50,15 @@ DEFAULT_LIMITS = TemplateLimits(timeout_s=30.0, memory_mib=512)
 def render_chat(
     processor: Any, messages: Sequence[Mapping[str, Any]], limits: TemplateLimits
 ) -> str:
-    """The text of chat turns with the generation prompt, as `processor.apply_chat_template` has it.
+    """Returns chat turns and the generation prompt as text, as `apply_chat_template` does.
 
     Args:
-        processor: with `chat_template` and `tokenizer`.
+        processor: a processor with `chat_template` and `tokenizer`.
         messages: chat turns in Hugging Face's format.
-        limits: of time and memory.
+        limits: time and memory limits.
 
     Raises:
-        ValueError: the template fails, or exceeds a limit; one line.
+        ValueError: the template fails or exceeds a limit; the message is one line.
     """
     template = processor.chat_template
     if isinstance(template, Mapping):
@@ -82,7 +82,7 @@ def _special_tokens(tokenizer: Any) -> dict[str, Any]:
 
 
 class _Worker:
-    """A process that renders, and the two pipes to it."""
+    """A rendering process and the two pipes to it."""
 
     def __init__(self, limits: TemplateLimits) -> None:
         self.limits = limits
@@ -95,7 +95,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            process_group=0,  # signals to this process's group are not meant for it
+            process_group=0,  # keeps signals to the parent's group away from the child
         )
 
     def ask(self, request: str) -> str:
@@ -144,7 +144,7 @@ _RUNNING: dict[TemplateLimits, _Worker] = {}
 
 
 def _worker(limits: TemplateLimits) -> _Worker:
-    """This process's worker, started at first use and again where it was stopped."""
+    """Returns this process's worker; starts it on first use or if it has stopped."""
     found = _RUNNING.get(limits)
     if found is None or found.owner != os.getpid() or found.process.poll() is not None:
         found = _RUNNING[limits] = _Worker(limits)
@@ -161,7 +161,7 @@ os.register_at_fork(after_in_child=lambda: _forget())
 
 
 def _forget() -> None:
-    """A forked process starts a worker of its own."""
+    """Makes a forked process start its own worker."""
     global _LOCK
     _LOCK = threading.Lock()
     _RUNNING.clear()

@@ -1,10 +1,10 @@
-"""The child's side of `tvg.data.chat_template`: renders templates within a memory limit.
+"""Child process of `tvg.data.chat_template`: renders templates within a memory limit.
 
-Run as a script, so that it imports Jinja and nothing of tvg. Each line of its input is a request in
-JSON, `{"template": ..., "values": {...}}`; each line of its output an answer, `{"text": ...}` or
-`{"error": ...}`. The environment is that of transformers (utils/chat_template_utils.py), sandboxed.
-The process ends when its input does, or by the kernel's alarm when a template hangs and nobody else
-ends it: no orphan outlives a killed parent.
+It runs as a script, so it imports Jinja but nothing of tvg. Each input line is a JSON request,
+`{"template": ..., "values": {...}}`; each output line is an answer, `{"text": ...}` or
+`{"error": ...}`. The sandboxed environment follows transformers (utils/chat_template_utils.py).
+The process ends when its input ends. If a template hangs and the parent was killed, the kernel's
+alarm ends it, so no orphan process remains.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_CHARS = 4 * 2**20  # of a rendered prompt
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`, which marks answers for training and changes no text."""
+    """The `{% generation %}` tag: marks answers for training and does not change the text."""
 
     tags = {"generation"}  # noqa: RUF012 - as in the base class
 
@@ -67,7 +67,7 @@ def _raise(message: str) -> None:
 
 
 def answer(request: dict[str, Any], memory_mib: int) -> dict[str, str]:
-    """The reply to a request; whatever goes wrong in a template is an error of that template."""
+    """Returns the reply to a request; every exception becomes an error of the template."""
     try:
         text = _compiled(request["template"]).render(**request["values"])
     except MemoryError:
@@ -80,12 +80,12 @@ def answer(request: dict[str, Any], memory_mib: int) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answers requests until the input ends; arguments: MiB of memory, seconds a request."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    """Answers requests until the input ends; arguments: memory in MiB, seconds per request."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     memory_mib, limit_s = int(sys.argv[1]), float(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (memory_mib * 2**20, memory_mib * 2**20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for number in (signal.SIGINT, signal.SIGTERM):  # the owner's business, who ends this process
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent ends this process
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""From a video file to sampled, resized frames."""
+"""Loads sampled, resized frames from a video file."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tvg.data.sampling import (
 from tvg.data.time_limit import TimeLimitedDecoder
 from tvg.types import LeadIn, Segment, VideoClip
 
-_CACHED_FLOATS = 2**18  # of one megabyte
+_CACHED_FLOATS = 2**18  # one MiB of float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """The part of a file that is shown: `num_shown` of its steps `first` to `last`.
+    """The shown part of a file: `num_shown` of its steps from `first` to `last`.
 
-    A step is a frame where the rate is constant (`VideoInfo`). The steps are numbered as if the
+    At a constant frame rate a step is a frame (see `VideoInfo`). Steps are numbered as if the
     lead-in had been inserted into the file before `first`.
     """
 
     first: int
-    last: int  # included; counts the lead-in's steps
+    last: int  # inclusive; counts the lead-in's steps
     num_lead_in: int
     num_shown: int
     size: tuple[int, int]  # height, width
@@ -44,13 +44,13 @@ class _Plan:
 
 
 class ClipLoader:
-    """Loads clips as Qwen2.5-VL is shown them: frames, sizes and pixels as in qwen-vl-utils 0.0.14.
+    """Loads clips as Qwen2.5-VL expects: frames, sizes and pixels as in qwen-vl-utils 0.0.14.
 
     Args:
-        sampling: which frames, how large.
-        decoder: what reads the file.
-        timeout_s: the most time to wait for the decoder, per clip; None: no limit, and no process
-            of its own for the decoder.
+        sampling: which frames to take and their size.
+        decoder: reads the file.
+        timeout_s: maximum time to wait for the decoder per clip, in seconds. None sets no limit
+            and runs the decoder in this process.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class ClipLoader:
         window: Segment | None = None,
         lead_in: LeadIn | None = None,
     ) -> VideoClip:
-        """Returns the clip of a file, or of `window` seconds of it: all of it, or an error.
+        """Returns the complete clip of a file, or of the part of it inside `window` (seconds).
 
-        A file that is cut to the window already is shown whole (`resolve_window`). A lead-in is
-        sampled as if it were part of the file, so the clip is that of a file with as many more
-        frames. Times are relative to the window's start, or to the lead-in's: when each frame
-        appears, so that in a file of a variable rate one that was on screen before the window
-        has a time below 0, or that of the lead-in's end. `sampled_fps` is frames shown per second
-        of the frames in the window and the lead-in, as in qwen-vl-utils.
+        A file that is already cut to the window is shown whole (`resolve_window`). A lead-in is
+        sampled as if it were part of the file. Each frame's time is when it appears, relative to
+        the start of the window, or of the lead-in if there is one. At a variable frame rate, the
+        first frame may have appeared before the window: its time is then below 0, or the end of
+        the lead-in. `sampled_fps` is the number of shown frames divided by the duration of the
+        frames in the window and the lead-in, as in qwen-vl-utils.
 
         Raises:
-            VideoError: the file cannot be read in full, in time, holds no frame in the window, or
-                fits it neither whole nor cut.
+            VideoError: the file cannot be read in full or in time, has no frame in the window, or
+                matches the window neither as the uncut nor as the cut video.
         """
         with self.decoder.open(path) as video:
             info = video.info
@@ -102,7 +102,7 @@ class ClipLoader:
     def frame_count_and_size(
         self, info: VideoInfo, window: Segment | None = None, lead_in: LeadIn | None = None
     ) -> tuple[int, int, int]:
-        """Returns T, H and W of the clip that `load` gives of such a file, without reading it.
+        """Returns T, H and W of the clip that `load` would return, without reading the file.
 
         Raises:
             ValueError: `load` would refuse the file or the window.
@@ -111,7 +111,7 @@ class ClipLoader:
         return plan.num_shown, *plan.size
 
     def _plan(self, info: VideoInfo, window: Segment | None, lead_in: LeadIn | None) -> _Plan:
-        # A stream without frames or rate has no duration: the sampling below says so.
+        # A stream without frames or rate has no duration; `frame_range` below raises for it.
         num_steps, step_fps = info.num_steps, info.step_fps
         if num_steps > 0 and step_fps > 0:
             window = resolve_window(window, info.duration_s)
@@ -137,15 +137,15 @@ class ClipLoader:
 
 
 def _times_s(info: VideoInfo, steps: list[int], plan: _Plan) -> Tensor:
-    """Returns float64 [T]: when each shown frame appears, in the seconds of `_Plan`'s steps."""
-    # One division in float64, as in qwen-vl-utils: other ways differ in the last bit.
+    """Returns float64 [T]: the time at which each shown frame appears, counted as `_Plan` does."""
+    # One float64 division, as in qwen-vl-utils; other computations differ in the last bit.
     times_s = torch.tensor(steps, dtype=torch.float64) / info.step_fps
     own = [i for i, step in enumerate(steps) if step >= plan.first + plan.num_lead_in]
     if info.variable is not None:
         in_file = info.variable.appearance_times_s([steps[i] - plan.num_lead_in for i in own])
         lead_in_s = plan.num_lead_in / info.step_fps
         own_s = torch.tensor(in_file, dtype=torch.float64) + lead_in_s
-        if plan.num_lead_in:  # a frame from before the window appears when the lead-in is over
+        if plan.num_lead_in:  # a frame from before the window appears at the lead-in's end
             own_s = own_s.clamp(min=plan.bounds_s[0] + lead_in_s)
         times_s[own] = own_s
     return times_s
@@ -153,14 +153,14 @@ def _times_s(info: VideoInfo, steps: list[int], plan: _Plan) -> Tensor:
 
 def _read_frames(video: OpenVideo, steps: list[int], plan: _Plan, lead_in: LeadIn | None) -> Tensor:
     """Returns uint8 [T, 3, H, W]: the lead-in's frames, then the file's."""
-    start = plan.first + plan.num_lead_in  # of the file's own frames among the shown ones
+    start = plan.first + plan.num_lead_in  # first step that belongs to the file
     wanted = video.info.frame_indices([step - plan.num_lead_in for step in steps if step >= start])
     num_filler = len(steps) - len(wanted)
     if not num_filler:
         return _read_resized(video, wanted, plan.size)
     assert lead_in is not None
     is_frozen = lead_in.kind == "freeze"
-    # The first frame is read with the others: the decoder goes through the file once.
+    # Read the first frame with the others, so that the decoder goes through the file once.
     first_frame_index = video.info.frame_indices([plan.first])
     read = _read_resized(video, first_frame_index * is_frozen + wanted, plan.size)
     first_frame, rest = (read[:1], read[1:]) if is_frozen else (None, read)
@@ -184,7 +184,7 @@ def _filler(
 
 
 def _read_resized(video: OpenVideo, indices: list[int], size: tuple[int, int]) -> Tensor:
-    """Returns uint8 [T, 3, H, W]; frames of the file's own size exist one chunk at a time."""
+    """Returns uint8 [T, 3, H, W]; full-size frames are held one chunk at a time."""
     frames = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
     num_done = 0
     for chunk in video.frames(indices):
@@ -197,13 +197,13 @@ def _read_resized(video: OpenVideo, indices: list[int], size: tuple[int, int]) -
 def resize_frames(frames: Frames, size: tuple[int, int]) -> Tensor:
     """Resizes uint8 [t, H, W, 3] to uint8 [t, 3, *size], bicubic with antialias.
 
-    Computed in floats, as by torchvision's `resize` (importing which would take a second).
+    Computed in float32, as in torchvision's `resize`, whose import would take about a second.
     """
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     if pixels.shape[2:] == size:
         return pixels.contiguous()
     resized = torch.empty((len(frames), 3, *size), dtype=torch.uint8)
-    # Few frames at a time, one if they are large: their floats stay in the processor's cache.
+    # Resize only a few frames at a time, so that their floats stay in the CPU cache.
     at_once = max(1, _CACHED_FLOATS // pixels.shape[1:].numel())
     for begin in range(0, len(frames), at_once):
         floats = pixels[begin : begin + at_once].to(

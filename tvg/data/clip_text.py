@@ -1,8 +1,8 @@
-"""The text that stands for a clip in a prompt: how many placeholders, and what is between them.
+"""The text that represents a clip in a prompt: its placeholder tokens and the text between them.
 
-Every family of models has its own: one run of placeholders, or one run a time step after the time
-of its frames. The chat template writes a `mark` where the clip stands; a `ClipText` says what takes
-the mark's place. The vision tower sees one clip in any case.
+The format depends on the model family: one run of placeholders, or one run per time step, preceded
+by the time of its frames. The chat template writes a `mark` at the clip's position, and a
+`ClipText` replaces it. The vision tower receives the same clip in either case.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from typing import Any, Protocol
 VIDEO_TOKEN = "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 
-StepTimes = Sequence[Sequence[float]]  # of each time step, when its frames were taken, in seconds
+StepTimes = Sequence[Sequence[float]]  # for each time step, the times of its frames in seconds
 
 
 class ClipText(Protocol):
-    """Says what stands for a clip in a prompt."""
+    """Writes the text that represents a clip in a prompt."""
 
     @property
     def mark(self) -> str:
-        """The text that the chat template writes once, for the clip."""
+        """The text that the chat template writes once in the clip's place."""
 
     @property
     def placeholder(self) -> str:
-        """The token in whose places the clip's features go."""
+        """The token whose positions receive the clip's features."""
 
     def __call__(self, *, num_steps: int, tokens_per_step: int, step_times_s: StepTimes) -> str:
-        """The text that takes the mark's place.
+        """Returns the text that replaces the mark.
 
         Args:
             num_steps: time steps of the clip's grid.
-            tokens_per_step: placeholders of one of them.
-            step_times_s: of each step, the times of its frames from the clip's start.
+            tokens_per_step: placeholders per time step.
+            step_times_s: for each step, the times of its frames from the clip's start.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneRun:
-    """All placeholders in one run; time is in the position ids alone (Qwen2.5-VL, Qwen2-VL)."""
+    """One run of placeholders; only the position ids encode time (Qwen2.5-VL, Qwen2-VL)."""
 
     mark: str = VIDEO_TOKEN
     placeholder: str = VIDEO_TOKEN
@@ -52,14 +52,14 @@ class OneRun:
 
 @dataclass(frozen=True, kw_only=True)
 class TimedSteps:
-    """Each time step between a vision start and end of its own, after its time as text.
+    """Writes each time step as its time in text, followed by its own vision start, tokens and end.
 
-    The encoding of TimeLens (arXiv 2512.14698) for models whose own prompts hold no times. A step
-    of Qwen's grid holds two frames; its text gives the time that `time_of` makes of theirs.
+    This is the encoding of TimeLens (arXiv 2512.14698) for models whose own prompts contain no
+    times. A step of Qwen's grid covers two frames; `time_of` computes the step's time from theirs.
 
     Attributes:
-        text: the time's text, with one field `time_s`: "{time_s:.1f}s".
-        time_of: one time of those of a step's frames.
+        text: format of the time, with one field `time_s`, e.g. "{time_s:.1f}s".
+        time_of: computes a step's time from the times of its frames.
     """
 
     text: str
@@ -76,10 +76,10 @@ class TimedSteps:
 
 @dataclass(frozen=True, kw_only=True)
 class NumberedFrames:
-    """Each frame an image after its number, "Frame1: " (InternVL's own prompts).
+    """Writes each frame as a numbered image, "Frame1: " (InternVL's own prompts).
 
     Attributes:
-        text: its time's text after the number, with one field `time_s`; None: no time.
+        text: format of the time after the number, with one field `time_s`; None writes no time.
     """
 
     text: str | None
@@ -94,31 +94,31 @@ class NumberedFrames:
 
 
 def first_time(times_s: Sequence[float]) -> float:
-    """When a step's first frame was taken: where the step begins."""
+    """Returns the time of a step's first frame, where the step begins."""
     return times_s[0]
 
 
 def middle_time(times_s: Sequence[float]) -> float:
-    """Halfway between a step's first and last frame (Qwen3-VL's own prompts)."""
+    """Returns the midpoint of a step's first and last frame (Qwen3-VL's own prompts)."""
     return fmean((times_s[0], times_s[-1]))
 
 
 def qwen(frame_times: str | None) -> ClipText:
-    """Qwen2.5-VL and Qwen2-VL: one run, or timed steps where the prompt asks for them."""
+    """Returns the text of Qwen2.5-VL and Qwen2-VL: one run, or timed steps if requested."""
     return OneRun() if frame_times is None else TimedSteps(text=frame_times, time_of=first_time)
 
 
 def qwen3(frame_times: str | None) -> ClipText:
-    """Qwen3-VL: timed steps in its own words, or in the prompt's."""
+    """Returns the text of Qwen3-VL: timed steps, by default in the model's own format."""
     return TimedSteps(text=frame_times or "<{time_s:.1f} seconds>", time_of=middle_time)
 
 
 def internvl(frame_times: str | None) -> ClipText:
-    """InternVL: numbered frames, and their times where the prompt asks for them."""
+    """Returns the text of InternVL: numbered frames, with times if requested."""
     return NumberedFrames(text=frame_times)
 
 
-# Class of the checkpoint's processor -> what stands for a clip, given `prompt.frame_times`.
+# Class of the checkpoint's processor -> its clip text, given `prompt.frame_times`.
 CLIP_TEXTS: Mapping[str, Callable[[str | None], ClipText]] = {
     "Qwen3VLProcessor": qwen3,
     "InternVLProcessor": internvl,
@@ -126,10 +126,10 @@ CLIP_TEXTS: Mapping[str, Callable[[str | None], ClipText]] = {
 
 
 def clip_text_of(processor: Any, frame_times: str | None) -> ClipText:
-    """The text that represents a clip in prompts of the processor's family.
+    """Returns the clip text of the processor's model family.
 
     Args:
-        processor: of a checkpoint.
-        frame_times: `prompt.frame_times`; None: the family's own way.
+        processor: the checkpoint's processor.
+        frame_times: `prompt.frame_times`; None selects the family's own format.
     """
     return CLIP_TEXTS.get(type(processor).__name__, qwen)(frame_times)

@@ -1,4 +1,4 @@
-"""Samples into batches: chat template, tokens, normalised patches, the sampled frame rate."""
+"""Collates samples into batches of tokens, normalised patches and sampled frame rates."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ MOST_QUERY_PLACES = 4  # how often a prompt's template may show the query
 class PromptCollator:
     """Builds a `PromptBatch` of left-padded prompts.
 
-    Frames arrive sampled and resized, so the processor only normalises and cuts patches; what
-    stands for a clip is written here, from the grid that the processor reports and the times at
-    which the frames were really taken.
+    Frames arrive sampled and resized, so the processor only normalises them and cuts patches. The
+    collator writes the text of each clip from the processor's grid and the true frame times.
 
     Args:
-        task: what is asked.
+        task: builds the chat messages.
         processor: a Hugging Face processor with `tokenizer`, `video_processor` and chat template.
-        clip_text: what stands for a clip in a prompt; None: what the processor's family and
-            `prompt.frame_times` ask for.
+        clip_text: text that represents a clip in a prompt; None chooses it by the processor's
+            family and `prompt.frame_times`.
         max_prompt_tokens: longest prompt accepted; None for no limit.
-        template_limits: of time and memory of the checkpoint's chat template.
+        template_limits: time and memory limits of the checkpoint's chat template.
 
     Raises:
-        ValueError: the chat template fails or exceeds a limit, a prompt is longer than
-            `max_prompt_tokens`, or holds the video's placeholder a second time (names the example).
+        ValueError: the chat template fails or exceeds a limit, or a prompt is longer than
+            `max_prompt_tokens`, lacks the clip's mark, or has an extra mark or placeholder (names
+            the example).
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class PromptCollator:
         self.processor = processor
         self.clip_text = clip_text or clip_text_of(processor, task.frame_times)
         self.max_prompt_tokens = max_prompt_tokens
-        self._prompt_bytes: int | None = None  # of some prompt, without the clip
+        self._prompt_bytes: int | None = None  # of one prompt, without the clip
         self.template_limits = template_limits
-        # (query, as the file has it) -> prompt: the template is slow, queries come again each epoch
+        # (query, raw query) -> prompt: the template is slow and queries recur in each epoch
         self._texts: dict[tuple[str, str | None], str] = {}
 
     def __call__(self, items: Sequence[Sample | LeftOut]) -> PromptBatch:
@@ -86,14 +86,14 @@ class PromptCollator:
         )
 
     def query_problem(self, example: GroundingExample) -> str | None:
-        """Returns what keeps a query from being asked about any clip, or None."""
+        """Returns why a query cannot be used with any clip, or None."""
         query = self.task.asked_query(example)
         for token in (self.clip_text.placeholder, self.clip_text.mark):
             if token in query:
                 return f"the query holds {token!r}, which stands for the clip in a prompt"
         if self.max_prompt_tokens is None:
             return None
-        # No token is shorter than a byte, so most queries need no tokenizer, nor the slow template.
+        # A token has at least one byte, so most queries need neither tokenizer nor template.
         if self._prompt_bytes is None:
             self._prompt_bytes = len(self._chat_text(example).encode())
         most = self._prompt_bytes + MOST_QUERY_PLACES * len(query.encode())
@@ -103,7 +103,7 @@ class PromptCollator:
         return self._length_problem(self._num_tokens(text), " without the clip")
 
     def prompt_problem(self, sample: Sample) -> str | None:
-        """Returns why a sample cannot be in a batch (its prompt is too long), or None."""
+        """Returns why a sample cannot be in a batch (a prompt that is too long), or None."""
         if self.max_prompt_tokens is None:
             return None
         clip_text = self._text_of_clip(sample, self._grid(sample.clip))
@@ -123,7 +123,7 @@ class PromptCollator:
         return len(self.processor.tokenizer([text], add_special_tokens=False)["input_ids"][0])
 
     def _grid(self, clip: VideoClip | EncodedClip) -> Tensor:
-        """The grid of a clip in patches, int64 [3], as `_vision` gives it."""
+        """Returns the grid of a clip in patches, int64 [3], as `_vision` does."""
         if isinstance(clip, EncodedClip):
             return clip.grid_thw
         patching = patching_of(self.processor)
@@ -156,7 +156,7 @@ class PromptCollator:
                 )
 
     def _text_of_clip(self, sample: Sample, grid_thw: Tensor) -> str:
-        """The text that represents one clip, given its grid int64 [3] in patches."""
+        """Returns the text that represents one clip, given its grid in patches, int64 [3]."""
         patching = patching_of(self.processor)
         num_steps, height, width = grid_thw.tolist()
         return self.clip_text(
@@ -166,7 +166,7 @@ class PromptCollator:
         )
 
     def _vision(self, samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Pixels or, where a cache has them, features of all clips; and their grids."""
+        """Returns pixels or cached features of all clips (the other is None), and their grids."""
         encoded = [s.clip for s in samples if isinstance(s.clip, EncodedClip)]
         if not encoded:
             clips = [s.clip for s in samples if isinstance(s.clip, VideoClip)]
@@ -178,7 +178,7 @@ class PromptCollator:
 
 
 def _problems(items: Sequence[Sample | LeftOut]) -> list[str]:
-    """Why clips were left out of a batch, or replaced in it."""
+    """Returns why clips were left out of a batch or replaced in it."""
     return [
         problem
         for item in items
@@ -187,7 +187,7 @@ def _problems(items: Sequence[Sample | LeftOut]) -> list[str]:
 
 
 def _empty_batch(unreadable: list[str]) -> PromptBatch:
-    """Of no prompts: none of the clips could be read."""
+    """Returns a batch without prompts, for when no clip could be read."""
     no_ids = torch.empty((0, 0), dtype=torch.int64)
     return PromptBatch(
         input_ids=no_ids,
@@ -201,9 +201,9 @@ def _empty_batch(unreadable: list[str]) -> PromptBatch:
 
 
 def step_times(frame_times_s: Tensor, frames_per_step: int) -> list[list[float]]:
-    """The times of each step's frames; the last frame replaces those that are missing.
+    """Returns the times of each step's frames; the last step is padded with the last frame's time.
 
-    A frame that was on screen before the clip began has the time 0 in a prompt.
+    Negative times (of frames that appeared before the clip) become 0.
     """
     times = frame_times_s.clamp(min=0.0).tolist()
     times += times[-1:] * (-len(times) % frames_per_step)

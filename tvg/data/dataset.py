@@ -1,4 +1,4 @@
-"""Examples joined with their clips."""
+"""A dataset that joins examples with their clips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OnUnreadable = Literal["error", "replace", "leave_out"]
 
 
 class ClipSource(Protocol):
-    """The source of clips: a `ClipLoader`, or a cache before one."""
+    """A source of clips: a `ClipLoader`, or a cache in front of one."""
 
     @property
     def sampling(self) -> FrameSampling: ...
@@ -32,7 +32,7 @@ class ClipSource(Protocol):
 
 
 def uncached(*, loader: ClipLoader) -> ClipLoader:
-    """The loader alone: every clip is decoded whenever it is asked for."""
+    """Returns the loader itself: clips are decoded each time they are requested."""
     return loader
 
 
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
     example: GroundingExample
     clip: VideoClip | EncodedClip
-    replaces: tuple[str, ...] = ()  # why the examples in whose place it stands cannot be shown
+    replaces: tuple[str, ...] = ()  # problems of the examples that this one replaces
 
 
 class LeftOut(NamedTuple):
@@ -51,10 +51,10 @@ class LeftOut(NamedTuple):
 
 
 def fitted_to(example: GroundingExample, duration_s: float) -> GroundingExample | None:
-    """The example with segment and hint cut at the end of its clip; None: the segment is after it.
+    """Returns the example with segment and hint cut at its clip's end.
 
-    A hint after the end is dropped: the segment replaces it. Both stay the same objects
-    where nothing is to be cut.
+    Returns None if the segment starts after the end. A hint that starts after the end is dropped;
+    the segment replaces it. If nothing needs to be cut, returns the same object.
     """
     segment, hint = example.segment, example.hint
     if segment is not None and segment.start_s >= duration_s:
@@ -70,27 +70,27 @@ def fitted_to(example: GroundingExample, duration_s: float) -> GroundingExample 
     return replace(example, segment=segment, hint=hint)
 
 
-# One for the whole process: the stages of a job (cold start, GRPO, evaluation) read the same clips.
+# Shared by the process: the stages of a job (cold start, GRPO, evaluation) read the same clips.
 _CLIPS: dict[Hashable, VideoClip | EncodedClip] = {}
 
 
 class GroundingDataset(Dataset[Sample | LeftOut]):
-    """Decodes the clip of an example when it is asked for.
+    """Loads the clip of each example on access.
 
     Args:
         examples: queries with known video files.
-        loader: how to sample, decode and resize.
-        memory_cache: keep every decoded clip (uint8) in memory, so that the queries of one video
-            and later epochs decode nothing, nor do other data sets of this process. Meant for small
-            worlds: each worker has its own copy.
-        on_unreadable: a clip that cannot be read is an error; or the next example whose clip can
-            be read takes its place (training: every step keeps its size); or it is left out
-            (evaluation: nothing is scored twice).
-        problem_of: tells why a sample cannot be asked, or None; such a one counts as one whose clip
-            cannot be read. None: whatever is loaded can be asked.
-        fit_segments: for training: cut segments (and hints) at the end of the clip as it was found,
-            whatever was stated; a segment that starts after it cannot be learnt, the next example
-            takes its place.
+        loader: samples, decodes and resizes clips.
+        memory_cache: keep every decoded clip (uint8) in memory. Other queries of the video, later
+            epochs and other data sets of the process then decode nothing. Meant for small data
+            sets: each worker has its own copy.
+        on_unreadable: what to do if a clip cannot be read. "error" raises; "replace" takes the next
+            example whose clip can be read (training: every step keeps its size); "leave_out" skips
+            the example (evaluation: nothing is scored twice).
+        problem_of: returns why a sample cannot be used, or None. Such a sample is treated like one
+            with an unreadable clip ("error" does not check it). None accepts every loaded sample.
+        fit_segments: for training: cut segments (and hints) at the end of the loaded clip,
+            whatever duration was stated. If a segment starts after the end, the next example takes
+            its place.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         self.on_unreadable = on_unreadable
         self.problem_of = problem_of
         self.fit_segments = fit_segments
-        self._problems: dict[Hashable, str] = {}  # a decoder that hung once is not waited for again
-        self._unusable: dict[int, str] = {}  # index -> problem: clips not worth loading again
+        self._problems: dict[Hashable, str] = {}  # do not wait again for a decoder that hung
+        self._unusable: dict[int, str] = {}  # index -> problem: do not load the clip again
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -168,7 +168,7 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         path = example.video_path
         if path is None:
             raise ValueError(f"{example.qid}: no video file is known for {example.video!r}")
-        if not self.memory_cache or not path.is_file():  # the loader says what is wrong
+        if not self.memory_cache or not path.is_file():  # the loader raises the error
             return self.loader.load(path, example.window, example.lead_in)
         key = self._key(path, example.window, example.lead_in)
         if key not in _CLIPS:
@@ -176,7 +176,7 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         return _CLIPS[key]
 
     def _key(self, path: Path, window: Segment | None, lead_in: LeadIn | None) -> Hashable:
-        """Tells apart all that decides a clip: the file as it is now, its part, the sampling."""
+        """Returns the key of a clip: file state, window, lead-in and sampling."""
         state = path.stat()
         file = (str(path.absolute()), state.st_size, state.st_mtime_ns)
         return (file, window, lead_in, self.loader.sampling)

@@ -1,9 +1,9 @@
 """One interface for reading the frames of a video file.
 
-`VideoDecoder.open` gives a view on one file: what it holds, and frames by index in bounded chunks,
-so that a long clip is never held in memory at full size. Two backends give the same pixels: decord
-(`tvg.data.decode_decord`) and PyAV (`tvg.data.decode_pyav`). This module must stay free of torch:
-the decoding process of `tvg.data.time_limit` imports it, and has to start fast.
+`VideoDecoder.open` opens one file. It gives the file's properties, and frames by index in bounded
+chunks, so that a long clip is never held in memory at full size. Two backends give the same pixels:
+decord (`tvg.data.decode_decord`) and PyAV (`tvg.data.decode_pyav`). This module must not import
+torch: the decoding process of `tvg.data.time_limit` imports it and has to start fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHUNK_BYTES = 32 * 2**20  # of decoded frames held at once
 
 
 class VideoError(ValueError):
-    """A video that cannot be used; the message names the file, what was found and expected."""
+    """A video that cannot be used; the message names the file and the problem."""
 
     def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
         super().__init__(printable_line(f"{os.fspath(path)}: {problem}"))
@@ -37,20 +37,20 @@ class VideoError(ValueError):
         self.problem = problem
 
     def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
-        return type(self), (self.path, self.problem)  # the default would call it with one argument
+        return type(self), (self.path, self.problem)  # the default passes a single argument
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """The contents of a file.
+    """Size and timing of a video file.
 
-    A file is sampled on `num_steps` steps of time at `step_fps` per second. At a constant rate
-    these are its frames; at a variable rate see `tvg.data.timeline`.
+    A file is sampled on `num_steps` time steps, `step_fps` per second. At a constant frame rate the
+    steps are its frames; for variable rates see `tvg.data.timeline`.
     """
 
     num_frames: int
     fps: float  # average over the file
-    height: int  # as shown, after the rotation that the file asks for
+    height: int  # as shown, after the rotation stated in the file
     width: int
     variable: VariableRate | None = None  # None: the rate is constant
 
@@ -80,16 +80,16 @@ class OpenVideo(Protocol):
     def frames(self, indices: Sequence[int]) -> Iterator[Frames]:
         """Yields the frames of `indices`, in their order, in chunks of one or more.
 
-        Indices ascend (repeats allowed). Raises VideoError when any of them cannot be had.
+        Indices ascend (repeats allowed). Raises VideoError if a frame cannot be read.
         """
         ...
 
 
 class VideoDecoder(Protocol):
-    """Opens video files. Errors of the file are VideoError, always naming it.
+    """Opens video files. A problem with a file raises VideoError, which names the file.
 
     Attributes:
-        memory_mib: memory that a process of its own may take to decode; None: no limit.
+        memory_mib: memory in MiB that a separate decoding process may use; None: no limit.
     """
 
     memory_mib: int | None = None
@@ -99,11 +99,11 @@ class VideoDecoder(Protocol):
         ...
 
     def import_library(self) -> None:
-        """Imports the decoding library, which is not part of any clip's time."""
+        """Imports the decoding library, outside any clip's time limit."""
         return None
 
     def probe(self, path: str | os.PathLike[str]) -> VideoInfo:
-        """Returns what the file holds."""
+        """Returns the size and timing of a file."""
         with self.open(path) as video:
             return video.info
 
@@ -117,7 +117,7 @@ class VideoDecoder(Protocol):
 def check_file(path: str | os.PathLike[str]) -> Path:
     """Returns the path of a readable, non-empty regular file; raises VideoError otherwise.
 
-    Decoders' own messages for these cases do not tell them apart.
+    The decoders' own messages do not distinguish these cases.
     """
     path = Path(path)
     expected = "expected a video file"
@@ -130,7 +130,7 @@ def check_file(path: str | os.PathLike[str]) -> Path:
     if stat.S_ISDIR(status.st_mode):
         raise VideoError(path, f"is a directory; {expected}")
     if not stat.S_ISREG(status.st_mode):
-        # Opening a pipe or a device would block for ever.
+        # Opening a pipe or a device would block.
         raise VideoError(path, f"is not a regular file; {expected}")
     if status.st_size == 0:
         raise VideoError(path, f"is empty (0 bytes); {expected}")
@@ -140,7 +140,7 @@ def check_file(path: str | os.PathLike[str]) -> Path:
 
 
 def check_indices(path: str | os.PathLike[str], indices: Sequence[int], num_frames: int) -> None:
-    """Raises ValueError unless `indices` ascend (repeats allowed) within the file."""
+    """Raises VideoError unless `indices` ascend (repeats allowed) within the file."""
     ascending = all(a <= b for a, b in pairwise(indices))
     if not indices or not ascending or indices[0] < 0 or indices[-1] >= num_frames:
         shown = list(indices) if len(indices) <= 8 else [*indices[:4], "...", *indices[-4:]]
@@ -150,7 +150,7 @@ def check_indices(path: str | os.PathLike[str], indices: Sequence[int], num_fram
 
 
 def chunks(indices: Sequence[int], info: VideoInfo) -> Iterator[Sequence[int]]:
-    """Cuts `indices` so that one chunk's frames take at most `CHUNK_BYTES` (or are one frame)."""
+    """Splits `indices` into chunks of at most `CHUNK_BYTES` of frames, or of one larger frame."""
     size = max(1, CHUNK_BYTES // (info.height * info.width * 3))
     for begin in range(0, len(indices), size):
         yield indices[begin : begin + size]

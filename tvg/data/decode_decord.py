@@ -26,19 +26,22 @@ from tvg.data.packets import FileIndex, inspect_file
 
 
 class DecordDecoder(VideoDecoder):
-    """Decodes with decord, where decord knows the file's frames.
+    """Decodes with decord, and with PyAV the files that decord 3.4 handles incorrectly.
 
-    PyAV reads the packets and the first frame before. That shows truncated files, whose first part
-    decord reads without a word, and files that decord 3.4 confuses: with an edit list it counts the
-    hidden frames and repeats the last one in their stead; at open groups of pictures and in
-    containers without an index (MPEG-TS, AVI) it seeks to wrong frames; of some narrow videos
-    (such as 48 or 96 pixels wide) it cannot copy a single one. PyAV decodes such files.
-    Nor does decord tell damaged frames: PyAV decodes those of a clip first, without converting
-    them, which adds about 60 % to the time of a clip.
+    PyAV first reads the packets and decodes the first frame. This detects truncated files, whose
+    first part decord reads without an error, and the files that PyAV must decode:
+
+    - With an edit list, decord counts the hidden frames and repeats the last frame in their place.
+    - At open groups of pictures and in containers without an index (MPEG-TS, AVI), it seeks to
+      wrong frames.
+    - It cannot copy frames of some narrow videos (such as 48 or 96 pixels wide).
+
+    decord also does not report damaged frames. PyAV therefore decodes the frames of each clip
+    first, without converting them, which adds about 60 % to the time of a clip.
 
     Args:
         num_threads: decoding threads; 0 lets the library choose.
-        limits: files beyond them are refused.
+        limits: files that exceed them are refused.
     """
 
     def __init__(self, *, num_threads: int, limits: MediaLimits = NO_LIMITS) -> None:
@@ -60,8 +63,8 @@ class DecordDecoder(VideoDecoder):
 
         path = check_file(path)
         info, index = inspect_file(path, self.limits)
-        # decord's own FFmpeg guesses a format anew, and follows playlists: so it gets only files in
-        # formats that their first bytes tell from every other. It takes names in UTF-8 only.
+        # decord's own FFmpeg detects the format again and follows playlists, so it gets only files
+        # whose first bytes identify the format. It accepts only names in UTF-8.
         if index.is_indexed and _is_utf8(path):
             try:
                 reader = decord.VideoReader(media_url(path), num_threads=self.num_threads)
@@ -105,7 +108,7 @@ class _DecordVideo:
 
 
 def _is_safe(reader: Any, index: FileIndex) -> bool:
-    """Whether decord sees the same frames in a file as its packets show."""
+    """Returns whether decord finds the same frames in a file as its packets show."""
     import decord
 
     if reader.get_key_indices() != index.key_indices or len(reader) != len(index.pts):
@@ -127,5 +130,5 @@ def _is_utf8(path: Path) -> bool:
 
 def _reason(error: Exception) -> str:
     first_line = str(error).strip().split("\n")[0]
-    # The time of day and the place in decord's code would make every report another one.
+    # Without the time of day and the place in decord's code, equal errors give equal reports.
     return re.sub(r"\[\d+:\d+:\d+\] \S+:\d+: ", "", first_line)[:200] or type(error).__name__

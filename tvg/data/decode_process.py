@@ -1,10 +1,15 @@
-"""The child's side of `tvg.data.time_limit`: a process that does nothing but decode.
+"""Child process of `tvg.data.time_limit`: it only decodes.
 
-One pipe carries the process's own objects. First comes (decoder, limit_s), answered by
-("ready",). Then, for each file, its path, answered by ("info", VideoInfo); then lists of indices,
-each answered by ("chunk", shape) followed by the pixels, as often as needed, and ("done",); then
-None, answered by ("closed",). Instead of any answer may come ("error", VideoError) or
-("crash", traceback), which ends the file's turn. The process ends when the pipe is closed.
+Parent and child exchange Python objects over one pipe. The parent first sends (decoder, limit_s);
+the child answers ("ready",). Then, for each file:
+
+- The parent sends the path; the answer is ("info", VideoInfo).
+- The parent sends lists of indices. The answer to each is any number of ("chunk", shape), each
+  followed by the pixels, then ("done",).
+- The parent sends None; the answer is ("closed",).
+
+Any answer may be ("error", VideoError) or ("crash", traceback) instead, which ends the work on this
+file. The process ends when the pipe is closed.
 """
 
 from __future__ import annotations
@@ -20,8 +25,8 @@ from tvg.data.memory_limit import limit_memory, memory_problem
 
 
 def serve(descriptor: int) -> None:
-    """Answers requests on the inherited pipe until it closes."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the owner's business, who ends this process
+    """Answers requests on the inherited pipe until the pipe closes."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent ends this process
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(descriptor)
     try:
@@ -69,7 +74,7 @@ def _send_frames(pipe: Connection, video: OpenVideo, limit_s: float, indices: li
 
 @contextmanager
 def alarm(limit_s: float) -> Iterator[None]:
-    """Lets the kernel end this process when one step hangs: no orphan outlives a killed parent."""
+    """Lets the kernel end this process if a step hangs, even after the parent was killed."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:

@@ -1,4 +1,4 @@
-"""PyAV backend: exact frames by their times, in files that seek well or badly."""
+"""PyAV backend: exact frames by presentation time, even if the file seeks inexactly."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tvg.data.packets import FileIndex, inspect_file, to_rgb
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-MIN_SKIP_FRAMES = 8  # a seek empties the decoder's pipeline: not worth it for a shorter way
-# Codecs in which a frame marked as no reference is needed by no other frame at all. (In HEVC a
-# frame of a higher temporal layer may need it.)
+MIN_SKIP_FRAMES = 8  # a seek empties the decoder's pipeline; shorter distances are decoded
+# Codecs in which no other frame needs a frame marked as non-reference. (In HEVC, a frame of a
+# higher temporal layer may need it.)
 SKIPPING_CODECS = {"h264"}
 
 
 class PyAVDecoder(VideoDecoder):
-    """Decodes with PyAV: on from the last frame, or from a key frame where that is much nearer.
+    """Decodes with PyAV, from the last decoded frame or from a key frame that is much nearer.
 
     Args:
         num_threads: decoding threads; 0 lets FFmpeg choose.
-        limits: files beyond them are refused.
+        limits: files that exceed them are refused.
     """
 
     def __init__(self, *, num_threads: int, limits: MediaLimits = NO_LIMITS) -> None:
@@ -52,7 +52,7 @@ class PyAVDecoder(VideoDecoder):
 
 
 class PyAVVideo:
-    """One file, opened for decoding when frames are asked for."""
+    """One file, opened for decoding when frames are requested."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class PyAVVideo:
         self._reformatter = VideoReformatter()
         self._opened = ExitStack()
         self._decoded: Iterator[VideoFrame] = iter(())
-        self._wanted: frozenset[int] | None = None  # times of the frames asked for; None: all
+        self._wanted: frozenset[int] | None = None  # times of the requested frames; None: all
         self._sought_pts: int | None = None  # of the last seek; None: decoded from the start
 
     def close(self) -> None:
@@ -85,13 +85,13 @@ class PyAVVideo:
             parts = []
             for index in chunk:
                 frame = self._next(source, index)
-                if frame is not shown or pixels is None:  # frames that repeat are converted once
+                if frame is not shown or pixels is None:  # repeated frames are converted once
                     shown, pixels = frame, self._to_pixels(frame, index)
                 parts.append(pixels)
             yield np.stack(parts)
 
     def check(self, indices: Sequence[int]) -> None:
-        """Decodes the frames of `indices` and drops them: VideoError where they are damaged."""
+        """Decodes and discards the frames of `indices`; raises VideoError if they are damaged."""
         source = self._source(indices)
         for index in indices:
             self._next(source, index)
@@ -130,7 +130,7 @@ class PyAVVideo:
         return pixels
 
     def _by_count(self, indices: Sequence[int]) -> Iterator[VideoFrame]:
-        """Decodes everything from the start and counts."""
+        """Yields the wanted frames by decoding from the start and counting."""
         wanted = iter(indices)
         index = next(wanted, None)
         for position, frame in enumerate(self._decoded):
@@ -142,8 +142,8 @@ class PyAVVideo:
                 return
 
     def _by_time(self, indices: Sequence[int]) -> Iterator[VideoFrame]:
-        """Decodes each wanted frame by the time at which it is shown."""
-        position = -1  # of the frame decoded last
+        """Yields the wanted frames by their presentation times."""
+        position = -1  # of the last decoded frame
         frame: VideoFrame | None = None
         for index in indices:
             if index != position or frame is None:
@@ -151,7 +151,7 @@ class PyAVVideo:
                 if key - position >= MIN_SKIP_FRAMES:
                     self._seek(key)
                 frame = self._advance_to(index)
-                if frame is None:  # the seek landed after it, as some containers' seeks do
+                if frame is None:  # the seek landed too late, as in some containers
                     self._wanted = None
                     self._restart()
                     frame = self._advance_to(index)
@@ -167,7 +167,7 @@ class PyAVVideo:
         return keys[place] if place >= 0 else 0
 
     def _advance_to(self, index: int) -> VideoFrame | None:
-        """Decodes on to a frame; None when it does not come, or not whole after a seek."""
+        """Decodes up to a frame; returns None if it is not found, or is corrupt after a seek."""
         wanted = self._index.pts[index]
         for frame in self._decoded:
             if frame.is_corrupt:
@@ -175,13 +175,13 @@ class PyAVVideo:
                     self._check_whole(frame)
                 elif frame.pts is None or frame.pts >= self._sought_pts:
                     return None
-                # Frames before the key frame may need others from before it: they are not shown.
+                # Frames before the key frame may lack their references; they are not shown.
             if frame.pts is not None and frame.pts >= wanted:
                 return frame if frame.pts == wanted else None
         return None
 
     def _check_whole(self, frame: VideoFrame) -> None:
-        """Raises VideoError for a frame that FFmpeg patched up: those after it build on it."""
+        """Raises VideoError for a corrupt frame, because later frames depend on it."""
         if frame.is_corrupt:
             place = "" if frame.time is None else f" at {frame.time:.2f} s"
             raise VideoError(
@@ -196,7 +196,7 @@ class PyAVVideo:
         self._decoded = self._decode()
 
     def _decode(self) -> Iterator[VideoFrame]:
-        """Decodes on, leaving out what is neither wanted nor a reference of another frame."""
+        """Decodes further frames, skipping those that are neither wanted nor references."""
         codec = self._stream.codec_context
         may_skip = self._wanted is not None and codec.name in SKIPPING_CODECS
         for packet in self._container.demux(self._stream):
@@ -205,7 +205,7 @@ class PyAVVideo:
             yield from packet.decode()
 
     def _restart(self) -> None:
-        """Opens the file anew: not every container can seek to its start."""
+        """Reopens the file, because not every container can seek to its start."""
         self._opened.close()
         self._container, self._stream = self._opened.enter_context(
             open_media(self._path, self._limits)

@@ -1,4 +1,4 @@
-"""A lock on a folder or file that one process at a time may write; it dies with its process."""
+"""A lock for a folder or file that one process at a time may write; it ends with its process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def locked(lock_file: Path, what: str) -> Iterator[None]:
-    """Holds a lock file, on which the system keeps no lock longer than its process lives.
+    """Holds a lock file; the system releases the lock when the process ends.
 
     Args:
-        lock_file: is made, and removed at the end.
-        what: the key and the path that the lock protects.
+        lock_file: created here and removed at the end.
+        what: config key and path that the lock protects, for the error message.
 
     Raises:
-        ValueError: another process holds it, or it cannot be written; begins with `what`.
+        ValueError: another process holds the lock, or the file cannot be written.
     """
     lock = FileLock(lock_file)
     try:
@@ -37,7 +37,7 @@ def locked(lock_file: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock_file.unlink(missing_ok=True)  # while it is held: a waiter notices
+        lock_file.unlink(missing_ok=True)  # while locked: a waiter notices
         lock.release()
 
 

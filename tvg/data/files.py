@@ -1,4 +1,4 @@
-"""Finding and opening the files of a dataset, with errors that name them."""
+"""Finds and opens the files of a dataset; errors name the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
-EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov", "m4v")  # of videos, tried in this order
+EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov", "m4v")  # of video files, tried in this order
 
 
 class VideoFinder:
@@ -34,17 +34,17 @@ class VideoFinder:
         """Returns the file of a video, or None.
 
         Args:
-            video: an id, or a path that is tried as it stands (relative to the folder of videos),
-                then by its file name alone: published lists hold paths of other people's disks.
-                A file of exactly this name comes first, whatever its extension.
+            video: an id or a path. A path is tried relative to the video folder, then by its file
+                name alone, because published lists contain paths on their authors' disks. A file of
+                exactly this name has priority, whatever its extension.
         """
         return self.find_all([video])[video]
 
     def find_all(self, videos: Iterable[str]) -> dict[str, Path | None]:
         """Returns the file of each video of one annotation file, or None.
 
-        A file whose name differs in case is taken only where no other of the videos is called
-        exactly so: "abc" must not be shown ABC.mp4, the file of "ABC".
+        A file whose name differs in case is used only if no other video has exactly that name: the
+        video "abc" must not get ABC.mp4, the file of "ABC".
         """
         found = {video: self._find(video) for video in videos}
         claimed = {path for path, is_exact in found.values() if is_exact}
@@ -63,10 +63,10 @@ class VideoFinder:
 
     def _find(self, video: str) -> tuple[Path | None, bool]:
         """Returns a video's file, and whether its name is exactly the stated one."""
-        if "/" not in video and video not in ("", ".", ".."):  # a name alone, as in most lists
+        if "/" not in video and video not in ("", ".", ".."):  # a bare name, as in most lists
             return self._find_in([self.folder], _composed(video))
         stated = PurePosixPath(_composed(video))
-        # A folder has to be named as it is on the disk; as the list has it, it may be composed.
+        # Folder names must match the disk: try them as listed, composed and decomposed.
         parents = [PurePosixPath(video).parent, stated.parent, _decomposed(stated.parent)]
         folders = [self.folder / parent for parent in parents] if len(stated.parts) > 1 else []
         return self._find_in(dict.fromkeys([*folders, self.folder]), stated.name)
@@ -96,27 +96,27 @@ class VideoFinder:
         if folder not in self._listings:
             try:
                 self._listings[folder] = _Listing(folder)
-            except OSError:  # a folder of somebody else's disk
+            except OSError:  # a path on the authors' disk
                 return None
         return self._listings[folder]
 
 
 class _Listing:
-    """The names in one folder: one listing beats four questions a video on a network disk."""
+    """The file names of one folder; on a network disk one listing beats four lookups per video."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         names = sorted(os.listdir(folder))
-        # Ids may differ in nothing but case (those of YouTube do): the exact stem goes first.
+        # Ids may differ only in case (as on YouTube), so the exact stem has priority.
         self._exact = {_lower_extension(_composed(name)): name for name in names}
         self._any_case = {name.lower(): self._exact[name] for name in self._exact}
 
     def exact(self, names: Sequence[str]) -> Path | None:
-        """Returns the file of the first name that is there; the first is the stated one."""
+        """Returns the file of the first name that exists; the first name is the stated one."""
         return self._first(names, _lower_extension, self._exact)
 
     def any_case(self, names: Sequence[str]) -> Path | None:
-        """Returns the file of the first name that is there in any case."""
+        """Returns the file of the first name that exists in any letter case."""
         return self._first(names, str.lower, self._any_case)
 
     def _first(
@@ -126,16 +126,16 @@ class _Listing:
             found = listed.get(key_of(name))
             if found is not None:
                 path = self.folder / found
-                # The stated name may be an id, and a folder may be called like a video's id.
+                # The stated name may be an id, and a folder may have the same name.
                 if place > 0 or name in names[1:] or path.is_file():
                     return path
         return None
 
 
 def _composed(name: str) -> str:
-    """Returns the form in which an e with its accent is one character.
+    """Returns a name in NFC, in which an accented letter is one character.
 
-    Files written on a Mac hold two in their names; lists of them mostly one.
+    File names written on a Mac use two characters; lists of them mostly use one.
     """
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
@@ -151,9 +151,9 @@ def _lower_extension(name: str) -> str:
 
 @contextmanager
 def open_text(path: Path, expected: str = "a JSON text") -> Iterator[TextIO]:
-    """Opens an annotation file; what goes wrong while it is read becomes a ValueError naming it."""
+    """Opens an annotation file; errors while reading it become a ValueError that names it."""
     try:
-        # utf-8-sig: editors of some systems put a byte order mark first.
+        # utf-8-sig: some editors write a byte order mark.
         with path.open(encoding="utf-8-sig") as file:
             yield file
     except FileNotFoundError:
@@ -168,7 +168,7 @@ def load_json_object(path: Path) -> dict[str, Any]:
     """Returns the non-empty JSON object in a file.
 
     Raises:
-        ValueError: anything else; the message names the file.
+        ValueError: the file has other content; the message names the file.
     """
     data = load_json(path)
     if not isinstance(data, dict):
@@ -182,7 +182,7 @@ def load_json_list(path: Path) -> list[Any]:
     """Returns the non-empty JSON list in a file.
 
     Raises:
-        ValueError: anything else; the message names the file.
+        ValueError: the file has other content; the message names the file.
     """
     data = load_json(path)
     if not isinstance(data, list):
@@ -193,10 +193,10 @@ def load_json_list(path: Path) -> list[Any]:
 
 
 def load_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields the number (from 1) and the content of each line of a JSONL file; blank ones not.
+    """Yields the number (from 1) and content of each non-blank line of a JSONL file.
 
     Raises:
-        ValueError: the file cannot be read, is empty or a line is no JSON; names file and line.
+        ValueError: the file cannot be read or is empty, or a line is not JSON; names file and line.
     """
     is_empty, name = True, str(path)
     with open_text(path) as file:
@@ -210,10 +210,10 @@ def load_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def load_json(path: Path) -> Any:
-    """Returns what is in a JSON file.
+    """Returns the content of a JSON file.
 
     Raises:
-        ValueError: the file cannot be read, is empty or no JSON; the message names it.
+        ValueError: the file cannot be read, is empty or is not JSON; the message names it.
     """
     with open_text(path) as file:
         text = file.read()
@@ -232,7 +232,7 @@ def _parse(where: str, text: str, *, is_line: bool = False) -> Any:
         raise ValueError(f"{where}: the key {error} stands twice in one JSON object") from None
     except RecursionError:
         raise ValueError(f"{where}: expected annotations, got JSON nested too deeply") from None
-    except ValueError as error:  # Python reads no whole number of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits
         raise ValueError(f"{where}: JSON that cannot be read: {error}") from None
 
 
@@ -249,11 +249,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # one for all lines: it costs to make
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # shared by all lines: creating one is slow
 
 
 def shown(value: Any) -> str:
-    """Returns a value's type and its beginning, for an error message."""
+    """Returns a value's type and shortened text, for an error message."""
     try:
         text = repr(value)
     except RecursionError:

@@ -1,7 +1,7 @@
-"""The inspection of a dataset before training: annotations against videos.
+"""Inspection of a dataset before training: compares annotations with videos.
 
-Annotations are read first, then every video is probed, then clips are loaded into a cache; what
-fails on the way takes its queries with it, counted.
+Annotations are read first, then every video is probed, then clips are loaded into a cache. Queries
+of files that fail in any step are left out and counted.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from tvg.data.readers.record import ReadReport, ReadResult, merge_reports
 from tvg.data.sampling import num_lead_in_frames, resolve_window, window_bounds
 from tvg.types import GroundingExample
 
-VIDEO_UNREADABLE = "video unreadable"  # a report's reason to leave a query out
-OTHER_DURATION = "whose stated duration is not the file's"  # among a report's defects
-LATE_IN_FILE = "ending after the file's end"  # a defect, for training also a repair
-LATE_UNSTATED = "ending after the file's end, no duration stated"  # of a benchmark
-BEHIND_FILE = "starting after the file's end"  # a defect, for training also a reason to leave out
-# A stated duration and the file's own differ by the last frame, by rounding, by a re-encoding.
+VIDEO_UNREADABLE = "video unreadable"  # why a report leaves a query out
+OTHER_DURATION = "whose stated duration is not the file's"  # a defect in reports
+LATE_IN_FILE = "ending after the file's end"  # a defect; repaired for training
+LATE_UNSTATED = "ending after the file's end, no duration stated"  # a benchmark's defect
+BEHIND_FILE = "starting after the file's end"  # a defect; dropped for training
+# Tolerated difference between stated and true duration: last frame, rounding, re-encoding.
 DURATION_SLACK_S = 1.0
 DURATION_SLACK_SHARE = 0.05
 
-Infos = Mapping[Path, VideoInfo | str]  # of probed files; a text says what is wrong with one
+Infos = Mapping[Path, VideoInfo | str]  # of probed files; a string describes the problem of a file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """An annotation file held against its videos."""
+    """An annotation file compared with its videos."""
 
-    splits: tuple[Split, ...]  # that are served from this file under the same rules
-    examples: list[GroundingExample]  # what is left
+    splits: tuple[Split, ...]  # splits that use this file under the same rules
+    examples: list[GroundingExample]  # the remaining examples
     report: ReadReport
-    unreadable: dict[str, str]  # file -> what is wrong with it, or with a part of it
-    num_precut: int  # clips whose file is cut to the window already
-    num_other_duration: int  # clips whose file is not as long as stated
-    variable_rate: frozenset[Path]  # files whose frame rate varies, of the clips that are left
+    unreadable: dict[str, str]  # file -> problem of the file or of a part of it
+    num_precut: int  # clips whose file is already cut to the window
+    num_other_duration: int  # clips whose duration differs from the stated one
+    variable_rate: frozenset[Path]  # files of remaining clips whose frame rate varies
 
 
 def request_of(example: GroundingExample) -> ClipRequest:
-    """The clip that an example needs; its video file has to be known."""
+    """Returns the clip that an example needs; its video file must be known."""
     assert example.video_path is not None, example.qid
     return ClipRequest(example.video_path, example.window, example.lead_in)
 
@@ -54,7 +54,7 @@ def request_of(example: GroundingExample) -> ClipRequest:
 def unusable_clips(
     requests: Iterable[ClipRequest], infos: Infos, loader: ClipLoader
 ) -> dict[ClipRequest, str]:
-    """Problems of clips, as far as they show without decoding."""
+    """Returns the problems of clips that can be found without decoding."""
     problems = {}
     for request in requests:
         info = infos[request.path]
@@ -76,25 +76,26 @@ def inspect(
     *,
     also: Sequence[GroundingExample] = (),
 ) -> Inspection:
-    """Leaves out the queries of clips that failed, and holds what is stated against the files.
+    """Leaves out the queries of failed clips, and compares annotations with the files.
 
-    For training, segments end where their file does; those that start after it are left out.
+    For training, segments are cut at the end of their file, and queries whose segment starts after
+    it are left out.
 
     Args:
-        result: of a reader.
-        splits: that it stands for.
-        failed: clip -> what is wrong with it.
-        infos: of the files probed; none where only annotations are looked at.
-        also: looked at as well, though no query is counted for them: their files are named.
+        result: result of a reader.
+        splits: splits that use this result.
+        failed: clip -> its problem.
+        infos: infos of the probed files; empty if only annotations are inspected.
+        also: further examples whose unreadable files are reported, without counting queries.
     """
     with_file = [e for e in result.examples if e.video_path is not None]
     bad = {e.qid: request_of(e) for e in with_file if request_of(e) in failed}
     unused = [request_of(e) for e in also if e.video_path and request_of(e) in failed]
     examples = [e for e in result.examples if e.qid not in bad]
     report = deepcopy(result.report)
-    report.leave_out(VIDEO_UNREADABLE, bad)  # by id: a mixture may hold an example several times
+    report.leave_out(VIDEO_UNREADABLE, bad)  # by id: a mixture may repeat an example
     clips = dict.fromkeys(request_of(e) for e in examples if e.video_path is not None)
-    others: dict[ClipRequest, str] = {}  # with the first query that states another duration
+    others: dict[ClipRequest, str] = {}  # clip -> first query that states another duration
     for e in examples:
         if e.video_path is not None and _is_of_other_duration(e, infos[e.video_path]):
             others.setdefault(request_of(e), e.qid)
@@ -114,7 +115,7 @@ def inspect(
 
 
 def _by_file(failed: Mapping[ClipRequest, str]) -> dict[str, str]:
-    """One text a file; where only some windows of it fail, the first of those."""
+    """Returns one problem per file: the one of its first window that failed."""
     problems: dict[str, str] = {}
     for request, problem in failed.items():
         problems.setdefault(str(request.path), problem)
@@ -140,11 +141,11 @@ def _is_of_other_duration(example: GroundingExample, info: VideoInfo | str) -> b
 
 
 def _shown_s(request: ClipRequest, info: VideoInfo | str) -> float:
-    """The seconds that a clip has in its file, and its lead-in's."""
-    assert isinstance(info, VideoInfo), info  # the others have been left out
+    """Returns the duration of a clip, including its lead-in, in seconds."""
+    assert isinstance(info, VideoInfo), info  # other clips have been left out
     window = resolve_window(request.window, info.duration_s)
     start_s, end_s = window_bounds(info.num_steps, info.step_fps, window)
-    # as long as the clip that `ClipLoader` gives
+    # the same length as the clip from `ClipLoader`
     lead_in = num_lead_in_frames(request.lead_in, info.step_fps)
     return end_s - start_s + lead_in / info.step_fps
 
@@ -156,10 +157,10 @@ def _held_against(
     *,
     is_training: bool,
 ) -> list[GroundingExample]:
-    """Examples with their files' durations, where none is stated, and with segments that fit them.
+    """Adds missing durations from the files; for training, also cuts segments at the clip's end.
 
-    Training fits segments to the clips that it finds (`GroundingDataset`); a benchmark stays as
-    published, and a stated duration has been compared by its reader.
+    Training fits segments to the loaded clips (`GroundingDataset`). A benchmark stays as published,
+    and its reader has already compared the stated durations.
     """
     kept: list[GroundingExample] = []
     met: dict[str, dict[str, None]] = {LATE_IN_FILE: {}, LATE_UNSTATED: {}, BEHIND_FILE: {}}
@@ -173,7 +174,7 @@ def _held_against(
             example = replace(example, duration_s=end_s)
         fitted = fitted_to(example, end_s)
         if fitted is None:
-            met[BEHIND_FILE][example.qid] = None  # a mixture may hold an example several times
+            met[BEHIND_FILE][example.qid] = None  # a mixture may repeat an example
         elif is_training and fitted.segment != example.segment:
             met[LATE_IN_FILE][example.qid] = None
         elif not is_training and is_unstated and _end_s(example) > end_s + DURATION_SLACK_S:
@@ -199,13 +200,13 @@ def _end_s(example: GroundingExample) -> float:
 
 
 def total_of(inspections: Sequence[Inspection]) -> Inspection:
-    """The sums over several files."""
+    """Returns the sums over several files."""
     if len(inspections) == 1:
         return inspections[0]
     reports = {"+".join(i.splits): i.report for i in inspections}
     report = merge_reports(reports)
     report.missing = sorted({video for each in reports.values() for video in each.missing})
-    for name, defect in report.defects.items():  # dropped from training, kept in a benchmark
+    for name, defect in report.defects.items():  # training may drop what a benchmark keeps
         actions = [each.defects[name].action for each in reports.values() if name in each.defects]
         defect.action = ", ".join(dict.fromkeys(actions))
     return Inspection(

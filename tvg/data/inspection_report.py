@@ -1,4 +1,4 @@
-"""An inspected dataset as JSON and as a table."""
+"""Reports on an inspected dataset as JSON, a table and messages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tvg.data.annotations import AnnotationSet, MixedSets
 from tvg.data.files import VideoFinder
 from tvg.data.inspection import Inspection
 
-NUM_LINES = 20  # of videos that cannot be used, in messages; the report has them all
+NUM_LINES = 20  # of unusable videos in messages; the report lists all
 
 
 def as_json(inspection: Inspection) -> dict[str, Any]:
-    """The report on one annotation file, or on several together.
+    """Returns the report on one annotation file, or on several together.
 
-    `queries` (as read) is `kept` plus everything in `dropped`.
+    `queries` (as read) equals `kept` plus everything in `dropped`.
     """
     report = inspection.report
     return {
@@ -44,7 +44,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
 
 
 def as_table(title: str, inspections: Sequence[Inspection]) -> Table:
-    """A row an annotation file."""
+    """Returns a table with one row per annotation file."""
     table = Table(title=escape(printable_line(title)), title_justify="left")
     for column in (
         "split",
@@ -73,7 +73,7 @@ def as_table(title: str, inspections: Sequence[Inspection]) -> Table:
 
 
 def defect_lines(inspections: Sequence[Inspection]) -> list[str]:
-    """One line for every kind of defect of a file, with the first ids, and for every drop."""
+    """Returns a line per kind of defect of a file, with the first ids, and a line on drops."""
     lines = []
     for inspection in inspections:
         split = ", ".join(inspection.splits)
@@ -95,25 +95,25 @@ def defect_lines(inspections: Sequence[Inspection]) -> list[str]:
 def problem_lines(
     missing: Mapping[str, str], unreadable: Mapping[str, str], queries: Mapping[str, str]
 ) -> list[str]:
-    """One line for every video, and every query, that cannot be used.
+    """Returns one line per video or query that cannot be used.
 
     Args:
-        missing: video -> the files that were looked for.
-        unreadable: file -> what is wrong with it.
-        queries: id -> why it cannot be asked.
+        missing: video -> the file names that were tried.
+        unreadable: file -> its problem.
+        queries: id -> why the query cannot be used.
     """
     lines = [f"{video}: no video file; looked for {names}" for video, names in missing.items()]
     return lines + [f"{n}: {problem}" for n, problem in (*unreadable.items(), *queries.items())]
 
 
 def shortened(lines: Sequence[str]) -> list[str]:
-    """The first lines, and how many more there are."""
+    """Returns the first lines and the number of remaining ones."""
     more = len(lines) - NUM_LINES
     return [*lines[:NUM_LINES], *([f"... and {more:,} more"] if more > 0 else [])]
 
 
 def missing_files(source: AnnotationSet | MixedSets, missing: Sequence[str]) -> dict[str, str]:
-    """Names, for each missing video, the files that were looked for."""
+    """Returns, for each missing video, the file names that were tried."""
     if isinstance(source, AnnotationSet):
         if source.video_dir is None:
             return {}
@@ -128,7 +128,7 @@ def missing_files(source: AnnotationSet | MixedSets, missing: Sequence[str]) -> 
 
 
 def size_text(num_bytes: int) -> str:
-    """Bytes as people say them: `1.50 GiB`."""
+    """Formats a number of bytes, e.g. `1.50 GiB`."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if num_bytes >= size:
             return f"{num_bytes / size:.2f} {unit}"

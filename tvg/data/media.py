@@ -1,8 +1,9 @@
-"""The one place that opens media files: a local file, within limits, that names no other file.
+"""The only module that opens media files: local files within limits, which refer to no other file.
 
-FFmpeg takes a name with a colon for a URL and follows playlists (`ffconcat`, HLS, DASH) and image
-patterns (`%03d.png`) to other files, whatever the file's own name is. Here every name means a file,
-and only formats that hold their own data are opened. This module must stay free of torch.
+FFmpeg treats a name with a colon as a URL. It also follows playlists (`ffconcat`, HLS, DASH) and
+image patterns (`%03d.png`) to other files, whatever the file's own name is. Here every name is a
+file name, and only formats that contain their own data are opened. This module must not import
+torch.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "og
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
-    """The largest file that is decoded; checked against the file's claims, then while it is read.
+    """Limits on decoded files, checked against the file's header and again while it is read.
 
     Attributes:
         max_frame_pixels: width x height of a frame.
         max_frames: frames of the video stream.
-        max_duration_s: length in seconds.
-        memory_mib: memory that the decoding process may take beyond what it has at its start; None:
-            no limit. Kept by the system, so it needs that process: see `tvg.data.time_limit`.
+        max_duration_s: duration in seconds.
+        memory_mib: memory in MiB that the decoding process may use beyond its initial memory; None:
+            no limit. The system enforces it for a separate process: see `tvg.data.time_limit`.
     """
 
     max_frame_pixels: int
@@ -43,7 +44,7 @@ class MediaLimits:
     memory_mib: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a limit that refuses every file or that FFmpeg cannot keep."""
+        """Raises ValueError for a limit that refuses every file or that FFmpeg cannot enforce."""
         if not 0 < self.max_frame_pixels < 2**31:
             raise ValueError(
                 f"max_frame_pixels must be in 1 to {2**31 - 1}: got {self.max_frame_pixels}"
@@ -64,7 +65,7 @@ class MediaLimits:
             )
 
     def check_frames(self, path: Path, num_frames: int) -> None:
-        """Raises VideoError for too many frames."""
+        """Raises VideoError if there are too many frames."""
         if num_frames > self.max_frames:
             raise VideoError(
                 path,
@@ -73,7 +74,7 @@ class MediaLimits:
             )
 
     def check_duration(self, path: Path, duration_s: float) -> None:
-        """Raises VideoError for too long a file."""
+        """Raises VideoError if the file is too long."""
         if duration_s > self.max_duration_s:
             raise VideoError(
                 path,
@@ -86,7 +87,7 @@ NO_LIMITS = MediaLimits(max_frame_pixels=2**31 - 1, max_frames=sys.maxsize, max_
 
 
 def media_url(path: Path) -> str:
-    """Returns the name by which FFmpeg opens this file and never anything else."""
+    """Returns a name with which FFmpeg always opens exactly this file."""
     return f"file:{path}"
 
 
@@ -94,22 +95,23 @@ def media_url(path: Path) -> str:
 def open_media(
     path: Path, limits: MediaLimits = NO_LIMITS
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens a file for PyAV with its main video stream, which is not decoded yet.
+    """Opens a file with PyAV and yields it with its main video stream, without decoding.
 
     Raises:
-        VideoError: no readable video in a format of `FORMATS`, or its claims exceed `limits`. (Also
-            for what FFmpeg raises here; failures of decoding are the caller's.)
+        VideoError: the file is not a readable video in a format of `FORMATS`, or its header exceeds
+            `limits`. Errors of FFmpeg on opening become VideoError too; the caller handles errors
+            of decoding.
     """
     import av
 
     options = {
         "format_whitelist": ",".join(FORMATS),
         "protocol_whitelist": "file",
-        "enable_drefs": "0",  # a QuickTime file may hold its data in others
-        "max_pixels": str(limits.max_frame_pixels),  # frames decoded to find out about a stream
+        "enable_drefs": "0",  # a QuickTime file may refer to data in other files
+        "max_pixels": str(limits.max_frame_pixels),  # for frames decoded while probing a stream
     }
     try:
-        # Titles in another encoding are no reason to refuse a video.
+        # Metadata in another encoding must not make a video unreadable.
         container = av.open(media_url(path), options=options, metadata_errors="replace")
     except av.ArgumentError as error:
         raise VideoError(
@@ -131,11 +133,11 @@ def open_media(
         limits.check_size(path, codec.width, codec.height)  # type: ignore[attr-defined]
         limits.check_frames(path, stream.frames)
         limits.check_duration(path, (container.duration or 0) / av.time_base)
-        # A stream may hold larger frames than its container claims.
+        # A stream may contain larger frames than its container states.
         codec.options = {**codec.options, "max_pixels": str(limits.max_frame_pixels)}
         yield container, stream  # type: ignore[misc]
 
 
 def reason(error: Exception) -> str:
-    """Returns FFmpeg's own words, without the number and the file name around them."""
+    """Returns FFmpeg's error text without the error number and file name."""
     return getattr(error, "strerror", None) or str(error)

@@ -1,4 +1,4 @@
-"""A limit on the memory of a process that decodes, which a file's claims cannot get round."""
+"""A memory limit for a decoding process, which no file can bypass."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import errno
 import resource
 from pathlib import Path
 
-_WORDS = ("allocate memory", "out of memory", "bad_alloc")  # of libraries with errors of their own
+_WORDS = ("allocate memory", "out of memory", "bad_alloc")  # in libraries' own errors
 
 
 _limit_mib: int | None = None  # of this process
 
 
 def limit_memory(memory_mib: int | None) -> None:
-    """Lets allocations of this process fail that exceed by so much what it has now; None: none.
+    """Limits this process to `memory_mib` more than its present memory; None sets no limit.
 
-    What counts is memory of its own (the system's RLIMIT_DATA): no files that are mapped. Linux
-    only; elsewhere nothing happens.
+    Allocations beyond the limit fail. The limit covers private memory (RLIMIT_DATA), not mapped
+    files. Linux only; elsewhere it has no effect.
     """
     global _limit_mib
     status = Path("/proc/self/status")
@@ -32,7 +32,7 @@ def limit_memory(memory_mib: int | None) -> None:
 
 
 def memory_problem(error: BaseException) -> str | None:
-    """Returns what a file did wrong, if an error says that memory ran out under `limit_memory`."""
+    """Returns a problem text if the error means memory ran out under `limit_memory`, else None."""
     cause: BaseException | None = error
     while cause is not None and _limit_mib is not None:
         text = str(cause).lower()

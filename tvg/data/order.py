@@ -1,4 +1,4 @@
-"""In which order examples are seen, and how a loader picks up in the middle of an epoch."""
+"""The order of examples, and a loader that can resume in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch.utils.data import DataLoader, Sampler
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Batches of one rank for one epoch: a function of seed, epoch, rank and world size alone.
+    """Batches of one rank for one epoch, determined by the arguments and the epoch.
 
-    Every rank gets the same number of examples and of batches: where the set does not divide, the
-    order begins again, which shows at most `world_size - 1` examples more than the set holds. The
-    last batch may be smaller.
+    Every rank gets the same number of examples and batches. If the set does not divide evenly, the
+    order starts again from its beginning, which repeats at most `world_size - 1` examples. The last
+    batch may be smaller.
 
     Args:
         num_examples: size of the set.
-        batch_size: examples a batch on one rank.
-        shuffle: a new order each epoch; False keeps the file's order (a curriculum).
-        seed: of the shuffle.
-        rank: this process.
+        batch_size: examples per batch on one rank.
+        shuffle: use a new order each epoch; False keeps the file's order (a curriculum).
+        seed: seed of the shuffle.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -68,7 +68,7 @@ class BatchOrder(Sampler[list[int]]):
         return list(repeated)[self.rank :: self.world_size]
 
 
-# What decides the order -> what changes it on the command line.
+# Attribute that determines the order -> the setting that changes it.
 ORDER_KEYS = {
     "num_examples": "data (its files, selection, limit_train)",
     "batch_size": "data.batch_size",
@@ -79,15 +79,15 @@ ORDER_KEYS = {
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A data loader that knows its place: Lightning saves and restores it with the checkpoint.
+    """A data loader that tracks its position; Lightning saves and restores it with the checkpoint.
 
-    The place moves before a batch is handed out, since the step on it is what saves the checkpoint;
-    with an epoch's last batch it moves to the start of the next, because nobody who knows how many
-    batches there are asks for one more.
+    The position advances before a batch is yielded, because the step on that batch may save the
+    checkpoint. With the last batch of an epoch it advances to the start of the next epoch, because
+    a caller that knows the number of batches does not request another one.
 
     Args:
         order: the batches; the loader sets its epoch and first batch.
-        **options: of `torch.utils.data.DataLoader`.
+        **options: options of `torch.utils.data.DataLoader`.
     """
 
     def __init__(self, dataset: Any, *, order: BatchOrder, **options: Any) -> None:
@@ -107,7 +107,7 @@ class ResumableLoader(DataLoader[Any]):
         self.epoch, self.batches_done = (epoch + 1, 0) if is_over else (epoch, batches_done)
 
     def state_dict(self) -> dict[str, int]:
-        """The place, and what decides the order: another order has another place."""
+        """Returns the position and the values that determine the order."""
         return {
             "epoch": self.epoch,
             "batches_done": self.batches_done,
@@ -115,11 +115,14 @@ class ResumableLoader(DataLoader[Any]):
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Takes up a place.
+        """Restores a position.
+
+        Values that determine the order are checked only if the state has them (older checkpoints
+        do not).
 
         Raises:
-            ValueError: it is of another order, where examples would be lost or come twice; names
-                the key. States that do not say (older checkpoints) are taken as they are.
+            ValueError: the state belongs to another order, so examples would be lost or repeated;
+                names the key.
         """
         for name, key in ORDER_KEYS.items():
             got = getattr(self.order, name)
@@ -128,5 +131,5 @@ class ResumableLoader(DataLoader[Any]):
                     f"{key}: the run that is resumed had {name}={state[name]}, got {got}: the rest "
                     f"of its epoch would be another; resume with {state[name]}, or start a new run"
                 )
-        # Older checkpoints point after the last batch of an epoch.
+        # Older checkpoints may point past the last batch of an epoch.
         self._move(state["epoch"], state["batches_done"])

@@ -1,6 +1,6 @@
-"""The contents of a file, read from its packets by PyAV; only its first frame is decoded.
+"""Reads the contents of a file from its packets with PyAV; decodes only the first frame.
 
-This tells a whole file from a truncated one, and at what time each frame is shown.
+The packets show whether a file is truncated, and when each frame is shown.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
 
-# Containers with an index: their stated length is no guess from the bit rate, and seeks are exact.
+# Containers with an index: their duration is not estimated from the bit rate; seeks are exact.
 INDEXED_FORMATS = {"mov", "mp4", "matroska", "webm"}
 
 
@@ -32,10 +32,10 @@ class FileIndex:
     """The shown frames of a file.
 
     Attributes:
-        pts: presentation times in stream units, ascending: frame i is shown at pts[i]. Empty where
-            the container does not tell them (AVI knows only the order of decoding).
-        key_indices: the frames that decoding can begin at, ascending.
-        is_indexed: the container holds an index of its own, so that seeks are exact.
+        pts: presentation times in stream units, ascending: frame i is shown at pts[i]. Empty if the
+            container does not store them (AVI stores only decoding times).
+        key_indices: the frames at which decoding can begin, ascending.
+        is_indexed: the container has its own index, so seeks are exact.
         first_frame: uint8 [H, W, 3], as shown.
     """
 
@@ -46,7 +46,7 @@ class FileIndex:
 
 
 class _Shown(NamedTuple):
-    """The packet of a shown frame; times in stream units."""
+    """The packet of a shown frame, with times in stream units."""
 
     pts: int | None
     dts: int | None
@@ -56,28 +56,28 @@ class _Shown(NamedTuple):
 
 @dataclass(kw_only=True)
 class _Packets:
-    """One reading of all packets."""
+    """The result of reading all packets."""
 
     num_packets: int = 0  # of the video stream
-    shown: list[_Shown]  # in the order of decoding
+    shown: list[_Shown]  # in decoding order
     end_s: float = 0.0  # of the last packet of any stream
     is_cut: bool = False  # a packet is incomplete
 
 
 def inspect_file(path: Path, limits: MediaLimits = NO_LIMITS) -> tuple[VideoInfo, FileIndex]:
-    """Reads all packets of a file and decodes its first frame, or remembers both.
+    """Reads all packets of a file and decodes its first frame; recent results are cached.
 
-    Frames that an edit list hides (the usual trace of cutting without re-encoding) do not count.
+    Frames hidden by an edit list (the usual result of cutting without re-encoding) do not count.
 
     Raises:
-        VideoError: no frame at all, no frame rate, more than `limits` allow, or the packets end
-            before the length that the file states.
+        VideoError: the file has no frame or no frame rate, exceeds `limits`, or its packets end
+            before its stated duration.
     """
     state = path.stat()
     return _inspect(path, (state.st_ino, state.st_size, state.st_mtime_ns), limits)
 
 
-@lru_cache(maxsize=4)  # several windows of one file are often asked for in a row
+@lru_cache(maxsize=4)  # several windows of one file are often requested in a row
 def _inspect(
     path: Path, state: tuple[int, int, int], limits: MediaLimits
 ) -> tuple[VideoInfo, FileIndex]:
@@ -120,16 +120,16 @@ def _inspect(
 
 
 def to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> Frames:
-    """Returns a frame as it is to be shown: uint8 [H, W, 3].
+    """Returns a frame in display orientation: uint8 [H, W, 3].
 
     Args:
-        frame: as decoded.
-        reformatter: one for all frames of a file: making one takes ten times as long as using it.
+        frame: the decoded frame.
+        reformatter: shared by a file's frames: creating one takes ten times as long as using it.
     """
-    # One thread: more of them take longer to start than a frame takes.
+    # One thread: starting more takes longer than converting a frame.
     pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     assert pixels.dtype == np.uint8
-    # Phones film in one orientation and state another. Anticlockwise, in steps of 90 degrees.
+    # Phones record in one orientation and state a rotation. Anticlockwise, in steps of 90 degrees.
     return np.rot90(pixels, round(frame.rotation / 90) % 4)
 
 
@@ -139,7 +139,7 @@ def _read_packets(
     import av
 
     packets = _Packets(shown=[])
-    ends: dict[int, int] = {}  # per stream, in its ticks: a fraction for each packet is slow
+    ends: dict[int, int] = {}  # per stream, in ticks: a Fraction per packet is slow
     tick_s: dict[int, float] = {}
     is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
     try:
@@ -152,8 +152,8 @@ def _read_packets(
                     ends[number], tick_s[number] = end, float(packet.time_base)
                 ends[number] = max(ends[number], end)
             if packet.size == 0:
-                continue  # the flush packet at the end of each stream; in AVI a frame left out
-            packets.is_cut |= packet.is_corrupt  # the last one of a file cut within it
+                continue  # flush packet at the end of a stream, or an omitted AVI frame
+            packets.is_cut |= packet.is_corrupt  # the last packet of a file that was cut inside it
             if packet.stream_index == stream.index:
                 packets.num_packets += 1
                 limits.check_frames(path, packets.num_packets)
@@ -170,14 +170,14 @@ def _read_packets(
 
 
 def _is_hidden_vp8(packet: Packet) -> bool:
-    """Whether a VP8 packet holds a reference that is never shown (RFC 6386, 9.1: show_frame)."""
+    """Returns whether a VP8 packet is a hidden reference frame (RFC 6386, 9.1: show_frame)."""
     return not memoryview(packet)[0] >> 4 & 1
 
 
 def _check_complete(
     path: Path, container: InputContainer, stream: VideoStream, packets: _Packets
 ) -> None:
-    """Raises VideoError for a truncated file: decoders read its first part without a word."""
+    """Raises VideoError for a truncated file, whose first part decoders read without an error."""
     import av
 
     is_avi = container.format.name == "avi"
@@ -186,9 +186,9 @@ def _check_complete(
     stated_s = (container.duration or 0) / av.time_base
     found_s = max(0.0, packets.end_s - (container.start_time or 0) / av.time_base)
     if is_avi and stream.frames > 0 and stream.average_rate:
-        # FFmpeg scales a cut AVI's duration down to what is there; the header's frame count stays.
+        # FFmpeg shortens a cut AVI's duration to what is left, but keeps the frame count.
         stated_s = float(stream.frames / stream.average_rate)
-    if stream.frames > 0:  # MP4 lists every sample, so less slack is needed; AVI counts frames
+    if stream.frames > 0:  # MP4 lists every sample and AVI counts frames: less slack
         is_short = packets.num_packets < stream.frames and stated_s - found_s > 0.25
     else:
         is_short = stated_s - found_s > max(1.0, 0.02 * stated_s)
@@ -208,7 +208,7 @@ def _times(packets: _Packets, *, may_reorder: bool, is_avi: bool) -> tuple[list[
     """Returns `FileIndex.pts` and `key_indices`."""
     shown = packets.shown
     known = [packet.pts for packet in shown if packet.pts is not None]
-    # AVI holds times of decoding only. FFmpeg guesses the others: wrong where frames are reordered.
+    # AVI stores only decoding times. FFmpeg's guessed pts are wrong if frames are reordered.
     shifts = {None if p.pts is None or p.dts is None else p.pts - p.dts for p in shown}
     is_fake = may_reorder and (is_avi or len(shifts) == 1) and len(shown) > 1
     if is_fake or len(set(known)) < len(shown):
@@ -219,11 +219,11 @@ def _times(packets: _Packets, *, may_reorder: bool, is_avi: bool) -> tuple[list[
 
 
 def _times_by_dts(packets: _Packets, delay: int) -> list[int]:
-    """Returns when frames are shown, by the times of decoding; empty where those are not known.
+    """Returns presentation times derived from decoding times; empty if those are unknown.
 
-    A decoder gives its first frame after taking `delay` further packets, and from then on one
-    frame per packet. The time of decoding of the packet taken last is the frame's time. After the
-    last packet the last interval repeats.
+    A decoder outputs its first frame after `delay` further packets, and then one frame per packet.
+    A frame's time is the decoding time of the latest packet. After the last packet, the last
+    interval repeats.
     """
     known = [packet.dts if packet.dts is not None else packet.pts for packet in packets.shown]
     ticks = sorted(tick for tick in known if tick is not None)
@@ -234,10 +234,10 @@ def _times_by_dts(packets: _Packets, delay: int) -> list[int]:
 
 
 def _last_duration(packets: _Packets, format_name: str) -> int:
-    """Returns how long the last frame is shown, in stream units; 0: unknown."""
-    if format_name == "avi":  # one tick, whatever the ticks are
+    """Returns the duration of the last frame in stream units; 0 if unknown."""
+    if format_name == "avi":  # always one tick, whatever its length
         return 0
-    # MP4 states the intervals of decoding: the last one is the last frame's.
+    # MP4 states decoding intervals; the last one belongs to the last frame.
     is_mp4 = "mp4" in format_name
     last = packets.shown[-1] if is_mp4 else max(packets.shown, key=lambda p: p.pts or 0)
     return last.duration or 0
@@ -246,7 +246,7 @@ def _last_duration(packets: _Packets, format_name: str) -> int:
 def _variable_rate(
     ticks: list[int], *, last_frame_s: float | None, time_base: float, stated_fps: float
 ) -> VariableRate | None:
-    """Returns the times of a file's frames; None: its rate is constant, or no times are known."""
+    """Returns the times of a file's frames; None if the rate is constant or no times are known."""
     if not ticks:
         return None
     return variable_rate(
@@ -255,15 +255,15 @@ def _variable_rate(
 
 
 def _first_frame(path: Path, limits: MediaLimits) -> tuple[Frames, int]:
-    """Decodes the first frame: no other place tells the size that rotation leaves.
+    """Decodes the first frame, which is the only way to find the size after rotation.
 
-    Returns also the number of packets that the decoder took before the one that gave it.
+    Also returns the number of packets that the decoder took before the one that gave the frame.
     """
     import av
     from av.video.reformatter import VideoReformatter
 
     with open_media(path, limits) as (container, stream):
-        stream.codec_context.thread_count = 1  # starting more takes longer than a small frame
+        stream.codec_context.thread_count = 1  # starting more takes too long
         try:
             for delay, packet in enumerate(container.demux(stream)):
                 for frame in packet.decode():

@@ -1,7 +1,7 @@
-"""Frames put before every clip: moments then lie where no training set has them.
+"""Puts filler frames before every clip, which shifts moments past the training positions.
 
-The older release tests out-of-distribution grounding so: a model that has learnt where moments
-usually lie fails when everything comes some seconds later.
+The older release tests out-of-distribution grounding this way: a model that has learnt where
+moments usually lie fails if everything comes some seconds later.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from tvg.types import GroundingExample, LeadIn, Segment
 Kind = Literal["blank", "noise", "freeze", "random"]
 
 _KINDS = ("blank", "noise", "freeze", "random")
-_KEY = "data.padding"  # where these settings stand, for messages
+_KEY = "data.padding"  # config key of these settings, for messages
 
 
 def pad_examples(
     examples: Sequence[GroundingExample], *, pad_s: float, kind: Kind, seed: int
 ) -> list[GroundingExample]:
-    """Gives each clip a lead-in and moves what is said about the clip after it.
+    """Gives each clip a lead-in and shifts its annotations accordingly.
 
-    The length is uniform in [0, pad_s). It is drawn once a clip (video and window), from the seed
-    and the clip's name alone: all its queries share it, in any order and selection of examples.
-    Loading rounds it to whole frames of the file: a moment may lie half a frame beside its truth.
+    The length is uniform in [0, pad_s). It depends only on seed and clip (video and window), so
+    all queries of a clip share it, in any order and selection of examples. Loading rounds it to
+    whole frames of the file, so a moment may be off by half a frame.
 
     Args:
-        examples: without a lead-in; their segment, hint, earlier prediction and duration move.
-        pad_s: the longest lead-in in seconds; 0 changes nothing.
-        kind: of the frames; `random` draws blank or noise for each clip.
-        seed: of lengths, kinds and pixels.
+        examples: examples without a lead-in. Segment, hint and prediction are shifted, and the
+            duration is extended.
+        pad_s: longest lead-in in seconds; 0 changes nothing.
+        kind: kind of the filler frames; `random` draws blank or noise for each clip.
+        seed: seed of lengths, kinds and pixels.
 
     Raises:
-        ValueError: `pad_s` is negative or not finite, or `kind` is none of these.
+        ValueError: `pad_s` is negative or not finite, or `kind` is unknown.
     """
     if not 0 <= pad_s < math.inf:
         raise ValueError(f"{_KEY}.pad_s must be 0 s or more: got {pad_s}")
@@ -49,17 +50,17 @@ def pad_examples(
 
 
 def lead_in_of(example: GroundingExample, *, pad_s: float, kind: Kind, seed: int) -> LeadIn:
-    """The lead-in that belongs to an example's clip."""
+    """Returns the lead-in of an example's clip."""
     clip = json.dumps([seed, example.video, example.window])
     digest = hashlib.sha256(clip.encode()).digest()
-    share = int.from_bytes(digest[:6], "big") / 2**48  # exact in float64, and below 1
+    share = int.from_bytes(digest[:6], "big") / 2**48  # exact in float64 and below 1
     drawn: Literal["blank", "noise"] = "blank" if digest[6] % 2 else "noise"
     pixels = int.from_bytes(digest[8:14], "big")
     return LeadIn(share * pad_s, drawn if kind == "random" else kind, pixels)
 
 
 def no_padding(examples: Sequence[GroundingExample]) -> list[GroundingExample]:
-    """Leaves clips as they are."""
+    """Returns the examples without lead-ins."""
     return list(examples)
 
 

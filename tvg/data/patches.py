@@ -1,4 +1,4 @@
-"""Frames as a vision tower is given them: normalised, cut into patches."""
+"""Converts frames to the input of a vision tower: normalised patches."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ CAP = "cap_pixels_per_frame"
 
 
 class Patching(Protocol):
-    """How clips become patches; those of a token, neighbours in a frame, stand together."""
+    """Cuts clips into patches; the patches of one token (neighbours in a frame) are adjacent."""
 
     @property
     def merge(self) -> int:
-        """Patches that become one token, along each side."""
+        """Patches per token along each side."""
 
     @property
     def num_frames(self) -> int:
-        """Frames of a patch."""
+        """Frames per patch."""
 
     @property
     def token_side(self) -> int:
-        """Pixels of a token's side."""
+        """Side of a token in pixels."""
 
     def __call__(self, clips: Sequence[VideoClip]) -> tuple[Tensor, Tensor]:
-        """Patches of all clips, [patches, values of one], and their grids, int64 [clips, 3]."""
+        """Returns all patches, [patches, values per patch], and grids, int64 [clips, 3]."""
 
 
 @dataclass(frozen=True)
 class GridPatches:
-    """Qwen-VL's: its video processor cuts them, two frames a patch."""
+    """Patches of Qwen-VL, cut by its video processor, with two frames per patch."""
 
     video_processor: Any
 
@@ -52,7 +52,7 @@ class GridPatches:
         return int(self.video_processor.patch_size * self.video_processor.merge_size)
 
     def __call__(self, clips: Sequence[VideoClip]) -> tuple[Tensor, Tensor]:
-        # Frames come in their final size; transformers >= 5.19 warns where this is not said.
+        # Frames have their final size; transformers >= 5.19 warns unless the cap is set.
         cap = {CAP: True} if hasattr(self.video_processor, CAP) else {}
         out = self.video_processor(
             videos=[_even_frames(clip.frames, self.num_frames) for clip in clips],
@@ -66,7 +66,7 @@ class GridPatches:
 
 @dataclass(frozen=True)
 class FramePatches:
-    """InternVL's: every frame is an image; its processor normalises, patches of 14 are cut here."""
+    """Patches of InternVL: its processor normalises each frame; 14 px patches are cut here."""
 
     video_processor: Any
     merge: int = 2
@@ -90,20 +90,20 @@ class FramePatches:
         return patches, (num_frames, rows * self.merge, columns * self.merge)
 
 
-# Class of the checkpoint's processor -> how it cuts.
+# Class of the checkpoint's processor -> its patching.
 PATCHINGS: Mapping[str, Callable[[Any], Patching]] = {"InternVLProcessor": FramePatches}
 
 
 def patching_of(processor: Any) -> Patching:
-    """How clips become patches for the family that the processor is of."""
+    """Returns the patching of the processor's model family."""
     return PATCHINGS.get(type(processor).__name__, GridPatches)(processor.video_processor)
 
 
 def clip_patches(clips: Sequence[VideoClip], processor: Any) -> tuple[Tensor, Tensor]:
-    """Normalised patches of all clips and the grid of each, int64 [clips, 3].
+    """Returns normalised patches of all clips and the grid of each, int64 [clips, 3].
 
     Raises:
-        ValueError: frames were sampled for tokens of another size than the model's.
+        ValueError: a frame side is not a multiple of the model's token size.
     """
     patching = patching_of(processor)
     side = patching.token_side

@@ -1,4 +1,4 @@
-"""Filling the cache of a dataset, once, before anything is trained."""
+"""Fills the frame cache of a dataset once, before training."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tvg.data.preparation_pool import Failure, run_all
 from tvg.data.probing import limited
 from tvg.types import GroundingExample, LeadIn, Segment
 
-ENTRY_OVERHEAD_BYTES = 1024  # the most that an entry takes beside its tensors
-FEW_CLIPS = 8  # a worker process spends as long on imports as on decoding some clips
-NUM_LOOKUP_THREADS = 8  # they wait for the disk, not for a processor
+ENTRY_OVERHEAD_BYTES = 1024  # upper bound of an entry's size without its tensors
+FEW_CLIPS = 8  # importing in a worker takes as long as decoding some clips
+NUM_LOOKUP_THREADS = 8  # they wait for the disk, not for the CPU
 LOCK_NAME = ".prepare.lock"
 
 
@@ -37,14 +37,14 @@ class ClipRequest(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The findings and results of `prepare_frames`. Every entry is counted once, by its file."""
+    """The results of `prepare_frames`. Every entry is counted once, by its file."""
 
     written: int
     present: int
-    rebuilt: list[str] = field(default_factory=list)  # files of entries that had been damaged
+    rebuilt: list[str] = field(default_factory=list)  # files of damaged entries
     failures: dict[str, str] = field(default_factory=dict)  # video -> problem
-    failed: dict[ClipRequest, str] = field(default_factory=dict)  # the same, clip by clip
-    num_bytes: int  # of all entries that were asked for
+    failed: dict[ClipRequest, str] = field(default_factory=dict)  # the same per clip
+    num_bytes: int  # of all requested entries
 
     @property
     def num_entries(self) -> int:
@@ -52,7 +52,7 @@ class Prepared:
 
 
 def unique_requests(examples: Iterable[GroundingExample]) -> list[ClipRequest]:
-    """Returns the clips that examples need, each once, in the order of their first query."""
+    """Returns the distinct clips that examples need, in the order of their first query."""
     return list(
         dict.fromkeys(
             ClipRequest(example.video_path, example.window, example.lead_in)
@@ -65,9 +65,9 @@ def unique_requests(examples: Iterable[GroundingExample]) -> list[ClipRequest]:
 def estimated_bytes(
     requests: Iterable[ClipRequest], infos: Mapping[Path, VideoInfo | str], loader: ClipLoader
 ) -> int:
-    """Returns how large the entries of all clips are together, within 1 KiB each, never less.
+    """Returns an upper bound of the size of all entries, at most 1 KiB too large per entry.
 
-    Files that cannot be read, or do not hold the window, have none.
+    Files that cannot be read, or do not match the window, need no space.
     """
     return sum(_entry_bytes(request, infos.get(request.path), loader) for request in requests)
 
@@ -75,7 +75,7 @@ def estimated_bytes(
 def missing_bytes(
     requests: Iterable[ClipRequest], infos: Mapping[Path, VideoInfo | str], cache: FrameCache
 ) -> int:
-    """Returns `estimated_bytes` of those clips whose entries are not in the cache yet."""
+    """Returns `estimated_bytes` of the clips whose entries are not in the cache yet."""
 
     def needed(request: ClipRequest) -> int:
         try:
@@ -89,7 +89,7 @@ def missing_bytes(
 
 
 def check_disk(folder: Path, needed_bytes: int) -> None:
-    """Raises ValueError unless the disk of `folder`, which need not exist, has room."""
+    """Raises ValueError unless the disk of `folder` (which need not exist) has enough space."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free_bytes = shutil.disk_usage(existing).free
     if needed_bytes > free_bytes:
@@ -107,22 +107,22 @@ def prepare_frames(
     num_workers: int,
     timeout_s: float | None,
 ) -> Prepared:
-    """Fills a cache: entries that are there and whole stay, all others are built.
+    """Fills a cache: keeps intact entries and builds all others.
 
-    May be stopped and started again at any moment; each entry appears whole or not at all. One
-    process at a time may prepare a folder; training may read and write it meanwhile.
+    Preparation can be stopped and restarted at any time, since entries are written atomically. Only
+    one process at a time may prepare a folder; training may read and write it meanwhile.
 
     Args:
         requests: the clips, from `unique_requests`.
-        cache: where they go, and how they are loaded.
-        num_workers: processes that decode; 0 decodes in this one.
-        timeout_s: the most time for one clip; None: no limit.
+        cache: the cache to fill, which also loads the clips.
+        num_workers: decoding processes; 0 decodes in this process.
+        timeout_s: maximum time for one clip in seconds; None: no limit.
 
     Raises:
-        ValueError: another process prepares this folder, or it cannot be written to (any more:
-            UnusableStore).
+        ValueError: another process prepares this folder, or it cannot be written to (UnusableStore
+            if that happens during preparation).
     """
-    limit_s = timeout_s if num_workers == 0 else None  # workers are timed from outside
+    limit_s = timeout_s if num_workers == 0 else None  # workers are timed by the pool
     work = _Ensure(FrameCache(folder=cache.folder, loader=loader_with_limit(cache.loader, limit_s)))
     with locked_cache(cache.folder):
         cache.store.remove_leftovers()
@@ -140,12 +140,12 @@ def prepare_frames(
 
 
 def _present(requests: Sequence[ClipRequest], cache: FrameCache) -> dict[ClipRequest, Ensured]:
-    """The entries that are there and whole: looking needs no process that imports PyTorch."""
+    """Returns the intact entries; checking them needs no worker process that imports PyTorch."""
 
     def entry(request: ClipRequest) -> Ensured | None:
         try:
             return cache.present(*request)
-        except VideoError:  # told by whoever tries to build it
+        except VideoError:  # reported when the entry is built
             return None
 
     with ThreadPoolExecutor(NUM_LOOKUP_THREADS) as pool:
@@ -154,9 +154,10 @@ def _present(requests: Sequence[ClipRequest], cache: FrameCache) -> dict[ClipReq
 
 
 def workers_worth(num_items: int, num_workers: int, timeout_s: float | None) -> int:
-    """Returns how many processes to start: none for a few clips, which are done before one starts.
+    """Returns how many processes to start: none for a few clips, which finish sooner without.
 
-    Without a time limit nothing here survives a decoder that hangs or crashes, so workers stay.
+    Without a time limit, this process does not survive a decoder that hangs or crashes, so workers
+    are used in any case.
     """
     return 0 if timeout_s is not None and num_items <= FEW_CLIPS else num_workers
 
@@ -168,7 +169,7 @@ def _summary(requests: Sequence[ClipRequest], results: Sequence[Ensured | Failur
         if isinstance(result, Failure):
             failed[request] = result.problem
             continue
-        # Copies of one file share an entry: whoever came second found it present.
+        # Copies of one file share an entry; the second copy found it present.
         before = entries.get(result.path)
         if before is None or before.state == "present":
             entries[result.path] = result
@@ -193,7 +194,7 @@ def _entry_bytes(request: ClipRequest, info: VideoInfo | str | None, loader: Cli
         num_frames, height, width = loader.frame_count_and_size(
             info, request.window, request.lead_in
         )
-    except ValueError:  # the clip will fail, and say why
+    except ValueError:  # loading the clip reports the error
         return 0
     # uint8 pixels, float64 times
     return num_frames * (3 * height * width + 8) + ENTRY_OVERHEAD_BYTES
@@ -201,10 +202,10 @@ def _entry_bytes(request: ClipRequest, info: VideoInfo | str | None, loader: Cli
 
 @contextmanager
 def locked_cache(folder: Path) -> Iterator[None]:
-    """Makes a cache folder and holds its lock.
+    """Creates a cache folder and holds its lock.
 
     Raises:
-        ValueError: another process prepares this cache, or it cannot be written.
+        ValueError: another process prepares this cache, or the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -218,7 +219,7 @@ def locked_cache(folder: Path) -> Iterator[None]:
 
 
 def loader_with_limit(loader: ClipLoader, timeout_s: float | None) -> ClipLoader:
-    """Returns a loader with this time limit instead of its own; None: without any."""
+    """Returns the loader with this time limit instead of its own; None: no limit."""
     return ClipLoader(
         sampling=loader.sampling, decoder=limited(loader.decoder, None), timeout_s=timeout_s
     )
@@ -229,7 +230,7 @@ class _Ensure:
     cache: FrameCache
 
     def start(self) -> None:
-        torch.set_num_threads(1)  # as many processes as processors: more threads only collide
+        torch.set_num_threads(1)  # one process per CPU: more threads would compete
         self.cache.decoder.import_library()
         limit_memory(self.cache.decoder.memory_mib)
 

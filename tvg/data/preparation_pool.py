@@ -1,4 +1,4 @@
-"""Work on many files in processes that may hang, crash or be stopped without harm to the rest."""
+"""Processes many files in workers that may hang or crash without affecting the rest."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tvg.data.memory_limit import memory_problem
 
 Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result", covariant=True)
-I = TypeVar("I")  # noqa: E741 - the same two, for what both reads and writes them
+I = TypeVar("I")  # noqa: E741 - the same two, but invariant
 R = TypeVar("R")
 
-QUEUE_PER_WORKER = 4  # items handed out ahead: no worker waits, and a stop loses little
-ALARM_GRACE_S = 10.0  # a worker ends itself this long after its time, should nobody else do so
-MAX_LOSSES = 3  # of an item with a whole pool, before it gets the blame
-POLL_S = 5.0  # how often to look whether the pool is alive at all
+QUEUE_PER_WORKER = 4  # items queued ahead: no worker waits, and little is lost on a stop
+ALARM_GRACE_S = 10.0  # a worker ends itself this long after its time limit
+MAX_LOSSES = 3  # pools that break with an item before the item counts as failed
+POLL_S = 5.0  # how often to check that the pool is alive
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Failure:
 
 
 class Work(Protocol[Item, Result]):
-    """The work on every item; picklable, importable in a fresh process."""
+    """The work for each item; must be picklable, and importable in a new process."""
 
     def start(self) -> None:
-        """Prepares a new worker process: imports, threads. No part of any item's time."""
+        """Prepares a new worker process (imports, threads), outside any item's time limit."""
         ...
 
     def __call__(self, item: Item, /) -> Result: ...
@@ -60,24 +60,25 @@ def run_all(
     timeout_s: float | None,
     label: str,
 ) -> list[R | Failure]:
-    """Returns the result of each item or what went wrong with it, in their order.
+    """Returns the result or failure of each item, in order.
 
     A worker process that exceeds the time limit or dies is replaced. Ctrl-C and SIGTERM end the
-    workers and go on to whoever called.
+    workers and then reach the caller.
 
     Args:
-        work: called with each item once.
-        items: what to work on.
-        num_workers: processes; 0 works in this process, where `work` sees to the time limit itself.
-        timeout_s: the most time for one item; None: no limit.
-        label: of the progress bar.
+        work: called with each item.
+        items: items to process.
+        num_workers: worker processes; 0 works in this process, and `work` must enforce the time
+            limit itself.
+        timeout_s: maximum time for one item in seconds; None: no limit.
+        label: label of the progress bar.
 
     Raises:
-        UnusableStore: the disk failed, as it would for every other item.
+        UnusableStore: the cache cannot be used, which would affect every item.
         RuntimeError: no worker process starts.
     """
     assert num_workers >= 0, num_workers
-    show_s = 0.5 if sys.stderr.isatty() else 30.0  # a log file needs no line a second
+    show_s = 0.5 if sys.stderr.isatty() else 30.0  # fewer lines in log files
     with tqdm(total=len(items), desc=label, unit="video", mininterval=show_s) as progress:
         if num_workers == 0:
             results = []
@@ -90,7 +91,7 @@ def run_all(
 
 
 class _PoolRun(Generic[I, R]):
-    """One call of `run_all` with processes."""
+    """One call of `run_all` with worker processes."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class _PoolRun(Generic[I, R]):
         pool = ProcessPool(
             max_workers=min(self.num_workers, len(self.waiting)),
             initializer=self.work.start,
-            # Not a fork: decoders and PyTorch have threads, which do not survive one.
+            # Not fork: threads of decoders and PyTorch do not survive it.
             context=WORKERS,
         )
         running: dict[Future[R | Failure], int] = {}
@@ -167,7 +168,7 @@ class _PoolRun(Generic[I, R]):
         self._finish(index, result)
 
     def _lose(self, index: int) -> None:
-        """Puts an item back, after all others, or gives it the blame at last."""
+        """Requeues an item after all others, or fails it after `MAX_LOSSES` lost pools."""
         self.losses[index] += 1
         if self.losses[index] < MAX_LOSSES:
             self.waiting.append(index)
@@ -192,7 +193,7 @@ class _PoolRun(Generic[I, R]):
 
 
 def attempt(work: Callable[[I], R], item: I, limit_s: float | None = None) -> R | Failure:
-    """Works on one item; what is wrong with it is returned, not raised."""
+    """Processes one item; returns a `Failure` instead of raising the item's errors."""
     try:
         with contextlib.nullcontext() if limit_s is None else alarm(limit_s):
             return work(item)
@@ -200,7 +201,7 @@ def attempt(work: Callable[[I], R], item: I, limit_s: float | None = None) -> R 
         raise
     except VideoError as error:
         return Failure(memory_problem(error) or error.problem)
-    except Exception as error:  # whatever a decoder throws at an odd file must not end the night
+    except Exception as error:  # one bad file must not abort the run
         first_line = str(error).strip().split("\n")[0]
         text = f"made the decoder fail ({type(error).__name__}: {first_line})"
         return Failure(memory_problem(error) or text)
@@ -208,7 +209,7 @@ def attempt(work: Callable[[I], R], item: I, limit_s: float | None = None) -> R 
 
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
-    """Lets SIGTERM end this process as Ctrl-C does, so that the workers are ended too."""
+    """Makes SIGTERM raise SystemExit, so that the workers are ended too."""
     is_ours = threading.current_thread() is threading.main_thread()
     if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

@@ -1,4 +1,4 @@
-"""Looking at every video file of a dataset, in processes that start without PyTorch."""
+"""Probes every video file of a dataset, in processes that start without PyTorch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tvg.data.time_limit import TimeLimitedDecoder
 def probe_videos(
     paths: Iterable[Path], decoder: VideoDecoder, *, num_workers: int, timeout_s: float | None
 ) -> dict[Path, VideoInfo | str]:
-    """Returns what each file holds, or what is wrong with it.
+    """Returns the info of each file, or its problem as a string.
 
     Args:
         paths: files; each is probed once.
-        decoder: what opens them.
-        num_workers: processes; 0 for none.
-        timeout_s: the most time for one file; None: no limit.
+        decoder: opens the files.
+        num_workers: worker processes; 0 probes in this process.
+        timeout_s: maximum time for one file in seconds; None: no limit.
     """
     unique = list(dict.fromkeys(paths))
     work = _Probe(limited(decoder, timeout_s if num_workers == 0 else None))
@@ -35,7 +35,7 @@ def probe_videos(
 
 
 def limited(decoder: VideoDecoder, timeout_s: float | None) -> VideoDecoder:
-    """Returns a decoder with this time limit instead of its own; None: without any."""
+    """Returns the decoder with this time limit instead of its own; None: no limit."""
     bare = decoder.decoder if isinstance(decoder, TimeLimitedDecoder) else decoder
     return bare if timeout_s is None else TimeLimitedDecoder(decoder=bare, timeout_s=timeout_s)
 

@@ -1,16 +1,16 @@
-"""Queries that cannot be asked, as far as their text alone shows."""
+"""Checks whether the text of a query is usable."""
 
 from __future__ import annotations
 
 import re
 
-UNUSABLE_QUERY = "with a query that cannot be asked"  # among a report's defects
+UNUSABLE_QUERY = "with a query that cannot be asked"  # a defect in reports
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def query_problem(query: str, *, max_chars: int | None) -> str | None:
-    """Returns what is wrong with a query, or None.
+    """Returns the problem of a query, or None.
 
     Args:
         query: the sentence.

@@ -1,9 +1,10 @@
-"""Which frames of a clip are shown, and at what size: pure arithmetic.
+"""Computes which frames of a clip are shown and at what size.
 
-Equal to qwen-vl-utils 0.0.14 (`vision_process.py`: `smart_nframes`, `calculate_video_frame_range`,
-`smart_resize`, `fetch_video`) wherever that accepts its input. One rule is added: a window of fewer
-frames than `frame_factor` is shown with its frames repeated, so that even a one-frame clip fills
-a temporal patch. What else goes beyond it: windows of files that are already cut, and lead-ins.
+The results equal qwen-vl-utils 0.0.14 (`vision_process.py`: `smart_nframes`,
+`calculate_video_frame_range`, `smart_resize`, `fetch_video`) wherever that accepts its input.
+There are three additions: a window of fewer frames than `frame_factor` repeats its frames, so that
+even a one-frame clip fills a temporal patch; a file may already be cut to its window; and a clip
+may have a lead-in.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ import torch
 from tvg.types import LeadIn, Segment
 
 MAX_ASPECT_RATIO = 200  # qwen-vl-utils refuses longer strips
-CAP_SLACK = 1.05  # the budget of a long clip never presses a frame below 1.05 * min_pixels
-# A file may miss its window by this much: cutting tools round to key frames, annotators to seconds.
+CAP_SLACK = 1.05  # the budget of a long clip allows each frame at least 1.05 * min_pixels
+# Tolerance between file and window: cutting tools round to key frames, annotators to seconds.
 WINDOW_SLACK_S, WINDOW_SLACK_SHARE = 2.0, 0.05
-LITERAL_SLACK_S = 1.0  # people state a file's end in whole seconds
+LITERAL_SLACK_S = 1.0  # users state a file's end in whole seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSampling:
-    """How many frames a clip gives and how large they are; the defaults are Qwen2.5-VL's.
+    """The number and size of sampled frames; the defaults are those of Qwen2.5-VL.
 
     Attributes:
-        fps: frames per second asked for.
-        min_frames: never fewer, where the file has as many.
-        max_frames: never more; longer clips are sampled more slowly.
-        frame_factor: the count is a multiple of this (the model's temporal patch).
-        min_pixels: of one resized frame.
-        max_pixels: of one resized frame.
+        fps: requested frames per second.
+        min_frames: minimum number of frames, if the file has as many.
+        max_frames: maximum number of frames; longer clips are sampled at a lower rate.
+        frame_factor: the number of frames is a multiple of this (the model's temporal patch).
+        min_pixels: minimum pixels of a resized frame.
+        max_pixels: maximum pixels of a resized frame.
         total_pixels: budget of the whole clip; `frame_factor` frames share one temporal patch.
         resize_factor: sides are multiples of this (patch size times spatial merge).
 
@@ -76,10 +77,10 @@ class FrameSampling:
 
 
 def num_sampled_frames(total_frames: int, video_fps: float, sampling: FrameSampling) -> int:
-    """Returns how many frames to show of `total_frames` (those of the window).
+    """Returns how many of the `total_frames` frames of a window to show.
 
-    A multiple of `frame_factor`. A window shorter than `frame_factor` gives `frame_factor`: its
-    frames are then repeated.
+    The result is a multiple of `frame_factor`. For a window of fewer frames it is `frame_factor`,
+    and the frames are repeated.
 
     Raises:
         ValueError: `total_frames` or `video_fps` is not positive.
@@ -93,15 +94,15 @@ def num_sampled_frames(total_frames: int, video_fps: float, sampling: FrameSampl
 
 
 def resolve_window(window: Segment | None, file_duration_s: float) -> Segment | None:
-    """Returns the window to cut out of a file; None: show the whole file.
+    """Returns the window to cut out of a file; None means to show the whole file.
 
-    Annotations state a window of the original video, while the file beside them often is that
-    window already. The file's duration tells: either the window lies in the file, missing by
-    max(0, end - duration), or the file is as long as the window, missing by the difference. The
-    smaller miss wins (the uncut file at a tie), as long as it is at most 2 s or 5 % of the window.
+    Annotations state a window of the original video, but the file is often already cut to that
+    window. The file's duration decides between the two. The error of an uncut file is
+    max(0, end - duration); the error of a cut file is |duration - window length|. The smaller error
+    wins (the uncut file at a tie) and may be at most 2 s or 5 % of the window, whichever is larger.
 
     Raises:
-        ValueError: not a forward window, or the file fits neither reading.
+        ValueError: the window does not have start < end, or both errors are too large.
     """
     if window is None:
         return None
@@ -122,13 +123,13 @@ def resolve_window(window: Segment | None, file_duration_s: float) -> Segment | 
 
 
 def literal_window(window: Segment, file_duration_s: float) -> Segment:
-    """Returns a window as a user gives it, of exactly this file; an end up to 1 s late is cut.
+    """Returns a user's window of exactly this file; an end up to 1 s late is cut.
 
-    `resolve_window` is for annotations: it takes a file that is as long as the window for the
-    window itself.
+    Use `resolve_window` for annotations: it assumes that a file as long as the window is already
+    cut.
 
     Raises:
-        ValueError: not a forward window, or it does not lie in the file.
+        ValueError: the window does not have start < end, or is not inside the file.
     """
     _check_forward(window)
     start_s, end_s = window
@@ -142,10 +143,10 @@ def literal_window(window: Segment, file_duration_s: float) -> Segment:
 
 
 def num_lead_in_frames(lead_in: LeadIn | None, video_fps: float) -> int:
-    """Returns how many frames of the file's rate the lead-in takes: its length, rounded.
+    """Returns the length of the lead-in in frames at the file's rate, rounded.
 
     Raises:
-        ValueError: its length is negative or not a number.
+        ValueError: the length is negative or not finite.
     """
     if lead_in is None:
         return 0
@@ -155,13 +156,13 @@ def num_lead_in_frames(lead_in: LeadIn | None, video_fps: float) -> int:
 
 
 def frame_range(total_frames: int, video_fps: float, window: Segment | None) -> tuple[int, int]:
-    """Returns the first and last frame inside `window` (both included), or of the whole file.
+    """Returns the first and last frame inside `window` (both inclusive), or of the whole file.
 
-    A window that reaches beyond the file is cut at its ends. Unlike in qwen-vl-utils a window of
-    exactly one frame is accepted.
+    A window that extends beyond the file is cut at the file's ends. Unlike in qwen-vl-utils, a
+    window of exactly one frame is accepted.
 
     Raises:
-        ValueError: not a forward window, or no frame of the file lies in it.
+        ValueError: the window does not have start < end, or contains no frame of the file.
     """
     _check_stream(total_frames, video_fps)
     if window is None:
@@ -182,11 +183,11 @@ def frame_range(total_frames: int, video_fps: float, window: Segment | None) -> 
 def frame_indices(first: int, last: int, num: int) -> list[int]:
     """Returns `num` indices spread evenly from `first` to `last`, both included.
 
-    Repeats frames where `num` exceeds the frames there are.
+    Repeats frames if `num` exceeds their number.
     """
     assert 0 <= first <= last, (first, last)
     assert num > 0, num
-    # float32 and half-to-even rounding, as in qwen-vl-utils: exact sums differ at some ties.
+    # float32 and half-to-even rounding, as in qwen-vl-utils; exact arithmetic differs at ties.
     spread = torch.linspace(first, last, num, dtype=torch.float32)
     return spread.round().long().tolist()
 
@@ -194,7 +195,7 @@ def frame_indices(first: int, last: int, num: int) -> list[int]:
 def window_bounds(
     total_frames: int, video_fps: float, window: Segment | None
 ) -> tuple[float, float]:
-    """Returns start and end of the shown part in the file's own seconds, cut at the file's ends."""
+    """Returns start and end of the shown part in seconds of the file, cut at the file's ends."""
     length_s = total_frames / video_fps
     if window is None:
         return 0.0, length_s
@@ -202,9 +203,9 @@ def window_bounds(
 
 
 def max_pixels_per_frame(num_frames: int, sampling: FrameSampling) -> float:
-    """Returns the most pixels one of `num_frames` frames may have under the clip's budget.
+    """Returns the maximum pixels of a frame if the clip has `num_frames` frames.
 
-    Not rounded: `smart_resize` takes a square root of it, and rounding could move a side.
+    The value is not rounded: `smart_resize` takes its square root, so rounding could change a side.
     """
     assert num_frames > 0, num_frames
     share = sampling.total_pixels / num_frames * sampling.frame_factor
@@ -214,7 +215,7 @@ def max_pixels_per_frame(num_frames: int, sampling: FrameSampling) -> float:
 def smart_resize(
     height: int, width: int, *, factor: int, min_pixels: float, max_pixels: float
 ) -> tuple[int, int]:
-    """Returns (height, width), multiples of `factor`, near the aspect ratio, within the limits.
+    """Returns (height, width): multiples of `factor` near the aspect ratio and within the limits.
 
     Raises:
         ValueError: a side is not positive, one side is over 200 times the other, or the limits
@@ -241,7 +242,7 @@ def smart_resize(
         grow = math.sqrt(min_pixels / (height * width))
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor
-    # qwen-vl-utils lets a side of a long strip fall to 0 here and fails later, in the resize.
+    # qwen-vl-utils lets a side of a long strip become 0 here and fails later, in the resize.
     return max(factor, new_height), max(factor, new_width)
 
 

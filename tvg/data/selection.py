@@ -1,7 +1,7 @@
-"""Which examples to train on, chosen by how hard they are or by any other number they carry.
+"""Selects training examples by difficulty or by any other number in the annotations.
 
-Each recipe is a pure function of numbers that returns positions, and a function of examples
-(`select_...`) that a config builds as a partial, under `data.selection`.
+Each recipe consists of a pure function that maps numbers to positions, and a function of examples
+(`select_...`) that configs build as a partial under `data.selection`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from tvg.types import GroundingExample
 
-KEY = "data.selection"  # where these settings stand, for messages
+KEY = "data.selection"  # config key of these settings, for messages
 
 
 class NothingSelectedError(ValueError):
-    """No example is what a selection looks for."""
+    """No example meets the criterion of a selection."""
 
 
 def gaussian(
@@ -26,10 +26,10 @@ def gaussian(
 ) -> list[int]:
     """Draws `k` positions without replacement, with weights exp(-(v - mean)^2 / (2 std^2)).
 
-    Values of 0 and below are never drawn. Time-R1's `gaussian_03` is mean 0.3, std 0.2.
+    Values of 0 and below are never drawn. Time-R1's `gaussian_03` uses mean 0.3 and std 0.2.
 
     Returns:
-        Ascending positions; all with a value above 0 where those are no more than `k`.
+        Ascending positions; all positions with a value above 0 if there are at most `k`.
 
     Raises:
         ValueError: `std` or `k` is not positive.
@@ -37,8 +37,8 @@ def gaussian(
     _check_k(k)
     if not std > 0:
         raise ValueError(f"{KEY}.std must be above 0: got {std}")
-    # The k largest of log-weight + Gumbel noise are such a draw; far values, whose weights are 0
-    # in floating point, stay possible where nothing nearer is left.
+    # The k largest values of log-weight + Gumbel noise are such a sample. Far values, whose weights
+    # are 0 in floating point, can still be drawn if nothing nearer is left.
     weights = gaussian_log_weights(values, mean=mean, std=std)
     order = np.argsort(-(weights + np.random.default_rng(seed).gumbel(size=len(values))))
     drawn = order[: min(len(order) if k is None else k, np.isfinite(weights).sum())]
@@ -48,22 +48,22 @@ def gaussian(
 def gaussian_log_weights(
     values: Sequence[float], *, mean: float, std: float
 ) -> NDArray[np.float64]:
-    """Returns -(v - mean)^2 / (2 std^2) of each value above 0, and -inf for the others."""
+    """Returns -(v - mean)^2 / (2 std^2) for each value above 0, and -inf for the others."""
     found = np.array(values, dtype=np.float64)
     return np.where(found > 0, -((found - mean) ** 2) / (2 * std**2), -np.inf)
 
 
 def band(values: Sequence[float], *, low: float, high: float, k: int | None) -> list[int]:
-    """Takes `k` of the values in (low, high], evenly spaced in their descending order.
+    """Selects `k` of the values in (low, high], evenly spaced by descending rank.
 
-    Time-R1's `0070_all` is low 0, high 0.7.
+    Time-R1's `0070_all` uses low 0 and high 0.7.
 
     Returns:
-        Positions, by descending value (equal values: in their order); all of the band where that
-        is no more than `k`.
+        Positions by descending value (equal values keep their order); the whole band if it has at
+        most `k` values.
 
     Raises:
-        ValueError: low is not below high, or `k` is not positive.
+        ValueError: `low` is not below `high`, or `k` is not positive.
     """
     _check_k(k)
     if not low < high:
@@ -76,7 +76,7 @@ def band(values: Sequence[float], *, low: float, high: float, k: int | None) -> 
 
 
 def uniform(num: int, *, k: int | None, seed: int) -> list[int]:
-    """Draws `k` of `num` positions, each as likely as any other; ascending.
+    """Draws `k` of `num` positions uniformly; returns them in ascending order.
 
     Raises:
         ValueError: `k` is not positive.
@@ -86,10 +86,10 @@ def uniform(num: int, *, k: int | None, seed: int) -> list[int]:
 
 
 def top(values: Sequence[float], *, k: int | None, largest: bool) -> list[int]:
-    """Takes the `k` largest (or smallest) values.
+    """Selects the `k` largest (or smallest) values.
 
     Returns:
-        Positions, the most extreme value first (equal values: in their order).
+        Positions, the most extreme value first (equal values keep their order).
 
     Raises:
         ValueError: `k` is not positive.
@@ -103,11 +103,11 @@ def field_values(examples: Sequence[GroundingExample], *, field: str, unit: floa
     """Returns each example's `field` in multiples of `unit`.
 
     Args:
-        examples: as read.
-        field: `difficulty`, `duration_s`, `length_s` (of the true segment), or the name of a number
-            that the annotation file states beside what every example has, such as `pass_rate`.
-        unit: the value is divided by this: 100 makes a fraction of a percentage. (A factor of 0.01
-            would not do: 70 * 0.01 is more than 0.7.)
+        examples: the examples as read.
+        field: `difficulty`, `duration_s`, `length_s` (of the true segment), or the name of another
+            number in the annotation file, such as `pass_rate`.
+        unit: divisor of the value; 100 converts percentages to fractions. (Multiplying by 0.01
+            would be inexact: 70 * 0.01 is more than 0.7.)
 
     Raises:
         ValueError: an example has no such number, or `unit` is not positive.
@@ -136,7 +136,7 @@ def _number(example: GroundingExample, field: str) -> float:
 
 
 def keep_all(examples: Sequence[GroundingExample]) -> list[GroundingExample]:
-    """Selects nothing away."""
+    """Keeps all examples."""
     return list(examples)
 
 
@@ -150,7 +150,7 @@ def select_gaussian(
     k: int | None,
     seed: int,
 ) -> list[GroundingExample]:
-    """`gaussian` on `field` / `unit`; in the file's order."""
+    """Applies `gaussian` to `field` / `unit`; keeps the file's order."""
     values = field_values(examples, field=field, unit=unit)
     return _taken(examples, gaussian(values, mean=mean, std=std, k=k, seed=seed), "above 0", field)
 
@@ -164,7 +164,7 @@ def select_band(
     high: float,
     k: int | None,
 ) -> list[GroundingExample]:
-    """`band` on `field` / `unit`; by descending value."""
+    """Applies `band` to `field` / `unit`; orders by descending value."""
     positions = band(field_values(examples, field=field, unit=unit), low=low, high=high, k=k)
     return _taken(examples, positions, f"above {low * unit:g} and at most {high * unit:g}", field)
 
@@ -172,14 +172,14 @@ def select_band(
 def select_random(
     examples: Sequence[GroundingExample], *, k: int | None, seed: int
 ) -> list[GroundingExample]:
-    """`uniform`; in the file's order."""
+    """Applies `uniform`; keeps the file's order."""
     return [examples[index] for index in uniform(len(examples), k=k, seed=seed)]
 
 
 def select_top(
     examples: Sequence[GroundingExample], *, field: str, k: int | None, largest: bool
 ) -> list[GroundingExample]:
-    """`top` on `field`; the most extreme first, so that k=null sorts a curriculum."""
+    """Applies `top` to `field`, the most extreme value first; k=null sorts a curriculum."""
     values = field_values(examples, field=field, unit=1)
     return [examples[index] for index in top(values, k=k, largest=largest)]
 

@@ -1,8 +1,9 @@
-"""A time limit that also ends a decoder hung inside its C library.
+"""A time limit that also stops a decoder that hangs inside its C library.
 
-No signal or thread can interrupt such a call, so decoding happens in a process of its own, which is
-killed and replaced. It is started by `subprocess`, which, unlike `multiprocessing`, is allowed
-inside a DataLoader's workers, and it is kept from clip to clip: a start costs about a second.
+No signal or thread can interrupt such a call, so decoding runs in a separate process, which is
+killed and replaced. It is started with `subprocess`, which, unlike `multiprocessing`, is allowed
+inside DataLoader workers. The process is reused for later clips, because a start takes about a
+second.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import numpy as np
 
 from tvg.data.decode import Frames, VideoDecoder, VideoError, VideoInfo
 
-START_LIMIT_S = 120.0  # for importing the libraries, on however slow a disk
-ALARM_GRACE_S = 2.0  # the child's own alarm is the second line of defence
+START_LIMIT_S = 120.0  # for importing the libraries, even from a slow disk
+ALARM_GRACE_S = 2.0  # the child's own alarm is a fallback
 _CHILD_CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from tvg.data.decode_process import serve; serve(int(sys.argv[1]))"
@@ -35,15 +36,16 @@ _CHILD_CODE = (
 
 
 class TimeLimitedDecoder(VideoDecoder):
-    """Decodes through another decoder, in a process that is killed when a clip takes too long.
+    """Runs another decoder in a process that is killed if a clip takes too long.
 
-    What counts is the time spent waiting for the decoder, from opening the file to its last frame.
-    A decoder process that dies (a crash in C, out of memory) is a VideoError too. Safe in threads
-    (one clip at a time), after a fork and after pickling: each process gets its own child.
+    The limit applies to the time spent waiting for the decoder, from opening the file to its last
+    frame. If the decoder process dies (a crash in C, out of memory), that is a VideoError too. The
+    class is safe with threads (one clip at a time), forks and pickling: each process gets its own
+    child.
 
     Args:
-        decoder: what decodes; must be picklable and importable.
-        timeout_s: the most waiting for one clip, in seconds.
+        decoder: the decoder to run; must be picklable and importable.
+        timeout_s: maximum waiting time for one clip in seconds.
     """
 
     def __init__(self, *, decoder: VideoDecoder, timeout_s: float) -> None:
@@ -67,7 +69,7 @@ class TimeLimitedDecoder(VideoDecoder):
 
     @contextmanager
     def open(self, path: str | os.PathLike[str]) -> Iterator[_RemoteVideo]:
-        if self._owner != os.getpid():  # forked: the child answers our parent, and only it
+        if self._owner != os.getpid():  # forked: the child answers only our parent
             if self._child is not None:
                 self._child.disown()
             self._reset()
@@ -80,13 +82,13 @@ class TimeLimitedDecoder(VideoDecoder):
                 yield video
                 video.finish()
             finally:
-                if not video.is_over:  # hung, dead, or left in the middle of an answer
+                if not video.is_over:  # hung, dead, or interrupted
                     self._child.stop()
                     self._child = None
 
 
 class _RemoteVideo:
-    """A file opened in the child."""
+    """A file opened in the child process."""
 
     info: VideoInfo
 
@@ -166,7 +168,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                process_group=0,  # signals to this process's group are not meant for it
+                process_group=0,  # keeps signals to the parent's group away from the child
             )
         self._finalizer = weakref.finalize(self, _stop, os.getpid(), self.pipe, self._process)
         try:
@@ -185,7 +187,7 @@ class _Child:
             )
 
     def wait(self) -> int:
-        """Waits for the process, which has closed its pipe, and returns its status."""
+        """Waits for the process (its pipe is closed) and returns its status."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(timeout=5)
         self._process.kill()
@@ -195,10 +197,10 @@ class _Child:
         self._finalizer()
 
     def disown(self) -> None:
-        """Lets go of a process that belongs to the process we were forked from."""
+        """Releases a child that belongs to the process we were forked from."""
         self._finalizer.detach()
         self.pipe.close()
-        self._process.returncode = 0  # or its clean-up warns that it still runs
+        self._process.returncode = 0  # otherwise its clean-up warns that it still runs
 
 
 def _stop(owner: int, pipe: Connection, process: subprocess.Popen[bytes]) -> None:

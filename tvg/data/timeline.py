@@ -1,15 +1,15 @@
-"""When the frames of a variable-rate file are shown, and the steps of time that it is sampled on.
+"""Frame times of variable-rate files and the time steps on which they are sampled.
 
-Time 0 is the moment at which the first frame appears, in every file: a video that starts later than
-its audio is not padded, and frames that an edit list hides do not count. The file ends when its
-last frame does, however long the audio is.
+Time 0 is when the first frame appears: a video that starts later than its audio is not padded, and
+frames hidden by an edit list do not count. The file ends with its last frame, even if the audio is
+longer.
 
-The rate is constant where no frame starts more than half a frame away from its number divided by
-the stated rate. This covers the rounding of containers (1/1000 s in Matroska), rates such as
-30000/1001 and small jitter; such a file is sampled by frame numbers, as qwen-vl-utils does it.
+The rate is constant if every frame starts within half a frame of its number divided by the stated
+rate. This allows for the rounding of containers (1/1000 s in Matroska), rates such as 30000/1001
+and small jitter. Such a file is sampled by frame numbers, as in qwen-vl-utils.
 
-Any other file is sampled as its constant-rate copy would be: one step per frame at the file's
-usual rate, and at each step the frame that is on screen then. Frame times are presentation times.
+Any other file is sampled like a constant-rate copy: one step per frame at the file's usual rate,
+showing the frame that is on screen at each step. Frame times are presentation times.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_SHIFT_FRAMES = 0.5  # of a frame in a constant-rate file, from number / rate
-MAX_END_SHIFT_FRAMES = 1.5  # of the end: the last frame's duration is the least certain
-# Steps per second: a slide show is sampled inside its slides too, a burst of frames not 1000 times.
+MAX_SHIFT_FRAMES = 0.5  # of a frame in a constant-rate file from number / rate
+MAX_END_SHIFT_FRAMES = 1.5  # of the end: the last frame's duration is less reliable
+# Steps per second: sample within the slides of a slide show, but limit bursts of frames.
 MIN_STEP_FPS, MAX_STEP_FPS = 25.0, 120.0
 USUAL_INTERVAL_SLACK = 0.1  # intervals this near the median are averaged
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariableRate:
-    """The times of a variable-rate file.
+    """Frame times and time steps of a variable-rate file.
 
     Attributes:
-        times_s: when each frame appears, ascending from 0. An array: a list would take four times
-            the memory, and preparation holds those of all files.
-        num_steps: steps of equal length that fill the file.
+        times_s: time at which each frame appears, ascending from 0. It is an array because a list
+            takes four times the memory, and preparation keeps the times of all files.
+        num_steps: number of equal steps that cover the file.
         step_fps: steps per second.
     """
 
@@ -47,28 +47,28 @@ class VariableRate:
         return self.num_steps / self.step_fps
 
     def frame_indices(self, steps: Sequence[int]) -> list[int]:
-        """Returns the frame on screen at each step: the last that starts before the step's middle.
+        """Returns the frame on screen at each step: the last one that starts before its midpoint.
 
-        Half a step of slack makes jitter and rounding harmless.
+        Using the midpoint of a step tolerates jitter and rounding.
         """
         moments_s = (np.asarray(steps, dtype=np.float64) + 0.5) / self.step_fps
         places = np.searchsorted(np.frombuffer(self.times_s, np.float64), moments_s, side="left")
         return [max(0, int(place) - 1) for place in places]
 
     def appearance_times_s(self, steps: Sequence[int]) -> list[float]:
-        """Returns when the frame on screen at each step appeared."""
+        """Returns the time at which the frame on screen at each step appeared."""
         return [self.times_s[index] for index in self.frame_indices(steps)]
 
 
 def variable_rate(
     times_s: Sequence[float], *, last_frame_s: float | None, stated_fps: float
 ) -> VariableRate | None:
-    """Returns the times of a file whose rate varies; None: it is constant, at the stated rate.
+    """Returns the times of a variable-rate file, or None if it has the stated constant rate.
 
     Args:
         times_s: presentation time of each frame, ascending, from any origin.
-        last_frame_s: how long the last frame is shown; None: as long as frames usually are.
-        stated_fps: the rate that the file states; 0: none.
+        last_frame_s: duration of the last frame; None uses the usual interval.
+        stated_fps: frame rate stated in the file; 0 if none.
     """
     times = np.asarray(times_s, dtype=np.float64)
     times = times - times[0]
@@ -89,7 +89,7 @@ def variable_rate(
 
 
 def _usual_interval_s(intervals_s: np.ndarray) -> float | None:
-    """Returns the mean of the intervals about the median: exact where a container rounds times."""
+    """Returns the mean of the intervals near the median; this averages out rounded times."""
     intervals_s = intervals_s[intervals_s > 0]
     if not len(intervals_s):
         return None

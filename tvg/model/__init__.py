@@ -1,1 +1,1 @@
-"""Loading checkpoints, freezing their parts, and the policy that scores completions."""
+"""Loads checkpoints, freezes parts of a model, and defines the policy that scores completions."""

@@ -1,7 +1,7 @@
-"""Bytes that a forward pass keeps for its backward, and that its work needs for a moment.
+"""Estimates the bytes that a forward pass saves for backward, and its temporary memory.
 
-Counted from the model's own code, tensor by tensor; tests hold it against what torch keeps. Masks,
-indices and one number a token are left out.
+The counts follow the model's code, tensor by tensor; tests compare them with what torch saves.
+Masks, indices and tensors with one number per token are left out.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ FLOAT = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Bytes of one number."""
+    """Bytes per number."""
 
-    weight: int  # as stored
-    compute: int  # what matrix products read and write; half under autocast
-    stream: int  # the states between layers, and what norms give
+    weight: int  # stored weights
+    compute: int  # inputs and outputs of matrix products; half precision under autocast
+    stream: int  # states between layers, and outputs of norms
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The rows of one pass through the model.
+    """The sizes of one pass through the model.
 
     Attributes:
-        prompts: b of them.
-        completions: of each of the prompts, G.
-        prompt_tokens: P.
-        completion_tokens: C.
-        patches: of one prompt's clip.
+        prompts: number of prompts, b.
+        completions: completions per prompt, G.
+        prompt_tokens: tokens per prompt, P.
+        completion_tokens: tokens per completion, C.
+        patches: patches of one prompt's clip.
         forward: "shared_prefix" computes b * (P + G * C) tokens, "repeated" b * G * (P + C).
     """
 
@@ -46,12 +46,12 @@ class Row:
 
     @property
     def copies(self) -> int:
-        """How many times each prompt and its clip stand in the row."""
+        """Number of times that each prompt and its clip occur in the row."""
         return self.completions if self.forward == "repeated" else 1
 
     @property
     def drawn(self) -> int:
-        """Completion tokens."""
+        """Number of completion tokens."""
         return self.prompts * self.completions * self.completion_tokens
 
     @property
@@ -60,18 +60,18 @@ class Row:
 
     @property
     def read(self) -> int:
-        """Tokens for which the last layer's MLP and norm are computed."""
+        """Number of tokens for which the last layer's MLP and norm are computed."""
         return self.prompts + self.drawn if self.forward == "shared_prefix" else self.tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """Bytes."""
+    """Bytes of one forward and backward pass."""
 
-    kept: int  # from the forward pass until backward has passed them
-    recomputed: int  # of the one layer that checkpointing computes again, in backward
-    working: int  # gradients of one layer's insides, in backward
-    head: int  # chunks of logits, and the gradient of the head's weight while it is summed up
+    kept: int  # saved by the forward pass until backward has used them
+    recomputed: int  # the one layer that checkpointing is recomputing, in backward
+    working: int  # gradients inside one layer, in backward
+    head: int  # chunks of logits, and the accumulated gradient of the head's weight
 
     @property
     def total(self) -> int:
@@ -86,9 +86,9 @@ def activations(
     *,
     gradient_checkpointing: bool,
 ) -> Activations:
-    """Of one forward and backward pass of the policy over a row."""
+    """Estimates the bytes of one forward and backward pass of the policy over a row."""
     layer = row.tokens * layer_bytes(shape, row, precision)
-    unread = (row.tokens - row.read) * _mlp_bytes(shape, precision)  # of the last layer
+    unread = (row.tokens - row.read) * _mlp_bytes(shape, precision)  # skipped in the last layer
     patches = row.prompts * row.copies * row.patches
     block = patches * block_bytes(shape, precision) if params.is_trunk_trained else 0
     num_blocks = shape.vision_layers if params.is_trunk_trained else 0
@@ -107,11 +107,11 @@ def activations(
 
 
 def layer_bytes(shape: ModelShape, row: Row, precision: Precision) -> int:
-    """A token in a language layer: its attention with the norm before it, and its MLP.
+    """Bytes per token in a language layer: norm and attention, and the MLP.
 
-    Attention keeps query, key, value and output, and one float32 log-sum-exp a head. transformers'
-    own attention, which "repeated" uses, copies keys and values for every query head that shares
-    them, and the output once more.
+    Attention saves query, key, value and output, and one float32 log-sum-exp per head.
+    transformers' attention, which "repeated" uses, copies keys and values for every query head that
+    shares them, and copies the output once.
     """
     if row.forward == "shared_prefix":
         attention = 2 * shape.queries + 2 * shape.keys
@@ -122,39 +122,39 @@ def layer_bytes(shape: ModelShape, row: Row, precision: Precision) -> int:
 
 
 def block_bytes(shape: ModelShape, precision: Precision) -> int:
-    """A patch in a block of the vision trunk, its windows reordered before and after attention."""
+    """Bytes per patch in a vision-trunk block; windows are reordered before and after attention."""
     width = shape.vision_hidden
     attention = 5 * width * precision.compute + shape.heads * FLOAT
-    # Of each product but the last its output, and what the activation (and a gate) makes of it.
+    # For each product but the last: its output, and the output of the activation (and gate).
     mlp = 2 * (shape.vision_mlp_products - 1) * shape.vision_mlp * precision.compute
     return 2 * _norm_bytes(width, precision) + attention + mlp
 
 
 def head_bytes(shape: ModelShape, params: Parameters, row: Row, precision: Precision) -> int:
-    """Two chunks of float32 logits, and twice the gradient of the head where it is trained."""
+    """Two chunks of float32 logits and, if the head is trained, two copies of its gradient."""
     chunk = min(HEAD_CHUNK, row.drawn) * shape.words
     weight = shape.words * shape.hidden if params.is_head_trained else 0
     return 2 * FLOAT * (chunk + weight)
 
 
 def forward_bytes(shape: ModelShape, tokens: int, precision: Precision) -> int:
-    """Peak bytes of a pass without gradients over so many tokens: the widest point of a layer."""
+    """Peak bytes of a pass without gradients over `tokens` tokens: the widest point of a layer."""
     wide = 3 * shape.mlp * precision.compute
     return tokens * (wide + shape.hidden * (2 * precision.stream + FLOAT))
 
 
 def trunk_forward_bytes(shape: ModelShape, patches: int, precision: Precision) -> int:
-    """The same for the vision trunk."""
+    """Peak bytes of a pass of the vision trunk without gradients over `patches` patches."""
     wide = 3 * shape.vision_mlp * precision.compute
     return patches * (wide + shape.vision_hidden * (2 * precision.stream + FLOAT))
 
 
 def _ends_bytes(shape: ModelShape, params: Parameters, row: Row, precision: Precision) -> int:
-    """Mergers before the layers; last norm and what the head reads after them."""
+    """Bytes outside the layers: mergers before them; last norm and the head's input after them."""
     patches = row.prompts * row.copies * row.patches
     merger = 0
     if params.is_merger_trained or params.is_trunk_trained:
-        # The hidden layer of a merger is as wide as the patches that it joins.
+        # The hidden layer of a merger is as wide as the patches that it merges.
         norm = _norm_bytes(shape.vision_hidden, precision)
         merger = patches * (norm + 2 * shape.vision_hidden * precision.compute) * shape.mergers
     if params.is_trunk_trained:
@@ -164,10 +164,10 @@ def _ends_bytes(shape: ModelShape, params: Parameters, row: Row, precision: Prec
 
 
 def _mlp_bytes(shape: ModelShape, precision: Precision) -> int:
-    """Norm, gate, its activation, up, and their product."""
+    """Bytes per token of norm, gate, activated gate, up projection, and their product."""
     return _norm_bytes(shape.hidden, precision) + 4 * shape.mlp * precision.compute
 
 
 def _norm_bytes(width: int, precision: Precision) -> int:
-    """Its input in float32, scaled to norm 1, and weighted: what the products after it read."""
+    """Bytes of a norm: float32 input, normalised states, and weighted output."""
     return width * (FLOAT + precision.stream + precision.compute)

@@ -1,7 +1,7 @@
-"""Low-rank adapters: small trained matrices beside frozen weights (LoRA, arXiv 2106.09685).
+"""Low-rank adapters: small trained matrices added to frozen weights (LoRA, arXiv 2106.09685).
 
-peft makes the layers; the model keeps its tree of modules, so that whatever reads a policy reads it
-with adapters, too.
+peft creates the adapter layers inside the model. The module tree stays the same, so code that reads
+a policy also works with adapters.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from torch import Tensor, nn
 from tvg.model.freezing import PARTS, part_of_each
 
 Adapter = Callable[[Any], None]
-ADAPTER_NAME = "default"  # what peft calls an adapter that has no name
+ADAPTER_NAME = "default"  # peft's name for an unnamed adapter
 ALL_LINEAR = "all-linear"
-LORA = ".lora_"  # in the names of all that peft adds to a layer
+LORA = ".lora_"  # part of the name of every parameter that peft adds
 
 
 def no_adapter(model: Any) -> None:
-    """Leaves a model as it is: its own weights are trained."""
+    """Leaves a model unchanged; its own weights are trained."""
 
 
 class LoRA:
-    """Puts adapters on linear layers, W x + alpha / rank * B A x, and freezes all other weights.
+    """Adds adapters to linear layers, W x + alpha / rank * B A x, and freezes all other weights.
 
-    B starts at 0, so that the model starts as it was. All that is trained is float32, whatever the
-    frozen weights are: small updates would be lost in bfloat16.
+    B is initialised to 0, so the model's initial output is unchanged. All trained weights are
+    float32, whatever the dtype of the frozen weights: small updates would be lost in bfloat16.
 
     Args:
-        rank: of B A.
+        rank: rank of B A.
         alpha: the scale of B A is alpha / rank.
-        dropout: of what goes into A while training; reinforcement training needs 0, since the
-            sampler draws without it.
-        target_modules: ends of the names of linear layers, or "all-linear".
-        parts: where they are looked for: any of "vision", "merger", "language".
-        full_parts: parts whose own weights are trained beside the adapters.
-        seed: of A; the caller's random state is left as it was.
+        dropout: dropout on the input of A during training; reinforcement learning needs 0, because
+            the sampler uses no dropout.
+        target_modules: suffixes of the names of linear layers, or "all-linear".
+        parts: parts of the model that get adapters: any of "vision", "merger", "language".
+        full_parts: parts whose own weights are trained in addition to the adapters.
+        seed: seed of A; the caller's random state is not changed.
 
     Raises:
         ValueError: a setting out of range, or a part in both lists; names the key.
@@ -92,16 +92,16 @@ class LoRA:
         self.seed = seed
 
     def __call__(self, model: Any) -> None:
-        """Adds the adapters to a model whose frozen parts are frozen.
+        """Adds the adapters to a model, after `freeze_parts`.
 
         Raises:
-            ValueError: a part is frozen, or no layer has such a name.
+            ValueError: a selected part is frozen, or no layer has such a name.
         """
         part_of = part_of_each(model)
         self._refuse_frozen({part_of[id(p)] for p in model.parameters() if p.requires_grad})
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # a float serves as well
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # a float works as well
             lora_dropout=self.dropout,
             target_modules=target_layers(model, self.target_modules, parts=self.parts),
             bias="none",
@@ -109,12 +109,12 @@ class LoRA:
         with torch.random.fork_rng(devices=[]):
             inject_adapter_in_model(config, model, adapter_name=ADAPTER_NAME)
             for parameter in model.parameters():
-                part = part_of.get(id(parameter))  # adapters are in none
+                part = part_of.get(id(parameter))  # adapters belong to no part
                 parameter.requires_grad_(part is None or part in self.full_parts)
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
             torch.manual_seed(self.seed)
-            for layer in _layers(model).values():  # peft drew in the dtype of the weights
+            for layer in _layers(model).values():  # peft initialised them in the weights' dtype
                 layer.reset_lora_parameters(ADAPTER_NAME, True)
 
     def _refuse_frozen(self, trainable: set[str]) -> None:
@@ -127,15 +127,15 @@ class LoRA:
 
 
 def target_layers(model: Any, wanted: Sequence[str] | str, *, parts: Sequence[str]) -> list[str]:
-    """Full names of the linear layers of some parts whose names end so.
+    """Returns the full names of the linear layers of some parts that match a suffix.
 
     Args:
         model: without adapters.
-        wanted: ends of names, such as "q_proj" or "mlp.0"; or "all-linear".
-        parts: where to look.
+        wanted: suffixes of names, such as "q_proj" or "mlp.0"; or "all-linear".
+        parts: the parts to search.
 
     Raises:
-        ValueError: an end that no layer has, or that of the head or of the embeddings.
+        ValueError: a suffix that matches no layer, or only the head or the embeddings.
     """
     part_of = part_of_each(model)
     head = model.get_output_embeddings()
@@ -171,22 +171,22 @@ def _ends_so(name: str, end: str) -> bool:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether any layer of a model carries an adapter."""
+    """Returns whether any layer of a model has an adapter."""
     return bool(_layers(model))
 
 
 def _layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """Those that carry adapters, by their full names."""
+    """The layers with adapters, by their full names."""
     return {n: module for n, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def adapter_ids(model: nn.Module) -> set[int]:
-    """The ids of all parameters that adapters are made of."""
+    """The ids of all adapter parameters."""
     return {id(parameter) for name, parameter in model.named_parameters() if LORA in name}
 
 
 def drop_adapters(model: nn.Module) -> None:
-    """Takes the adapters off: what is left are the weights under them, not copied."""
+    """Removes the adapters in place and keeps the base weights, without copying them."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LoraLayer):
@@ -194,10 +194,10 @@ def drop_adapters(model: nn.Module) -> None:
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state dict as if it had no adapters, W + alpha / rank * B A instead of W.
+    """Returns the state dict of the merged model: W + alpha / rank * B A instead of W, no adapters.
 
-    The sum is rounded once, to the dtype of W. What changes is computed tensor by tensor into CPU
-    memory; the rest is not copied, and the model stays as it is.
+    The sum is rounded once, to the dtype of W. Merged tensors are computed one by one into CPU
+    memory. The other tensors are not copied, and the model is not changed.
     """
     layers = _layers(model)
     state = {}
@@ -213,16 +213,16 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 def _merged(layer: LoraLayer, weight: Tensor) -> Tensor:
     """W + alpha / rank * B A in W's dtype, on the CPU."""
-    made: Any = layer  # every layer that peft makes of a linear one has this
+    made: Any = layer  # every peft layer for a linear layer has get_delta_weight
     delta = made.get_delta_weight(ADAPTER_NAME)
     wide = torch.promote_types(weight.dtype, delta.dtype)
     return (weight.to(wide) + delta.to(wide)).to("cpu", weight.dtype)
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Writes the adapters as a folder that peft loads on top of the model they were trained on.
+    """Writes the adapters to a folder that peft can load on top of the base model.
 
-    Parts that were trained in full are in it, too, as peft's `modules_to_save`.
+    Fully trained parts are included as peft's `modules_to_save`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     full = {

@@ -1,7 +1,7 @@
-"""The attention function that a transformers config names: the one file that knows how it does.
+"""Reads and sets the attention function in a transformers config; no other file does this.
 
-Transformers chooses it for a whole model (`set_attn_implementation`), not for modules that hold a
-config of their own, and has no public way to read it.
+Transformers sets it for a whole model (`set_attn_implementation`), not for modules with their own
+config, and has no public way to read it.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ def chosen_attention(config: Any) -> str:
 
 
 def choose_attention(config: Any, name: str) -> None:
-    """Makes modules that hold this config call the function registered under that name."""
+    """Makes modules with this config call the function registered as `name`."""
     config._attn_implementation_internal = name

@@ -1,8 +1,8 @@
-"""Attention calls that also return the log-sum-exp of their scores, and take it in backward.
+"""Attention calls that return the log-sum-exp of their scores and accept it in backward.
 
-`torch.nn.functional.scaled_dot_product_attention` keeps that number to itself; the kernels behind
-it do not. Three of them, chosen by device and type: the CPU's flash kernel (any type), the GPU's
-(half precision), and plain matrix products for everything else.
+`torch.nn.functional.scaled_dot_product_attention` does not return it, but its kernels do. One of
+three implementations is selected by device and dtype: the CPU flash kernel (any dtype), the GPU
+flash kernel (half precision), and plain matrix products for everything else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _aten = torch.ops.aten
-CHUNK_QUERIES = 512  # scored together by the plain products
+CHUNK_QUERIES = 512  # query rows scored at once by the plain products
 
 
 class Attended(NamedTuple):
@@ -22,13 +22,13 @@ class Attended(NamedTuple):
 
     out: Tensor  # [b, H, L, d]
     lse: Tensor  # [b, H, L], natural logarithm; float32, or float64 for float64 states
-    state: tuple[Any, ...]  # of the kernel, for its backward
+    state: tuple[Any, ...]  # kernel state for backward
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float) -> Attended:
     """Softmax attention of [b, H, L, d] over [b, K, S, d]; H / K query heads share a key head.
 
-    `is_causal` needs L = S.
+    `is_causal` requires L = S.
     """
     kernel = _kernel(query)
     if kernel == "cpu":
@@ -62,8 +62,8 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value for one block of keys.
 
-    `attended` holds output and log-sum-exp of the whole attention, of which these keys may be a
-    part, and the kernel's state of this part.
+    `attended` holds the output and log-sum-exp of the whole attention, and the kernel state of this
+    block. The keys of the block may be only a part of those of the whole attention.
     """
     out, lse, state = attended
     kernel = _kernel(query)
@@ -97,7 +97,7 @@ def _fits_flash(head_size: int) -> bool:
 
 
 def _chunks(query: Tensor) -> Iterator[slice]:
-    """Query rows that are scored together: no scores of a whole long prompt are ever held."""
+    """Slices of query rows scored at once, so that the scores of a long prompt never coexist."""
     for start in range(0, query.shape[2], CHUNK_QUERIES):
         yield slice(start, min(start + CHUNK_QUERIES, query.shape[2]))
 

@@ -1,8 +1,9 @@
-"""Two ways to the hidden states that predict completion tokens: the same numbers, another cost.
+"""Two ways to compute the hidden states that predict completion tokens, with equal results.
 
-`repeated` gives every completion its own copy of prompt and video: G times the work, plain Hugging
-Face code, the oracle. `shared_prefix` computes each prompt once, in one row without padding.
-Both return states in the order of the completion mask's ones, row by row: [M, D].
+`repeated` gives every completion its own copy of prompt and video. It is plain Hugging Face code,
+costs G times the work, and serves as the oracle. `shared_prefix` computes each prompt once, in one
+row without padding. Both return states in the order of the completion mask's ones, row by row:
+[M, D].
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def repeated(
     completion_mask: Tensor,
     group_size: int,
 ) -> Tensor:
-    """Every completion after its own copy of prompt and video, in padded rows of P + C tokens."""
+    """Puts every completion after its own copy of prompt and video, in rows of P + C tokens."""
     copies = prompts.repeat(group_size)
     positions = policy.position_ids(copies)
     after = extend_positions(positions[..., -1], completion_ids.shape[1])
@@ -54,7 +55,7 @@ def shared_prefix(
     completion_mask: Tensor,
     group_size: int,
 ) -> Tensor:
-    """Every prompt once, followed by its completions, in one row of T tokens (see `packing`)."""
+    """Puts every prompt once, before its completions, in one row of T tokens (see `packing`)."""
     row = pack(prompts.attention_mask, completion_mask, group_size=group_size)
     is_prompt, is_real = prompts.attention_mask.bool(), completion_mask.bool()
     positions = policy.position_ids(prompts)
@@ -80,7 +81,7 @@ def shared_prefix(
 
 
 def no_mask(model: Any) -> dict[str, None] | None:
-    """Tells a language model that its attention function knows by itself who sees whom."""
+    """The `attention_mask` argument for an attention function that does its own masking."""
     layer_types = getattr(model.config.get_text_config(), "layer_types", None)
     return None if layer_types is None else dict.fromkeys(layer_types)
 

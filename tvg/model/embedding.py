@@ -1,4 +1,4 @@
-"""Prompts as a language model is given them: embeddings, and what joins them further on."""
+"""Inputs of a language model for prompts: embeddings, and features added after the first layers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class EmbeddedPrompts:
 
     embeds: Tensor  # [B, P, D]
     is_video: Tensor  # bool [B, P]
-    # [video tokens of the batch, D] each, in reading order: added after the first layers
+    # [video tokens of the batch, D] each, in reading order; added after the first layers
     deepstack: tuple[Tensor, ...]
 
     def options(self, is_video: Tensor) -> dict[str, Any]:
-        """Arguments of a language model's forward beside embeddings; none without deepstack.
+        """Extra arguments of the language model's forward; empty without deepstack.
 
         Args:
-            is_video: bool [rows, tokens], the places of the video tokens in what it is given; in
-                reading order, they are those of the prompts.
+            is_video: bool [rows, tokens], positions of the video tokens in the language model's
+                input; their reading order must be that of the prompts.
         """
         if not self.deepstack:
             return {}
@@ -32,9 +32,9 @@ class EmbeddedPrompts:
 
     @contextmanager
     def at_first_call(self, language_model: Any) -> Iterator[None]:
-        """Has the first call of a language model, a prefill of these prompts, get `options`.
+        """Passes `options` to the first call of a language model, the prefill of these prompts.
 
-        For `generate`, which hands on no such thing with embeddings.
+        Used with `generate`, which does not forward such arguments together with embeddings.
         """
         options = self.options(self.is_video)
         if not options:

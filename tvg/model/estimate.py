@@ -1,10 +1,10 @@
-"""Estimates the memory of a GRPO run on one GPU, by arithmetic alone.
+"""Estimates the GPU memory of a GRPO run arithmetically, without running it.
 
-Model states follow ZeRO (arXiv 1910.02054, section 3): 2 + 2 + 12 bytes a parameter in half
-precision with float32 masters under AdamW, 4 + 4 + 8 in float32; stage 1 shares the optimizer's
-part out among GPUs, stage 2 gradients too, stage 3 parameters too. Activations are those of
-`tvg.model.activations`. Left out: the CUDA context (about 0.5 GiB), communication buffers, layers
-that stage 3 gathers, and what the allocator loses between blocks.
+Model states follow ZeRO (arXiv 1910.02054, section 3). Under AdamW they take 2 + 2 + 12 bytes per
+parameter in half precision with float32 masters, and 4 + 4 + 8 in float32. Stage 1 shards the
+optimizer states across GPUs, stage 2 also the gradients, stage 3 also the parameters. Activations
+come from `tvg.model.activations`. Not included: the CUDA context (about 0.5 GiB), communication
+buffers, layers gathered by stage 3, and allocator fragmentation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tvg.model.job import Job
 
 Phase = Literal["always", "vision", "sampling", "reference", "learning", "optimizer", "validation"]
 PHASES: tuple[Phase, ...] = tuple(phase for phase in get_args(Phase) if phase != "always")
-DRAW_BYTES = 24  # a word in the draw: two float32 and two float64; see tvg.rollout.drawing
+DRAW_BYTES = 24  # per word when drawing: two float32 and two float64; see tvg.rollout.drawing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +27,12 @@ class Line:
     name: str
     phase: Phase
     gpu: float  # bytes
-    host: float = 0  # bytes in CPU memory, of this GPU's process
+    host: float = 0  # bytes in CPU memory, for this GPU's process
     detail: str = ""
 
 
 def estimate(job: Job) -> list[Line]:
-    """The uses of memory, and when."""
+    """Returns the uses of memory, each with its phase."""
     return [
         *_states(job),
         *_vision(job),
@@ -45,12 +45,12 @@ def estimate(job: Job) -> list[Line]:
 
 
 def total(lines: list[Line]) -> float:
-    """Bytes of a GPU at the step's worst moment: what is always there, and the largest phase."""
+    """Peak bytes on a GPU during a step: the permanent memory plus the largest phase."""
     return _sum(lines, "always") + max(_sum(lines, phase) for phase in PHASES)
 
 
 def worst_phase(lines: list[Line]) -> Phase:
-    """The phase of that moment."""
+    """The phase with the peak memory."""
     return max(PHASES, key=lambda phase: _sum(lines, phase))
 
 
@@ -108,12 +108,12 @@ def _reference(job: Job) -> Line:
 
 
 def _reference_bytes(job: Job) -> int:
-    """Bytes of the reference beside the policy's frozen weights; it has no adapters."""
+    """Bytes of the reference's own weights; it shares frozen ones and has no adapters."""
     return (job.params.trained - job.params.adapters) * job.trained_bytes
 
 
 def _scoring(job: Job) -> list[Line]:
-    """The reference's forward, for which an offloaded one comes to the GPU."""
+    """The reference's forward pass; an offloaded reference is moved to the GPU for it."""
     if not job.has_reference:
         return []
     own = _reference_bytes(job) if job.offload_reference else 0
@@ -124,7 +124,7 @@ def _scoring(job: Job) -> list[Line]:
 
 
 def _vision(job: Job) -> list[Line]:
-    """Pixels (or features) of the whole step, and the pass of a frozen trunk over them."""
+    """Pixels (or features) of the whole step, and the forward pass of a frozen trunk over them."""
     patches = job.prompts * job.patches
     pixels = 0 if job.is_encoded else patches * job.shape.patch_values * FLOAT
     is_kept = not job.params.is_trunk_trained
@@ -172,23 +172,23 @@ def _cached(job: Job, prefixes: int, rows: int, tokens: int) -> str:
 
 
 def _cache_bytes(job: Job, prefixes: int, rows: int, tokens: int) -> float:
-    """Keys and values of prompts and of what is drawn after them."""
+    """Keys and values of the prompts and of the sampled tokens."""
     cached = prefixes * job.prompt_tokens + rows * tokens
     return cached * job.shape.layers * 2 * job.shape.keys * job.precision.compute
 
 
 def _drawing_bytes(job: Job, prefixes: int, rows: int) -> float:
-    """The larger of the prompts' forward and the draw of one token each."""
+    """The larger of the prompts' forward pass and the draw of one token per row."""
     prefill = forward_bytes(job.shape, prefixes * job.prompt_tokens, job.precision)
     return max(prefill, rows * job.shape.words * DRAW_BYTES)
 
 
 def _validation(job: Job) -> list[Line]:
-    """A batch of validation, or of rating the training list; no training batch is there then."""
+    """A batch for validation, or for scoring the training set; no training batch is in memory."""
     if not job.eval_prompts:
         return []
     prompts = min(job.eval_prompts, job.prompts_per_call or job.eval_prompts)
-    more = max(job.eval_prompts - job.prompts, 0) * job.patches  # than the clips counted as always
+    more = max(job.eval_prompts - job.prompts, 0) * job.patches  # beyond the clips in "always"
     pixels = 0 if job.is_encoded else more * job.shape.patch_values * FLOAT
     features = more * job.shape.vision_hidden * job.shape.mergers * job.precision.compute
     patches = prompts * job.patches
@@ -241,7 +241,7 @@ def _learning(job: Job) -> list[Line]:
 
 
 def _step(job: Job) -> list[Line]:
-    """The optimizer's step: gradients are still there, activations no longer."""
+    """The optimizer step: gradients are still in memory, activations are not."""
     (gradients,) = (line for line in _learning(job) if line.name == "gradients")
     scratch = job.params.trained * job.optimizer.scratch / job.sharding.share(1)
     is_away = job.sharding.offload_optimizer or job.optimizer.is_on_cpu

@@ -1,4 +1,4 @@
-"""From a policy to a plain Hugging Face folder."""
+"""Exports a policy to a plain Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tvg.model.weight_files import CHECKSUM_FILE, checksum_text
 
 log = logging.getLogger(__name__)
 
-ADAPTER = "adapter"  # folder of an export
+ADAPTER = "adapter"  # subfolder of an export
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def export_checkpoint(
     policy: Policy, processor: Any, folder: Path, *, notes: Mapping[str, str]
 ) -> Path:
-    """Writes a plain Hugging Face folder, whole or not at all; replaces an older one.
+    """Writes a plain Hugging Face folder atomically; replaces an existing one.
 
-    Adapters are merged into the weights; by themselves they are in `adapter/` inside the folder.
-    `weights.sha256` holds the checksums of the weights, which are compared when they are loaded.
+    Adapters are merged into the weights, and also saved separately in `adapter/` inside the folder.
+    `weights.sha256` contains the checksums of the weights, which are verified on loading.
 
     Args:
-        policy: its weights and config.
+        policy: the policy whose weights and config are written.
         processor: tokenizer, video processor and chat template.
-        folder: to write.
-        notes: further text files, name -> content.
+        folder: the folder to write.
+        notes: additional text files, name -> content.
 
     Raises:
         OSError: the disk is full or cannot be written; names the folder and the disk.
@@ -53,16 +53,16 @@ def export_checkpoint(
 def rehearse_export(
     policy: Policy, processor: Any, folder: Path, *, notes: Mapping[str, str]
 ) -> None:
-    """Writes what an export holds beside its weights, and removes it: what fails, fails now.
+    """Writes an export without its weights and removes it again, so that errors show up early.
 
     Args:
-        policy: as for `export_checkpoint`; so are the others.
-        processor: see there.
-        folder: see there; it is not touched.
-        notes: see there.
+        policy: as for `export_checkpoint`.
+        processor: as for `export_checkpoint`.
+        folder: as for `export_checkpoint`; it is not touched.
+        notes: as for `export_checkpoint`.
 
     Raises:
-        ValueError: a file would not be written, or the disk has too little room for the weights.
+        ValueError: a file cannot be written, or the disk has too little space for the weights.
     """
     temporary = unfinished_path(folder.with_name(f"{folder.name}-rehearsal"))
     try:
@@ -70,7 +70,7 @@ def rehearse_export(
         policy.model.config.save_pretrained(temporary)
         policy.model.generation_config.save_pretrained(temporary)
         _write_rest(processor, temporary, notes)
-    except Exception as error:  # libraries raise anything
+    except Exception as error:  # libraries may raise anything
         raise ValueError(f"the export to {folder} would fail: {one_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -90,14 +90,14 @@ def _write_rest(processor: Any, folder: Path, notes: Mapping[str, str]) -> None:
 
 
 def savable_generation_config(config: GenerationConfig, folder: Path) -> GenerationConfig:
-    """A generation config that transformers saves: without the settings that it refuses.
+    """Returns a generation config that transformers can save, without settings that it rejects.
 
-    It reads files that it would not write, such as `do_sample: false` with a `temperature`. tvg
-    samples by its own settings and reads only the ids of tokens.
+    transformers reads some files that it refuses to write, such as `do_sample: false` with a
+    `temperature`. tvg samples with its own settings and reads only the token ids.
 
     Args:
-        config: of a loaded model.
-        folder: where it came from, for the message.
+        config: generation config of a loaded model.
+        folder: its source folder, for the message.
     """
     try:
         config.validate(strict=True)

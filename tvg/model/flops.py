@@ -1,11 +1,11 @@
-"""The floating-point operations that a GRPO step needs, whatever way it is computed.
+"""Counts the floating-point operations that a GRPO step requires, however it is implemented.
 
-What is counted is the least that the step can do: every prompt once (its vision trunk, its prefill,
-its place in the policy's and the reference's forward), nothing recomputed, no padding. Repeating
-prompts or recomputing activations makes a run slower, and not its count higher: the share of a
-card's peak that this count comes to is the model FLOPs utilisation of PaLM (arXiv 2204.02311,
-appendix B). A product of matrices [m, k] and [k, n] is 2 m k n operations; norms, rotations,
-softmax and the optimizer are left out, being a thousandth of the rest.
+The count is the minimum for a step: every prompt once (vision trunk, prefill, forward of policy and
+reference), no recomputation, no padding. Repeating prompts or recomputing activations makes a run
+slower but does not increase the count. The count divided by a card's peak is the model FLOPs
+utilisation of PaLM (arXiv 2204.02311, appendix B). A product of matrices [m, k] and [k, n] is
+2 m k n operations. Norms, rotations, softmax and the optimizer are left out; they are about a
+thousandth of the rest.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class StepWork:
 
     Attributes:
         prompts: tokens of each of B prompts.
-        completions: tokens of each completion, EOS included, prompt after prompt: B * G.
+        completions: tokens of each of the B * G completions, including EOS, prompt after prompt.
         grids: (time, height, width) of each clip, in patches.
-        is_encoded: the trunk's output came with the batch.
-        has_reference: a frozen model scores the completions, too.
+        is_encoded: the batch contains the trunk's output.
+        has_reference: a frozen reference also scores the completions.
         trains_language: the language model's weights get gradients.
         trains_merger: the merger's weights get gradients.
-        trains_trunk: so do the vision trunk's; it then runs for each set of weights and each use.
+        trains_trunk: the vision trunk's weights get gradients; each stage then runs its own trunk.
     """
 
     prompts: Sequence[int]
@@ -44,20 +44,20 @@ class StepWork:
 
 
 def step_flops(shape: ModelShape, work: StepWork) -> dict[str, float]:
-    """Operations of each stage; their sum is the step's.
+    """Operations of each stage; the step's total is their sum.
 
-    A layer's backward is twice its forward: once for the gradient of its input, once for that of
-    its weights, the second left out where they are frozen.
+    A layer's backward costs twice its forward: once for the gradient of its input, once for that
+    of its weights. The second is left out if the weights are frozen.
     """
     trunk = 0.0 if work.is_encoded else sum(trunk_flops(shape, grid) for grid in work.grids)
     patches = sum(t * h * w for t, h, w in work.grids)
     merger = 2.0 * shape.merger_params * patches / shape.merge
     layers, pairs = _language(shape, work.prompts, work.completions)
     head = 2.0 * shape.hidden * shape.words * sum(work.completions)
-    once = trunk if work.trains_trunk else 0.0  # a run of the trunk for each stage of its own
+    once = trunk if work.trains_trunk else 0.0  # each stage runs its own trunk if it is trained
     forward = once + merger + layers + pairs + head
     backward = (layers + head) * (1 + work.trains_language) + 2 * pairs
-    # Below the language model, what is frozen gets no gradient at all.
+    # Below the language model, frozen modules get no gradient at all.
     backward += merger * (work.trains_merger + work.trains_trunk) + 2 * once
     return {
         "vision": trunk - once,
@@ -69,7 +69,7 @@ def step_flops(shape: ModelShape, work: StepWork) -> dict[str, float]:
 
 
 def trunk_flops(shape: ModelShape, grid: Sequence[int]) -> float:
-    """One run of the vision trunk over one clip of a grid (time, height, width) in patches."""
+    """One run of the vision trunk over a clip whose grid is (time, height, width) in patches."""
     time, height, width = grid
     patches = time * height * width
     products = shape.patch_values * shape.vision_hidden + shape.vision_layers * shape.block_params
@@ -81,7 +81,7 @@ def trunk_flops(shape: ModelShape, grid: Sequence[int]) -> float:
 
 
 def sampling_flops(shape: ModelShape, prompts: Sequence[int], completions: Sequence[int]) -> float:
-    """One prefill a prompt, then a token at a time; the last token drawn is not fed back."""
+    """One prefill per prompt, then one token at a time; the last sampled token is not fed back."""
     group = len(completions) // len(prompts)
     layer = 2.0 * (shape.attention_params + shape.mlp_params)
     products, pairs = 0.0, 0.0
@@ -98,10 +98,10 @@ def sampling_flops(shape: ModelShape, prompts: Sequence[int], completions: Seque
 def _language(
     shape: ModelShape, prompts: Sequence[int], completions: Sequence[int]
 ) -> tuple[float, float]:
-    """Products and attention of one forward of prompts, each with its share of completions.
+    """Matrix products and attention of one forward pass over prompts with their completions.
 
-    The last layer owes keys and values of all tokens, and the rest of its work to those places
-    alone whose states are read: each prompt's end and its completions but for their last tokens.
+    The last layer computes keys and values for all tokens, but everything else only at positions
+    whose states are read: each prompt's last token, and its completions except their last tokens.
     """
     group = len(completions) // len(prompts)
     keys = 2.0 * 2 * shape.hidden * shape.keys
@@ -109,7 +109,7 @@ def _language(
     products, pairs = 0.0, 0.0
     for number, prompt in enumerate(prompts):
         mine = completions[number * group : (number + 1) * group]
-        fed = [max(length - 1, 0) for length in mine]  # nothing follows a last token
+        fed = [max(length - 1, 0) for length in mine]  # nothing is predicted from a last token
         tokens = prompt + sum(fed)
         after = sum(length * prompt + length * (length + 1) / 2 for length in fed)
         products += (shape.layers - 1) * layer * tokens
@@ -119,7 +119,7 @@ def _language(
 
 
 def _squares(length: int, window: int) -> int:
-    """The sum of squares of the windows that a side is cut into, the last one maybe shorter."""
+    """Sum of squared window lengths along one side; the last window may be shorter."""
     return length // window * window**2 + (length % window) ** 2
 
 
@@ -131,7 +131,7 @@ def rollout_flops(
     is_encoded: bool,
     num_updates: int = 1,
 ) -> float:
-    """Operations of sampling a rollout and of learning from it `num_updates` times (0: not yet)."""
+    """Operations of sampling a rollout and of `num_updates` updates on it (0: sampling only)."""
     counted = count_parameters(policy.model)
     work = StepWork(
         prompts=rollout.prompts.attention_mask.sum(1).tolist(),

@@ -1,7 +1,7 @@
-"""Checks of the files of a checkpoint folder before a library reads them.
+"""Checks the files of a checkpoint folder before a library reads them.
 
-A checkpoint may come from anywhere. Nothing in it may name code or lead out of its folder, and its
-files have to be as large and as deep as those of a model can be.
+A checkpoint may come from an untrusted source. Nothing in it may name code or refer to paths
+outside its folder, and its files must have a plausible size and depth for a model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
-MAX_JSON_BYTES = 32 * MIB  # Qwen3's tokenizer.json has 11 MiB
+MAX_JSON_BYTES = 32 * MIB  # Qwen3's tokenizer.json is 11 MiB
 MAX_TEMPLATE_BYTES = MIB // 4
 MAX_LAYERS = 1000
 MAX_SIZE = 10**8  # of any width, or of the vocabulary
@@ -26,11 +26,11 @@ _SIZE_KEYS = (
 
 
 def check_folder_files(folder: Path) -> None:
-    """Refuses folders that hold more than a model's data; reads no weights.
+    """Rejects folders that contain more than a model's data; does not read the weights.
 
     Raises:
-        ValueError: a file names code or another folder, is too large, or is no JSON object; one
-            line that begins with `model.path:` and names the file.
+        ValueError: a file names code or another folder, is too large, or is not a JSON object. The
+            message is one line that begins with `model.path:` and names the file.
     """
     if (folder / "adapter_config.json").exists():
         raise ValueError(
@@ -47,10 +47,10 @@ def check_folder_files(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint that names no code.
+    """Reads a JSON file of a checkpoint and checks that it names no code.
 
     Raises:
-        ValueError: as `check_folder_files`.
+        ValueError: as for `check_folder_files`.
     """
     _check_size(path, MAX_JSON_BYTES)
     try:
@@ -76,7 +76,7 @@ def _check_size(path: Path, limit: int) -> None:
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
-    """All keys of a JSON value at any depth, with what they hold."""
+    """Yields all keys of a JSON value at any depth, with their values."""
     stack = [value]
     while stack:
         node = stack.pop()
@@ -108,7 +108,7 @@ def _check_pair(path: Path, key: str, value: Any) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """The message of a library's error on one line, cut to a length that can be read."""
+    """Returns the message of a library's error on one line, truncated to a readable length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:397]}..."
 

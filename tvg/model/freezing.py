@@ -8,15 +8,15 @@ from torch import nn
 
 from tvg.model.families import mergers, tower
 
-PARTS = ("vision", "merger", "language")  # the vision trunk, what projects it, and all else
+PARTS = ("vision", "merger", "language")  # the vision trunk, its projection, and everything else
 
 
 def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> None:
-    """Switches gradients off for whole parts of a model.
+    """Disables gradients for whole parts of a model.
 
     Args:
-        model: of any family.
-        vision: freeze the vision trunk: everything in the tower but the merger.
+        model: a model of any family.
+        vision: freeze the vision trunk: everything in the tower except the merger.
         merger: freeze the merger, which projects vision into the language model.
         language: freeze the language model, its embeddings and its head.
 
@@ -35,7 +35,7 @@ def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> N
 
 
 def part_of_each(model: nn.Module) -> dict[int, str]:
-    """The part that each parameter belongs to, by the parameter's id."""
+    """Maps each parameter's `id()` to the part it belongs to."""
     parts = {id(parameter): "language" for parameter in model.parameters()}
     parts |= {id(parameter): "vision" for parameter in tower(model).parameters()}
     for merger in mergers(model):

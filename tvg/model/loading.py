@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a policy; `tvg.model.exporting` is the way back."""
+"""Loads a policy from a Hugging Face folder; `tvg.model.exporting` does the reverse."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Checkpoint:
-    """A checkpoint folder and how to load it.
+    """A checkpoint folder and its loading options.
 
     Args:
-        path: folder with config, weights, tokenizer and processor; None: `create` makes one.
-        create: writes a fresh checkpoint and returns its folder; used only where `path` is None.
+        path: folder with config, weights, tokenizer and processor; None: use `create`.
+        create: writes a new checkpoint and returns its folder; used only if `path` is None.
         dtype: "float32", "bfloat16" or "float16".
         attn_implementation: "sdpa", "eager" or "flash_attention_2".
-        freeze_vision: keep the vision trunk (everything in it but the merger) as it is.
-        freeze_merger: keep the merger between vision and language as it is.
-        freeze_language: keep the language model as it is.
+        freeze_vision: freeze the vision trunk (everything in the tower except the merger).
+        freeze_merger: freeze the merger between vision and language.
+        freeze_language: freeze the language model.
         gradient_checkpointing: recompute activations in backward.
-        adapter: puts adapters on a model whose frozen parts are frozen; see `tvg.model.adapters`.
+        adapter: adds adapters to a model after freezing; see `tvg.model.adapters`.
 
     Raises:
         ValueError: no usable checkpoint at `path`, or an option out of range; names the key.
@@ -68,10 +68,10 @@ class Checkpoint:
         _check_attention(attn_implementation)
 
     def folder(self) -> Path:
-        """The checkpoint's folder, made first where it is one to be created.
+        """Returns the checkpoint's folder; creates the checkpoint first if `path` is None.
 
         Raises:
-            ValueError: the folder is missing, holds no checkpoint, or more than data.
+            ValueError: the folder is missing, contains no checkpoint, or contains more than data.
         """
         if self.path is None:
             assert self.create is not None
@@ -89,13 +89,13 @@ class Checkpoint:
         return self.path
 
     def load_processor(self) -> Any:
-        """Tokenizer, video processor and chat template, padding on the left."""
+        """Loads tokenizer, video processor and chat template."""
         folder = self.folder()
         try:
             processor = AutoProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # files from elsewhere make libraries raise anything
+        except Exception as error:  # untrusted files can make libraries raise anything
             raise ValueError(
                 f"model.path: no processor could be loaded from {folder}: {one_line(error)}"
             ) from error
@@ -109,7 +109,7 @@ class Checkpoint:
         return processor
 
     def load_policy(self, processor: Any, *, forward_by: str = "shared_prefix") -> Policy:
-        """The model as a policy, frozen and adapted as configured, in eval mode."""
+        """Loads the model as a policy in eval mode, frozen and adapted as configured."""
         model = load_model(self.folder(), self.dtype, self.attn_implementation)
         family_of(model.config).prepare(model)
         if self.gradient_checkpointing:
@@ -118,7 +118,7 @@ class Checkpoint:
         return make_policy(model, processor.tokenizer, forward_by=forward_by)
 
     def choose_trained(self, model: Any) -> None:
-        """Freezes what is to be frozen, and adds adapters where there are to be any."""
+        """Freezes the configured parts and adds the configured adapters."""
         freeze_parts(
             model,
             vision=self.freeze_vision,
@@ -132,8 +132,8 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> An
     """Loads the weights of a supported family from a local folder.
 
     Raises:
-        ValueError: the folder's model type is not supported, its weights are no safetensors, are
-            incomplete, or differ from their checksums.
+        ValueError: the folder's model type is not supported, or its weights are not safetensors,
+            are incomplete, or differ from their checksums.
     """
     family = family_of(read_config(folder))
     check_weight_files(folder)
@@ -148,7 +148,7 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> An
         )
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # files from elsewhere make libraries raise anything
+    except Exception as error:  # untrusted files can make libraries raise anything
         raise ValueError(
             f"model.path: no weights could be loaded from {folder}: {one_line(error)}"
         ) from error
@@ -162,7 +162,7 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> An
 
 
 def make_policy(model: Any, tokenizer: Any, *, forward_by: str) -> Policy:
-    """Reads the special ids that a policy needs from model and tokenizer."""
+    """Wraps a model as a policy, with the special token ids from model and tokenizer."""
     vocabulary = tokenizer.get_vocab()
     vision_tokens = family_of(model.config).vision_tokens
     eos = model.generation_config.eos_token_id

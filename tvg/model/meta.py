@@ -1,4 +1,4 @@
-"""A checkpoint's model without its weights: everything that can be counted is there."""
+"""Builds a checkpoint's model without its weights, for counting parameters and sizes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tvg.model.loading import Checkpoint
 
 
 def meta_model(checkpoint: Checkpoint) -> Any:
-    """The model on the meta device, from `config.json` alone, frozen and adapted as configured.
+    """Builds the model on the meta device from `config.json`, frozen and adapted as configured.
 
     Raises:
-        ValueError: no folder with a config.json, or of a type that is not supported.
+        ValueError: there is no folder with a config.json, or its model type is not supported.
     """
     folder = checkpoint.folder()
     config = read_config(folder)

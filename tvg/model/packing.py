@@ -1,8 +1,8 @@
-"""One row of tokens for prompts and their completions; every prompt appears once.
+"""Packs prompts and their completions into one row of tokens; every prompt appears once.
 
-The row of B prompts with G completions each is [p1, c11 ... c1G, p2, c21 ...], without any padding.
-Matrix products, norms and MLPs see T tokens; only attention (`tvg.model.prefix_attention`) knows
-that a completion follows its prompt and not the completion before it.
+The row of B prompts with G completions each is [p1, c11 ... c1G, p2, c21 ...], without padding.
+Matrix products, norms and MLPs process T tokens. Only attention (`tvg.model.prefix_attention`)
+accounts for the fact that a completion follows its prompt, not the preceding completion.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """b prompts of one length P; for attention, their completions are padded to the longest, C."""
+    """b prompts of equal length P; attention pads their completions to the longest, C."""
 
-    prompts: Tensor  # int64 [b, P], places in the row
-    completions: Tensor  # int64 [b, G, C], places in the row; padding repeats some real place
+    prompts: Tensor  # int64 [b, P], positions in the row
+    completions: Tensor  # int64 [b, G, C], positions in the row; padding points to a real token
     is_real: Tensor  # bool [b, G, C]
 
     @cached_property
     def real_rows(self) -> Tensor:
-        """Numbers of the real tokens among all b * G * C: found once, it makes a GPU wait."""
+        """Indices of the real tokens among all b * G * C; cached, as this synchronises the GPU."""
         return self.is_real.flatten().nonzero()[:, 0]
 
     @cached_property
     def real_places(self) -> Tensor:
-        """Their places in the row."""
+        """Positions of the real tokens in the row."""
         return self.completions.flatten()[self.real_rows]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRow:
-    """Where the tokens of B prompts and N = B * G completions stand in one row of T tokens."""
+    """Positions of the tokens of B prompts and N = B * G completions in one row of T tokens."""
 
     num_tokens: int  # T
     prompt_places: Tensor  # int64 [real prompt tokens], prompt after prompt
     completion_places: Tensor  # int64 [M], completion after completion
-    # int64 [K], ascending: places whose last states are read, prompts' ends among them
+    # int64 [K], ascending: positions whose final states are read, including prompts' last tokens
     needed: Tensor
-    sources: Tensor  # int64 [M]: which of the K predicts each completion token
+    sources: Tensor  # int64 [M], index into `needed` of the state that predicts each token
     groups: list[Group]
 
 
@@ -53,7 +53,7 @@ def pack(prompt_mask: Tensor, completion_mask: Tensor, *, group_size: int) -> Pa
         prompt_mask: int64 [B, P], left-padded.
         completion_mask: int64 [N, C], right-padded; row n answers prompt n // group_size. A
             completion may be empty, and C may be 0.
-        group_size: completions a prompt, G.
+        group_size: completions per prompt, G.
     """
     device = prompt_mask.device
     num_prompts = prompt_mask.shape[0]
@@ -97,7 +97,7 @@ def pack(prompt_mask: Tensor, completion_mask: Tensor, *, group_size: int) -> Pa
 
 
 def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
-    """start, start + 1, ... of each range, one range after the other: int64 [sum of lengths]."""
+    """Concatenates the ranges start, start + 1, ...: int64 [sum of lengths]."""
     ends = lengths.cumsum(0)
     inside = torch.arange(int(ends[-1]) if len(ends) else 0)
     return inside + torch.repeat_interleave(starts - (ends - lengths), lengths)

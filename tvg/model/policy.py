@@ -1,4 +1,4 @@
-"""The policy: a video-language model that scores completions at the true times of their clip."""
+"""The policy: a video-language model that scores completions at the true times of their clips."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Policy(nn.Module):
     """Wraps a Hugging Face model; sampling, policy and reference all read prompts through it.
 
     Args:
-        model: of one of `tvg.model.families`.
-        suppressed_ids: tokens that are never sampled and get no probability (vision tokens).
+        model: a model of one of `tvg.model.families`.
+        suppressed_ids: tokens that are never sampled and have no probability (vision tokens).
         eos_ids: tokens that end a completion.
-        pad_id: fills rows after the end.
-        forward_by: how completions are scored: "shared_prefix" computes each prompt once,
-            "repeated" once a completion; the numbers are the same.
+        pad_id: padding token after the end of a completion.
+        forward_by: scoring method: "shared_prefix" computes each prompt once, "repeated" once per
+            completion; the results are the same.
 
     Raises:
-        ValueError: no such way, or the model's attention cannot share a prefix.
+        ValueError: unknown `forward_by`, or the model's attention cannot share a prefix.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Policy(nn.Module):
         return family_of(config).position_ids(config, prompts)
 
     def language_positions(self, positions: Tensor) -> Tensor:
-        """Positions [3, rows, tokens] as the model's language model takes them."""
+        """Converts positions [3, rows, tokens] to the form that the language model expects."""
         return family_of(self.model.config).language_positions(positions)
 
     def encode_clips(self, prompts: PromptBatch) -> PromptBatch:
-        """The same prompts with the features of a frozen vision trunk instead of pixels.
+        """Returns the prompts with features of the frozen vision trunk instead of pixels.
 
-        Sampling, policy and reference then share one run of the trunk. Where the trunk is trained,
-        its output belongs to one set of weights, and the prompts come back as they are.
+        Sampling, policy and reference then share one run of the trunk. If the trunk is trained, its
+        output is valid only for one set of weights, and the prompts are returned unchanged.
         """
         is_encoded = prompts.video_features is not None
         if is_encoded or len(prompts) == 0 or not is_trunk_frozen(self.model):
@@ -84,7 +84,7 @@ class Policy(nn.Module):
         return replace(prompts, pixel_values_videos=None, video_features=features)
 
     def embed(self, prompts: PromptBatch) -> EmbeddedPrompts:
-        """Token embeddings with the clips in their places; each clip is encoded once."""
+        """Returns token embeddings with the clips inserted; each clip is encoded once."""
         embeds = self.model.get_input_embeddings()(prompts.input_ids)
         features = prompts.video_features
         if features is None:
@@ -102,7 +102,7 @@ class Policy(nn.Module):
         )
 
     def embed_prompts(self, prompts: PromptBatch) -> Tensor:
-        """The embeddings alone: [B, P, D]."""
+        """Returns only the embeddings: [B, P, D]."""
         return self.embed(prompts).embeds
 
     def forward(
@@ -116,15 +116,15 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of every completion token, and the entropy of its distribution.
 
-        The distribution is the sampler's: softmax(logits / temperature) over all tokens but the
-        suppressed ones.
+        The distribution is that of the sampler: softmax(logits / temperature) over all tokens
+        except the suppressed ones.
 
         Args:
             prompts: B prompts.
             completion_ids: int64 [N, C], N = B * group_size, row n answers prompt n // group_size.
-            completion_mask: int64 [N, C], 1 on tokens that count.
-            group_size: completions a prompt.
-            temperature: of the sampler.
+            completion_mask: int64 [N, C], 1 for tokens to score.
+            group_size: completions per prompt.
+            temperature: temperature of the sampler.
 
         Returns:
             (logprobs, entropy), float32 [N, C], both differentiable; 0 where masked.

@@ -1,11 +1,11 @@
 """Attention of completions that share their prompt, computed without copying the prompt.
 
-A completion's queries meet the keys of the prompt and its own. Both meetings are plain attention
-calls that every flash kernel knows (one without a mask, one causal); their results are joined by
-the log-sum-exp of their scores, as blocks are inside such a kernel. Given the joined output and
-log-sum-exp, the kernel's own backward returns each block's exact share of the gradient, so the
-backward pass, too, is two plain calls (the identity behind ring attention, arXiv 2310.01889).
-Keys and values of the prompt are held once, not G times.
+A completion's queries attend to the keys of the prompt and to its own keys. Each is a plain
+attention call that every flash kernel supports (one without a mask, one causal). The two results
+are combined with the log-sum-exp of their scores, like blocks inside such a kernel. Given the
+combined output and log-sum-exp, the kernel's backward returns the exact gradient of each block, so
+the backward pass also consists of two plain calls (the identity used by ring attention, arXiv
+2310.01889). Keys and values of the prompt are stored once, not G times.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ NAME = "tvg_shared_prefix"
 
 
 def share_prefix(model: Any) -> None:
-    """Lets the language model of a Hugging Face model attend over packed rows.
+    """Enables the language model of a Hugging Face model to attend over packed rows.
 
-    Its attention modules get a config of their own that names our function; given no row, that
-    hands over to the implementation chosen before, so `generate` and the rest work as ever.
+    Its attention modules get their own copy of the config, which names our function. Without a
+    packed row, our function calls the original implementation, so `generate` works as before.
 
     Raises:
-        ValueError: a layer attends in a sliding window.
+        ValueError: a layer uses sliding-window attention, or the model uses attention dropout.
     """
     AttentionInterface.register(NAME, _attend)
     layers = model.model.language_model.layers
@@ -68,7 +68,7 @@ def _attend(
     packed_row: PackedRow | Any = None,
     **rest: Any,
 ) -> tuple[Tensor, Any]:
-    """Transformers' attention function: queries [1, H, T, d] to outputs [1, T, H, d]."""
+    """Attention function for transformers: queries [1, H, T, d] to outputs [1, T, H, d]."""
     if packed_row is None:
         return _as_before(module, query, key, value, attention_mask, scaling=scaling, **rest)
     assert not rest.get("dropout"), "attention dropout would set sampler and trainer apart"
@@ -83,20 +83,21 @@ def _attend(
 def attend_row(
     query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float, *, is_last: bool
 ) -> Tensor:
-    """Attention in a packed row: [1, H, T, d] over twice [1, K, T, d], giving [1, T, H, d].
+    """Attention in a packed row: queries [1, H, T, d], keys/values [1, K, T, d] -> [1, T, H, d].
 
-    `is_last`: only what is needed of the last layer is computed; it is 0 at the other places.
+    `is_last`: compute only the outputs that the last layer needs; the other positions are 0.
     """
     out: Tensor = _PrefixAttention.apply(query, key, value, row, scale, is_last)
     return out
 
 
 def _last_of(kind: Any) -> Any:
-    """The last decoder layer's class: its forward takes [1, T, D] to [1, K, D], what is read.
+    """Returns a subclass for the last decoder layer, whose forward maps [1, T, D] to [1, K, D].
 
-    Of a prompt, the last layer owes keys and values to the completions, and its end to the head;
-    what its MLP would make of all the other tokens is read by nobody. A class, since newer
-    transformers checkpoint in a class's forward, which one set on the layer itself would hide.
+    Of a prompt, only the last layer's keys and values (for the completions) and the last token's
+    state (for the head) are used. The MLP outputs of the other prompt tokens are never read. This
+    is a subclass because newer transformers checkpoint in the class's forward, which a forward set
+    on the layer itself would hide.
     """
 
     def forward(
@@ -117,12 +118,12 @@ def _last_of(kind: Any) -> Any:
         states = states + layer.mlp(layer.post_attention_layernorm(states))
         return states
 
-    # The same name: it is by name that layers are found to wrap or to keep whole.
+    # Keep the class name: layers to wrap, or to keep unsplit, are found by it.
     return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def _at_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Casts as autocast does for torch's attention: rotated queries and keys come in float32."""
+    """Casts like autocast does for torch's attention; rotated queries and keys are float32."""
     device = query.device.type
     is_auto = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if is_auto else value.dtype
@@ -130,7 +131,7 @@ def _at_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor
 
 
 def _as_before(module: Any, *states: Any, **options: Any) -> tuple[Tensor, Any]:
-    """The attention function that the model had, under the config that names it."""
+    """Calls the model's original attention function, with the config that names it."""
     eager = sys.modules[type(module).__module__].eager_attention_forward
     ours, module.config = module.config, module.tvg_config
     try:
@@ -143,7 +144,10 @@ def _as_before(module: Any, *states: Any, **options: Any) -> tuple[Tensor, Any]:
 
 
 class _PrefixAttention(torch.autograd.Function):
-    """[1, H, T, d], twice [1, K, T, d] -> [1, T, H, d]; H / K query heads share a key head."""
+    """Queries [1, H, T, d], keys and values [1, K, T, d] -> [1, T, H, d].
+
+    H / K query heads share a key head.
+    """
 
     @staticmethod
     def forward(
@@ -191,7 +195,7 @@ class _PrefixAttention(torch.autograd.Function):
 def _completion_parts(
     q: Tensor, k: Tensor, v: Tensor, group: Group, prompt: list[Tensor], scaling: float
 ) -> tuple[Tensor, Tensor, tuple[Any, ...], tuple[Any, ...]] | None:
-    """Joined output [b * G, H, C, d], joined log-sum-exp [b * G, H, C], both kernels' states."""
+    """Combined output [b * G, H, C, d] and log-sum-exp [b * G, H, C], and both kernels' states."""
     if group.completions.shape[-1] == 0:
         return None
     num = group.completions.shape[1]
@@ -222,7 +226,7 @@ def _group_backward(
 ) -> None:
     """Writes the gradients of one group's tokens into `grads`, each [T, heads, d].
 
-    `asking`: the places in the prompts that had queries, int64 [b, P] or [b, 1].
+    `asking`: the prompt positions that had queries, int64 [b, P] or [b, 1].
     """
     causal_lse, causal_state, lse, before_state, own_state = kept
     q, k, v = states
@@ -239,7 +243,7 @@ def _group_backward(
         rows = group.completions.flatten(0, 1)
         own = [_pick(x, rows) for x in states]
         joined = _pick(out, rows)
-        # Padding stands on some real token's place: its own gradient is nothing.
+        # Padding points to some real token, so its gradient must be zero.
         above = _pick(grad, rows) * group.is_real.flatten(0, 1)[:, None, :, None]
         own_q, own_k, own_v = attend_backward(
             above, Attended(joined, lse, own_state), *own, is_causal=True, scale=scaling
@@ -264,17 +268,17 @@ def _group_backward(
 
 
 def _pick(states: Tensor, places: Tensor) -> Tensor:
-    """[T, heads, d] at places [b, L]: [b, heads, L, d]."""
+    """Reads [T, heads, d] at positions [b, L]: [b, heads, L, d]."""
     return states[places].transpose(1, 2)
 
 
 def _put(states: Tensor, places: Tensor, values: Tensor) -> None:
-    """Writes [b, heads, L, d] at places [b, L] of [T, heads, d]."""
+    """Writes [b, heads, L, d] at positions [b, L] of [T, heads, d]."""
     states[places] = values.transpose(1, 2).to(states.dtype)
 
 
 def _put_real(states: Tensor, group: Group, values: Tensor) -> None:
-    """Writes [b * G, heads, C, d] at the completions' places, padding left out."""
+    """Writes [b * G, heads, C, d] at the completions' positions, without padding."""
     rows = values.transpose(1, 2).flatten(0, 1)[group.real_rows]
     states[group.real_places] = rows.to(states.dtype)
 

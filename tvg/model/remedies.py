@@ -1,7 +1,7 @@
-"""Which settings would make a job smaller, and by how much.
+"""Suggests settings that reduce the memory of a job, with the estimated savings.
 
-None of them touches the loss but `data.batch_size`, which is how many prompts a step averages over;
-what would change the task (shorter clips, frozen parts) is left to the user.
+Only `data.batch_size` affects the loss: it is the number of prompts that a step averages over.
+Changes of the task itself (shorter clips, frozen parts) are left to the user.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tvg.model.activations import FLOAT, Precision
 from tvg.model.estimate import estimate, total
 from tvg.model.job import BYTES_8BIT, Job, OptimizerCost
 
-LEAST_SHARE = 0.01  # of the total; what saves less is not worth a line
+LEAST_SHARE = 0.01  # of the total; smaller savings are not listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,12 @@ class Remedy:
     """A change of the command line."""
 
     words: str
-    saved: float  # bytes of a GPU, taken alone
+    saved: float  # bytes per GPU, if this is the only change
     cost: str
 
 
 def remedies(job: Job) -> list[Remedy]:
-    """Those that help alone, the largest saving first."""
+    """Returns the changes that help on their own, largest saving first."""
     before = total(estimate(job))
     found = [
         Remedy(words=words, saved=before - total(estimate(changed)), cost=cost)
@@ -87,7 +87,7 @@ def _of_states(job: Job) -> Iterator[tuple[str, Job, str]]:
 
 
 def _sharded(job: Job) -> Job:
-    """Under ZeRO-2; where autocast halves what is computed with, DeepSpeed halves the weights."""
+    """The job under ZeRO-2; instead of autocast, DeepSpeed uses half-precision weights."""
     half = Precision(weight=2, compute=2, stream=2)
     return replace(
         job,

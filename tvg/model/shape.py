@@ -1,4 +1,4 @@
-"""The sizes of a model that its memory and its arithmetic follow from."""
+"""The sizes of a model that determine its memory and its FLOPs."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tvg.model.vision import is_trunk_frozen
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Widths and depths; a head is `head_size` wide, and queries have `heads` of them."""
+    """Widths and depths of a model; queries have `heads` heads of width `head_size`."""
 
     hidden: int  # D
     mlp: int  # F
     layers: int
     heads: int
-    key_heads: int  # of keys and values
+    key_heads: int  # heads of keys and values
     head_size: int
     words: int  # V
     vision_hidden: int
     vision_mlp: int
     vision_layers: int
-    vision_full_layers: int  # those that attend over whole frames, not windows
-    window: int  # side of a window, in patches; 1 where no layer has windows
-    merge: int  # patches that become one token
-    patch_values: int  # numbers of one patch: channels * temporal patch * patch side squared
-    vision_mlp_products: int = 3  # matrices of an MLP there; 2 where it is not gated
-    mergers: int = 1  # more with deepstack, each over features of its own
-    merger_hidden: int | None = None  # width of its hidden layer; None: of the patches it joins
+    vision_full_layers: int  # layers that attend over whole frames instead of windows
+    window: int  # side of a window, in patches; 1 if no layer has windows
+    merge: int  # patches merged into one token
+    patch_values: int  # numbers per patch: channels * temporal patch * patch side squared
+    vision_mlp_products: int = 3  # matrices of a vision MLP; 2 if it is not gated
+    mergers: int = 1  # more with deepstack, each with its own features
+    merger_hidden: int | None = None  # width of its hidden layer; None: that of the merged patches
 
     @property
     def queries(self) -> int:
@@ -41,7 +41,7 @@ class ModelShape:
 
     @property
     def keys(self) -> int:
-        """Width of all key heads together; values have the same."""
+        """Width of all key heads together; the same for values."""
         return self.key_heads * self.head_size
 
     @property
@@ -95,14 +95,14 @@ def shape_of(config: Any) -> ModelShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """How many numbers a model holds."""
+    """Parameter counts of a model."""
 
     trained: int
     frozen: int
     is_head_trained: bool
-    is_trunk_trained: bool  # anything of the vision tower but its merger
+    is_trunk_trained: bool  # any part of the vision tower except its merger
     is_merger_trained: bool
-    adapters: int = 0  # of the trained ones: the reference has none
+    adapters: int = 0  # included in `trained`; the reference has none
 
     @property
     def total(self) -> int:
@@ -112,7 +112,7 @@ class Parameters:
 def count_parameters(model: Any) -> Parameters:
     """Counts the parameters of a model; a tied head counts once.
 
-    A model on the meta device, which holds no weights, will do.
+    The model may be on the meta device, without weights.
     """
     adapters = adapter_ids(model)
     merging = sum(_count(merger, is_trained=True) for merger in mergers(model))

@@ -1,7 +1,7 @@
-"""A tiny Qwen2.5-VL: transformers' own classes built from a config, as a Hugging Face folder.
+"""Writes a tiny Qwen2.5-VL as a Hugging Face folder, using transformers' own classes.
 
-Everything is as in the real checkpoints (architecture, special tokens, chat template, processor)
-but the sizes, so that whatever runs with it runs with them.
+Architecture, special tokens, chat template and processor are those of the real checkpoints; only
+the sizes differ. Code that runs with the tiny model therefore also runs with the real ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import (
 from tvg.data.synthetic.templates import all_queries
 from tvg.model.tiny_tokenizer import train_tokenizer
 
-# Pixel limits of the real Qwen2.5-VL processor, in pixels of an image or a frame.
+# Pixel limits of the real Qwen2.5-VL processor, in pixels per image or frame.
 _SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 
 
@@ -48,33 +48,35 @@ def write_tiny_checkpoint(
     vision_intermediate_size: int = 128,
     vision_num_heads: int = 2,
 ) -> Path:
-    """Write a randomly initialised tiny checkpoint that `from_pretrained` loads.
+    """Writes a randomly initialised tiny checkpoint that `from_pretrained` can load.
 
     Args:
-        folder: where to write; made if missing.
-        seed: of the weights; the caller's random state is left as it was.
-        corpus: text the tokenizer is trained on; None: every query of the synthetic world.
-        vocab_size: most tokens, special ones included; a small corpus makes fewer.
-        hidden_size: of the language model; vLLM serves heads (hidden_size / num_heads) of 32, 64,
-            80, ...
-        intermediate_size: of its MLPs.
-        num_layers: of the language model.
-        num_heads: of its attention.
-        num_kv_heads: shared among the heads.
+        folder: the folder to write; created if missing.
+        seed: seed of the weights; the caller's random state is not changed.
+        corpus: text to train the tokenizer on; None: every query of the synthetic world.
+        vocab_size: maximum number of tokens, including special ones; a small corpus gives fewer.
+        hidden_size: width of the language model; vLLM supports head sizes
+            (hidden_size / num_heads) of 32, 64, 80, ...
+        intermediate_size: width of its MLPs.
+        num_layers: layers of the language model.
+        num_heads: its attention heads.
+        num_kv_heads: its key/value heads, shared among the attention heads.
         rope_theta: base of the rotary frequencies.
-        mrope_section: rotary frequencies given to time, height and width.
-        tokens_per_second: time positions for each second of video.
+        mrope_section: number of rotary frequencies for time, height and width.
+        tokens_per_second: time positions per second of video.
         initializer_range: standard deviation of the initial weights.
-        vision_depth: layers of the vision tower (real patch size 14, merge 2, two frames a patch).
-        vision_hidden_size: of the vision tower.
-        vision_intermediate_size: of its MLPs.
-        vision_num_heads: of its attention.
+        vision_depth: layers of the vision tower (patch size 14, merge 2 and two frames per patch,
+            as in the real model).
+        vision_hidden_size: width of the vision tower.
+        vision_intermediate_size: width of its MLPs.
+        vision_num_heads: its attention heads.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: the heads do not divide the hidden size, or the rotary sections its halves.
+        ValueError: num_heads does not divide hidden_size, or mrope_section does not add up to half
+            a head.
     """
     head_size, rest = divmod(hidden_size, num_heads)
     if rest or 2 * sum(mrope_section) != head_size:
@@ -124,7 +126,7 @@ def write_tiny_checkpoint(
 
 
 def ends(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """How texts end, for a text config; its head is its embedding."""
+    """Special ids of a text config (BOS, EOS, padding), and its tied head."""
     return {
         "bos_token_id": None,
         "eos_token_id": token_id(tokenizer, "<|im_end|>"),
@@ -134,7 +136,7 @@ def ends(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def vision_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """The special ids of vision inputs, by their names in a config of a Qwen-VL model."""
+    """Special ids of vision inputs, by their names in a Qwen-VL config."""
     return {
         "image_token_id": token_id(tokenizer, "<|image_pad|>"),
         "video_token_id": token_id(tokenizer, "<|video_pad|>"),
@@ -144,14 +146,14 @@ def vision_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    """The id of a token that is in the vocabulary."""
+    """Returns the id of a token of the vocabulary."""
     index = tokenizer.convert_tokens_to_ids(token)
     assert isinstance(index, int), token
     return index
 
 
 def save_random(model_class: Any, config: Any, processor: Any, folder: Path, *, seed: int) -> Path:
-    """Writes a model of random weights beside its processor; returns the folder."""
+    """Writes a model with random weights together with its processor; returns the folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)

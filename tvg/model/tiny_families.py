@@ -1,7 +1,7 @@
-"""Tiny checkpoints of the other families, made as `tvg.model.tiny` makes that of Qwen2.5-VL.
+"""Writes tiny checkpoints of the other families, as `tvg.model.tiny` does for Qwen2.5-VL.
 
-Same tokenizer, same chat format; architecture, processor and special tokens are those of the real
-checkpoints of the family.
+The tokenizer and the chat format are the same. Architecture, processor and special tokens are those
+of the family's real checkpoints.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tvg.data.synthetic.templates import all_queries
 from tvg.model.tiny import ends, save_random, vision_ids
 from tvg.model.tiny_tokenizer import train_tokenizer
 
-VOCABULARY = 640  # most tokens, special ones included
-HEAD_SIZE = 32  # that vLLM serves
+VOCABULARY = 640  # maximum number of tokens, including special ones
+HEAD_SIZE = 32  # supported by vLLM
 VISION_HIDDEN, VISION_HEADS = 64, 2
 # Pixel limits of the real processors.
 _QWEN2_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
@@ -44,7 +44,10 @@ def text_config(
     initializer_range: float,
     rope: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Of a tiny language model, by the names that all families give; `rope`: its frequencies."""
+    """Config of a tiny language model, with the keys common to all families.
+
+    `rope` holds the settings of the rotary frequencies.
+    """
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden_size,
@@ -71,12 +74,12 @@ def write_tiny_qwen2_vl(
     """Writes a randomly initialised tiny Qwen2-VL; returns the folder.
 
     Args:
-        folder: where to write; made if missing.
-        seed: of the weights; the caller's random state is left as it was.
-        corpus: text the tokenizer is trained on; None: every query of the synthetic world.
-        hidden_size: of the language model, a multiple of 64.
-        intermediate_size: of its MLPs.
-        num_layers: of the language model.
+        folder: the folder to write; created if missing.
+        seed: seed of the weights; the caller's random state is not changed.
+        corpus: text to train the tokenizer on; None: every query of the synthetic world.
+        hidden_size: width of the language model, a multiple of 64.
+        intermediate_size: width of its MLPs.
+        num_layers: layers of the language model.
         initializer_range: standard deviation of the initial weights.
     """
     tokenizer = train_tokenizer(corpus or all_queries(), vocab_size=VOCABULARY)
@@ -122,12 +125,12 @@ def write_tiny_qwen3_vl(
     """Writes a randomly initialised tiny Qwen3-VL with two deepstack layers; returns the folder.
 
     Args:
-        folder: where to write; made if missing.
-        seed: of the weights; the caller's random state is left as it was.
-        corpus: text the tokenizer is trained on; None: every query of the synthetic world.
-        hidden_size: of the language model, a multiple of 64.
-        intermediate_size: of its MLPs.
-        num_layers: of the language model, at least 3.
+        folder: the folder to write; created if missing.
+        seed: seed of the weights; the caller's random state is not changed.
+        corpus: text to train the tokenizer on; None: every query of the synthetic world.
+        hidden_size: width of the language model, a multiple of 64.
+        intermediate_size: width of its MLPs.
+        num_layers: layers of the language model, at least 3.
         initializer_range: standard deviation of the initial weights.
     """
     tokenizer = train_tokenizer(corpus or all_queries(), vocab_size=VOCABULARY)

@@ -1,4 +1,4 @@
-"""A tiny InternVL, made as `tvg.model.tiny` makes a Qwen2.5-VL."""
+"""Writes a tiny InternVL, as `tvg.model.tiny` does for Qwen2.5-VL."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tvg.model.tiny_families import VISION_HEADS, VISION_HIDDEN, VOCABULARY, tex
 from tvg.model.tiny_tokenizer import train_tokenizer
 
 TOKEN_SIDE = 28  # in pixels
-# As the released tokenizers name them.
+# The names in the released tokenizers.
 _TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
     "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
 }
-# The released format: a clip is one mark, and there is no turn that nobody wrote.
+# The released format: one placeholder per clip, and no default system turn.
 _CHAT_TEMPLATE = """\
 {% for message in messages %}<|im_start|>{{ message['role'] }}\n\
 {% if message['content'] is string %}{{ message['content'] }}\
@@ -53,16 +53,16 @@ def write_tiny_internvl(
     """Writes a randomly initialised tiny InternVL3; returns the folder.
 
     Args:
-        folder: where to write; made if missing.
-        seed: of the weights; the caller's random state is left as it was.
-        corpus: text the tokenizer is trained on; None: every query of the synthetic world.
-        hidden_size: of the language model, a multiple of 64.
-        intermediate_size: of its MLPs.
-        num_layers: of the language model.
+        folder: the folder to write; created if missing.
+        seed: seed of the weights; the caller's random state is not changed.
+        corpus: text to train the tokenizer on; None: every query of the synthetic world.
+        hidden_size: width of the language model, a multiple of 64.
+        intermediate_size: width of its MLPs.
+        num_layers: layers of the language model.
         initializer_range: standard deviation of the initial weights.
-        frame_side: of the frames that it is made for, in pixels, a multiple of 28.
+        frame_side: side of the input frames in pixels, a multiple of 28.
     """
-    num_tokens = (frame_side // TOKEN_SIDE) ** 2  # of a frame
+    num_tokens = (frame_side // TOKEN_SIDE) ** 2  # tokens per frame
     tokenizer = _tokenizer(corpus or all_queries())
     config = InternVLConfig(
         text_config=text_config(

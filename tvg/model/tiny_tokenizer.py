@@ -1,10 +1,10 @@
-"""A small byte-level BPE tokenizer that behaves as Qwen2.5-VL's does, trained on our own text.
+"""A small byte-level BPE tokenizer that behaves like Qwen2.5-VL's, trained on our own text.
 
-Same special tokens in the same order, same chat template, same splitting rules but for numbers:
-whole seconds of a short clip are one token, where Qwen's takes each digit alone. Naming a second
-is then one choice among few, for a policy of a million weights (experiments/demo). Every text
-round-trips without loss: bytes are the alphabet and, unlike Qwen's, no Unicode normalisation
-is applied.
+Special tokens (and their order), chat template and splitting rules are the same, except for
+numbers: whole seconds of a short clip are one token, while Qwen's tokenizer splits into digits.
+A policy of a million weights (experiments/demo) then names a second with a single choice among
+few. Every text round-trips without loss: the alphabet is bytes and, unlike in Qwen's tokenizer, no
+Unicode normalisation is applied.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-# Qwen2's rule for cutting text into words before merging bytes, but for numbers: two digits may
-# merge (Qwen's `\p{N}` cuts digit by digit).
+# Qwen2's rule for splitting text into words before merging bytes, except for numbers: two digits
+# may merge (Qwen's `\p{N}` splits every digit).
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# As in Qwen2.5-VL's tokenizer, in its order. The second group is not hidden when text is decoded.
+# As in Qwen2.5-VL's tokenizer, in the same order. Decoding does not skip the second group.
 SPECIAL_TOKENS: tuple[str, ...] = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -49,7 +49,7 @@ ADDED_TOKENS: tuple[str, ...] = (
     "<|file_sep|>",
 )
 
-# Qwen2.5-VL's chat format: ChatML turns, a default system turn, one placeholder for each video.
+# Qwen2.5-VL's chat format: ChatML turns, a default system turn, one placeholder per video.
 CHAT_TEMPLATE = """\
 {% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}\
 {% for message in messages %}\
@@ -71,7 +71,7 @@ CHAT_TEMPLATE = """\
 {% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}\
 {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
 
-# Whatever else the demo's prompts and answers say, so that each common word is one token.
+# Other text of the demo's prompts and answers, so that each common word is one token.
 _PHRASES: tuple[str, ...] = (
     "system\nYou are a helpful assistant.\nuser\nassistant\n",
     "Find the moment of the video that shows: When does this happen in the video?",
@@ -86,11 +86,11 @@ _PHRASES: tuple[str, ...] = (
 
 
 def train_tokenizer(corpus: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on a corpus; the same corpus always gives the same vocabulary.
+    """Trains the tokenizer on a corpus; the same corpus always gives the same vocabulary.
 
     Args:
         corpus: sentences; their common words become single tokens.
-        vocab_size: most tokens, the 256 bytes and the special ones included.
+        vocab_size: maximum number of tokens, including the 256 bytes and the special tokens.
 
     Raises:
         ValueError: `vocab_size` leaves no room for the bytes and special tokens.
@@ -115,8 +115,8 @@ def train_tokenizer(corpus: Iterable[str], *, vocab_size: int) -> PreTrainedToke
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # Prompts may be lower-cased. The phrases come often, lest rare words of the corpus push theirs
-    # out of the vocabulary.
+    # Prompts may be lower-cased. The phrases are repeated, so that rare words of the corpus do not
+    # displace their words from the vocabulary.
     texts = [variant for text in corpus for variant in (text, text.lower())]
     tokenizer.train_from_iterator([*texts, *(_PHRASES * 100)], trainer)
     tokenizer.add_special_tokens(

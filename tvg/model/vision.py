@@ -1,7 +1,7 @@
 """The vision tower in two parts: the trunk, which is often frozen, and the mergers after it.
 
-What a frozen trunk makes of a clip never changes: it can be computed once for sampling, policy and
-reference together, or read from a cache, while the mergers are run (and trained) each time.
+A frozen trunk's features of a clip never change. They can be computed once for sampling, policy and
+reference, or read from a cache. The mergers are run (and trained) each time.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MERGERS = ("visual.merger.", "visual.deepstack_merger_list.")
 
 
 def encode_trunk(model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-    """Patches into features before the mergers, in reading order: [patches, F].
+    """Encodes patches to features before the mergers, in reading order: [patches, F].
 
     Args:
-        model: of any family.
+        model: a model of any family.
         pixel_values: [patches of all clips, channels * temporal_patch * patch**2].
         grid_thw: int64 [clips, 3] in patches.
     """
@@ -33,15 +33,15 @@ def encode_trunk(model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
 
 
 def merge_features(model: Any, features: Tensor) -> VideoTokens:
-    """Trunk features into tokens for the language model: [patches / merge**2, hidden size].
+    """Merges trunk features to tokens for the language model: [patches / merge**2, hidden size].
 
-    The mergers see merge**2 patches at a time, each group for itself.
+    The mergers process each group of merge**2 patches independently.
     """
     return family_of(model.config).merge(model, features)
 
 
 def is_trunk_frozen(model: Any) -> bool:
-    """Whether no parameter of the tower is trained but the mergers'."""
+    """Returns whether all parameters of the tower are frozen, except the mergers'."""
     merging = {id(p) for merger in mergers(model) for p in merger.parameters()}
     return not any(
         parameter.requires_grad and id(parameter) not in merging
@@ -50,12 +50,12 @@ def is_trunk_frozen(model: Any) -> bool:
 
 
 def trunk_fingerprint(folder: Path) -> str:
-    """A hash of all that decides the trunk's output: its weights, byte for byte, and its config.
+    """Hashes everything that determines the trunk's output: its weights (bytes) and its config.
 
-    Read from the files of a checkpoint, without loading a model.
+    Reads the files of a checkpoint, without loading a model.
 
     Raises:
-        ValueError: the folder holds no safetensors with a vision tower.
+        ValueError: the folder contains no safetensors with a vision tower.
     """
     digest = hashlib.blake2b(digest_size=8)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def trunk_fingerprint(folder: Path) -> str:
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Which file of a checkpoint holds which tensor."""
+    """Maps each tensor name of a checkpoint to its file."""
     files = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as tensors:

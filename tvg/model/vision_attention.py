@@ -1,8 +1,8 @@
-"""The vision tower's attention, all windows of one length in one call.
+"""The vision tower's attention, with one call for all windows of equal length.
 
-transformers runs its attention function once per window (per frame in the full-attention blocks)
-unless flash-attention is installed: thousands of small calls for one clip. Windows of equal length
-need no mask between them, so they can be the batch of a single call; the numbers are the same.
+Unless flash-attention is installed, transformers calls its attention function once per window (once
+per frame in the full-attention blocks): thousands of small calls for one clip. Windows of equal
+length need no mask, so they can form the batch of a single call. The results are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 from tvg.model.attention_choice import chosen_attention
 
-# Alike in attributes and signatures; the rotation is the same function in all three modules.
+# These have the same attributes and signatures, and all three modules use the same rotation.
 ATTENTION = (Qwen2_5_VLVisionAttention, VisionAttention, Qwen3VLVisionAttention)
 EMBEDDING = (Qwen2_5_VisionPatchEmbed, PatchEmbed, Qwen3VLVisionPatchEmbed)
 
@@ -34,8 +34,8 @@ EMBEDDING = (Qwen2_5_VisionPatchEmbed, PatchEmbed, Qwen3VLVisionPatchEmbed)
 def batch_windows(model: Any) -> None:
     """Makes the vision tower of a Qwen-VL model attend in few large calls.
 
-    Only for `attn_implementation="sdpa"`: flash-attention has its own way, and "eager" is there to
-    be looked into. Parameters and state dict stay as they are.
+    Applies only to `attn_implementation="sdpa"`: flash-attention does not need it, and "eager" is
+    meant for inspection. Parameters and state dict do not change.
     """
     if chosen_attention(model.config) != "sdpa":
         return
@@ -47,9 +47,9 @@ def batch_windows(model: Any) -> None:
 
 
 def _embed(embedding: Any, patches: Tensor) -> Tensor:
-    """The patch embedding as the matrix product that it is: [S, patch values] -> [S, hidden].
+    """The patch embedding as a matrix product: [S, patch values] -> [S, hidden].
 
-    The convolution's stride is its kernel size, so every patch is seen once.
+    This equals the convolution, because its stride is its kernel size.
     """
     weight, bias = embedding.proj.weight, embedding.proj.bias
     return linear(patches.to(weight.dtype), weight.view(embedding.embed_dim, -1), bias)
@@ -67,9 +67,9 @@ def _attend(
     Args:
         attention: the module whose `forward` this is.
         hidden_states: S patches, window after window.
-        cu_seqlens: int [windows + 1], where windows begin and end.
+        cu_seqlens: int [windows + 1], boundaries of the windows.
         position_embeddings: (cos, sin) of the rotary embedding, each [S, head size].
-        ignored: what other attention functions need (longest window and the like).
+        ignored: arguments of other attention functions (longest window and the like).
     """
     num_patches = hidden_states.shape[0]
     query, key, value = (
@@ -95,7 +95,7 @@ def _attend(
 
 
 def _by_length(starts: Tensor, lengths: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Orders patches so that windows of one length follow one another.
+    """Orders patches so that windows of equal length are adjacent.
 
     Returns:
         (patch numbers int64 [S], [(length, number of windows), ...]).

@@ -1,4 +1,4 @@
-"""Checks of the weight files of a checkpoint folder, and the checksums of our exports."""
+"""Checks the weight files of a checkpoint folder, and writes and verifies export checksums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from tvg.model.folder_files import read_json
 
-CHECKSUM_FILE = "weights.sha256"  # as `sha256sum --check` reads it
+CHECKSUM_FILE = "weights.sha256"  # in the format of `sha256sum --check`
 ONE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 32 * 2**20  # 10,000 tensors take about 1 MiB
 _LENGTH_BYTES = 8
@@ -21,10 +21,10 @@ _BLOCKS = re.compile(r"(?:^|\.)(layers|blocks|layer)\.([0-9]+)\.")
 
 
 def check_weight_files(folder: Path) -> list[Path]:
-    """Refuses weights that are missing, pickled, truncated or changed; returns their files.
+    """Returns the weight files; rejects missing, pickled, truncated or changed weights.
 
     Raises:
-        ValueError: one line that begins with `model.path:` and names the file.
+        ValueError: the message is one line that begins with `model.path:` and names the file.
     """
     files = _weight_files(folder)
     names: set[str] = set()
@@ -61,10 +61,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file whose length fits it: tensor name -> dtype, shape, offsets.
+    """Reads the header of a safetensors file: tensor name -> dtype, shape, offsets.
 
     Raises:
-        ValueError: as `check_weight_files`.
+        ValueError: the header is invalid or does not match the file's size; see
+            `check_weight_files`.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -91,7 +92,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _check_layers(folder: Path, names: Iterable[str]) -> None:
-    """Refuses a config of more layers than there are weights for, before they are built."""
+    """Rejects a config with more layers than the weights, before the layers are built."""
     held = max((int(m[2]) + 1 for name in names if (m := _BLOCKS.search(name))), default=0)
     config = read_json(folder / "config.json")
     text = config.get("text_config")
@@ -105,18 +106,17 @@ def _check_layers(folder: Path, names: Iterable[str]) -> None:
 
 
 def checksum_text(folder: Path) -> str:
-    """SHA-256 of every weight file in a folder and in those below it, one line each."""
+    """SHA-256 of every weight file in a folder and its subfolders, one line per file."""
     files = sorted(folder.rglob("*.safetensors"))
     return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
 
 
 def check_checksums(folder: Path) -> None:
-    """Compares weights with the checksums that an export of ours holds; others have none.
+    """Compares weights with the checksums of our exports; other folders have no checksums.
 
     Every rank compares. Models are loaded before Lightning starts the process group, so one rank
-    could not share its verdict, and a rank that trusted another would train on what it never
-    checked. The files are those that the rank is about to read anyway. A rank that refuses ends
-    the others through its launcher.
+    could not share its result, and a rank that trusted another would train on unchecked files. The
+    rank is about to read these files anyway. If a rank rejects them, its launcher ends the others.
 
     Raises:
         ValueError: a file is missing or has changed, or the checksums cannot be read.

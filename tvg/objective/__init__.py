@@ -1,1 +1,1 @@
-"""Losses made of core functions: tensors in, `LossOutput` out."""
+"""Losses composed of core functions; they take tensors and return a `LossOutput`."""

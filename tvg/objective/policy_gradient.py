@@ -1,4 +1,4 @@
-"""The policy-gradient objective: surrogate, ratio, KL, entropy and reduction joined by config."""
+"""The policy-gradient objective: surrogate, ratio, KL, entropy and reduction, set by config."""
 
 from __future__ import annotations
 
@@ -38,32 +38,32 @@ ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class PolicyObjective:
-    """GRPO and its kin (arXiv 2402.03300, eq. 3): what differs between them is data.
+    """GRPO and its variants (arXiv 2402.03300, eq. 3), which differ only in settings.
 
     `reduce(weight * surrogate(ratio, A) + kl_coef * KL) - entropy_coef * token_mean(H)`.
 
-    Denominators come from the caller, for the whole optimizer step and all ranks: micro-batches
-    then add up to the loss of the step. The entropy bonus is a mean over tokens whatever the
-    reduction, so that its coefficient means the same in all of them.
+    The caller computes the denominators over the whole optimizer step and all ranks, so that the
+    losses of micro-batches add up to the loss of the step. The entropy bonus is always a mean over
+    tokens, so that its coefficient has the same meaning for every reduction.
 
     Args:
-        surrogate: loss per token, of `tvg.core.surrogate`.
-        ratio_level: "token": a ratio for each token; "sequence": one for the completion,
-            length-normalised (GSPO, arXiv 2507.18071).
+        surrogate: loss per token, from `tvg.core.surrogate`.
+        ratio_level: "token": one ratio per token; "sequence": one length-normalised ratio per
+            completion (GSPO, arXiv 2507.18071).
         clip_low: the ratio is clipped below at 1 - clip_low.
         clip_high: the ratio is clipped above at 1 + clip_high.
-        reduction: "token_mean" divides by tokens, "group_token_mean" by those of each group, then
-            by groups, "sequence_mean" averages completions' own means, "max_tokens" divides by
-            completions * max_tokens.
+        reduction: "token_mean": mean over all tokens; "group_token_mean": mean over the tokens of
+            each group, then over groups; "sequence_mean": mean over each completion, then over
+            completions; "max_tokens": sum divided by completions * max_tokens.
         max_tokens: length limit of a completion, for "max_tokens".
-        kl_coef: weight of the KL to the frozen reference; 0 means that there is no reference.
+        kl_coef: weight of the KL to the frozen reference; 0 means no reference.
         kl_estimator: "k1", "k2" or "k3", see `tvg.core.kl`.
-        kl_in: "loss": differentiated; "reward": subtracted from the reward (`reward_penalty`).
+        kl_in: "loss": added to the loss; "reward": subtracted from the reward (`reward_penalty`).
         entropy_coef: weight of the entropy bonus, at least 0.
         sampler_ratio_cap: cap of the truncated importance weight that corrects for a sampler whose
             probabilities differ from the policy's (Yao et al. 2025); None: no weight.
-        mask_truncated: completions cut at the length limit carry no loss (DAPO's overlong
-            filtering, arXiv 2503.14476).
+        mask_truncated: truncated completions carry no loss (DAPO's overlong filtering, arXiv
+            2503.14476).
 
     Raises:
         ValueError: a setting out of range; names the config key.
@@ -127,17 +127,22 @@ class PolicyObjective:
         return self.entropy_coef > 0
 
     def loss_mask(self, completion_mask: Tensor, is_finished: Tensor) -> Tensor:
-        """Which tokens carry loss: [N, C] like completion_mask [N, C]; is_finished is bool [N]."""
+        """Mask of the tokens that carry loss, [N, C].
+
+        Args:
+            completion_mask: [N, C].
+            is_finished: bool [N].
+        """
         if not self.mask_truncated:
             return completion_mask
         return completion_mask * is_finished.to(completion_mask).unsqueeze(1)
 
     def denominator(self, loss_mask: Tensor) -> Tensor:
-        """The denominator of the summed loss, for the completions [N, C] handed in."""
+        """The denominator of the loss for the given completions [N, C]."""
         return reduction_denominator(loss_mask, self.reduction, max_tokens=self.max_tokens)
 
     def reward_penalty(self, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
-        """KL to subtract from each completion's reward where `kl_in` is "reward".
+        """Per-completion KL penalty to subtract from the reward if `kl_in` is "reward".
 
         Args:
             logprobs: [N, C] of the policy that sampled.
@@ -145,7 +150,7 @@ class PolicyObjective:
             mask: [N, C], the completion's tokens.
 
         Returns:
-            [N], kl_coef * sum over the completion's tokens of the estimate; no gradient.
+            [N], kl_coef * sum of the KL estimates over the completion's tokens; no gradient.
         """
         kl = ESTIMATORS[self.kl_estimator](logprobs.detach(), ref_logprobs)
         return self.kl_coef * kl.masked_fill(~mask.bool(), 0).sum(dim=1)
@@ -165,20 +170,20 @@ class PolicyObjective:
         num_tokens: Tensor,
         group_lengths: Tensor | None = None,
     ) -> LossOutput:
-        """Loss of some completions of a step, and their share of the step's metrics.
+        """Loss of some completions of a step, and their contribution to the step's metrics.
 
         Args:
             logprobs: [N, C] of the policy, with gradient.
-            old_logprobs: [N, C] that the ratio divides by: of the policy at sampling (its own
-                for one update a rollout: `logprobs.detach()`), or the sampler's.
-            ref_logprobs: [N, C] of the frozen reference; None where the KL weight is 0.
-            sampler_logprobs: [N, C] as the sampler stated them; needed for sampler_ratio_cap.
-            policy_old_logprobs: [N, C] of the policy at sampling, compared with the sampler's;
+            old_logprobs: [N, C], the denominator of the ratio: log-probs of the policy at sampling
+                time (with one update per rollout: `logprobs.detach()`), or of the sampler.
+            ref_logprobs: [N, C] of the frozen reference; None if the KL weight is 0.
+            sampler_logprobs: [N, C], reported by the sampler; needed for sampler_ratio_cap.
+            policy_old_logprobs: [N, C] of the policy at sampling time, compared with the sampler's;
                 None: old_logprobs.
-            entropy: [N, C]; with gradient where `needs_entropy_gradient`.
+            entropy: [N, C]; with gradient if `needs_entropy_gradient`.
             advantages: [N].
             loss_mask: [N, C], from `loss_mask`.
-            denominator: of the whole optimizer step, from `denominator`.
+            denominator: denominator of the whole optimizer step, from `denominator`.
             num_tokens: tokens in the loss mask of the whole optimizer step; the entropy bonus and
                 the metrics are means over them.
             group_lengths: [N], for reduction "group_token_mean" (`mean_group_lengths`).

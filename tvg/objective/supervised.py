@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross-entropy of the target answer alone."""
+"""Supervised fine-tuning: cross-entropy of the target answer only."""
 
 from __future__ import annotations
 

@@ -32,12 +32,12 @@ from tvg.types import Segment
 # Inches. Rows are stacked from the top: title, caption, frames, bars, axis.
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 14.0, 1.15, 0.45, 0.30, 0.62
 _TITLE_LINE, _CAPTION, _LANE, _GAP = 0.29, 0.40, 0.40, 0.10
-_STRIP_HEIGHT = 0.90  # aimed at; the true height follows from the frames' shape
+_STRIP_HEIGHT = 0.90  # target; the actual height follows from the frames' shape
 _MIN_FRAMES, _MAX_FRAMES = 4, 16
 
 
 def _num_shown(num_frames: int, aspect: float) -> int:
-    """How many frames fill the strip's width at about its height; aspect = width / height."""
+    """Number of frames that fill the strip at about its target height; aspect = width / height."""
     fitting = round((_WIDTH - _LEFT - _RIGHT) / (_STRIP_HEIGHT * aspect))
     return max(1, min(num_frames, max(_MIN_FRAMES, min(_MAX_FRAMES, fitting))))
 
@@ -68,7 +68,7 @@ def _draw_frames(axes: Axes, frames: Tensor, times_s: np.ndarray, duration_s: fl
 
 
 def _draw_lane(axes: Axes, y: float, name: str, colour: str, segment: Segment | None) -> None:
-    """One row of the lower axis: a track, the segment's bar, its name and its times."""
+    """Draws one row of the lower axis: a track, the segment's bar, its name and its times."""
     duration_s = axes.get_xlim()[1]
     axes.barh(y, duration_s, height=0.56, color=TRACK, zorder=1)
     text: dict[str, Any] = {"va": "center", "fontsize": 10, "fontfamily": font_families()}
@@ -88,7 +88,7 @@ def _draw_lane(axes: Axes, y: float, name: str, colour: str, segment: Segment | 
         axes.text(duration_s / 2, y, label, ha="center", style="italic", color=MUTED, **text)
         return
     start_s, end_s = visible
-    # A segment without length is still seen: two thousandths of the axis.
+    # An empty segment stays visible: at least two thousandths of the axis.
     shown_s = max(end_s - start_s, 0.002 * duration_s)
     axes.barh(y, shown_s, left=start_s, height=0.56, color=colour, zorder=2)
     if shown_s > 0.16 * duration_s:
@@ -102,7 +102,7 @@ def _draw_lane(axes: Axes, y: float, name: str, colour: str, segment: Segment | 
 
 
 def _mark_segment(axes: Axes, segment: Segment | None, colour: str) -> None:
-    """Frames the part of the strip that the segment covers and pales the rest."""
+    """Outlines the part of the strip that the segment covers and fades the rest."""
     duration_s = axes.get_xlim()[1]
     visible = visible_part(segment, duration_s)
     if visible is None:
@@ -127,23 +127,23 @@ def draw_filmstrip(
     title: str | None = None,
     time_label: str = "time (s)",
 ) -> Figure:
-    """Draws evenly spaced frames of a clip over a time axis, and the segments under them.
+    """Draws evenly spaced frames of a clip over a time axis, with the segments below.
 
-    The frames stand exactly over their times. The predicted segment (the true one where there is
-    no prediction) is framed in the strip.
+    Each frame is drawn above its time. The strip outlines the predicted segment, or the true one
+    if no prediction is visible.
 
     Args:
         frames: uint8 [T, 3, H, W].
         frame_times_s: [T] seconds from the clip's start.
-        duration_s: the axis runs from 0 to here.
-        predicted: None where the answer held no segment; that is said in the picture.
-        truth: None where it is not known; then its row is left out.
+        duration_s: end of the time axis, which starts at 0.
+        predicted: None if the answer has no segment; the picture then says so.
+        truth: None if unknown; its row is then left out.
         query: the heading; any characters, `$` included.
-        title: a short line under it, such as the video's name.
-        time_label: of the time axis; says so where 0 is not the file's beginning.
+        title: a short line below the heading, such as the video's name.
+        time_label: label of the time axis; it should say if 0 is not the start of the file.
 
     Raises:
-        ValueError: frames, times or duration are none that can be drawn.
+        ValueError: frames, times or duration cannot be drawn.
     """
     times_s = np.asarray(frame_times_s, dtype=np.float64)
     _check(frames, times_s, duration_s)

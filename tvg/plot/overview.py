@@ -1,4 +1,4 @@
-"""A dataset at a glance: how long its videos are, and where its moments lie in them."""
+"""Overview of a dataset: histograms of its durations, segments and queries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tvg.types import GroundingExample, Segment
 _WIDTH, _HEIGHT = 12.0, 8.2  # inches
 _MAX_BINS = 40
 _LABEL: dict[str, Any] = {"color": MUTED, "fontsize": 10, "loc": "left"}
-_SHOWN_SHARE = 0.995  # of the values; the few beyond would press all others into some bars
+_SHOWN_SHARE = 0.995  # of the values; the few beyond would squeeze all others into a few bars
 
 
 def draw_overview(
@@ -29,15 +29,16 @@ def draw_overview(
     segments: Sequence[tuple[Segment, float | None]],
     queries_per_video: Sequence[int],
 ) -> Figure:
-    """Draws four histograms with their medians: durations, lengths, centres, queries a video.
+    """Draws four histograms with their medians: durations, lengths, centres, queries per video.
 
-    Nothing is left out silently: what lies beyond an axis or is no number is counted on its panel.
+    No value is dropped silently: each panel states how many are beyond its axis or not a number.
 
     Args:
         title: the heading, such as the set's name and split.
-        durations_s: of each clip; not finite where it is not known.
-        segments: of each query with a known truth, and its clip's duration; None: not known.
-        queries_per_video: how many queries each video has.
+        durations_s: duration of each clip; NaN if unknown.
+        segments: for each query with a known truth, its segment and its clip's duration (None if
+            unknown).
+        queries_per_video: number of queries of each video.
     """
     figure = Figure(figsize=(_WIDTH, _HEIGHT))
     heading = wrap_text(title, num_columns=70, max_lines=1)[0]
@@ -82,9 +83,9 @@ def _relative_centre(segment: Segment, duration_s: float | None) -> float:
 
 
 def _draw_seconds(axes: Axes, name: str, counted: str, values: Sequence[float]) -> None:
-    """Seconds from 0 on, up to where nearly all values lie."""
+    """Draws a histogram of seconds, from 0 up to nearly the largest value."""
     found = np.asarray(values, dtype=np.float64)
-    usable = found[found >= 0]  # refuses NaN too
+    usable = found[found >= 0]  # drops NaN, too
     finite = usable[np.isfinite(usable)]
     last = float(np.quantile(finite, _SHOWN_SHARE, method="higher")) if finite.size else 1.0
     width = _bin_width(last)
@@ -117,7 +118,7 @@ def _draw_centres(axes: Axes, centres: Sequence[float]) -> None:
 
 
 def _draw_counts(axes: Axes, counts: Sequence[int]) -> None:
-    """Whole numbers: a bar each, or several a bar where there are many."""
+    """Draws a histogram of integers: one bar per number, or per several if there are many."""
     found = np.asarray(counts, dtype=np.float64)
     last = float(np.quantile(found, _SHOWN_SHARE, method="higher")) if found.size else 1.0
     width = max(1.0, _bin_width(last))
@@ -132,7 +133,7 @@ def _draw_counts(axes: Axes, counts: Sequence[int]) -> None:
 
 
 def _bin_width(end: float) -> float:
-    """The smallest of 1, 2, 5, 10, 20 ... (and 0.5, 0.2 ...) that needs no more than _MAX_BINS."""
+    """The smallest of 1, 2, 5, 10, 20 ... (and 0.5, 0.2 ...) that needs at most _MAX_BINS bins."""
     least = max(end, 0.1) / _MAX_BINS
     scale = 10.0 ** math.floor(math.log10(least))
     return next(step * scale for step in (1, 2, 5, 10) if step * scale >= least * (1 - 1e-9))
@@ -146,7 +147,7 @@ def _draw(
     edges: NDArray[np.float64],
     notes: dict[str, int],
 ) -> None:
-    """One panel: bars, heading, and what its axis does not show."""
+    """Draws one panel: bars, heading, and a note on the values that its axis does not show."""
     heights, _ = np.histogram(values, edges)
     widths = np.diff(edges)
     axes.bar(edges[:-1], heights, width=widths, align="edge", color=TRUTH_COLOUR, zorder=2)
@@ -177,7 +178,7 @@ def _draw(
 
 
 def _mark_median(axes: Axes, values: NDArray[np.float64], form: str) -> None:
-    """A dashed line with its value above the panel."""
+    """Draws the median as a dashed line, with its value above the panel."""
     if not values.size:
         return
     low, high = axes.get_xlim()

@@ -1,4 +1,4 @@
-"""Writing a figure to a file, whole or not at all."""
+"""Writes a figure to a file atomically."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tvg.plot.style import FIGURE_DPI
 
 
 def picture_format(path: str | Path) -> str:
-    """The format that a picture's suffix asks for.
+    """Returns the picture format given by a path's suffix.
 
     Raises:
-        ValueError: the suffix is none that matplotlib can write.
+        ValueError: matplotlib cannot write this format.
     """
     suffix = Path(path).suffix
     known = FigureCanvasBase.get_supported_filetypes()
@@ -29,13 +29,13 @@ def picture_format(path: str | Path) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes the figure in the format of the path's suffix, and makes the folder it needs.
+    """Writes the figure in the format of the path's suffix; creates its folder.
 
     The file appears under its name only when it is complete.
 
     Raises:
-        ValueError: the suffix is none that matplotlib can write.
-        OSError: the disk is full or cannot be written; names the file and the disk.
+        ValueError: matplotlib cannot write this format.
+        OSError: the disk is full or not writable; the message names the file and the disk.
     """
     path = Path(path)
     file_format = picture_format(path)

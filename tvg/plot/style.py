@@ -1,4 +1,4 @@
-"""Shared by all pictures: colours, fonts, text that any query survives, and clipped segments."""
+"""Shared by all pictures: colours, fonts, text that can be any query, and clipped segments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from tvg.types import Segment
 
-# Two colours of Okabe and Ito's palette, told apart by every common kind of colour blindness.
+# Two colours of Okabe and Ito's palette, distinguishable with every common colour blindness.
 PREDICTED_COLOUR = "#E07B00"
 TRUTH_COLOUR = "#0072B2"
 INK, MUTED, TRACK = "#1F2933", "#6B7785", "#E9EDF1"
@@ -36,34 +36,34 @@ _FONTS = (
 
 @cache
 def font_families() -> list[str]:
-    """The installed fonts to draw with; asking for one that is missing would log a warning."""
+    """The installed fonts to draw with; a missing font would log a warning."""
     installed = set(font_manager.fontManager.get_font_names())
     return [name for name in _FONTS if name in installed] or ["sans-serif"]
 
 
 def add_text(figure: Figure, x: float, y: float, text: str, **style: Any) -> Text:
-    """Writes text at figure coordinates as it stands: no mathtext, so `$` is a dollar sign."""
+    """Writes text at figure coordinates, without mathtext, so that `$` is a dollar sign."""
     return figure.text(x, y, text, parse_math=False, fontfamily=font_families(), **style)
 
 
 def clean_text(text: str) -> str:
-    """One line of printable characters: line breaks, controls and lone surrogates are spaces."""
+    """Returns one line; line breaks, control characters and lone surrogates become spaces."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _width(text: str) -> int:
-    """Columns that the text takes, a wide (East Asian) character counting as two."""
+    """Number of columns that the text takes; a wide (East Asian) character takes two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def wrap_text(text: str, *, num_columns: int, max_lines: int) -> list[str]:
-    """Breaks cleaned text into lines, inside words only where one is wider than a line.
+    """Cleans text and breaks it into lines; splits a word only if it is wider than a line.
 
     Returns:
-        At least one line; the last ends in an ellipsis where the text did not fit.
+        At least one line; the last ends in an ellipsis if the text did not fit.
     """
     lines, line = [], ""
-    enough = num_columns * (max_lines + 1)  # characters, of which each takes a column or two
+    enough = num_columns * (max_lines + 1)  # characters, each of one or two columns
     for word in clean_text(text)[:enough].split(" "):
         if line and _width(line) + 1 + _width(word) <= num_columns:
             line = f"{line} {word}"
@@ -86,9 +86,9 @@ def wrap_text(text: str, *, num_columns: int, max_lines: int) -> list[str]:
 
 
 def visible_part(segment: Segment | None, duration_s: float) -> tuple[float, float] | None:
-    """The part of a segment inside [0, duration_s]; None where there is nothing to draw.
+    """The part of a segment inside [0, duration_s]; None if there is nothing to draw.
 
-    A policy may answer with reversed, endless or far-off times: those have no visible part.
+    A policy may answer with reversed, infinite or far-off times, which have no visible part.
     """
     if segment is None or not all(map(math.isfinite, segment)):
         return None
@@ -97,7 +97,7 @@ def visible_part(segment: Segment | None, duration_s: float) -> tuple[float, flo
 
 
 def describe_segment(segment: Segment | None, duration_s: float) -> str:
-    """A segment in words, as `1.0 – 7.5 s`, with what is odd about it."""
+    """Describes a segment as `1.0 – 7.5 s`, with a note on anything unusual."""
     if segment is None:
         return "no segment found in the answer"
     text = f"{segment.start_s:.1f} – {segment.end_s:.1f} s"
@@ -105,7 +105,7 @@ def describe_segment(segment: Segment | None, duration_s: float) -> str:
         return f"{text}  (reversed)"
     if segment.start_s > duration_s or segment.end_s < 0:
         return f"{text}  (outside the clip)"
-    # Annotations end a moment after their file now and then: only what is seen is worth a word.
+    # Annotations sometimes end just after their file: only a visible difference is reported.
     if segment.end_s > 1.02 * duration_s:
         return f"{text}  (clip ends at {duration_s:.1f} s)"
     return text

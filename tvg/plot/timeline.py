@@ -1,4 +1,4 @@
-"""Truth against prediction for a handful of queries, one row each."""
+"""True and predicted segments of a few queries, one row per query."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tvg.plot.style import (
 )
 from tvg.types import Segment
 
-# Inches. Left of the tracks stands the query, right of them the clip's length and the IoU.
+# Inches. The query is left of the tracks, the clip's length and the IoU are right of them.
 _WIDTH, _LEFT, _RIGHT, _ROW, _HEAD, _FOOT = 13.0, 3.9, 1.75, 0.62, 0.75, 0.15
 _BAR = 0.25  # height of a bar; a row is 1 high
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimelineRow:
-    """One query with what was true and what was predicted."""
+    """One query with its true and predicted segments."""
 
     query: str
     duration_s: float
@@ -42,7 +42,7 @@ class TimelineRow:
 def _draw_bar(
     axes: Axes, y: float, segment: Segment | None, duration_s: float, colour: str
 ) -> None:
-    """A track over the whole clip with the segment on it, in fractions of the duration."""
+    """Draws a track over the whole clip and the segment on it, in fractions of the duration."""
     axes.barh(y, 1.0, height=_BAR, color=TRACK, zorder=1)
     text: dict[str, Any] = {"va": "center", "fontsize": 7.5, "zorder": 3}
     text["fontfamily"] = font_families()
@@ -81,10 +81,10 @@ def _draw_row(axes: Axes, y: float, row: TimelineRow) -> None:
 
 
 def draw_timelines(rows: Sequence[TimelineRow], *, title: str | None = None) -> Figure:
-    """Draws a row a query: the true segment above the predicted one, each on a track of its clip.
+    """Draws one row per query: the true segment above the predicted one, each on its own track.
 
-    Each track spans its whole clip, so that short and long clips read alike; the clip's length
-    and the temporal IoU stand at its end. Meant for up to about twelve queries.
+    Each track spans its whole clip, so that short and long clips look alike. The clip's length and
+    the temporal IoU are shown at its end. Meant for up to about twelve queries.
 
     Raises:
         ValueError: there is no row, or a row's duration is not above zero.

@@ -1,1 +1,1 @@
-"""Rewards of completions: one file each, and their weighted sum."""
+"""Rewards of completions, one per file, and their weighted sum."""

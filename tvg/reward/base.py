@@ -1,4 +1,4 @@
-"""The interface of rewards, and the inputs that one may ask for."""
+"""The reward interface, and the inputs that a reward can request."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from typing import Any
 from tvg.core.parsing import ParsedAnswer
 from tvg.types import GroundingExample, Segment
 
-# Any callable that takes some fields of `Completions` by keyword, or all of them (`**rest`), and
-# returns one number a completion: a list, a tuple or a tensor [N]. It asks for what it reads:
+# A reward is any callable that takes some fields of `Completions` by keyword, or all of them
+# (`**rest`), and returns one number per completion: a list, a tuple or a tensor [N]. Its signature
+# requests the fields that it reads:
 #
 #     def short(*, texts: list[str]) -> list[float]: ...
 #
-# A malformed completion is data and earns a number; raising is for broken input.
+# A malformed completion gets a number like any other; a reward raises only for broken input.
 Reward = Callable[..., Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completions:
-    """N completions as rewards see them; all lists have length N.
+    """The inputs of rewards for N completions; all lists have length N.
 
     Row n belongs to prompt n // group_size. Times are seconds from the start of the clip.
 
     Raises:
-        ValueError: lists of unequal length, or groups that are not whole.
+        ValueError: lists of unequal length, or incomplete groups.
     """
 
     texts: list[str]  # special tokens removed
-    answers: list[ParsedAnswer]  # what the task read in each
+    answers: list[ParsedAnswer]  # parsed by the task
     truths: list[Segment]
-    durations_s: list[float]  # of the clips as found in the files
+    durations_s: list[float]  # lengths of the clips, read from the files
     examples: list[GroundingExample]
     num_tokens: list[int]  # up to and including the first EOS
-    is_finished: list[bool]  # ended by EOS, not cut at the length limit
-    is_exact: list[bool]  # written in exactly the format that the prompt asks for
+    is_finished: list[bool]  # ended by EOS, not truncated at the length limit
+    is_exact: list[bool]  # has exactly the format that the prompt asks for
     group_size: int
 
     def __post_init__(self) -> None:
@@ -54,12 +55,12 @@ class Completions:
         return len(self.texts)
 
     def rows(self, start: int, stop: int, *, group_size: int) -> Completions:
-        """The completions [start, stop), in groups of that size."""
+        """Returns the completions [start, stop), in groups of the given size."""
         lists = {name: getattr(self, name)[start:stop] for name in LISTS}
         return Completions(**lists, group_size=group_size)
 
     def given(self, names: frozenset[str]) -> dict[str, Any]:
-        """The fields of these names; lists are copies, which a reward may change."""
+        """Returns the named fields; lists are copied, so that a reward may modify them."""
         return {
             name: list(getattr(self, name)) if name in LISTS else getattr(self, name)
             for name in names

@@ -1,4 +1,4 @@
-"""Reward for boundaries close to the true ones, however far away."""
+"""Reward for boundaries close to the true ones; nonzero at any distance."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from tvg.types import Segment
 
 
 class BoundaryReward:
-    """exp(-sharpness * W1 / |truth|), W1 the mean distance of both ends, |truth| its length.
+    """exp(-sharpness * W1 / |truth|).
 
-    In (0, 1]: 1 for the very segment, exp(-sharpness) where both ends are off by its length; dense
-    where IoU is flat 0. After the boundary-distance reward of TimeLens2, whose release takes
-    uniform distributions over the segments in the place of their ends, the length of the union in
-    the place of the truth's, and a sharpness of 3. 0 for none, a reversed or an empty prediction.
+    W1 is the mean distance of both ends, |truth| the length of the true segment. The value is in
+    (0, 1]: 1 for the true segment, exp(-sharpness) if both ends are off by its length. It is dense
+    where IoU is flat 0. A missing, reversed or empty prediction gets 0.
+
+    Based on the boundary-distance reward of TimeLens2. Its release uses uniform distributions over
+    the segments instead of their ends, the length of the union instead of the true length, and a
+    sharpness of 3.
 
     Args:
-        sharpness: how fast the reward falls, above 0.
+        sharpness: decay rate of the reward, above 0.
     """
 
     def __init__(self, *, sharpness: float) -> None:

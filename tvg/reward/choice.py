@@ -1,4 +1,4 @@
-"""Reward for the right option of a multiple-choice question."""
+"""Reward for the correct option of a multiple-choice question."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from tvg.types import GroundingExample
 
 
 class ChoiceReward:
-    """1 where the option letter in the answer block is the true one, else 0.
+    """1 if the option letter in the answer block is the true one, else 0.
 
     Args:
-        field: the name in the annotation file (`example.extra`) under which the true option
-            stands, as "B", "(B)" or "B. what it says".
+        field: the annotation field (in `example.extra`) that holds the true option, as "B", "(B)"
+            or "B. text of the option".
     """
 
     def __init__(self, *, field: str) -> None:

@@ -1,4 +1,4 @@
-"""Reward for saying something else than the other completions of the group."""
+"""Reward for differing from the other completions of the group."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from tvg.core.text import rouge_l, words
 
 
 class DiversityReward:
-    """1 - ROUGE-L to each other completion of the group, averaged; in [0, 1].
+    """Mean of 1 - ROUGE-L over the other completions of the group; in [0, 1].
 
-    ROUGE-L is the F1 of the longest common subsequence of words (lower case, not stemmed). Of a
-    completion the first `max_words` are compared, so a group of G takes at most G * (G - 1) / 2
-    comparisons of `max_words` steps each, however long its texts are.
+    ROUGE-L is the F1 of the longest common subsequence of words (lower case, not stemmed). Only the
+    first `max_words` words of each completion are compared, so a group of G takes at most
+    G * (G - 1) / 2 comparisons of `max_words` steps each, however long its texts are.
 
     Args:
-        max_words: at least 1.
+        max_words: words compared per completion, at least 1.
     """
 
     def __init__(self, *, max_words: int) -> None:
@@ -28,7 +28,7 @@ class DiversityReward:
         return [value for first in groups for value in self._of(texts[first : first + group_size])]
 
     def _of(self, group: list[str]) -> list[float]:
-        """The values of one group; 0 for one alone."""
+        """Returns the values of one group; 0 for a group of one."""
         found = [words(text, max_words=self.max_words) for text in group]
         sums = [0.0] * len(group)
         for i in range(len(group)):

@@ -1,4 +1,4 @@
-"""Rewards for keeping to the answer format: to its tags, or to all of it."""
+"""Rewards for following the answer format: the tags only, or the exact format."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from tvg.core.parsing import has_format
 
 
 class FormatReward:
-    """1 for a completion that is exactly a think and an answer block, else 0.
+    """1 if a completion consists of a think block and an answer block, else 0.
 
-    The content of the blocks does not count, as in Time-R1.
+    The content of the blocks is not checked, as in Time-R1.
 
     Args:
         think: False for prompts that ask for the answer block alone.
@@ -22,11 +22,11 @@ class FormatReward:
 
 
 class ExactFormatReward:
-    """1 for a completion in exactly the format that the prompt asks for, else 0.
+    """1 if a completion has exactly the format that the prompt asks for, else 0.
 
-    The answer itself counts: `prompt.answer_format`, to the digit after the point
-    (`tvg.core.answer_format`). The parsers read more than that, so that without this reward a
-    policy can drift into what they tolerate.
+    The answer must match `prompt.answer_format`, down to the number of decimals
+    (`tvg.core.answer_format`). The parsers are more tolerant, so without this reward a policy can
+    drift into formats that they merely tolerate.
     """
 
     def __call__(self, *, is_exact: list[bool]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Reward for the overlap with the true segment, and for being near it where there is none."""
+"""Reward for the overlap with the true segment, or for closeness if there is no overlap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tvg.types import Segment
 class GIoUReward:
     """Generalised temporal IoU, in [-1, 1]: dense where IoU is flat 0 (arXiv 1902.09630).
 
-    The raw value, so a completion without a readable segment earns -1, and touching the truth 0.
+    The value is not rescaled: a completion without a readable segment gets -1, a segment that only
+    touches the true one gets 0.
     """
 
     def __call__(self, *, answers: list[ParsedAnswer], truths: list[Segment]) -> list[float]:

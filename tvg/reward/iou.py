@@ -8,7 +8,7 @@ from tvg.types import Segment
 
 
 class IoUReward:
-    """Temporal IoU of prediction and truth; 0 for none, a reversed or an empty prediction."""
+    """Temporal IoU of prediction and truth; 0 for a missing, reversed or empty prediction."""
 
     def __call__(self, *, answers: list[ParsedAnswer], truths: list[Segment]) -> list[float]:
         return [

@@ -1,4 +1,4 @@
-"""Reward for the overlap with the true segment and for boundaries close to its own."""
+"""Reward for the overlap with the true segment and for boundaries close to the true ones."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tvg.types import GroundingExample, Segment
 
 
 class IoUV2Reward:
-    """IoU * (1 - |s - s'| / T) * (1 - |e - e'| / T), T the length of the clip.
+    """IoU * (1 - |s - s'| / T) * (1 - |e - e'| / T), where T is the length of the clip.
 
-    The timestamp-aware IoU of Time-R1 (arXiv 2503.13377). As published it is not clamped: an
-    overlapping prediction whose end misses by more than the clip's length earns less than 0.
+    The timestamp-aware IoU of Time-R1 (arXiv 2503.13377). As published, it is not clamped: an
+    overlapping prediction whose end is off by more than the clip's length gets a negative reward.
 
     Args:
-        duration: "clip": T is the length found in the file; "annotation": the length that the
-            annotation states, as the release takes it (the file's where none is stated).
+        duration: "clip": T is the length read from the file; "annotation": the annotated length, as
+            in the release (the file's length if none is annotated).
     """
 
     def __init__(self, *, duration: Literal["clip", "annotation"] = "clip") -> None:
@@ -53,6 +53,6 @@ def _timestamp_aware_iou(pred: Segment | None, truth: Segment, duration_s: float
     if pred is None or iou == 0:
         return 0.0
     start_miss = abs(pred.start_s - truth.start_s) / duration_s
-    # Multiplied before it is divided: an end of 300 digits would else be infinitely far away.
+    # Multiply before dividing: otherwise an end of 300 digits could overflow to infinity.
     iou_times_end_miss = iou * abs(pred.end_s - truth.end_s) / duration_s
     return (iou - iou_times_end_miss) * (1 - start_miss)

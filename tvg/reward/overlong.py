@@ -1,4 +1,4 @@
-"""Punishment of completions that come close to the length limit."""
+"""Penalty for completions close to the length limit."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from __future__ import annotations
 class OverlongReward:
     """DAPO's soft overlong punishment, in [-1, 0] (arXiv 2503.14476, eq. 13).
 
-    0 up to max_tokens - cache_tokens tokens, then falling linearly to -1 at max_tokens.
+    The value is 0 up to max_tokens - cache_tokens tokens, then falls linearly to -1 at max_tokens.
 
     Args:
-        max_tokens: the length at which -1 is reached: that at which the sampler cuts.
-        cache_tokens: the last part of it, in which the punishment grows; in (0, max_tokens].
+        max_tokens: the length at which -1 is reached: the length limit of the sampler.
+        cache_tokens: length of the final range in which the penalty grows; in (0, max_tokens].
     """
 
     def __init__(self, *, max_tokens: int, cache_tokens: float) -> None:

@@ -1,4 +1,4 @@
-"""Which fields of the completions a reward asks for, read off its signature."""
+"""Reads from a reward's signature which fields of the completions it requests."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tvg.reward.base import FIELDS, Reward
 
 
 def wanted_fields(name: str, reward: Reward) -> frozenset[str]:
-    """The keyword arguments to call `reward` with: all of them for one that takes `**rest`.
+    """Returns the keyword arguments to call `reward` with: all fields if it takes `**rest`.
 
     Raises:
-        ValueError: naming the reward, if it is no callable, needs an argument that there is not,
-            or has one of its own settings fixed under a name that every call gives.
+        ValueError: the reward is not callable, requires an argument that does not exist, or is a
+            partial that fixes the name of a field; the message names the reward.
     """
     if not callable(reward):
         raise ValueError(f"reward {name!r} must be callable: got {type(reward).__name__}")
@@ -26,7 +26,7 @@ def wanted_fields(name: str, reward: Reward) -> frozenset[str]:
         )
     try:
         parameters = inspect.signature(reward).parameters.values()
-    except (TypeError, ValueError) as error:  # some builtins tell none
+    except (TypeError, ValueError) as error:  # some builtins have no signature
         raise ValueError(f"reward {name!r}: its signature cannot be read: {error}") from error
     for parameter in parameters:
         _check(name, parameter)

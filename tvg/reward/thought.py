@@ -1,7 +1,7 @@
 """Statistics of a thought: length, keywords, time ranges, paragraphs.
 
-Logged beside the rewards by the Time-R1 release, and not paid there; given a weight they are.
-Functions of the settings in their YAML; all are 0 where the think block is missing.
+The Time-R1 release logs them but does not reward them; here they count if given a weight. The
+settings come from their YAML. All are 0 if the think block is missing.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from itertools import islice
 
 from tvg.core.parsing import ParsedAnswer
 
-# The published `<timestep>\s*(\d+\.?\d*)\s+to\s+(\d+\.?\d*)\s*</timestep>`, which cannot backtrack.
+# The published `<timestep>\s*(\d+\.?\d*)\s+to\s+(\d+\.?\d*)\s*</timestep>`, without backtracking.
 _TIMESTEP = re.compile(
     r"<timestep>\s*+\d++(?:\.\d*+)?+\s++to\s++\d++(?:\.\d*+)?+\s*+</timestep>", re.IGNORECASE
 )
 
 
 def think_length(*, answers: list[ParsedAnswer], per_char: float, max_chars: int) -> list[float]:
-    """`per_char` for each character of the thought, up to `max_chars` of them."""
+    """`per_char` for each character of the thought, up to `max_chars` characters."""
     return [per_char * min(len(answer.thought or ""), max_chars) for answer in answers]
 
 
 def keyword_use(
     *, answers: list[ParsedAnswer], keywords: list[str], per_keyword: float, max_keywords: int
 ) -> list[float]:
-    """`per_keyword` for each of the keywords that occurs, inside of words too and in any case."""
+    """`per_keyword` for each keyword that occurs, also inside words, ignoring case."""
 
     def count(thought: str) -> int:
         lower = thought.lower()
@@ -35,7 +35,7 @@ def keyword_use(
 
 
 def timesteps(*, answers: list[ParsedAnswer], per_pair: float, max_pairs: int) -> list[float]:
-    """`per_pair` for each `<timestep>1.0 to 2.0</timestep>`, up to `max_pairs` of them."""
+    """`per_pair` for each `<timestep>1.0 to 2.0</timestep>`, up to `max_pairs` pairs."""
 
     def count(thought: str) -> int:
         return sum(1 for _ in islice(_TIMESTEP.finditer(thought), max_pairs))
@@ -44,7 +44,7 @@ def timesteps(*, answers: list[ParsedAnswer], per_pair: float, max_pairs: int) -
 
 
 def paragraphs(*, answers: list[ParsedAnswer], per_line: float, max_lines: int) -> list[float]:
-    """`per_line` for each line that is not empty, up to `max_lines` of them."""
+    """`per_line` for each non-empty line, up to `max_lines` lines."""
 
     def count(thought: str) -> int:
         return sum(bool(line.strip()) for line in thought.split("\n"))

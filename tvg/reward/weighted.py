@@ -1,4 +1,4 @@
-"""The weighted sum of rewards, with every raw part kept for the logs."""
+"""The weighted sum of rewards; the raw value of each reward is kept for the logs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _MAX = torch.finfo(torch.float32).max
 
 
 class WeightedReward:
-    """Weighted sum of named rewards; a weight of 0 computes and logs a reward without paying it.
+    """Weighted sum of named rewards; a reward of weight 0 is computed and logged only.
 
     Args:
         rewards: name -> reward; the names become columns of the logs.
         weights: name -> weight, for exactly the same names.
 
     Raises:
-        ValueError: if there is no reward, the names differ or cannot be logged, a weight is not
-            finite, or a reward needs an argument that there is not.
+        ValueError: there is no reward, the names differ or cannot be logged, a weight is not
+            finite, or a reward requires an argument that does not exist.
     """
 
     def __init__(self, *, rewards: dict[str, Reward], weights: dict[str, float]) -> None:
@@ -47,18 +47,18 @@ class WeightedReward:
 
     @property
     def reads_segments(self) -> bool:
-        """Whether any reward compares with the true segments."""
+        """True if any reward reads the true segments."""
         return any("truths" in wanted for wanted in self._wanted.values())
 
     def __call__(self, completions: Completions) -> RewardOutput:
-        """Score N completions.
+        """Scores N completions.
 
         Returns:
-            Weighted total [N] and the raw parts [N] by name.
+            The weighted total [N] and the raw values [N] of each reward by name.
 
         Raises:
-            ValueError: naming the reward and the completion, if a reward raises, returns a wrong
-                number of values, or one that is no finite number (in float32).
+            ValueError: a reward raises, returns the wrong number of values, or returns a value that
+                is not finite in float32; the message names the reward and the completion.
         """
         total = torch.zeros(len(completions), dtype=torch.float64)
         parts = {}
@@ -81,7 +81,7 @@ def _score(
 ) -> list[float]:
     try:
         found = reward(**completions.given(wanted))
-    except Exception as error:  # a user's reward may raise anything: say which one, on what
+    except Exception as error:  # a user's reward may raise anything: name it and the completion
         raise _failure(name, reward, wanted, completions, error) from error
     if hasattr(found, "tolist"):  # a tensor, or an array
         found = found.tolist()
@@ -118,7 +118,7 @@ def _failure(
     completions: Completions,
     error: Exception,
 ) -> ValueError:
-    """Looks for the completion, or else for the group, on which the reward fails alone."""
+    """Finds the completion, or else the group, on which the reward fails when called alone."""
 
     def error_on(start: int, stop: int, group_size: int) -> Exception | None:
         try:
@@ -134,7 +134,8 @@ def _failure(
             continue
         for index in range(first, first + size):
             alone = error_on(index, index + 1, 1)
-            # One that compares within groups may fail on the lack of them: that is not it.
+            # A reward that compares within groups may fail only because the group is missing;
+            # such a failure does not count.
             if alone is not None and ("group_size" not in wanted or repr(alone) == repr(in_group)):
                 return _failed(name, f"on {_completion(completions, index)}", alone)
         where = f"on the group of completions {first} to {first + size - 1}"

@@ -1,1 +1,1 @@
-"""Engines that sample completions."""
+"""Sampling engines for completions."""

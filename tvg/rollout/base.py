@@ -1,4 +1,4 @@
-"""The base of sampling engines: settings, the draw of each completion, and what comes out."""
+"""Base class of sampling engines: settings, random draws per completion, and the output batch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tvg.types import PromptBatch, RolloutBatch
 
 
 class Rollout(ABC):
-    """Samples completions and keeps the log-probabilities it sampled from.
+    """Samples completions and records the log-probabilities of the sampled tokens.
 
-    Every sampling setting is explicit, so that a checkpoint's generation config (`top_k=50` in
-    many) cannot change the distribution silently. A completion's draws are a function of seed,
-    query and its number in the group: it does not depend on what else is in the batch, but for
-    rounding.
+    Every sampling setting is explicit, so that a checkpoint's generation config (often `top_k=50`)
+    cannot silently change the distribution. The random draws of a completion depend only on the
+    seed, the query and the completion's index in its group. Apart from rounding, a completion does
+    not depend on the rest of the batch.
 
     Args:
-        max_new_tokens: longest completion.
-        temperature: of the softmax that is sampled; 0 takes the most likely token.
+        max_new_tokens: length limit of a completion.
+        temperature: temperature of the softmax; 0 takes the most likely token.
         top_p: nucleus mass kept, 1.0 for all.
         top_k: most likely tokens kept, 0 for all.
-        prompts_per_call: prompts sampled together; None for all that are handed in.
+        prompts_per_call: prompts sampled together; None for all given prompts.
 
     Raises:
         ValueError: a setting out of range; names the config key.
@@ -62,11 +62,11 @@ class Rollout(ABC):
 
     @property
     def logprob_temperature(self) -> float:
-        """The temperature at which a trainer scores this sampler's tokens (1 where greedy)."""
+        """Temperature at which the trainer scores this sampler's tokens (1 for greedy decoding)."""
         return self.temperature if self.temperature > 0 else 1.0
 
     def greedy(self) -> Self:
-        """The same engine taking the most likely token: for validation and evaluation."""
+        """Returns a copy of this engine with greedy decoding, for validation and evaluation."""
         other = copy(self)
         other.temperature, other.top_p, other.top_k = 0.0, 1.0, 0
         return other
@@ -77,11 +77,11 @@ class Rollout(ABC):
         """Samples `group_size` completions for each prompt.
 
         Args:
-            policy: what is sampled from; left in the mode it was in.
-            tokenizer: turns ids into text.
+            policy: the policy to sample from; its train/eval mode is restored.
+            tokenizer: decodes ids to text.
             prompts: B prompts on the policy's device.
-            group_size: completions a prompt, G.
-            seed: alone decides the draw; the global random state is left untouched.
+            group_size: completions per prompt, G.
+            seed: seed of the draws; the global random state is neither used nor changed.
         """
         draws = None
         if self.temperature > 0:
@@ -119,24 +119,24 @@ class Rollout(ABC):
     def _sample(
         self, policy: Policy, prompts: PromptBatch, group_size: int, uniform: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Completions of all prompts together.
+        """Samples completions of all prompts together.
 
         Args:
             policy: in eval mode.
             prompts: B prompts.
             group_size: G.
-            uniform: float64 [N, max_new_tokens], what `draw` is given; None: greedy.
+            uniform: float64 [N, max_new_tokens], the random numbers for `draw`; None: greedy.
 
         Returns:
-            (ids int64 [N, C], log-probabilities [N, C]); anything after a row's first EOS.
+            (ids int64 [N, C], log-probabilities [N, C]); values after the first EOS are ignored.
         """
 
 
 @contextmanager
 def _weights_cast_once(device: torch.device) -> Iterator[None]:
-    """Keeps autocast's copies of the weights from token to token, where autocast is on.
+    """If autocast is on, caches its casts of the weights across tokens.
 
-    Lightning's autocast keeps none, so that every token would cast the whole model again.
+    Lightning's autocast does not cache them; every token would cast the whole model again.
     """
     if not torch.is_autocast_enabled(device.type):
         yield
@@ -151,7 +151,7 @@ def _weights_cast_once(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def sampling_mode(policy: Policy) -> Iterator[None]:
-    """Eval mode without gradient checkpointing, which makes `generate` go wrong; then back."""
+    """Eval mode without gradient checkpointing, which breaks `generate`; restored on exit."""
     was_training = policy.training
     checkpointed: list[Any] = [
         module for module in policy.modules() if getattr(module, "gradient_checkpointing", False)

@@ -1,4 +1,4 @@
-"""Drawing tokens so that a sample depends on seed, query and its number, and on nothing else."""
+"""Draws tokens so that a sample depends only on the seed, the query and its index in the group."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def uniforms(qids: Sequence[str], *, group_size: int, num_tokens: int, seed: int) -> Tensor:
-    """One uniform number a token of each completion: float64 [N, num_tokens] in [0, 1).
+    """One uniform random number per token of each completion: float64 [N, num_tokens] in [0, 1).
 
-    Each completion has a generator of its own, so its draws are the same whichever prompts share
-    its batch. A query that occurs twice in a batch gets other draws the second time.
+    Each completion has its own generator, so its draws do not depend on the other prompts in the
+    batch. A query that occurs twice in a batch gets different draws the second time.
     """
     seen: Counter[str] = Counter()
     rows = []
@@ -31,13 +31,13 @@ def uniforms(qids: Sequence[str], *, group_size: int, num_tokens: int, seed: int
 def draw(
     logits: Tensor, uniform: Tensor | None, *, top_p: float, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """One token a row, by inverting the cumulative distribution.
+    """Draws one token per row by inverting the cumulative distribution.
 
     Args:
-        logits: float32 [N, V], tempered; suppressed tokens at -inf.
+        logits: float32 [N, V], divided by the temperature; suppressed tokens at -inf.
         uniform: float64 [N] in [0, 1); None takes the most likely token.
-        top_p: draw from the smallest set of likeliest tokens with at least this mass; 1.0: all.
-        top_k: draw from this many likeliest tokens; 0: all.
+        top_p: draw from the smallest set of most likely tokens with at least this mass; 1.0: all.
+        top_k: draw from this many most likely tokens; 0: all.
 
     Returns:
         (ids int64 [N], log-probabilities [N] before any top_p or top_k).
@@ -46,7 +46,8 @@ def draw(
     if uniform is None:
         ids = logits.argmax(-1)
     else:
-        # float64: in float32 the sum over 152k words is off by more than a rare word's mass.
+        # float64: in float32 the rounding error of a sum over 152k words exceeds a rare word's
+        # mass.
         probs = _likeliest(logprobs.double().exp(), top_p=top_p, top_k=top_k)
         cumulative = probs.cumsum(-1)
         aim = uniform[:, None] * cumulative[:, -1:]
@@ -55,7 +56,7 @@ def draw(
 
 
 def _likeliest(probs: Tensor, *, top_p: float, top_k: int) -> Tensor:
-    """The same probabilities with 0 for tokens outside top_p and top_k."""
+    """Returns the probabilities, set to 0 for tokens outside top_p and top_k."""
     if top_k > 0:
         kept = probs.topk(min(top_k, probs.shape[1]))
         probs = torch.zeros_like(probs).scatter(1, kept.indices, kept.values)

@@ -1,4 +1,4 @@
-"""Sampling with Hugging Face `generate`, at the policy's own positions: the oracle."""
+"""Sampling with Hugging Face `generate`, at the policy's own position ids; serves as the oracle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tvg.types import PromptBatch
 
 
 class HFRollout(Rollout):
-    """`generate` on G copies of every prompt; arguments as for `Rollout`."""
+    """Calls `generate` on G copies of every prompt; arguments as for `Rollout`."""
 
     def _sample(
         self, policy: Policy, prompts: PromptBatch, group_size: int, uniform: Tensor | None
@@ -40,7 +40,7 @@ class HFRollout(Rollout):
 
 
 class _Drawer(LogitsProcessor):
-    """Draws the next token itself and leaves `generate`, which takes the largest, no choice."""
+    """Draws the next token and masks all others, so that greedy `generate` takes it."""
 
     def __init__(self, rollout: Rollout, policy: Policy, uniform: Tensor | None) -> None:
         self.rollout = rollout

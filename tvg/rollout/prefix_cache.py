@@ -1,4 +1,4 @@
-"""Keys and values while sampling: of each prompt once, of each completion for itself."""
+"""Key/value cache for sampling: one copy per prompt, shared by the completions of its group."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tvg.model.prefix_attention import attend_row
 
 
 class Prefill:
-    """Attends over the prompts of a row and keeps their keys and values.
+    """Attends over the prompts of a row and stores their keys and values.
 
     Args:
-        row: prompts alone.
+        row: a row of prompts without completions.
         prompt_mask: int64 [B, P], left-padded.
     """
 
     def __init__(self, row: PackedRow, prompt_mask: Tensor) -> None:
         self.row = row
-        self.needed = row.needed  # of the last layer: the prompts' ends
+        self.needed = row.needed  # in the last layer: the prompts' last tokens
         self.is_real = prompt_mask.bool()
         self._rows = self.is_real.flatten().nonzero()[:, 0]
-        self.keys: list[Tensor] = []  # a layer: [B, K, P, d], 0 at padding
+        self.keys: list[Tensor] = []  # per layer: [B, K, P, d], 0 at padding
         self.values: list[Tensor] = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -32,7 +32,7 @@ class Prefill:
         return attend_row(query, key, value, self.row, scale, is_last=False)
 
     def _per_prompt(self, states: Tensor) -> Tensor:
-        """[1, K, T, d] of the row to [B, K, P, d]."""
+        """Scatters [1, K, T, d] of the row to [B, K, P, d]."""
         flat = states[0].transpose(0, 1)
         padded = flat.new_zeros((self.is_real.numel(), *flat.shape[1:]))
         padded[self._rows] = flat[self.row.prompt_places]
@@ -40,23 +40,23 @@ class Prefill:
 
 
 class Decoding:
-    """Attends with one new token of each of N = B * G completions, step after step.
+    """Attention for one new token of each of N = B * G completions per step.
 
-    Scores against a prompt are one product for its whole group: its keys are read once, not G
-    times. The row of a step is [1, N], completion after completion. Scores are float32 whatever
-    the model's type, as in the kernels of training: rounded to half precision, large ones would
-    set sampler and trainer apart.
+    The scores against a prompt are one matrix product for its whole group: its keys are read once,
+    not G times. The row of a step is [1, N], completion after completion. Scores are always at
+    least float32, as in the training kernels: if large scores were rounded to half precision,
+    sampler and trainer would differ.
 
     Args:
-        prefill: of the B prompts.
-        group_size: completions a prompt, G.
-        max_steps: room for this many tokens a completion.
+        prefill: prefill of the B prompts.
+        group_size: completions per prompt, G.
+        max_steps: capacity in tokens per completion.
     """
 
     def __init__(self, prefill: Prefill, *, group_size: int, max_steps: int) -> None:
         self.group_size = group_size
         self.step = 0
-        self.dtype = torch.promote_types(prefill.keys[0].dtype, torch.float32)  # of scores
+        self.dtype = torch.promote_types(prefill.keys[0].dtype, torch.float32)  # dtype of scores
         self.prompt_keys = [keys.to(self.dtype).mT for keys in prefill.keys]  # [B, K, d, P]
         self.prompt_values = prefill.values
         num_prompts, num_heads, _, head_size = prefill.keys[0].shape
@@ -67,8 +67,8 @@ class Decoding:
         self.padding = hidden if bool(hidden.any()) else None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """[1, H, N, d] queries to [1, N, H, d]."""
-        with torch.autocast(query.device.type, enabled=False):  # it would round the scores
+        """Maps [1, H, N, d] queries to [1, N, H, d] outputs."""
+        with torch.autocast(query.device.type, enabled=False):  # autocast would round the scores
             return self._attend(layer, query, key, value, scale)
 
     def _attend(
@@ -79,7 +79,7 @@ class Decoding:
         values[:, :, self.step] = value[0].transpose(0, 1)
         keys, values = keys[:, :, : self.step + 1], values[:, :, : self.step + 1]
         num_heads, group = keys.shape[1], self.group_size
-        # [H, N, d] -> [N, K, heads a key head, d]
+        # [H, N, d] -> [N, K, query heads per key head, d]
         q = query[0].to(self.dtype).unflatten(0, (num_heads, -1)).permute(2, 0, 1, 3) * scale
         own = q @ keys.mT
         shared = _together(q, group) @ self.prompt_keys[layer]

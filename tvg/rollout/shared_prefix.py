@@ -1,4 +1,4 @@
-"""Sampling with one prefill a prompt, whose keys and values all completions of a group share."""
+"""Sampling with one prefill per prompt; all completions of a group share its keys and values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvg.rollout.drawing import draw
 from tvg.rollout.prefix_cache import Decoding, Prefill
 from tvg.types import PromptBatch
 
-STEPS_PER_CHECK = 8  # on a GPU, asking whether all are finished waits for it
+STEPS_PER_CHECK = 8  # checking whether all completions are finished synchronises the GPU
 
 
 class SharedPrefixRollout(Rollout):
@@ -54,7 +54,7 @@ class SharedPrefixRollout(Rollout):
 
 
 def _prefill(policy: Policy, prompts: PromptBatch) -> tuple[Tensor, Prefill]:
-    """The last state of each prompt, [B, D], and the keys and values of all."""
+    """Returns the last state of each prompt, [B, D], and the keys and values of all prompts."""
     is_real = prompts.attention_mask.bool()
     nothing = prompts.attention_mask.new_zeros((len(prompts), 0))
     row = pack(prompts.attention_mask, nothing, group_size=1)
@@ -74,7 +74,7 @@ def _prefill(policy: Policy, prompts: PromptBatch) -> tuple[Tensor, Prefill]:
 
 
 def _decode(policy: Policy, ids: Tensor, positions: Tensor, cache: Decoding) -> Tensor:
-    """Feeds one token a completion, int64 [N], at positions [3, N]; returns states [N, D]."""
+    """Feeds one token per completion, int64 [N], at positions [3, N]; returns states [N, D]."""
     states: Tensor = policy.model.model.language_model(
         inputs_embeds=policy.model.get_input_embeddings()(ids).unsqueeze(0),
         attention_mask=no_mask(policy.model),

@@ -1,1 +1,1 @@
-"""Tasks: each owns its messages, its parsing and its report."""
+"""Tasks: each defines its messages, its parsing and its report."""

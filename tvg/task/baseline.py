@@ -1,4 +1,4 @@
-"""Scores without looking at a video: the floor that every policy must exceed."""
+"""Baselines that ignore the video: every policy must exceed their scores."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tvg.types import GroundingExample, Segment
 
 
 def best_constant_segment(examples: Iterable[GroundingExample], *, step: float = 0.05) -> Segment:
-    """The one answer, as fractions of the clip's duration, with the highest mIoU on `examples`.
+    """Returns the constant answer with the highest mIoU, as fractions of the clip's duration.
 
     Args:
         examples: with known segments and durations.
-        step: of the grid that is searched, as a fraction of the duration.
+        step: step of the search grid, as a fraction of the duration.
 
     Raises:
         ValueError: no example has both a segment and a duration.
@@ -33,7 +33,7 @@ def best_constant_segment(examples: Iterable[GroundingExample], *, step: float =
 def random_segments(examples: Sequence[GroundingExample], num: int, *, seed: int) -> list[Segment]:
     """Draws `num` of the examples' own segments, as fractions of the clip's duration.
 
-    This is chance: guesses with the right lengths and places, made without looking.
+    This is the chance baseline: realistic lengths and positions, guessed without the video.
 
     Raises:
         ValueError: no example has both a segment and a duration.
@@ -47,10 +47,10 @@ def random_segments(examples: Sequence[GroundingExample], num: int, *, seed: int
 def blind_predictions(
     examples: Sequence[GroundingExample], fractions: Sequence[Segment]
 ) -> list[Prediction]:
-    """Predictions that give each query its fractions of the clip, whatever is to be seen there.
+    """Predicts the given fractions of the clip for each query, ignoring the video.
 
     Raises:
-        ValueError: an example's duration is not known.
+        ValueError: an example's duration is unknown.
     """
     predictions = []
     for example, guess in zip(examples, fractions, strict=True):

@@ -1,4 +1,4 @@
-"""Temporal video grounding as a chat: what is asked, what is answered, how it is read back."""
+"""Temporal video grounding as a chat: prompts, target answers and their parsing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tvg.core.parsing_time_r1 import first_two_numbers
 from tvg.types import GroundingExample, Segment
 
 QUERY_FIELD = "query"
-QUERY_MARKS = ("{query}", "[EVENT]", "<EVENT>")  # in a template file; {} where there is none
+QUERY_MARKS = ("{query}", "[EVENT]", "<EVENT>")  # in a template file; {} if it has none of these
 _LIKE_A_FIELD = re.compile(r"\{[A-Za-z_]\w*\}")
 log = logging.getLogger(__name__)
 QueryBlanks = Literal["strip", "before_period", "keep"]
@@ -28,36 +28,36 @@ class GroundingTask:
 
     Args:
         template: user text with one `{query}` field (other braces doubled, as in `str.format`).
-        template_file: a file to read the user text from instead. There, every `{query}`,
-            `[EVENT]` or `<EVENT>` is the query, or one `{}` in a text without any of these, and
-            other braces stand for themselves, so that the text of an existing release can be used
-            as it is.
-        system: text of a system turn, or None for no such turn.
-        video_first: the clip stands before the text in the user turn, else after it.
+        template_file: file to read the user text from instead. In it, every `{query}`, `[EVENT]`
+            or `<EVENT>` is replaced by the query; if it has none of these, one `{}` is. Other
+            braces are literal, so that the text of an existing release can be used as it is.
+        system: text of a system turn; None for no such turn.
+        video_first: put the clip before the text in the user turn; False: after it.
         answer_format: the target of supervised training, with fields `start_s` and `end_s`; None
-            where the answer is no segment.
+            if the answer is not a segment.
         think: completions are expected to reason inside `<think>` first.
         lowercase: lower-case the query (as in the training of the Time-R1 release).
         strip_period: drop the query's final full stop.
         query_blanks: the blanks around the query: "strip" removes them; "before_period" keeps those
-            before a dropped full stop, as the training of the Time-R1 release does; "keep" leaves
+            before a dropped full stop, as the training of the Time-R1 release does; "keep" keeps
             all that the reader kept, as its evaluation does.
-        rate_any_numbers: an answer without a range is rated by the first two numbers of its text
-            (as Time-R1's difficulty scoring does); see `rated_segment`.
-        strict_answer: a segment counts only in a completion of exactly the asked format
-            (`has_exact_format`); False: wherever the parser finds one, trailing text included.
-        parser: reads a completion; called with the text and `anywhere`, as `parse` is.
-        prefill: text after the generation prompt, so that each completion goes on from it: an
-            empty think block answers at once. Part of the prompt: not sampled, not scored, not seen
-            by rewards. None: nothing.
-        frame_times: text of a time, with one field `time_s`, that stands before the frames taken
-            then; None: times are told as the model's family does by itself.
+        rate_any_numbers: rate an answer without a range by the first two numbers of its text, as
+            Time-R1's difficulty scoring does; see `rated_segment`.
+        strict_answer: a segment counts only if the completion has exactly the requested format
+            (`has_exact_format`); False: a segment counts wherever the parser finds one, even with
+            trailing text.
+        parser: parses a completion; called with the text and `anywhere`, like `parse`.
+        prefill: text after the generation prompt that every completion continues. With an empty
+            think block, the model answers at once. It is part of the prompt: not sampled, not
+            scored, not seen by rewards. None for no prefill.
+        frame_times: text of a time, with one field `time_s`, written before the frames of that
+            time; None: times are given in the default way of the model's family.
 
     Raises:
-        ValueError: a text lacks one of its fields, or has others.
+        ValueError: a text lacks one of its fields or has others, or an argument is invalid.
     """
 
-    # The records of older exports lack the arguments that have defaults here.
+    # Arguments with defaults are missing from the records of older exports.
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class GroundingTask:
         self.lowercase = lowercase
         self.strip_period = strip_period
         self.parser = _undeferred(parser)
-        # A command line cannot hold line breaks: there, they are typed as in YAML's strings.
+        # A command line cannot hold line breaks, so they are typed there as in YAML strings.
         self.prefill = None if prefill is None else prefill.replace("\\n", "\n")
         self.frame_times = frame_times
         self.query_blanks = query_blanks
@@ -128,22 +128,22 @@ class GroundingTask:
         return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, user]
 
     def target(self, segment: Segment) -> str:
-        """The completion that supervised training asks for.
+        """The target completion of supervised training.
 
         Raises:
-            ValueError: the prompt's answer is no segment.
+            ValueError: the prompt's answer is not a segment.
         """
         if self.answer_format is None:
             raise ValueError("prompt.answer_format: null: this prompt has no supervised target")
         return self.answer_format.format(start_s=segment.start_s, end_s=segment.end_s)
 
     def parse(self, text: str, *, anywhere: bool = False) -> ParsedAnswer:
-        """Reads a completion; text without a readable segment is data, not an error.
+        """Parses a completion; text without a readable segment is not an error.
 
         Args:
             text: the completion.
-            anywhere: take the last range of the whole text where the answer block holds none: for
-                evaluation, as published. A reward is earned inside the block only.
+            anywhere: if the answer block holds no range, take the last range of the whole text.
+                This is for evaluation, as published. Rewards use the block only.
         """
         parsed = self.parser(text, anywhere=anywhere)
         if self.strict_answer and parsed.segment is not None and not self.has_exact_format(text):
@@ -151,11 +151,11 @@ class GroundingTask:
         return parsed
 
     def has_exact_format(self, text: str) -> bool:
-        """Whether a completion has exactly the asked format, digits after the point included."""
+        """Returns whether a completion has exactly the requested format, decimals included."""
         return is_exact(text, self._exact_answer, think=self._thinks)
 
     def rated_segment(self, text: str) -> Segment | None:
-        """The segment by which a completion rates its query's difficulty."""
+        """The segment of a completion that is used to rate the difficulty of its query."""
         segment = self.parse(text, anywhere=True).segment
         if segment is None and self.rate_any_numbers:
             return first_two_numbers(text)
@@ -163,7 +163,7 @@ class GroundingTask:
 
 
 def _undeferred(parser: Callable[..., ParsedAnswer]) -> Callable[..., ParsedAnswer]:
-    """A plain partial of what Hydra's `_partial_` gives, which checks its target in every call."""
+    """Converts Hydra's `_partial_`, which checks its target in every call, to a plain partial."""
     if not isinstance(parser, functools.partial):
         return parser
     return functools.partial(parser.func, *parser.args, **parser.keywords)
@@ -183,7 +183,7 @@ def _read_template(template: str | None, template_file: str | None) -> str:
 
 
 def read_template_file(template_file: str) -> str:
-    """The text of a file as a `template`: query marks as fields, other braces doubled.
+    """Reads a file as a `template`: query marks become fields, other braces are doubled.
 
     Raises:
         ValueError: the file cannot be read, or marks the query by several `{}`.
@@ -211,7 +211,7 @@ def read_template_file(template_file: str) -> str:
 
 
 def _check_fields(key: str, template: str, expected: Mapping[str, str | float]) -> None:
-    """`expected`: the fields that have to be there, each with a value to try it on."""
+    """Raises a ValueError unless the fields are those of `expected` (name -> value to try)."""
     try:
         found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
         if found == set(expected):

@@ -1,4 +1,4 @@
-"""The files of an evaluation: predictions as JSONL, metrics as JSON, a table to read."""
+"""Results of an evaluation: predictions as JSONL, metrics as JSON, and a printed table."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from tvg.types import Segment
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One query with what the policy answered."""
+    """One query with the policy's answer."""
 
     qid: str
     video: str
     query: str
-    segment: Segment | None  # predicted; None where the answer held none
-    truth: Segment | None  # None where it is not known
-    iou: float | None  # temporal IoU of the two; None where the truth is not known
+    segment: Segment | None  # predicted; None if the answer has none
+    truth: Segment | None  # None if unknown
+    iou: float | None  # temporal IoU of the two; None if the truth is unknown
     text: str  # the completion as generated
     duration_s: float
     is_parsed: bool
-    is_exact: bool | None = None  # whether the text has exactly the asked format; None: not known
+    is_exact: bool | None = None  # text has exactly the requested format; None: unknown
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes UTF-8 text so that the file is either complete or not there; makes its folder.
+    """Writes UTF-8 text atomically, so that the file is complete or absent; creates its folder.
 
     Raises:
-        OSError: the disk is full or cannot be written; names the file and the disk.
+        OSError: the disk is full or not writable; the message names the file and the disk.
     """
     path = Path(path)
     with (
@@ -50,7 +50,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, obj: Any) -> Path:
-    """Writes indented JSON, whole or not at all.
+    """Writes indented JSON atomically.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON cannot hold.
@@ -63,15 +63,15 @@ def write_json(path: str | Path, obj: Any) -> Path:
 
 
 def _valid_unicode(text: str) -> str:
-    """Replaces lone surrogates, which a tokenizer may emit and UTF-8 cannot hold, by `?`."""
+    """Replaces lone surrogates by `?`; a tokenizer may emit them, but UTF-8 cannot encode them."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> Path:
-    """Writes one JSON object a line, whole or not at all; a segment is [start_s, end_s] or null.
+    """Writes one JSON object per line, atomically; a segment is [start_s, end_s] or null.
 
     Raises:
-        ValueError: a number is NaN or infinite; names the query's id.
+        ValueError: a number is NaN or infinite; the message names the query's id.
     """
     lines = []
     for prediction in predictions:
@@ -93,10 +93,10 @@ def _segment(value: Any) -> Segment | None:
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """Reads a file of `write_predictions`; keys that it does not know are passed over.
+    """Reads a file of `write_predictions`; unknown keys are ignored.
 
     Raises:
-        ValueError: a line is no prediction; names the file and the line.
+        ValueError: a line is not a prediction; the message names the file and the line.
     """
     names = [field.name for field in fields(Prediction)]
     predictions = []
@@ -116,12 +116,12 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 
 
 def output_folder_check(path: str | Path) -> Path:
-    """Makes sure, before any work is done, that results can be written into a folder.
+    """Checks, before any work is done, that results can be written to a folder.
 
-    The folder need not be there; nothing is created.
+    The folder need not exist; nothing is created.
 
     Raises:
-        ValueError: it is a file, lies below one, or the user may not write there.
+        ValueError: the path is a file, lies below one, or is not writable.
     """
     path = Path(path)
     refusal = f"cannot write results to the output folder {path}"
@@ -129,7 +129,7 @@ def output_folder_check(path: str | Path) -> Path:
         raise ValueError(f"{refusal!r}: the name holds a NUL character")
     try:
         nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    except OSError as error:  # a name too long, a folder not to be read
+    except OSError as error:  # name too long, or folder not readable
         raise ValueError(f"{refusal}: {error}") from error
     if not nearest.is_dir():
         raise ValueError(f"{refusal}: {nearest} is a file, not a folder")
@@ -139,11 +139,11 @@ def output_folder_check(path: str | Path) -> Path:
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, Any]], *, title: str | None = None) -> Table:
-    """A table with a row a metric and a column a policy, 95 % intervals in parentheses.
+    """A table with one row per metric and one column per policy, 95 % intervals in parentheses.
 
     Args:
         metrics: name of the policy -> dict of `tvg.core.metrics.grounding_metrics`.
-        title: stands above the table.
+        title: shown above the table.
     """
     table = Table(
         title=title and escape(printable_line(title)), title_justify="left", header_style="bold"
@@ -172,7 +172,7 @@ def print_metrics(
     title: str | None = None,
     console: Console | None = None,
 ) -> None:
-    """Prints `metrics_table`, with a line that says what the parentheses hold."""
+    """Prints `metrics_table`, with a line that explains the parentheses."""
     console = console or Console()
     console.print(metrics_table(metrics, title=title))
     if any(values.get("ci95") for values in metrics.values()):

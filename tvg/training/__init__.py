@@ -1,1 +1,1 @@
-"""The Lightning shell: modules, data module, checkpoints, evaluation."""
+"""Lightning integration: modules, data modules, checkpoints and evaluation."""

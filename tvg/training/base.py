@@ -1,4 +1,4 @@
-"""The base of supervised and reinforcement training: the optimizer's step, and validation."""
+"""Base class of supervised and reinforcement training: optimizer steps and validation."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ Part = TypeVar("Part")
 
 
 class PolicyModule(TrainedStateModule):
-    """A policy under training, with greedy validation.
+    """Trains a policy and validates it.
 
-    One batch is one optimizer step of this rank; `micro_batch_size` prompts go through a forward
-    and a backward pass at a time, and losses are divided by the whole step's denominator, so the
-    split changes memory and not the gradient. Hence manual optimisation.
+    Each batch is one optimizer step on this rank. It is split into micro-batches of
+    `micro_batch_size` prompts, and every loss is divided by the denominator of the whole step.
+    The split therefore changes memory use but not the gradient. This requires manual optimisation.
 
     Args:
         policy: trained in place.
-        tokenizer: turns ids into text.
+        tokenizer: tokenizer of the policy.
         task: parses completions.
-        eval_rollout: the sampler of validation.
-        micro_batch_size: prompts a forward/backward pass.
-        optimizer: given parameter groups, makes the optimizer.
-        schedule: given the optimizer and the number of steps, makes the learning-rate schedule.
+        eval_rollout: sampler used in validation.
+        micro_batch_size: prompts per forward/backward pass.
+        optimizer: builds the optimizer from parameter groups.
+        schedule: builds the learning-rate schedule from the optimizer and the number of steps.
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
-        max_skipped_steps: training stops after so many steps in a row whose loss or gradients are
-            not finite; a step of that kind leaves weights and optimizer as they are.
-        part_lr: learning rates of their own for "vision", "merger", "language" and "adapter";
-            None: the optimizer's.
-        seed: every draw is a function of this seed, the step and the rank.
+        max_skipped_steps: training stops after this many consecutive steps with a non-finite loss
+            or gradient. Such a step leaves weights and optimizer state unchanged.
+        part_lr: separate learning rates for "vision", "merger", "language" and "adapter"; None:
+            the optimizer's.
+        seed: every random draw is a function of this seed, the step and the rank.
 
     Raises:
         ValueError: micro_batch_size < 1, or a learning rate for a part that is missing or frozen.
@@ -103,7 +103,7 @@ class PolicyModule(TrainedStateModule):
     # -- optimisation ---------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        # Loading leaves eval mode, in which transformers passes over gradient checkpointing.
+        # The model is loaded in eval mode, in which transformers skips gradient checkpointing.
         self.policy.train()
         prefill, answer = self.task.prefill, self.task.answer_format
         if not prefill or answer is None:
@@ -120,7 +120,7 @@ class PolicyModule(TrainedStateModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):
             assert isinstance(self.trainer.strategy.config, dict)
-            # Its engine holds the gradients, so that it alone can clip them.
+            # DeepSpeed's engine owns the gradients, so only the engine can clip them.
             self.trainer.strategy.config["gradient_clipping"] = self.max_grad_norm or 0.0
         optimizer = self.make_optimizer(parameter_groups(self.policy.model, self.part_lr))
         num_steps = self.num_optimizer_steps()
@@ -133,18 +133,18 @@ class PolicyModule(TrainedStateModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def num_optimizer_steps(self) -> int | float:
-        """How many steps the run will take, as far as can be told; infinite where it cannot."""
+        """Returns the estimated number of optimizer steps of the run; infinite if unknown."""
         return estimated_batches(self.trainer)
 
     def micro_batches(self, num_prompts: int) -> list[range]:
-        """The prompts of a step, cut into those that go through together."""
+        """Splits the prompts of a step into micro-batches."""
         size = self.micro_batch_size
         return [range(i, min(i + size, num_prompts)) for i in range(0, num_prompts, size)]
 
     def backward_micro_batches(
         self, parts: Sequence[Part], loss_of: Callable[[Part], LossOutput]
     ) -> dict[str, Tensor]:
-        """Back-propagates a step part by part; returns their metrics (and loss) added up."""
+        """Back-propagates a step part by part; returns the loss and metrics summed over parts."""
         totals: dict[str, Tensor] = {}
         for number, part in enumerate(parts, start=1):
             with self._gradient_sync(enabled=number == len(parts)):
@@ -157,21 +157,21 @@ class PolicyModule(TrainedStateModule):
         return totals
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """Times a part of the step."""
+        """Times a stage of the step."""
         return self.stages(name, self.device)
 
     def step_optimizer(self, loss: Tensor, *, describe: Describe) -> dict[str, Tensor]:
-        """Clips, steps and moves the schedule; returns what is to be logged about it.
+        """Clips gradients, then steps the optimizer and the schedule; returns metrics to log.
 
-        A loss or gradients that are not finite are thrown away, on all ranks; the step counts all
-        the same (for `max_steps`, the schedule and every draw).
+        If the loss or a gradient is not finite on any rank, all ranks discard their gradients. The
+        step still counts (for `max_steps`, the schedule and all random draws).
 
         Args:
-            loss: of this rank's step, detached.
-            describe: gives rows about the step's examples, should training stop here.
+            loss: loss of this rank's step, detached.
+            describe: returns rows about the step's examples, to be saved if training stops here.
 
         Raises:
-            ValueError: too many such steps in a row.
+            ValueError: too many consecutive steps were not finite.
         """
         with self.stage("optimizer"):
             return self._step_optimizer(loss, describe)
@@ -180,7 +180,7 @@ class PolicyModule(TrainedStateModule):
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         rate, step = optimizer.param_groups[0]["lr"], self.global_step
-        if isinstance(self.trainer.strategy, DeepSpeedStrategy):  # leaves out such steps by itself
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):  # skips such steps itself
             optimizer.step()
             norm = torch.as_tensor(self._engine().get_global_grad_norm())
             is_skipped = not self._engine().was_step_applied()
@@ -214,15 +214,15 @@ class PolicyModule(TrainedStateModule):
         return self.trainer.strategy.reduce_boolean_decision(is_true, all=True)
 
     def step_seed(self, stream: int = 0) -> int:
-        """A seed that is a function of run seed, optimizer step, rank and stream alone."""
+        """Returns a seed that depends only on the run seed, optimizer step, rank and stream."""
         text = f"{self.seed}/{self.global_step}/{self.global_rank}/{stream}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
     def mean_over_ranks(self, count: Tensor) -> Tensor:
-        """The mean of a per-rank count, float.
+        """Returns the mean over ranks of a per-rank count, as a float tensor.
 
-        Gradients are averaged over ranks; with this denominator every token (or completion) of
-        every rank weighs the same.
+        Gradients are averaged over ranks. With this denominator, every token (or completion) has
+        the same weight on every rank.
         """
         if self.trainer.world_size == 1:
             return count.float()
@@ -237,7 +237,7 @@ class PolicyModule(TrainedStateModule):
         show: tuple[str, ...] = (),
         reduce: Literal["mean", "max"] = "mean",
     ) -> None:
-        """Logs metrics of this step, reduced over ranks; `show`: also in the progress bar."""
+        """Logs this step's metrics, reduced over ranks; `show`: those for the progress bar, too."""
         for name, value in metrics.items():
             self.log(
                 f"train/{name}",
@@ -257,7 +257,7 @@ class PolicyModule(TrainedStateModule):
         return nullcontext() if enabled or block is None else block()
 
     def _engine(self) -> Any:
-        """DeepSpeed's engine, with which Lightning replaces the strategy's model."""
+        """Returns DeepSpeed's engine, which Lightning stores as the strategy's model."""
         return self.trainer.strategy.model
 
     # -- validation -----------------------------------------------------------------------------
@@ -283,7 +283,7 @@ class PolicyModule(TrainedStateModule):
             self.log(f"val/{name}", metrics[name], prog_bar=name == "miou", rank_zero_only=False)
 
     def _gather_predictions(self) -> list[Prediction]:
-        """All ranks' predictions; a query that padding of the sampler doubled counts once."""
+        """Gathers all ranks' predictions; queries duplicated by sampler padding count once."""
         if self.trainer.world_size == 1:
             return self.val_predictions
         gathered: list[list[Prediction]] = [[] for _ in range(self.trainer.world_size)]

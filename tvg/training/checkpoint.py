@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, with a checksum that is compared when they are read."""
+"""Checkpoints that are written atomically and verified by a checksum when they are read."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_ste
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Streams a checkpoint into a file beside the target and renames it.
+    """Streams a checkpoint to a temporary file next to the target, then renames it.
 
-    Neither a kill nor a full disk leaves half a checkpoint, and the former one stays until the
-    new one is whole. A checkpoint that cannot be written is no reason to end a training: it is
-    reported, kept in `failure`, and tried again at the next saving step. `save_last` raises it.
+    A kill or a full disk never leaves a partial checkpoint: the previous one is kept until the new
+    one is complete. A failed write does not end training. The error is reported and kept in
+    `failure`, and the next saving step tries again. `save_last` raises the error.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.failure: OSError | None = None  # of the last save; None: it is on disk
+        self.failure: OSError | None = None  # error of the last save; None: it succeeded
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -39,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             _write(checkpoint, Path(path))
         except OSError as error:
-            # Raised on this rank alone, it would leave the others waiting for it.
+            # If only this rank raised, the other ranks would wait for it.
             self.failure = error
             kept = "the former checkpoint stays" if Path(path).exists() else "there is none yet"
             rank_zero_warn(
@@ -50,10 +50,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Reads a checkpoint of a training.
+        """Reads a training checkpoint.
 
         Raises:
-            ValueError: it is empty, truncated, changed or incomplete; names the file.
+            ValueError: the file is empty, truncated, altered or incomplete; the message names it.
         """
         check_checkpoint(Path(path))
         try:
@@ -61,7 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 found = torch.load(path, map_location=map_location, weights_only=weights_only)
         except OSError:
             raise
-        except Exception as error:  # torch raises many kinds, none of them its own
+        except Exception as error:  # torch has no exception type of its own for this
             problem = str(error).split("\n")[0]
             raise BrokenCheckpoint(Path(path), f"cannot be read ({problem})") from error
         missing = [key for key in _KEYS if not isinstance(found, dict) or key not in found]
@@ -76,7 +76,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         try:
             torch.save(checkpoint, cast(IO[bytes], writer))
         except Exception:
-            if writer.error is not None:  # torch closes its archive, which raises another one
+            if writer.error is not None:  # torch raises another error as it closes the archive
                 raise writer.error from None
             raise
         writer.finish()
@@ -86,7 +86,7 @@ def save_last(trainer: Trainer, path: Path) -> None:
     """Saves a checkpoint on all ranks; every rank must call this.
 
     Raises:
-        OSError: it could not be written; on every rank.
+        OSError: the checkpoint could not be written; raised on every rank.
     """
     trainer.save_checkpoint(path)
     io = trainer.strategy.checkpoint_io
@@ -100,17 +100,17 @@ def save_last(trainer: Trainer, path: Path) -> None:
 
 
 def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
-    """The checkpoint to go on from.
+    """Returns the checkpoint to resume from; None to start anew.
 
     Args:
         resume: None or False to start anew; True for the run's own last checkpoint; "auto" for the
-            same, but to start anew where there is none yet; else the path of a checkpoint.
+            same, or to start anew if there is none yet; otherwise the path of a checkpoint.
         run_dir: the run's folder.
 
     Raises:
-        ValueError: `resume` names a file that does not exist, is empty, truncated or changed, or
-            the run folder holds a checkpoint and `resume` is not set, or is another run's (going
-            on would mix two runs).
+        ValueError: the checkpoint does not exist, or is empty, truncated or altered; it is a
+            DeepSpeed folder of another run; or the run folder already holds a checkpoint and
+            `resume` is not set or names another run's checkpoint (this would mix two runs).
     """
     last = run_dir / CHECKPOINTS / LAST
     if resume is True and not last.exists():
@@ -144,7 +144,7 @@ def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
 
 
 def _checked(path: Path) -> Path:
-    """Returns the path of a file that is as it was written, or of a folder (sharded states)."""
+    """Returns `path` after verifying a file's checksum; folders (sharded states) have none."""
     if path.is_file():
         try:
             check_checkpoint(path)

@@ -1,6 +1,7 @@
-"""The checksum of a checkpoint file: the comment of the zip archive that torch writes.
+"""The checksum of a checkpoint file, stored as the comment of the zip archive that torch writes.
 
-It is in the file, so that a rename replaces both at once, and every tool still reads the archive.
+The checksum is inside the file, so a rename replaces both at once. Any tool can still read the
+archive.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 _LABEL = b"tvg sha256 "
 _COMMENT_LENGTH = len(_LABEL) + 64  # bytes: the label and the digest in hexadecimal
-# The end of a zip archive: a signature, eighteen bytes and the length of the comment (APPNOTE
-# 4.3.16). The checksum is of everything before the comment, that length included.
+# The end of a zip archive: a 4-byte signature, 16 bytes, and the 2-byte length of the comment
+# (APPNOTE 4.3.16). The checksum covers everything before the comment, including that length.
 _END = b"PK\x05\x06"
 _END_LENGTH = 22
 _CHUNK = 2**24  # bytes
-_SETTLED_S = 2.0  # a file changed within this time may change again and keep its time stamp
-_whole: dict[Path, tuple[int, int, int]] = {}  # found whole by this process: size, time, number
+_SETTLED_S = 2.0  # a file changed more recently may change again with the same time stamp
+_whole: dict[Path, tuple[int, int, int]] = {}  # files verified by this process: size, mtime, inode
 
 
-class BrokenCheckpoint(ValueError):  # noqa: N818 - it names a thing found
-    """A checkpoint that is not as it was written; the message names the file."""
+class BrokenCheckpoint(ValueError):  # noqa: N818 - named after the finding
+    """Raised for a checkpoint that is empty, damaged or incomplete; the message names the file."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(
@@ -37,21 +38,21 @@ class BrokenCheckpoint(ValueError):  # noqa: N818 - it names a thing found
         self.problem = problem
 
     def __reduce__(self) -> tuple[type[BrokenCheckpoint], tuple[Path, str]]:
-        return type(self), (self.path, self.problem)  # the default would call it with one argument
+        return type(self), (self.path, self.problem)  # the default passes one argument only
 
 
 class ChecksumWriter:
-    """A binary file for `torch.save` that hashes while it writes; `finish` adds the checksum.
+    """Binary file for `torch.save` that hashes what it writes; `finish` adds the checksum.
 
     Args:
-        file: open for writing, at its start.
+        file: file opened for writing, at its start.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._hash = hashlib.sha256()
-        self._tail = b""  # the archive's end, which is changed before it is written
-        self.error: OSError | None = None  # the first one of writing
+        self._tail = b""  # last bytes, held back because `finish` changes the archive's end
+        self.error: OSError | None = None  # the first write error
 
     def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data).cast("B")
@@ -69,7 +70,7 @@ class ChecksumWriter:
         self._guarded(self._file.flush)
 
     def finish(self) -> None:
-        """Writes the archive's end, with the checksum as its comment."""
+        """Writes the end of the archive, with the checksum as its comment."""
         assert len(self._tail) == _END_LENGTH, self._tail
         assert self._tail.startswith(_END), self._tail
         self._put(self._tail[:-2] + struct.pack("<H", _COMMENT_LENGTH))
@@ -89,13 +90,13 @@ class ChecksumWriter:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Compares a checkpoint with its checksum; reads it once a process.
+    """Verifies a checkpoint against its checksum; each process reads a file only once.
 
-    One without a checksum, of an older version, is accepted with a warning.
+    A checkpoint without a checksum, from an older version, is accepted with a warning.
 
     Raises:
-        BrokenCheckpoint: it is empty or truncated, or a bit of it was changed.
-        OSError: it cannot be read.
+        BrokenCheckpoint: the file is empty, truncated or altered.
+        OSError: the file cannot be read.
     """
     about = path.stat()
     known = (about.st_size, about.st_mtime_ns, about.st_ino)
@@ -119,7 +120,7 @@ def check_checkpoint(path: Path) -> None:
 
 
 def _check_old(path: Path, end: bytes) -> None:
-    """Accepts an archive without a comment, as torch writes it."""
+    """Accepts a complete archive without a comment, as torch writes it, with a warning."""
     last = end[-_END_LENGTH:]
     if not (last.startswith(_END) and last.endswith(b"\0\0")):
         raise BrokenCheckpoint(path, "is truncated or damaged: its end is missing")

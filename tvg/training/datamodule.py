@@ -1,4 +1,4 @@
-"""Every dataset as loaders of prompts."""
+"""Data modules that load prompts from one dataset or from several."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tvg.training.datamodule_base import PromptDataModule
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class GroundingDataModule(PromptDataModule):
-    """Prompts of one data set; its keys beside those of `PromptDataModule` are `AnnotationSet`'s.
+    """Prompts of one data set; adds the keys of `AnnotationSet` to those of `PromptDataModule`.
 
     Raises:
-        ValueError: as `PromptDataModule` and `AnnotationSet`.
+        ValueError: see `PromptDataModule` and `AnnotationSet`.
     """
 
     reader: Callable[..., ReadResult]
@@ -50,12 +50,13 @@ class MixedDataModule(PromptDataModule):
     """Prompts of several data sets at once.
 
     Attributes:
-        sets: by name; each, given `on_missing`, makes a set.
-        weights: how many times a set's examples stand in a training epoch, by its name.
-        mix_seed: of the part that a fraction takes: the same for every `seed` of a run.
+        sets: factories by name; each is called with `on_missing` and returns a set.
+        weights: how many times the examples of a set appear in a training epoch, by set name.
+        mix_seed: seed of the random subset that a fractional weight selects; independent of the
+            run's `seed`.
 
     Raises:
-        ValueError: as `PromptDataModule` and `MixedSets`.
+        ValueError: see `PromptDataModule` and `MixedSets`.
     """
 
     sets: Mapping[str, Callable[..., AnnotationSet]]

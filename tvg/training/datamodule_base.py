@@ -1,4 +1,4 @@
-"""The base of all data modules: loaders of prompts."""
+"""Base class of all data modules: loaders of prompts."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from tvg.types import GroundingExample
 class PromptDataModule(ExamplesDataModule):
     """Batches of prompts from annotated videos; one training batch is one optimizer step.
 
-    Fields, with those of `ExamplesDataModule`, are the keys of `conf/data/*.yaml`.
+    The fields, including those of `ExamplesDataModule`, are the keys of `conf/data/*.yaml`.
 
     Attributes:
         decoder: reads video files.
-        loader: given a decoder, makes what samples, decodes and resizes clips.
-        cache: given that, makes what keeps clips on disk.
-        batch_size: prompts an optimizer step and rank.
-        eval_batch_size: prompts a batch in validation and evaluation.
+        loader: called with the decoder; returns the loader that samples, decodes and resizes clips.
+        cache: called with that loader; returns the source of clips, which may keep them on disk.
+        batch_size: prompts per optimizer step and rank.
+        eval_batch_size: prompts per batch in validation and evaluation.
         num_workers: decoding processes; 0 decodes in the training process.
-        shuffle: a new order each epoch; False keeps the order of the examples (a curriculum).
+        shuffle: use a new order each epoch; False keeps the order of the examples (a curriculum).
         memory_cache: keep decoded clips in memory (small data sets).
         max_prompt_tokens: longest prompt accepted; None for no limit.
-        use_windows: False shows training whole files, as Time-R1's does, where a window is stated;
-            segments go on counting from the window's start.
-        task: what is asked; None where only annotations and files are looked at.
-        processor: tokenizer, video processor and chat template; None likewise.
-        seed: of the shuffle.
-        template_limits: of time and memory of the checkpoint's chat template.
+        use_windows: False trains on whole files, as Time-R1 does, even if an example has a window.
+            Segments still count from the window's start.
+        task: builds the prompts; None if only annotations and files are inspected.
+        processor: tokenizer, video processor and chat template; None in the same case.
+        seed: seed of the shuffle.
+        template_limits: time and memory limits of the checkpoint's chat template.
 
     Raises:
-        ValueError: a count is too small, or as `ExamplesDataModule`; names its key.
+        ValueError: a count is too small, or see `ExamplesDataModule`; the message names the key.
     """
 
     decoder: VideoDecoder
@@ -65,9 +65,9 @@ class PromptDataModule(ExamplesDataModule):
     processor: Any | None
     seed: int
     template_limits: TemplateLimits = DEFAULT_LIMITS
-    clips: ClipSource = field(init=False)  # what batches are made of
-    unreadable: UnreadableClips = field(init=False)  # met while batches were made
-    training: TrainingList = field(init=False)  # what the next training epoch shows
+    clips: ClipSource = field(init=False)  # source of the clips in batches
+    unreadable: UnreadableClips = field(init=False)  # collected from batches
+    training: TrainingList = field(init=False)  # examples of the training epochs
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,7 +100,7 @@ class PromptDataModule(ExamplesDataModule):
     # -- loaders --------------------------------------------------------------------------------
 
     def train_dataloader(self) -> ResumableLoader:
-        """Batches of the training list, from the place on that training has come to."""
+        """Batches of the training list, from the current position of training on."""
         order = self._train_order(len(self.training.examples))
         options = self._loader_options(enveloped=True)
         examples = self.training.examples
@@ -111,7 +111,7 @@ class PromptDataModule(ExamplesDataModule):
 
     @property
     def num_first_batches(self) -> int:
-        """Batches of an epoch of the examples that a run starts from."""
+        """Number of batches per epoch of the examples that a run starts from."""
         return len(self._train_order(len(self.examples("train"))))
 
     def _train_order(self, num_examples: int) -> BatchOrder:
@@ -126,10 +126,10 @@ class PromptDataModule(ExamplesDataModule):
         )
 
     def replace_train_examples(self, examples: Examples) -> None:
-        """Shows other examples from the next epoch on; `train_dataloader` has to be asked anew.
+        """Replaces the examples from the next epoch on; call `train_dataloader` again afterwards.
 
         Raises:
-            ValueError: there are none, or an epoch is in the middle.
+            ValueError: `examples` is empty, or an epoch is in progress.
         """
         self.training.replace(examples)
 
@@ -146,7 +146,7 @@ class PromptDataModule(ExamplesDataModule):
         return batch.batch
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Validation batches; an empty list, which validates nothing, where there is no split."""
+        """Validation batches; an empty list (no validation) if there is no validation split."""
         has_split = self.source.files["val"] is not None
         return self.eval_loader("val", enveloped=True) if has_split else []
 
@@ -154,7 +154,7 @@ class PromptDataModule(ExamplesDataModule):
         return self.eval_loader("test", enveloped=True)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of the test split, or else of the last split that there is."""
+        """Batches of the last available split: test, else val, else train."""
         return self.eval_loader(
             next(split for split in reversed(SPLITS) if self.source.files[split] is not None),
             enveloped=True,
@@ -163,16 +163,16 @@ class PromptDataModule(ExamplesDataModule):
     def eval_loader(
         self, split: Split, *, skip: int = 0, enveloped: bool = False
     ) -> DataLoader[Any]:
-        """Batches of this rank's share in the file's order, its first `skip` examples left out.
+        """Batches of this rank's share in file order, without its first `skip` examples.
 
-        `enveloped` is for loaders that Lightning's trainer reads; see `Envelope`.
+        `enveloped`: True for loaders that Lightning's trainer reads; see `Envelope`.
         """
         return self.scoring_loader(split, self.examples(split), skip=skip, enveloped=enveloped)
 
     def scoring_loader(
         self, split: Split, examples: Examples, *, skip: int = 0, enveloped: bool = False
     ) -> DataLoader[Any]:
-        """As `eval_loader`, of some examples of the split."""
+        """Like `eval_loader`, for the given examples of the split."""
         world_size, rank = self._ranks()
         order = BatchOrder(
             num_examples=len(examples),
@@ -190,16 +190,18 @@ class PromptDataModule(ExamplesDataModule):
         return EvalLoader(dataset, note=self.unreadable.note, batch_sampler=batches, **options)
 
     def _dataset(self, split: Split, examples: Examples, *, scored: bool) -> GroundingDataset:
-        """`scored`: what cannot be read is left out, where training replaces it.
+        """Returns the dataset of some examples; builds it if the list is new.
 
-        Training fits segments to the clips that are found; what is scored stays as published.
+        With `on_missing="skip"`, an unreadable example is left out if `scored`; otherwise another
+        one replaces it. Training cuts segments at the end of the clip; scored segments stay as
+        published.
         """
         on_unreadable: OnUnreadable = "error"
         if self.on_missing == "skip":
             on_unreadable = "leave_out" if scored else "replace"
         fits = split == "train" and not scored
         key = f"{split}/{on_unreadable}/{fits}"
-        # A list that took another's place is another object: what is remembered counts by index.
+        # A dataset remembers unusable clips by index, so another list needs another dataset.
         known = self._datasets.get(key)
         if known is None or known[0] is not examples:
             dataset = GroundingDataset(
@@ -220,7 +222,7 @@ class PromptDataModule(ExamplesDataModule):
         if self.num_workers > 0:
             # Decoders and the tokenizer hold threads, which do not survive a fork.
             options |= {"multiprocessing_context": WORKERS, "prefetch_factor": 2}
-            options["persistent_workers"] = True  # starting one costs seconds of imports
+            options["persistent_workers"] = True  # starting a worker costs seconds of imports
         return options
 
     def _ranks(self) -> tuple[int, int]:

@@ -18,28 +18,28 @@ from tvg.types import GroundingExample
 
 log = logging.getLogger(__name__)
 
-NOT_SELECTED = "not selected"  # among a report's reasons to leave a query out
+NOT_SELECTED = "not selected"  # a reason in `ReadReport.dropped`
 Examples = Sequence[GroundingExample]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ExamplesDataModule(LightningDataModule):
-    """The examples of annotation files; a subclass says which files (`_make_source`).
+    """The examples of annotation files; a subclass chooses the files (`_make_source`).
 
     Attributes:
-        name: of the data, for reports.
-        on_missing: a video that is missing or cannot be read: "error" stops, "skip" leaves it out
-            (in training, the next example takes the place of one that fails while batches are
-            made), counts and names it.
+        name: name of the data in reports.
+        on_missing: action for a video that is missing or cannot be read. "error" stops; "skip"
+            leaves it out, counts it and names it. In training, an example that fails while batches
+            are made is replaced by the next one.
         selection: chooses the training examples.
-        padding: puts lead-ins before clips, of any split.
-        max_query_chars: longest query accepted; None for no limit. A longer one, or one that is no
-            valid Unicode, is refused or left out as `on_missing` says.
-        limit_train, limit_val, limit_test: use only the first so many examples (of a mixture, from
-            every set its share); None for all.
+        padding: puts lead-ins before clips, in any split.
+        max_query_chars: longest query accepted; None for no limit. A longer query, or one that is
+            not valid Unicode, is refused or left out, depending on `on_missing`.
+        limit_train, limit_val, limit_test: maximum number of examples, taken from the start (in a
+            mixture, from every set in proportion to its size); None for all.
 
     Raises:
-        ValueError: a limit is too small, or `on_missing` something else; names its key.
+        ValueError: a limit is too small, or `on_missing` is unknown; the message names the key.
     """
 
     name: str
@@ -61,7 +61,7 @@ class ExamplesDataModule(LightningDataModule):
             )
         self.source = self._make_source()
         self._examples: dict[Split, list[GroundingExample]] = {}
-        self._read: dict[Split, tuple[ReadReport, int]] = {}  # and how many examples it left
+        self._read: dict[Split, tuple[ReadReport, int]] = {}  # and number of examples
 
     def _make_source(self) -> AnnotationSet | MixedSets:
         raise NotImplementedError
@@ -74,7 +74,7 @@ class ExamplesDataModule(LightningDataModule):
         self.source.prepare()
 
     def read(self, split: Split) -> ReadResult:
-        """Reads a split, selects (in training) and pads.
+        """Reads a split, applies the selection (training only) and the padding.
 
         Defects are repaired for training and left as published for benchmarks.
 
@@ -89,15 +89,16 @@ class ExamplesDataModule(LightningDataModule):
         return ReadResult(examples=self.padding(examples), report=report)
 
     def read_whole(self, split: Split) -> list[GroundingExample]:
-        """The examples of a split, each once, whatever share of it a mixture takes.
+        """All examples of a split, each once, regardless of the weights of a mixture.
 
-        What any weights may ask for is to be looked at; a selection chooses from all of it here.
+        Used to check every example that some weights could select. For training, the selection
+        chooses from all of them.
         """
         examples = self._without_unusable_queries(self.source.read_whole(split)).examples
         return self.padding(self.selection(examples) if split == "train" else examples)
 
     def asked_query(self, example: GroundingExample) -> str:
-        """The query as it is asked; without outer blanks where no prompt is known."""
+        """The query as the prompt shows it; without a task, as read, stripped of outer blanks."""
         return example.query
 
     def query_problem(self, example: GroundingExample) -> str | None:
@@ -105,7 +106,7 @@ class ExamplesDataModule(LightningDataModule):
         return query_problem(self.asked_query(example), max_chars=self.max_query_chars)
 
     def _without_unusable_queries(self, result: ReadResult) -> ReadResult:
-        """Leaves out queries that cannot be asked, or refuses them: before a run, not within it."""
+        """Leaves out or refuses queries that cannot be asked, before the run rather than in it."""
         problems = {e.qid: p for e in result.examples if (p := self.query_problem(e)) is not None}
         if not problems:
             return result
@@ -125,7 +126,7 @@ class ExamplesDataModule(LightningDataModule):
         return ReadResult(examples=examples, report=report)
 
     def examples(self, split: Split) -> list[GroundingExample]:
-        """The examples of a split that are used, read once; what `read` raises."""
+        """The examples of a split up to its limit, read once; raises what `read` raises."""
         if split not in self._examples:
             result = self.read(split)
             log.info("%s, %s split: %s", self.name, split, result.report)
@@ -138,21 +139,21 @@ class ExamplesDataModule(LightningDataModule):
         return self._examples[split]
 
     def coverage(self, split: Split, *, num_scored: int) -> dict[str, int]:
-        """How many queries a split holds, and why not all of them are scored."""
+        """Counts the queries of a split, and by reason those that are not scored."""
         num_asked = len(self.examples(split))
         report, num_usable = self._read[split]
         return coverage(report, num_usable=num_usable, num_asked=num_asked, num_scored=num_scored)
 
 
 def _without_unselected(report: ReadReport, before: Examples, after: Examples) -> ReadReport:
-    """The report with what the selection left out; a mixture may hold an example several times."""
+    """Returns the report with the unselected queries, each once even if a mixture repeats it."""
     report = deepcopy(report)
     report.leave_out(NOT_SELECTED, {e.qid for e in before} - {e.qid for e in after})
     return report
 
 
 def check_counts(*, least: int, **counts: int | None) -> None:
-    """Raises a ValueError that names the key of a count that is too small; None is no limit."""
+    """Raises a ValueError that names the key of a count below `least`; None means no limit."""
     for name, count in counts.items():
         if count is not None and count < least:
             raise ValueError(f"data.{name}: expected at least {least}, got {count}")

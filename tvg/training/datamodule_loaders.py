@@ -1,4 +1,4 @@
-"""Wrappers of data loaders."""
+"""Wrappers for data loaders and their batches."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Collate = Callable[[Sequence[Sample | LeftOut]], PromptBatch]
 
 
 class Envelope:
-    """Carries a batch past Lightning's precision plugins, which it would not survive.
+    """Hides a batch from Lightning's precision plugins.
 
-    They round every float tensor to the training precision: the frame rates, too.
+    They would round every float tensor to the training precision, including the frame rates.
     """
 
     def __init__(self, batch: PromptBatch) -> None:
@@ -28,7 +28,7 @@ class Envelope:
 
 
 class EnvelopeCollator:
-    """Puts every batch of a collator into an envelope."""
+    """Wraps every batch of a collator in an envelope."""
 
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
@@ -38,16 +38,17 @@ class EnvelopeCollator:
 
 
 class UnreadableClips:
-    """Counts what workers could not use; each is named in the log once.
+    """Counts the examples that workers could not use; logs each problem once.
 
-    Clips that cannot be read (`data.on_missing=skip`) and, in training, segments after the end.
+    These have clips that cannot be read (`data.on_missing=skip`) or, in training, segments that
+    start after the end of the clip.
     """
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()  # problem -> how often an example was passed over
+        self.counts: Counter[str] = Counter()  # problem -> number of times it was met
 
     def note(self, batch: PromptBatch) -> None:
-        """To be called in the main process, once a batch."""
+        """Counts and logs a batch's problems; call it in the main process, once per batch."""
         for problem in batch.unreadable:
             if problem not in self.counts:
                 log.warning("passed over: %s", problem)
@@ -55,11 +56,11 @@ class UnreadableClips:
 
 
 class EvalLoader(DataLoader[Any]):
-    """A data loader that shows each batch to `note` before it hands it out.
+    """A data loader that passes each batch to `note` before yielding it.
 
     Args:
         note: called in the main process.
-        **options: of `torch.utils.data.DataLoader`.
+        **options: options of `torch.utils.data.DataLoader`.
     """
 
     def __init__(
@@ -70,6 +71,6 @@ class EvalLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
-            if isinstance(batch, PromptBatch):  # in an envelope, Lightning's hook notes it
+            if isinstance(batch, PromptBatch):  # Lightning's hook notes enveloped batches
                 self.note(batch)
             yield batch

@@ -1,4 +1,4 @@
-"""From prompts to predictions: the one way of validation, evaluation and prediction."""
+"""Predictions and scores, shared by validation, evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def predict_batch(
     prompts: PromptBatch,
     seed: int,
 ) -> list[Prediction]:
-    """One prediction a prompt. What cannot be parsed has no segment and scores 0."""
+    """One prediction per prompt; an unparseable completion has no segment and scores 0."""
     if len(prompts) == 0:  # no clip of the batch could be read
         return []
     sampled = rollout.generate(
@@ -64,7 +64,7 @@ def predict_batch(
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name; None for CUDA where there is one, else the CPU.
+    """Returns the named device; None: CUDA if available, else the CPU.
 
     Raises:
         ValueError: there is no such device.
@@ -74,7 +74,7 @@ def choose_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # how torch says that a device is not there
+    except (RuntimeError, AssertionError) as error:  # torch raises these for missing devices
         first = str(error).splitlines()[0]
         raise ValueError(
             f"device: expected a device such as cpu or cuda:0, got {name!r}: {first}"
@@ -86,7 +86,7 @@ def known_ious(predictions: Iterable[Prediction]) -> list[float]:
     """The IoU of every prediction.
 
     Raises:
-        ValueError: the truth of a query is not known.
+        ValueError: the true segment of a query is unknown.
     """
     ious = []
     for prediction in predictions:
@@ -100,7 +100,7 @@ def exact_ious(predictions: Iterable[Prediction]) -> list[Fraction]:
     """The IoU of every prediction in exact arithmetic, for recalls.
 
     Raises:
-        ValueError: the truth of a query is not known.
+        ValueError: the true segment of a query is unknown.
     """
     predictions = list(predictions)
     known_ious(predictions)
@@ -113,8 +113,8 @@ def score(
     """Recalls, mIoU, parse rate and share of exactly formatted answers, by `grounding_metrics`.
 
     Args:
-        predictions: with known truths.
-        seed: of the bootstrap.
+        predictions: with known true segments.
+        seed: seed of the bootstrap.
         strict: recalls count IoU > m.
     """
     flags = [prediction.is_exact for prediction in predictions]
@@ -131,17 +131,17 @@ def score(
 def with_difficulty(
     examples: Sequence[GroundingExample], predictions: Iterable[Prediction], task: GroundingTask
 ) -> list[GroundingExample]:
-    """The examples with their difficulty, 100 * IoU of the prediction, and with the prediction.
+    """Adds to each example its prediction and its difficulty, 100 * IoU of the prediction.
 
-    Those that were not predicted (their clips cannot be read) stay as they are.
+    Examples without a prediction (unreadable clips) stay unchanged.
 
     Args:
-        examples: to rate.
-        predictions: of them, in any order.
-        task: reads those without a segment once more, as difficulty is rated.
+        examples: the examples to rate.
+        predictions: their predictions, in any order.
+        task: parses completions without a segment again, by `rated_segment`.
 
     Raises:
-        ValueError: the truth of a query is not known.
+        ValueError: the true segment of a query is unknown.
     """
     found = {prediction.qid: prediction for prediction in predictions}
     known_ious(found.values())
@@ -162,34 +162,34 @@ def with_difficulty(
 
 
 def coverage(report: ReadReport, *, num_usable: int, num_asked: int, num_scored: int) -> Counts:
-    """How many queries a file holds, and why not all of them are scored.
+    """Counts the queries of a file, and by reason those that are not scored.
 
-    Where no example stands several times, queries == scored + left_out + beyond_limit.
+    If no example is repeated, queries == scored + left_out + beyond_limit.
 
     Args:
-        report: of reading the file.
-        num_usable: examples that it left.
-        num_asked: of these, as many as `data.limit_*` allows.
-        num_scored: of these, those whose clip could be read.
+        report: report of reading the file.
+        num_usable: examples left after reading.
+        num_asked: examples left after `data.limit_*`.
+        num_scored: examples whose clip could be read.
     """
     unreadable = num_asked - num_scored
     return {
         "queries": report.num_queries,
-        "missing": report.dropped.get(VIDEO_MISSING, 0),  # their videos have no file
+        "missing": report.dropped.get(VIDEO_MISSING, 0),  # the video has no file
         "unreadable": unreadable,
-        "left_out": sum(report.dropped.values()) + unreadable,  # for these and all other reasons
+        "left_out": sum(report.dropped.values()) + unreadable,  # for any reason
         "beyond_limit": num_usable - num_asked,
     }
 
 
 class PartialPredictions:
-    """Predictions so far, so that a stopped evaluation goes on where it was.
+    """The predictions so far, in a file, so that an interrupted evaluation can be resumed.
 
-    The first line is a fingerprint of what decides a prediction (weights, prompt, sampling, data);
-    a file of another fingerprint is started anew, never mixed in. Every further line holds a whole
-    batch (none of its prompts, where no clip of it could be read): how many prompts share a batch
-    touches sampling and rounding, so the rest after a resumption has to be cut into the same
-    batches as without one.
+    The first line is a fingerprint of everything that affects predictions (weights, prompt,
+    sampling, data). A file with another fingerprint is started anew, never mixed in. Each further
+    line holds one whole batch (an empty list if none of its clips could be read). The size of a
+    batch affects sampling and rounding, so a resumed evaluation has to use the same batches as an
+    uninterrupted one.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
@@ -202,7 +202,7 @@ class PartialPredictions:
     def _read(self) -> list[list[Prediction]]:
         if not self.path.is_file():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be half
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be cut off
         if not lines or lines[0] != self._head():
             return []
         return [[_from_row(row) for row in json.loads(line)] for line in lines[1:]]
@@ -211,7 +211,7 @@ class PartialPredictions:
         return json.dumps({"fingerprint": self.fingerprint})
 
     def extend(self, predictions: Iterable[Prediction]) -> None:
-        """Appends a batch; it is on disk when this returns."""
+        """Appends a batch of predictions; they are on disk when this returns."""
         fresh = list(predictions)
         with disk_errors(self.path):
             if self.num_batches == 0:
@@ -246,18 +246,18 @@ def predict_all(
     partial: PartialPredictions,
     on_batch: Callable[[int], None],
 ) -> list[Prediction]:
-    """Predictions for all batches, those that `partial` holds already in front.
+    """Predicts the remaining batches; returns all predictions, those already in `partial` first.
 
     Args:
         policy: on `device`.
         tokenizer: turns ids into text.
         task: parses completions.
         rollout: the sampler.
-        batches: what is still to do, in order.
-        seed: of the sampler, where it is not greedy.
-        device: where batches are moved to.
+        batches: the remaining batches, in order.
+        seed: seed of the sampler, unless it is greedy.
+        device: batches are moved to this device.
         partial: receives every batch's predictions.
-        on_batch: called with the number of predictions made, for progress.
+        on_batch: called after each batch with its number of predictions, for progress.
     """
     for prompts in batches:
         predictions = predict_batch(

@@ -1,4 +1,4 @@
-"""Filling a feature cache: workers decode clips, the trunk runs here, on the model's device."""
+"""Fills a feature cache: workers decode clips, this process runs the vision trunk on them."""
 
 from __future__ import annotations
 
@@ -39,19 +39,18 @@ def prepare_features(
     num_workers: int,
     timeout_s: float | None,
 ) -> Prepared:
-    """Computes the features that are missing; may be stopped and started again at any moment.
+    """Computes the missing features; can be interrupted and restarted at any time.
 
     Args:
         requests: the clips, each once.
-        cache: where they go.
+        cache: stores the features.
         policy: the model of the cache's checkpoint, on the device that computes.
         processor: cuts frames into patches.
-        num_workers: processes that decode, where the missing clips are worth them; 0 decodes in
-            this one.
-        timeout_s: the most time to wait for the decoder, per clip; None: no limit.
+        num_workers: decoding processes, if enough clips are missing; 0 decodes in this process.
+        timeout_s: time limit of the decoder per clip; None: no limit.
 
     Raises:
-        ValueError: another process prepares this folder.
+        ValueError: another process is preparing this folder.
     """
     with locked_cache(cache.folder):
         cache.store.remove_leftovers()
@@ -87,17 +86,17 @@ def missing_feature_bytes(
     *,
     config: Any,
 ) -> int:
-    """Returns how large the entries that are missing will be, within 1 KiB each.
+    """Returns the total size in bytes of the missing entries, within 1 KiB per entry.
 
     Args:
         requests: the clips.
-        infos: what each file holds, or what is wrong with it.
-        cache: where they go.
-        config: of the model.
+        infos: the properties of each file, or its problem.
+        cache: the cache to fill.
+        config: config of the model.
     """
     vision = config.vision_config
     family = family_of(config)
-    values = family.feature_width(vision)  # of a patch
+    values = family.feature_width(vision)  # per patch
     total = 0
     for request in requests:
         info = infos.get(request.path)
@@ -107,7 +106,7 @@ def missing_feature_bytes(
             num, height, width = cache.loader.frame_count_and_size(
                 info, request.window, request.lead_in
             )
-        except ValueError:  # damaged, unreadable, or without the window: told when it is loaded
+        except ValueError:  # damaged, unreadable, or without the window: reported on loading
             continue
         patches = family.num_patches(vision, num, height, width)
         total += patches * values * 2 + 1024
@@ -117,7 +116,7 @@ def missing_feature_bytes(
 def _missing(
     requests: Sequence[ClipRequest], cache: FeatureCache
 ) -> tuple[list[ClipRequest], dict[ClipRequest, str], list[ClipRequest]]:
-    """The clips whose entries are whole, the files of damaged ones, and the clips to encode."""
+    """Returns the clips with intact entries, the damaged entries' files, the clips to encode."""
     present: list[ClipRequest] = []
     rebuilt: dict[ClipRequest, str] = {}
     to_do: list[ClipRequest] = []
@@ -128,7 +127,7 @@ def _missing(
             rebuilt[request] = str(error.path)
             is_there = False
         except VideoError:
-            is_there = False  # said again, and counted, when it is to be loaded
+            is_there = False  # raised again, and counted, on loading
         (present if is_there else to_do).append(request)
     return present, rebuilt, to_do
 

@@ -1,4 +1,4 @@
-"""GRPO and its kin: sample a group, score it, push towards what scored above the group's mean."""
+"""GRPO and variants: sample a group, score it, reinforce what scores above the group's mean."""
 
 from __future__ import annotations
 
@@ -48,27 +48,30 @@ class GRPOModule(PolicyModule):
         rollout: the sampler.
         reward: scores completions.
         loss: the objective.
-        group_size: completions a prompt.
-        advantage: given the rewards [N] of all ranks and `group_size`, their advantages [N].
-        num_updates: optimizer steps a rollout; the ratio is exactly 1 in the first one.
-        old_logprobs: what the importance ratio divides by: "policy": the trainer's own
-            log-probabilities as they were at sampling (one more forward pass where there are
-            several updates, or the KL is part of the reward); "sampler": those that the sampler
-            drew from. How far the two are apart is logged as `train/policy/sampler_gap`.
-        resample_flat_groups: fills a step with groups whose rewards differ; None takes them all.
-        reference: "initial" keeps the policy as it starts where the objective has a KL weight (and
-            only there); None never does. What is frozen in the policy is shared.
-        reference_offload: keep the reference's own weights on the CPU between uses.
-        micro_batch_completions: completions of a group that go through forward and backward
-            together; None: all. Fewer need less memory, and the prompt is computed again for each
-            part; the gradient is the same.
-        scoring_fps: the frame rate that log-probabilities assume; None: the true one.
+        group_size: completions per prompt.
+        advantage: computes advantages [N] from the rewards [N] of all ranks and `group_size`.
+        num_updates: optimizer steps per rollout. In the first one, with old_logprobs="policy", the
+            importance ratio is exactly 1.
+        old_logprobs: denominator of the importance ratio. "policy": log-probabilities by the
+            policy as it was at sampling (one more forward pass if there are several updates, or if
+            the KL is part of the reward). "sampler": those reported by the sampler. The difference
+            of the two is logged as `train/policy/sampler_gap`.
+        resample_flat_groups: fills each step with groups whose rewards differ; None uses all
+            groups.
+        reference: "initial" keeps a frozen copy of the initial policy if the objective has a KL
+            weight, and only then; None never does. Frozen weights are shared with the policy.
+        reference_offload: keep the reference's unshared weights on the CPU between uses.
+        micro_batch_completions: completions of a group per forward/backward pass; None: all.
+            Fewer need less memory, but the prompt is recomputed for each part. The gradient is the
+            same.
+        scoring_fps: frame rate assumed when scoring log-probabilities; None: the true rate.
         preflight: compares sampler and trainer before the first step; None to skip it.
         policy, tokenizer, task, eval_rollout, micro_batch_size, optimizer, schedule,
-            max_grad_norm, max_skipped_steps, part_lr, seed: as for `PolicyModule`.
+            max_grad_norm, max_skipped_steps, part_lr, seed: see `PolicyModule`.
 
     Raises:
-        ValueError: a group of fewer than 2, no update, or a KL weight without a reference.
+        ValueError: an argument is out of range, a KL weight has no reference, or
+            `sampler_ratio_cap` is combined with old_logprobs="sampler".
     """
 
     def __init__(
@@ -147,10 +150,10 @@ class GRPOModule(PolicyModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         if self.resampling is not None:
-            forget_logged(self.trainer)  # else a batch without an update logs the last one again
+            forget_logged(self.trainer)  # a batch without an update would log the last one again
         is_encoded = batch.video_features is not None
         with self.stage("vision"):
-            batch = self.policy.encode_clips(batch)  # once, for all that follows
+            batch = self.policy.encode_clips(batch)  # once, for all passes
         self._check_sampler(batch)
         rollout = self._sample(batch)
         with self.stage("reward"):
@@ -178,7 +181,7 @@ class GRPOModule(PolicyModule):
         }
 
     def _check_sampler(self, batch: PromptBatch) -> None:
-        """The preflight, once, in the step itself: at the precision that training has."""
+        """Runs the preflight once, within the step, so that it has the precision of training."""
         if self.preflight is not None:
             self.preflight.run(
                 policy=self.policy,
@@ -207,9 +210,10 @@ class GRPOModule(PolicyModule):
     # -- learning -------------------------------------------------------------------------------
 
     def _learn_from(self, rollout: RolloutBatch, rewards: Tensor, *, is_last: bool) -> int:
-        """Takes the optimizer steps of a rollout; returns how many: 0 while a step still fills.
+        """Takes the optimizer steps of a rollout; returns their number, 0 while a step still fills.
 
-        `is_last`: of its epoch; what waits for more groups is not in a checkpoint, so it is learnt.
+        `is_last`: the batch is the last of its epoch. Groups waiting for more are not saved in
+        checkpoints, so they are then used as they are.
         """
         if self.resampling is not None:
             self.resampling.add(rollout, rewards)
@@ -243,7 +247,7 @@ class GRPOModule(PolicyModule):
         return num_updates
 
     def _prepare(self, rollout: RolloutBatch, rewards: Tensor) -> Learnt:
-        """Scores a rollout by the reference and, where it is needed, by the policy of now."""
+        """Computes the inputs that the updates of a rollout share; scores it where needed."""
         parts = self.scoring.parts(rollout)
         with self.stage("reference"):
             references = self._reference_logprobs(rollout, parts)
@@ -295,7 +299,7 @@ class GRPOModule(PolicyModule):
         return self.backward_micro_batches(self.scoring.parts(learnt.rollout), loss_of)
 
     def _reference_logprobs(self, rollout: RolloutBatch, parts: list[Part]) -> dict[Part, Tensor]:
-        """[N, C] of each part; nothing where there is no reference."""
+        """Reference log-probabilities [N, C] of each part; empty without a reference."""
         if self.reference is None:
             return {}
         used = in_use(
@@ -305,7 +309,7 @@ class GRPOModule(PolicyModule):
             return self.scoring.frozen_logprobs(reference, rollout, parts)
 
     def _least(self, number: int) -> int:
-        """The least of all ranks' numbers."""
+        """The minimum of a number over all ranks."""
         if self.trainer.world_size == 1:
             return number
         gathered = self.all_gather(torch.tensor(float(number), device=self.device))

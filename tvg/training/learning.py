@@ -1,4 +1,4 @@
-"""The inputs of an update: a rollout, its advantages, and log-probabilities to compare with."""
+"""Inputs of policy updates: a rollout, its advantages, and log-probabilities to compare with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tvg.training.scoring import Part
 from tvg.types import LossOutput, RolloutBatch
 
 Advantage = Callable[..., Tensor]  # rewards [N], group_size -> [N]
-Scored = Mapping[Part, Tensor]  # log-probabilities of each part, [N of it, C]
+Scored = Mapping[Part, Tensor]  # log-probabilities of each part, [N of the part, C]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class Learnt:
     rollout: RolloutBatch
     advantages: Tensor  # [N]
     references: Scored  # empty without a reference
-    olds: Scored  # at sampling, by the policy; empty where it has not been scored apart
+    olds: Scored  # by the policy at sampling; empty if not computed separately
     loss_mask: Tensor  # [N, C], nonzero on tokens that carry loss
-    denominator: Tensor  # of the loss; of the whole step, as is num_tokens
+    denominator: Tensor  # of the loss, for the whole step, like num_tokens
     num_tokens: Tensor  # in the loss mask
     group_lengths: Tensor  # [N], mean number of tokens with loss in each completion's group
 
@@ -35,12 +35,12 @@ class Learnt:
 def completions_of(
     rollout: RolloutBatch, answers: list[ParsedAnswer], is_exact: list[bool]
 ) -> Completions:
-    """A rollout as rewards see it.
+    """Converts a rollout to the input of the rewards.
 
     Args:
         rollout: N completions.
-        answers: [N] what the task read in them.
-        is_exact: [N] whether each has exactly the asked format.
+        answers: [N] the parsed answers.
+        is_exact: [N] whether each completion has exactly the requested format.
 
     Raises:
         ValueError: an example has no true segment.
@@ -74,15 +74,15 @@ def part_loss(
     entropy: Tensor,
     divides_by_sampler: bool,
 ) -> LossOutput:
-    """The share of a part in the loss of a step.
+    """Computes a part's share of the loss of a step.
 
     Args:
         loss: the objective.
-        learnt: the whole rollout.
-        part: some of it.
-        logprobs: [N of the part, C] of the policy, with gradient.
+        learnt: the inputs of the whole rollout.
+        part: the part of the rollout.
+        logprobs: [N of the part, C] by the policy, with gradient.
         entropy: [N of the part, C].
-        divides_by_sampler: the ratio is to the sampler's log-probabilities, else to the policy's.
+        divides_by_sampler: the old log-probabilities are the sampler's; False: the policy's.
     """
     mine = part.of(learnt.rollout)
     rows = part.rows(learnt.rollout.group_size)
@@ -104,12 +104,12 @@ def part_loss(
 
 
 def sampler_gap(learnt: Learnt, part: Part, logprobs: Tensor) -> Tensor:
-    """A part's share of the mean distance, in nats, of the sampler's log-probs from the policy's.
+    """A part's share of the mean absolute difference of sampler and policy log-probs, in nats.
 
     Args:
-        learnt: the whole rollout.
-        part: some of it.
-        logprobs: [N of the part, C] of the policy as it was at sampling.
+        learnt: the inputs of the whole rollout.
+        part: the part of the rollout.
+        logprobs: [N of the part, C] by the policy as it was at sampling.
     """
     rows = part.rows(learnt.rollout.group_size)
     mask = learnt.loss_mask[rows.to(learnt.loss_mask.device)]
@@ -123,10 +123,10 @@ def kl_penalty(
     """Per-completion KL penalty on the reward: [N].
 
     Args:
-        loss: knows the estimator and its weight.
+        loss: the objective, with the KL estimator and its weight.
         rollout: as sampled.
-        references: log-probabilities by the reference, of all parts.
-        olds: by the policy; a part that is missing here counts as the sampler scored it.
+        references: log-probabilities by the reference, for all parts.
+        olds: log-probabilities by the policy; for missing parts, the sampler's are used.
     """
     penalty = torch.zeros(len(rollout.completion_ids), device=rollout.completion_ids.device)
     for part, reference in references.items():
@@ -140,7 +140,7 @@ def kl_penalty(
 def advantages_of_rank(
     advantage: Advantage, rewards: Tensor, *, group_size: int, world_size: int, rank: int
 ) -> Tensor:
-    """Advantages [N] of this rank's completions; all ranks' rewards count where they are scaled."""
+    """Advantages [N] of this rank's completions, computed from the rewards of all ranks."""
     if world_size == 1:
         return advantage(rewards, group_size=group_size)
     gathered: list[Tensor] = [rewards] * world_size

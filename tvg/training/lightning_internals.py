@@ -1,9 +1,9 @@
-"""All uses of Lightning's private members: its loops' state, and what they are about to log.
+"""All uses of Lightning's private members: the state of its loops and the metrics to be logged.
 
-Lightning keeps its loader and the number of its batches for the whole run, and a run resumed at the
-end of an epoch begins in one of three stages of that end. A checkpoint saved in
-`on_train_batch_end` is older than the step's place in the logs and its validation, both of which
-Lightning takes for done.
+Lightning keeps its loader and its number of batches for the whole run. A run resumed at the end of
+an epoch begins in one of three stages of that end. A checkpoint saved in `on_train_batch_end` is
+written before Lightning counts the step for its loggers and before the step's validation; on
+resuming, Lightning takes both as done.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ from lightning.pytorch import Trainer
 
 
 def num_stepped_batches(trainer: Trainer) -> int:
-    """Training batches done, by which Lightning's own metrics are ordered in the loggers."""
+    """Number of training batches done; Lightning's own metrics use it as the logged step."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def forget_logged(trainer: Trainer) -> None:
-    """Drops the metrics of the former batches, which the next one would log again."""
+    """Drops the metrics of earlier batches, which the next batch would log again."""
     if trainer._results is not None:
         trainer._results.clear()
 
 
 def forget_train_loader(trainer: Trainer) -> None:
-    """Makes Lightning ask the data module for its training batches anew, at the next epoch."""
+    """Makes Lightning request a new training loader from the data module at the next epoch."""
     trainer.fit_loop._combined_loader = None
 
 
 def begin_epoch_afresh(trainer: Trainer) -> None:
-    """Makes a resumed run begin with a new epoch; to be called in `on_train_start`.
+    """Makes a resumed run begin with a new epoch; call it in `on_train_start`.
 
-    What the checkpoint says of the epoch before counts as done: its validation, too, if the run was
-    stopped in it.
+    The checkpoint's epoch counts as done, including its validation if the run was stopped in it.
     """
     loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
     if batches.restarted_on_train_batch_end:  # counted after the hooks that save checkpoints
@@ -49,7 +48,7 @@ def begin_epoch_afresh(trainer: Trainer) -> None:
 
 
 def step_metrics(trainer: Trainer) -> dict[str, float]:
-    """The metrics that Lightning is about to log of this step; empty where it logs nothing now."""
+    """The metrics that Lightning is about to log for this step; empty if it logs nothing now."""
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return {}
@@ -58,9 +57,9 @@ def step_metrics(trainer: Trainer) -> dict[str, float]:
 
 
 def validation_is_due(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that was trained on last.
+    """Returns whether a validation follows the last training batch.
 
-    To be called in `on_train_start` of a resumed run, or when the fit is over.
+    Call it in `on_train_start` of a resumed run, or after the fit.
     """
     loop = trainer.fit_loop.epoch_loop
     fetcher: Any = trainer.fit_loop._data_fetcher
@@ -68,7 +67,7 @@ def validation_is_due(trainer: Trainer) -> bool:
 
 
 def validate_now(trainer: Trainer) -> None:
-    """Validates from the first batch on, in `on_train_start`, as between two training steps."""
+    """Runs a whole validation in `on_train_start`, as between two training steps."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     forget_half_validation(trainer)
     trainer.validating = True
@@ -77,7 +76,7 @@ def validate_now(trainer: Trainer) -> None:
 
 
 def forget_half_validation(trainer: Trainer) -> None:
-    """Makes a resumed run not go on in a validation that the checkpoint was saved in."""
+    """Keeps a resumed run from continuing the validation in which the checkpoint was saved."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop.restarting = False
     loop.reset_restart_stage()

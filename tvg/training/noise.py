@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 
-# What is meant, and why it does not apply here.
+# Patterns of the ignored warnings, and why they do not apply here.
 _IGNORED = (
     r"torch\.distributed\.nn\.functional\.all_gather is deprecated",  # Lightning's call
     r"It is recommended to use `self\.log\('val/.*sync_dist=True",  # ranks gather predictions
@@ -24,7 +24,7 @@ _NO_ACCELERATOR = "Setting accelerator to CPU"
 
 
 def quiet_libraries() -> None:
-    """Silences tips, deprecations between other packages and progress bars without a terminal."""
+    """Silences tips, deprecations between libraries, and progress bars without a terminal."""
     for message in _IGNORED:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

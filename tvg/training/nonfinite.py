@@ -1,4 +1,4 @@
-"""Steps whose loss or gradients are not finite: left out, counted, and at some point an error."""
+"""Counts steps with a non-finite loss or gradient; too many in a row raise an error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Describe = Callable[[], list[dict[str, Any]]]
 
 
 class SkippedSteps:
-    """Counts the steps that were left out, in all and in a row.
+    """Counts the skipped steps, in total and in a row.
 
     Args:
-        max_in_a_row: so many steps in a row are an error, at least 1.
+        max_in_a_row: number of consecutive skipped steps that raises an error, at least 1.
 
     Raises:
-        ValueError: `max_in_a_row` is below 1; names its key.
+        ValueError: `max_in_a_row` is below 1; the message names its key.
     """
 
     def __init__(self, max_in_a_row: int) -> None:
@@ -45,18 +45,18 @@ class SkippedSteps:
         describe: Describe,
         file: Path,
     ) -> None:
-        """Takes note of a step.
+        """Records a step.
 
         Args:
             is_skipped: the same on every rank.
-            step: optimizer steps before this one.
-            loss: of this rank.
-            grad_norm: of all ranks.
-            describe: gives rows about the step's examples, for the file.
-            file: where they are saved when training stops.
+            step: number of optimizer steps before this one.
+            loss: loss of this rank.
+            grad_norm: gradient norm over all ranks.
+            describe: returns rows about the step's examples, for the file.
+            file: written when training stops.
 
         Raises:
-            ValueError: too many steps in a row were skipped; names the file.
+            ValueError: too many steps in a row were skipped; the message names the file.
         """
         if not is_skipped:
             self.num_in_a_row = 0
@@ -101,7 +101,7 @@ def completion_rows(
     *,
     group_size: int,
 ) -> list[dict[str, Any]]:
-    """One row a completion; N texts and rewards, N = group_size * examples."""
+    """One row per completion; N texts and rewards, N = group_size * number of examples."""
     return [
         example_row(examples[n // group_size], reward=reward, completion=text)
         for n, (text, reward) in enumerate(zip(texts, rewards, strict=True))
@@ -109,7 +109,7 @@ def completion_rows(
 
 
 def _plain(value: Any) -> Any:
-    """NaN and infinity as text: JSON has no such numbers."""
+    """Converts NaN and infinity to text, because JSON has no such numbers."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Trained parameters in groups that an optimizer treats alike."""
+"""Groups of trained parameters with the same optimizer settings."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import nn
 from tvg.model.adapters import adapter_ids
 from tvg.model.freezing import PARTS, part_of_each
 
-ADAPTER = "adapter"  # LoRA's weights, in whichever part of the model they are
+ADAPTER = "adapter"  # LoRA weights, in any part of the model
 
 
 def parameter_groups(model: nn.Module, part_lr: Mapping[str, float | None]) -> list[dict[str, Any]]:
-    """Groups by weight decay and learning rate; the optimizer's own rate comes first.
+    """Groups parameters by weight decay and learning rate; the optimizer's own rate comes first.
 
-    Weight decay is for matrices, not for gains and biases.
+    Weight decay applies to matrices, not to gains and biases.
 
     Args:
         model: a video-language model, with or without adapters.
-        part_lr: learning rates of vision, merger, language and adapter; None, or no such key: the
+        part_lr: learning rates of vision, merger, language and adapter; None or a missing key: the
             optimizer's own.
 
     Raises:
-        ValueError: a rate for something unknown, for a part that is not trained, or below 0.
+        ValueError: a rate for an unknown part or for a part that is not trained, or a rate below 0.
     """
     check_rates(part_lr)
     adapters, parts = adapter_ids(model), part_of_each(model)
@@ -48,7 +48,7 @@ def parameter_groups(model: nn.Module, part_lr: Mapping[str, float | None]) -> l
 
 
 def check_rates(part_lr: Mapping[str, float | None]) -> None:
-    """Refuses learning rates of what no model has, and those below 0."""
+    """Raises a ValueError for learning rates of unknown parts and for rates below 0."""
     known = (*PARTS, ADAPTER)
     for part, rate in part_lr.items():
         if part not in known:

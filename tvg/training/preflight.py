@@ -1,4 +1,4 @@
-"""Before the first step: do sampler and trainer mean the same by the same tokens?"""
+"""Checks before the first step that sampler and trainer agree on log-probabilities."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 def merges_with_prefill(tokenizer: Any, prefill: str, completion: str) -> bool:
-    """Whether a completion's first characters and the prefill's last ones form one token.
+    """Returns whether the end of the prefill and the start of a completion merge into one token.
 
-    Prompts are tokenised apart from completions, so the policy would have to continue a token
-    sequence that the tokenizer itself never makes.
+    Prompts and completions are tokenised separately, so the policy would have to continue a token
+    sequence that the tokenizer itself never produces.
     """
     apart = [
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prefill, completion)
@@ -35,16 +35,16 @@ class PreflightError(ValueError):
 class Preflight:
     """Samples a few completions and scores the same tokens with the trainer's forward pass.
 
-    Where vision inputs, frame rate, positions, suppressed tokens or weights differ between the two
-    ways, the log-probabilities differ, and training would silently optimise something else.
+    If vision inputs, frame rate, positions, suppressed tokens or weights differ between the two,
+    so do the log-probabilities, and training would silently optimise something else.
 
     Args:
-        num_prompts: prompts tried, the first of the first batch.
-        num_completions: completions a prompt.
-        max_abs_diff: largest difference allowed on any token, in nats, in float32.
+        num_prompts: number of prompts to check, from the start of the first batch.
+        num_completions: completions per prompt.
+        max_abs_diff: largest difference allowed on any token in float32, in nats.
         half_mean_diff: largest mean difference allowed in half precision, in nats. bfloat16 keeps
-            8 bits, so that single tokens differ by a tenth and more where nothing is wrong, while
-            the mean stays near a hundredth.
+            8 bits, so single tokens can differ by 0.1 or more although nothing is wrong, while the
+            mean stays near 0.01.
     """
 
     def __init__(
@@ -63,10 +63,11 @@ class Preflight:
     def run(
         self, *, policy: Policy, rollout: Rollout, tokenizer: Any, prompts: PromptBatch, seed: int
     ) -> float:
-        """Returns the difference in nats: the largest, in half precision the mean.
+        """Returns the difference in nats: the largest one, or in half precision the mean.
 
         Raises:
-            PreflightError: it is larger than allowed; names the worst token and the suspects.
+            PreflightError: the difference is larger than allowed; the message names the worst token
+                and likely causes.
         """
         few = prompts.rows(0, min(self.num_prompts, len(prompts)))
         sampled = rollout.generate(
@@ -104,7 +105,7 @@ class Preflight:
         return found
 
     def _describe(self, index: int, sampled: RolloutBatch, logprobs: Tensor) -> str:
-        """Names one token of the [N, C] sampled, and what both make of it."""
+        """Describes one of the [N, C] sampled tokens and its log-probability in both."""
         row, column = divmod(index, logprobs.shape[1])
         return (
             f"token {column} of a completion for "
@@ -115,6 +116,6 @@ class Preflight:
 
 
 def _is_half(policy: Policy) -> bool:
-    """Whether the policy computes in half precision: its weights, or autocast around it."""
+    """Returns whether the policy computes in half precision, by its weights or by autocast."""
     is_autocast = torch.is_autocast_enabled(policy.device.type)
     return is_autocast or next(policy.parameters()).dtype in (torch.bfloat16, torch.float16)

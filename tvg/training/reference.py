@@ -1,4 +1,4 @@
-"""The frozen model that a KL penalty measures the policy's distance from."""
+"""The frozen reference model of the KL penalty."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tvg.model.policy import Policy
 def frozen_copy(policy: Policy) -> Policy:
     """Frozen copy of the initial policy; weights that are never trained are shared, not copied.
 
-    Adapters start as nothing, so the reference has none: it is the weights under them.
+    Adapters initially have no effect, so the reference is the model without them.
     """
     shared = {id(p): p for p in policy.parameters() if not p.requires_grad}
     reference = copy.deepcopy(policy, memo=dict(shared))
@@ -27,7 +27,10 @@ def frozen_copy(policy: Policy) -> Policy:
 def in_use(
     reference: Policy, policy: Policy, *, device: torch.device, offload: bool
 ) -> Iterator[Policy]:
-    """Puts the reference on the device; with `offload` its own weights are on the CPU otherwise."""
+    """Yields the reference on `device`; with `offload`, its own weights are otherwise on the CPU.
+
+    Its own weights are those that it does not share with the policy.
+    """
     if not offload:
         yield reference
         return
@@ -40,4 +43,4 @@ def in_use(
         yield reference
     finally:
         for parameter, kept in zip(own, at_rest, strict=True):
-            parameter.data = kept  # nothing has changed it: no way back is needed
+            parameter.data = kept  # unchanged, so no copy back is needed

@@ -1,4 +1,4 @@
-"""Dynamic sampling: an optimizer step waits for groups that can teach something."""
+"""Dynamic sampling: an optimizer step waits until it has enough groups whose rewards differ."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tvg.types import RolloutBatch
 
 
 class FlatGroupResampling:
-    """Collects groups whose rewards differ, batch after batch, until they fill one.
+    """Collects groups whose rewards differ, over several batches, until they fill one batch.
 
-    A group of equal rewards has no advantages: it would only thin the step out. As in DAPO
-    (arXiv 2503.14476, section 3.2) such groups are left out and further prompts are sampled in
-    their place; what is found beyond a full batch is left out, too, so that every step has the
-    same number of groups and nothing is carried over.
+    A group of equal rewards has zero advantages and would only dilute the step. As in DAPO
+    (arXiv 2503.14476, section 3.2), such groups are left out and further prompts are sampled
+    instead. Groups beyond a full batch are left out, too, so that every step has the same number
+    of groups and nothing is carried over.
 
     Args:
-        max_batches: batches sampled for one step at most; then, and at an epoch's end, it is taken
-            with the groups that there are (a flat one, where there is none at all).
+        max_batches: maximum number of batches sampled for one step. After these, or at the end of
+            an epoch, the step uses the groups found so far (one flat group if there is none).
 
     Raises:
         ValueError: `max_batches` is below 1.
@@ -35,7 +35,7 @@ class FlatGroupResampling:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets what has been collected."""
+        """Discards all collected groups."""
         self.num_batches = 0
         self.num_groups = 0  # sampled, flat ones included
         self._wanted = 0
@@ -43,11 +43,11 @@ class FlatGroupResampling:
         self._flat: list[tuple[RolloutBatch, Tensor]] = []  # the first flat group, if any
 
     def add(self, rollout: RolloutBatch, rewards: Tensor) -> None:
-        """Takes in a batch of groups.
+        """Adds a batch of groups.
 
         Args:
             rollout: B prompts with G completions each.
-            rewards: [N] totals.
+            rewards: [N] total rewards.
         """
         size = rollout.group_size
         self.num_batches += 1
@@ -62,17 +62,17 @@ class FlatGroupResampling:
 
     @property
     def is_full(self) -> bool:
-        """Whether this rank has as many groups as a batch holds."""
+        """True if this rank has as many groups as a batch holds."""
         return len(self._kept) >= self._wanted
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether no further batch may be sampled for this step; the same on every rank."""
+        """True if no further batch may be sampled for this step; the same on every rank."""
         return self.num_batches >= self.max_batches
 
     @property
     def num_ready(self) -> int:
-        """Groups that this rank could learn from now; a flat one counts where no other is there."""
+        """Number of groups that this rank can use now; 1, a flat one, if there is no other."""
         return max(min(len(self._kept), self._wanted), 1)
 
     @property
@@ -81,12 +81,12 @@ class FlatGroupResampling:
         return len(self._kept) / max(self.num_groups, 1)
 
     def take(self, *, num: int, pad_id: int) -> tuple[RolloutBatch, Tensor]:
-        """Some groups and their rewards [N]; then everything is forgotten.
+        """Returns some groups and their rewards [N], and discards everything collected.
 
         Args:
-            num: of groups, at most `num_ready` on every rank: all ranks go through equally many
-                passes, which some strategies count on.
-            pad_id: fills shorter rows.
+            num: number of groups, at most the `num_ready` of every rank. All ranks then run the
+                same number of passes, which some strategies require.
+            pad_id: pads shorter rows.
         """
         chosen = self._kept[:num] or self._flat
         rollout = join_rollouts([part for part, _ in chosen], pad_id=pad_id)

@@ -1,4 +1,4 @@
-"""The training list predicted with the weights as they are, shared out among ranks, resumable."""
+"""Predicts training examples with the current weights, shared among ranks and resumable."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from tvg.types import GroundingExample
 
 @dataclass(frozen=True, kw_only=True)
 class Rescoring:
-    """One pass over some training examples.
+    """One prediction pass over some training examples.
 
     Attributes:
-        trainer: whose ranks share the work.
+        trainer: its ranks share the work.
         module: the policy under training and its validation sampler.
         data: makes the batches.
-        max_new_tokens: longest completion; None: the validation sampler's.
-        folder: where each rank keeps what it has predicted so far.
-        name: of the pass, for the files and the progress bar.
+        max_new_tokens: longest completion; None: that of the validation sampler.
+        folder: each rank stores its predictions so far here.
+        name: name of the pass, for the files and the progress bar.
     """
 
     trainer: Trainer
@@ -45,18 +45,17 @@ class Rescoring:
     name: str
 
     def run(self, examples: Sequence[GroundingExample]) -> dict[str, Prediction]:
-        """Greedy predictions by id, the same on every rank; to be called on all of them.
+        """Returns greedy predictions by id, the same on every rank; call it on all ranks.
 
-        A pass that was killed goes on after the batches that were done, where weights, examples,
-        sampler and ranks are the same. What has been predicted stays on disk until
-        `remove_partials`.
+        A pass that was killed continues after its finished batches if weights, examples, sampler
+        and ranks are the same. The predictions stay on disk until `remove_partials`.
         """
         examples = list({example.qid: example for example in examples}.values())  # each once
         rollout = self._rollout()
 
         def on_batch(num_predictions: int) -> None:
             bar.update(num_predictions)
-            rounds.end_round()  # what has been predicted is on disk
+            rounds.end_round()  # the predictions so far are on disk
 
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = PartialPredictions(self._partial_path(), self._fingerprint(rollout, examples))
@@ -90,7 +89,7 @@ class Rescoring:
         return {prediction.qid: prediction for prediction in self._of_all_ranks(done)}
 
     def remove_partials(self) -> None:
-        """Forgets what this rank has predicted in this pass."""
+        """Deletes this rank's stored predictions of this pass."""
         self._partial_path().unlink(missing_ok=True)
 
     def _partial_path(self) -> Path:
@@ -105,7 +104,7 @@ class Rescoring:
         return shorter
 
     def _fingerprint(self, rollout: Rollout, examples: Sequence[GroundingExample]) -> str:
-        """Of all that decides which batches there are and what is predicted."""
+        """Hashes everything that determines the batches and the predictions."""
         told = [
             [
                 *(e.qid, e.raw_query or e.query, e.segment),
@@ -119,7 +118,7 @@ class Rescoring:
         return fingerprint(self.module.policy) + decides
 
     def _of_all_ranks(self, mine: list[Prediction]) -> list[Prediction]:
-        """In the same order on every rank; what was shown twice to even shares stands twice."""
+        """Gathers predictions in the same order on every rank; padding duplicates are kept."""
         if self.trainer.world_size == 1:
             return mine
         gathered: list[list[Prediction]] = [[] for _ in range(self.trainer.world_size)]

@@ -1,4 +1,4 @@
-"""Metrics and table rows of a step's rollouts: numbers for the logs, rows for tables."""
+"""Metrics and table rows of a step's rollouts."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from tvg.types import RewardOutput, RolloutBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """The answers read in N completions."""
+    """The answers parsed from N completions."""
 
     answers: list[ParsedAnswer]
-    is_exact: list[bool]  # written in exactly the asked format
-    needs_segments: bool  # a reward looks for them; else any answer block will do
+    is_exact: list[bool]  # has exactly the requested format
+    needs_segments: bool  # a reward reads segments; otherwise any answer block is enough
 
     def is_parsed(self) -> list[bool]:
-        """Whether each completion says what was asked for."""
+        """Returns whether each completion contains the requested answer."""
         if self.needs_segments:
             return [answer.segment is not None for answer in self.answers]
         return [answer.answer is not None for answer in self.answers]
 
 
 def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor | float]:
-    """Mean and spread of the total and of each part, and the share of groups that teach nothing."""
+    """Mean and spread of the total reward and of each part, and the share of flat groups."""
     metrics: dict[str, Tensor | float] = {}
     for name, values in {"total": rewards.total, **rewards.parts}.items():
         groups = values.view(-1, group_size)
         metrics[f"reward/{name}"] = values.mean()
         metrics[f"reward/{name}_std"] = groups.std(dim=1).mean()
-        # Not by the spread: the mean of equal numbers is rounded.
+        # The spread is no test for this: the mean of equal numbers is rounded.
         is_flat = (groups == groups[:, :1]).all(dim=1)
         metrics[f"reward/{name}_flat_groups"] = is_flat.float().mean()
     return metrics
@@ -55,7 +55,7 @@ def rollout_metrics(
 
 
 def update_metrics(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor | float]:
-    """Means over the updates of a rollout; learning rate and counts are those of the last one."""
+    """Means over the updates of a rollout; the last value of learning rate and skipped steps."""
     names = dict.fromkeys(name for update in updates for name in update)
     means = {n: torch.stack([u[n] for u in updates if n in u]).mean() for n in names}
     means |= {n: updates[-1][n] for n in ("learning_rate", "skipped_steps") if n in names}
@@ -64,7 +64,7 @@ def update_metrics(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor 
 
 
 def rollout_rows(rollout: RolloutBatch, said: Said, rewards: RewardOutput) -> list[dict[str, Any]]:
-    """One plain row a completion, for tables; `group` is its prompt's place in the batch."""
+    """One plain row per completion, for tables; `group` is the prompt's index in the batch."""
     rows = []
     lengths = rollout.completion_mask.sum(1).tolist()
     finished = rollout.is_finished.tolist()

@@ -1,4 +1,4 @@
-"""The length of a run, computed without making its loaders."""
+"""The length of a run, computed without building its loaders."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from tvg.training.datamodule_base import PromptDataModule
 
 
 def estimated_batches(trainer: Trainer) -> int | float:
-    """How many training batches the run has as far as can be told; infinite where it cannot.
+    """Returns the estimated number of training batches of the run; infinite if unknown.
 
-    As Lightning's `estimated_stepping_batches`, but of the examples that the run starts from: a run
-    whose list is chosen anew between epochs (`sample_filtering`) gets the same schedule wherever it
-    is resumed. There it is an upper bound, as far as no later list is longer than the first.
+    Like Lightning's `estimated_stepping_batches`, but based on the examples that the run starts
+    from. A run whose list is chosen anew between epochs (`sample_filtering`) then gets the same
+    schedule wherever it is resumed. For such a run the number is an upper bound, provided that no
+    later list is longer than the first.
     """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, PromptDataModule) or trainer.max_epochs in (None, -1):

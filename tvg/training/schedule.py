@@ -35,10 +35,10 @@ def warmup_schedule(
 
 
 def set_rates(schedule: LambdaLR) -> None:
-    """Sets the learning rates that a schedule gives for the step that it is at.
+    """Sets the learning rates that a schedule gives for its current step.
 
     A restored optimizer holds the rate of the schedule that it was saved with, which is 0 at the
-    end of a run that is then extended. Where the schedule is the same nothing changes.
+    end of a run that is then extended. If the schedule is the same, nothing changes.
     """
     groups = schedule.optimizer.param_groups
     factors = [rate_of(schedule.last_epoch) for rate_of in schedule.lr_lambdas]

@@ -1,4 +1,4 @@
-"""Log-probabilities of a rollout, in parts that fit into memory."""
+"""Log-probabilities of a rollout, computed in parts that fit into memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Part:
     completions: range
 
     def rows(self, group_size: int) -> Tensor:
-        """Rows of the rollout, int64 [N of this part]."""
+        """Row indices into the rollout, int64 [N of this part]."""
         first = torch.tensor(self.prompts)[:, None] * group_size
         return (first + torch.tensor(self.completions)).flatten()
 
@@ -30,14 +30,14 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How the tokens of a rollout are scored.
+    """Scores the tokens of a rollout by a policy.
 
     Attributes:
-        micro_batch_size: prompts that go through the model together.
-        micro_batch_completions: completions of a group that do; None: all.
-        temperature: of the sampler.
-        fps: the frame rate that is assumed, instead of the one that was sampled (a bug of the
-            Time-R1 release, which scores at 2 whatever it sampled at); None: the true one.
+        micro_batch_size: prompts per pass through the model.
+        micro_batch_completions: completions of a group per pass; None: all.
+        temperature: temperature of the sampler.
+        fps: frame rate assumed when scoring, instead of the sampled one (reproduces a bug of the
+            Time-R1 release, which scores at 2 whatever it sampled at); None: the true rate.
     """
 
     micro_batch_size: int
@@ -46,7 +46,7 @@ class Scoring:
     fps: float | None
 
     def parts(self, rollout: RolloutBatch) -> list[Part]:
-        """The parts of a pass through the model: some prompts, all or some of their completions."""
+        """Splits a rollout into parts: some prompts with all or some of their completions."""
         group, num = rollout.group_size, len(rollout.prompts)
         size = self.micro_batch_completions or group
         completions = [range(i, min(i + size, group)) for i in range(0, group, size)]

@@ -15,7 +15,7 @@ from tvg.types import LossOutput, PromptBatch
 
 
 class SFTModule(PolicyModule):
-    """Trains the policy to answer as the labels do; the loss falls on answer tokens only."""
+    """Trains the policy on labelled answers; only answer tokens contribute to the loss."""
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         ids, mask = target_tokens(batch, self.task, self.tokenizer)
@@ -46,9 +46,9 @@ class SFTModule(PolicyModule):
 def target_tokens(
     prompts: PromptBatch, task: GroundingTask, tokenizer: Any
 ) -> tuple[Tensor, Tensor]:
-    """The completions to learn, EOS included: ids and mask, int64 [B, C], right-padded.
+    """Target completions, including EOS: ids and mask, int64 [B, C], right-padded.
 
-    The label is an example's coarse `hint` where it has one, else its true segment.
+    The label is an example's coarse `hint` if it has one, else its true segment.
 
     Raises:
         ValueError: an example has neither.

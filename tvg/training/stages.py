@@ -11,9 +11,9 @@ import torch
 
 
 class StageClock:
-    """Adds up the seconds of named stages; on a GPU it waits for the work to be done.
+    """Adds up the seconds of named stages; on a GPU, it synchronises before reading the time.
 
-    A step has a handful of stages, so the waiting costs next to nothing.
+    A step has few stages, so the cost of synchronising is negligible.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class StageClock:
             self._seconds[name] += _now(device) - begin
 
     def take(self) -> dict[str, float]:
-        """The seconds of each stage since the last call."""
+        """Returns the seconds of each stage since the last call."""
         seconds, self._seconds = dict(self._seconds), defaultdict(float)
         return seconds
 

@@ -1,4 +1,4 @@
-"""A signal ends training between two steps, with a checkpoint, on all ranks at once."""
+"""Ends training on a signal: between two steps, with a checkpoint, on all ranks at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tvg.training.checkpoint import CHECKPOINTS, LAST, save_last
 
 
 def stop_is_asked(trainer: Trainer) -> bool:
-    """Whether any rank received SIGINT or SIGTERM; all ranks have to call it together."""
+    """Returns whether any rank received SIGINT or SIGTERM; all ranks have to call it together."""
     mine = interruption.pending() is not None
     if trainer.world_size == 1:
         return mine
@@ -30,14 +30,14 @@ def stop_is_asked(trainer: Trainer) -> bool:
 
 
 class RoundsOfAllRanks:
-    """Work in rounds that a signal to any rank ends on all of them, after the same round.
+    """Work in rounds; a signal to any rank ends it on all ranks after the same round.
 
-    Every round is one collective decision. Ranks may have different numbers of rounds: those that
-    finish early go on deciding, so that no rank waits for a decision that another one never makes.
+    Every round makes one collective decision. Ranks may have different numbers of rounds. A rank
+    that finishes early keeps taking part in the decisions, so that no other rank waits for it.
 
     Args:
-        trainer: whose ranks share the work.
-        num_rounds: of this rank.
+        trainer: its ranks share the work.
+        num_rounds: number of rounds of this rank.
     """
 
     def __init__(self, trainer: Trainer, num_rounds: int) -> None:
@@ -48,7 +48,7 @@ class RoundsOfAllRanks:
             self._num_left = int(trainer.strategy.all_gather(mine).max())
 
     def end_round(self) -> None:
-        """To be called after each round.
+        """Ends a round; call it after each one.
 
         Raises:
             Interrupted: a rank received a signal.
@@ -58,17 +58,17 @@ class RoundsOfAllRanks:
             interruption.check(is_agreed=True)
 
     def end(self) -> None:
-        """Ends the rounds that only other ranks have; to be called when this rank's are done."""
+        """Takes part in the rounds that only other ranks have; call it after the last round."""
         while self._trainer.world_size > 1 and self._num_left > 0:
             self.end_round()
 
 
 def resume_advice(run_dir: Path, argv: Sequence[str] | None = None) -> list[str]:
-    """Lines that say what a stopped training kept and which command goes on with it.
+    """Returns lines that name the checkpoint of a stopped run and the command that resumes it.
 
     Args:
         run_dir: folder of the run.
-        argv: of the command; None: this process's.
+        argv: arguments of the command; None: those of this process.
     """
     words = list(sys.argv if argv is None else argv)[1:]
     last = run_dir / CHECKPOINTS / LAST
@@ -86,17 +86,17 @@ def resume_advice(run_dir: Path, argv: Sequence[str] | None = None) -> list[str]
 class StoppableModule(LightningModule):
     """A module whose training ends on SIGINT or SIGTERM as soon as the step in progress is done.
 
-    `last.ckpt` is saved then, the step's metrics are logged, and `trainer.fit` ends early; between
-    the batches of a validation it ends by `Interrupted`, and the resumed run validates again. A
-    signal before the first step, or while nothing is trained, raises `Interrupted` at once.
-    Whoever calls `trainer.fit` has to call `interruption.release` afterwards.
+    It then saves `last.ckpt`, logs the step's metrics, and `trainer.fit` returns early. During a
+    validation, it raises `Interrupted` after the current batch, and the resumed run validates
+    again. A signal before the first step, or outside training, raises `Interrupted` at once. The
+    caller of `trainer.fit` has to call `interruption.release` afterwards.
     """
 
     is_stopped = False  # a checkpoint for the stop has been saved
 
     @property
     def is_between_steps(self) -> bool:
-        """Whether the last batch ended an optimizer step, so that a checkpoint holds all of it."""
+        """True if the last batch ended an optimizer step, so that a checkpoint holds all of it."""
         return True
 
     def on_train_start(self) -> None:
@@ -108,7 +108,7 @@ class StoppableModule(LightningModule):
             interruption.check(is_agreed=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # After the hooks of all callbacks: their state belongs to the step, too.
+        # This runs after the hooks of all callbacks: their state belongs to the step, too.
         if self.is_between_steps and stop_is_asked(self.trainer):
             self._save_for_stop()
             self.trainer.should_stop = True

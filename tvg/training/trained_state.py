@@ -1,4 +1,4 @@
-"""Checkpoint contents: all that training changes, and which weights it started from."""
+"""Checkpoint contents: everything training changes, and a fingerprint of the initial weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tvg.model.policy import Policy
 from tvg.training.nonfinite import SkippedSteps
 from tvg.training.stopping import StoppableModule
 
-_FINGERPRINT_VALUES = 4096  # of each tensor
+_FINGERPRINT_VALUES = 4096  # per tensor
 
 
 class TrainedStateModule(StoppableModule):
-    """A module whose checkpoints hold trained weights alone, and fit no other run.
+    """A module that saves only trained weights and refuses checkpoints of other initial weights.
 
     Attributes:
         policy: the model that is trained, in part or as a whole.
-        initial_fingerprint: of the policy before any step.
-        skipped_steps: the count of steps in a row that were not taken.
+        initial_fingerprint: fingerprint of the policy before any step.
+        skipped_steps: the counts of skipped steps.
     """
 
     policy: Policy
@@ -30,7 +30,7 @@ class TrainedStateModule(StoppableModule):
 
     @property
     def strict_loading(self) -> bool:
-        return False  # what is frozen is not in the file: it is in the model that a run starts from
+        return False  # frozen weights are not in the file: they come from the initial model
 
     @strict_loading.setter
     def strict_loading(self, value: bool) -> None:
@@ -45,7 +45,7 @@ class TrainedStateModule(StoppableModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         expected = self._trained()
-        # DeepSpeed keeps weights in files of its own, and checks them itself.
+        # DeepSpeed keeps weights in its own files and checks them itself.
         missing = sorted(expected - set(checkpoint.get("state_dict", expected)))
         if missing:
             raise ValueError(
@@ -59,19 +59,20 @@ class TrainedStateModule(StoppableModule):
                 f"model.path holds now (fingerprint {checkpoint.get('initial_fingerprint')}, "
                 f"now {self.initial_fingerprint})"
             )
-        if "skipped_steps" in checkpoint:  # older checkpoints do not say
+        if "skipped_steps" in checkpoint:  # older checkpoints lack it
             self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])
 
     def _trained(self) -> set[str]:
-        """Names in the state dict of all that training changes; the rest is in model.path."""
+        """State-dict names of the weights that training changes; the rest is in model.path."""
         named = self.policy.named_parameters(prefix="policy", remove_duplicate=False)
         return {name for name, parameter in named if parameter.requires_grad}
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A short hash of the weights: of some thousand values of each tensor, byte for byte.
+    """Returns a short hash of the weights, from a few thousand values of each tensor.
 
-    The same on every device and for any number of threads, and cheap enough for every start.
+    It uses their bytes, so it is the same on every device and for any number of threads. It is
+    cheap enough to compute at every start.
     """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):

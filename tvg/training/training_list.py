@@ -1,4 +1,4 @@
-"""The examples of a training, which may be chosen anew between epochs, and its place in them."""
+"""The training examples, which may be replaced between epochs, and the position in them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Examples = Sequence[GroundingExample]
 
 
 class TrainingList:
-    """The examples of the training epochs, and how far training has come in them.
+    """The examples of the training epochs, and the current position in them.
 
-    Both stand in the checkpoint, whatever Lightning keeps of its loops: a run that is resumed in
-    an epoch goes on with that epoch's examples.
+    Both are saved in the checkpoint, independently of Lightning's loops. A run that is resumed
+    within an epoch continues with that epoch's examples.
 
     Args:
-        first: gives the examples that the run starts from; they are what is chosen from.
+        first: returns the examples that the run starts from; later lists are chosen from these.
     """
 
     def __init__(self, first: Callable[[], Examples]) -> None:
         self.first = first
         self.chosen: list[GroundingExample] | None = None  # None: the first examples
         self._loader: ResumableLoader | None = None
-        self._place: dict[str, Any] = {}  # of the loader to come
+        self._place: dict[str, Any] = {}  # position of the next loader
 
     @property
     def examples(self) -> Examples:
@@ -35,19 +35,19 @@ class TrainingList:
 
     @property
     def epochs_done(self) -> int:
-        """How many epochs have been shown to their end."""
+        """Number of completed epochs."""
         return int(self._now().get("epoch", 0))
 
     @property
     def is_between_epochs(self) -> bool:
-        """Whether no batch of the current epoch is shown yet."""
+        """True if no batch of the current epoch has been shown yet."""
         return not self._now().get("batches_done", 0)
 
     def replace(self, examples: Examples) -> None:
-        """Shows other examples from the next epoch on; their loader has to be asked for anew.
+        """Replaces the examples from the next epoch on; request a new loader afterwards.
 
         Raises:
-            ValueError: there are none, or an epoch is in the middle.
+            ValueError: `examples` is empty, or an epoch is in progress.
         """
         if not examples:
             raise ValueError("the training list cannot be empty")
@@ -61,10 +61,10 @@ class TrainingList:
         self.chosen = list(examples)
 
     def at_its_place(self, loader: ResumableLoader) -> ResumableLoader:
-        """The loader of `examples`, taken to where training stands; its place is kept from here.
+        """Moves a loader of `examples` to the current position; it tracks the position from now on.
 
         Raises:
-            ValueError: a checkpoint's place is of another order; names the key.
+            ValueError: a checkpoint's position is of another order; the message names the key.
         """
         place = self._now()
         if place:
@@ -73,15 +73,15 @@ class TrainingList:
         return loader
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: the place, and of each example chosen what may differ from the files."""
+        """Plain values: the position, and what chosen examples add to those in the files."""
         chosen = None if self.chosen is None else [_told(example) for example in self.chosen]
         return {"place": self._now(), "chosen": chosen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a state.
+        """Restores a state.
 
         Raises:
-            ValueError: an example that was chosen is not among the first ones any more.
+            ValueError: a chosen example is no longer among the first examples.
         """
         self._place, self._loader = dict(state["place"]), None
         self.chosen = None

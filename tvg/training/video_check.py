@@ -1,4 +1,4 @@
-"""Every video of a dataset looked at, and its cache filled, of whatever kind it is."""
+"""Checks every video of a dataset and fills its cache, of frames or of features."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from tvg.types import GroundingExample
 
 log = logging.getLogger(__name__)
 
-Model = tuple[Policy, Any]  # and its processor
+Model = tuple[Policy, Any]  # policy and processor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Videos:
-    """The properties found of the videos."""
+    """The results of checking the videos."""
 
-    infos: dict[Path, VideoInfo | str]  # a text says what is wrong with one
+    infos: dict[Path, VideoInfo | str]  # a string describes the problem of a file
     failed: dict[ClipRequest, str]
     kind: str  # of the cache
-    prepared: Prepared | None  # None: no cache was to be filled
+    prepared: Prepared | None  # None: no cache was filled
 
     def as_json(self) -> dict[str, Any]:
         """The parts of the report that are about files.
 
-        Not what was there before and what was written now: a preparation that was killed and gone
-        on with reports the same as an undisturbed one.
+        Entries written now and earlier are not reported separately, so that an interrupted and
+        resumed preparation reports the same as an uninterrupted one.
         """
         done = self.prepared
         readable = (path for path, info in self.infos.items() if isinstance(info, VideoInfo))
@@ -72,15 +72,15 @@ def look_at_videos(
     check_only: bool,
     load_model: Callable[[], Model],
 ) -> Videos:
-    """Probes every video, then loads every clip into the cache, where there is one to fill.
+    """Probes every video, then loads every clip into the cache, if there is one to fill.
 
     Args:
-        examples: whose clips are needed; those of one clip need it once.
-        clips: a loader, or a cache before one.
-        num_workers: processes that decode; 0 for none.
-        timeout_s: the most time for one video; None: no limit.
-        check_only: leave the cache alone.
-        load_model: gives the model whose features are kept, on the device that computes.
+        examples: examples whose clips are needed; a clip of several examples is loaded once.
+        clips: a loader, or a cache in front of one.
+        num_workers: decoding processes; 0 for none.
+        timeout_s: time limit per video; None: no limit.
+        check_only: do not fill the cache.
+        load_model: returns the model whose features are cached, on the device that computes.
 
     Raises:
         ValueError: the disk cannot hold the cache, or its folder cannot be used.

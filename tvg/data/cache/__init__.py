@@ -1,5 +1,5 @@
-"""Clips kept on disk, so that no epoch decodes a video a second time.
+"""Stores clips on disk, so that later epochs do not decode videos again.
 
-`key` tells what decides an entry's content, `store` keeps entries that show every changed byte, and
-`frames` gives both the interface of a clip loader.
+`key` identifies entries, `store` keeps them with checksums, and `frames` offers both behind the
+interface of a clip loader.
 """

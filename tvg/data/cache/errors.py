@@ -1,12 +1,12 @@
-"""Errors of a cache; alone here, since worker processes need no PyTorch to say it."""
+"""Errors of a cache, in a module of their own so that workers can import them without PyTorch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-class CorruptEntry(ValueError):  # noqa: N818 - it names a thing found, as VideoInfo does
-    """An entry of which a byte was changed or lost; the message names the file."""
+class CorruptEntry(ValueError):  # noqa: N818 - named after what was found, like VideoInfo
+    """A cache entry whose bytes have changed or are missing; the message names the file."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}; expected a cache entry as it was written")
@@ -14,7 +14,7 @@ class CorruptEntry(ValueError):  # noqa: N818 - it names a thing found, as Video
         self.problem = problem
 
     def __reduce__(self) -> tuple[type[CorruptEntry], tuple[Path, str]]:
-        return type(self), (self.path, self.problem)  # the default would call it with one argument
+        return type(self), (self.path, self.problem)  # the default passes a single argument
 
 
 class UnusableStore(ValueError):  # noqa: N818 - as above

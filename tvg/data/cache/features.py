@@ -1,4 +1,4 @@
-"""Features of a frozen vision trunk, from disk: training then runs no trunk at all."""
+"""Reads features of a frozen vision trunk from disk, so that training does not run the trunk."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ KIND = "features"
 
 
 class FeatureCache:
-    """Gives clips as features that `tvg-prepare` has computed with one model's vision trunk.
+    """Returns clips as features that `tvg-prepare` computed with a model's vision trunk.
 
-    Entries belong to that trunk (its weights, byte for byte), to the precision it computed in and
-    to the processor's settings: another checkpoint finds none of them.
+    The key of an entry includes the trunk's exact weights, its compute precision and the processor
+    settings. Another checkpoint therefore finds none of the entries.
 
     Args:
-        folder: of all caches; features have a sub-folder of their own.
+        folder: folder of all caches; features have their own sub-folder.
         checkpoint: folder of the model.
-        dtype: in which the trunk computes; kept is always bfloat16.
-        loader: what gives the frames that the trunk is shown.
+        dtype: compute precision of the trunk; features are always stored as bfloat16.
+        loader: loads the frames that are the trunk's input.
 
     Raises:
-        ValueError: there is no checkpoint to compute features with.
+        ValueError: `checkpoint` is None.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FeatureCache:
 
     @functools.cached_property
     def model(self) -> str:
-        """Stands for all of the model that decides an entry."""
+        """Fingerprint of everything in the model that determines an entry."""
         settings = hashlib.blake2b(digest_size=8)
         for path in sorted(self.checkpoint.glob("*processor_config.json")):
             settings.update(path.read_bytes())
@@ -92,8 +92,9 @@ class FeatureCache:
         """Returns a clip's features.
 
         Raises:
-            ValueError: there are none, or their file was damaged; both are mended by `tvg-prepare`.
-            VideoError: there can be none: no readable file, or `tvg-prepare` failed to decode it.
+            ValueError: the features are missing or damaged; `tvg-prepare` creates them.
+            VideoError: the clip cannot have features: there is no readable file, or `tvg-prepare`
+                failed to decode it.
         """
         key = self.key(path, window, lead_in)
         try:
@@ -112,7 +113,7 @@ class FeatureCache:
     def keep(
         self, path: Path, window: Segment | None, lead_in: LeadIn | None, clip: EncodedClip
     ) -> Path:
-        """Writes a clip's features and returns their file.
+        """Writes a clip's features and returns the file.
 
         Raises:
             OSError: the folder cannot be written to, or the disk is full.
@@ -132,14 +133,14 @@ class FeatureCache:
         """
         try:
             key = self.key(path, window, lead_in)
-        except VideoError:  # no readable file, which shows again whenever it is loaded
+        except VideoError:  # no readable file; loading it raises the error again
             return
         self.store.note_failure(key, problem)
 
     def _check_possible(
         self, key: str, path: Path, window: Segment | None, lead_in: LeadIn | None
     ) -> None:
-        """Raises VideoError where a clip can have no features, however often it is prepared."""
+        """Raises VideoError if preparation cannot create features for a clip."""
         problem = self.store.failure(key)
         if problem is not None:
             raise VideoError(path, problem)
@@ -156,7 +157,7 @@ def _entry(clip: EncodedClip) -> Entry:
         "grid_thw": clip.grid_thw,
         "frame_times_s": clip.frame_times_s,
     }
-    # repr gives a float's shortest text that reads back as the same float
+    # repr is a float's shortest text that parses to the same float
     meta = {"sampled_fps": repr(clip.sampled_fps), "duration_s": repr(clip.duration_s)}
     return Entry(tensors, meta)
 

@@ -1,4 +1,4 @@
-"""Sampled and resized frames from disk, where they were loaded before."""
+"""Caches sampled and resized frames on disk."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tvg.types import LeadIn, Segment, VideoClip
 logger = logging.getLogger(__name__)
 
 KIND = "frames"
-# What makes a cache useless, but stops no training: a full disk, a folder of somebody else, one
-# that is gone, and an unfinished entry that another machine took for a left-over.
+# Errors that disable the cache but do not stop training: a full disk, missing permissions, a
+# missing folder, and an unfinished entry that another machine removed as a leftover.
 _UNUSABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM),
@@ -31,7 +31,7 @@ _UNUSABLE = {
 
 
 class Ensured(NamedTuple):
-    """An entry that is there now."""
+    """An entry that exists in the cache."""
 
     path: Path
     state: Literal["present", "written", "rebuilt"]
@@ -39,14 +39,14 @@ class Ensured(NamedTuple):
 
 
 class FrameCache:
-    """Loads clips as its loader does, to the last bit, and keeps them.
+    """Loads clips bit-identically to its loader and stores them.
 
-    An entry that was damaged is named in a warning and built again. Where nothing can be written
-    (or read), one warning says so and clips are decoded as without a cache.
+    A damaged entry causes a warning and is rebuilt. If the cache cannot be read or written, the
+    class warns once and decodes missing clips.
 
     Args:
-        folder: of all caches; frames have a sub-folder of their own.
-        loader: what loads a clip that is not kept yet.
+        folder: folder of all caches; frames have their own sub-folder.
+        loader: loads clips that are not stored yet.
     """
 
     def __init__(self, *, folder: str | os.PathLike[str], loader: ClipLoader) -> None:
@@ -92,7 +92,7 @@ class FrameCache:
         """Returns the clip that `ClipLoader.load` returns.
 
         Raises:
-            VideoError: as the loader does.
+            VideoError: as in `ClipLoader.load`.
         """
         key = self.key(path, window, lead_in)
         try:
@@ -119,10 +119,10 @@ class FrameCache:
         window: Segment | None = None,
         lead_in: LeadIn | None = None,
     ) -> Ensured:
-        """Builds the entry of a clip unless it is there and whole.
+        """Builds the entry of a clip unless an intact one exists.
 
         Raises:
-            VideoError: as the loader does.
+            VideoError: as in `ClipLoader.load`.
             UnusableStore: the folder cannot be read or written to, or the disk is full.
         """
         key = self.key(path, window, lead_in)
@@ -132,7 +132,7 @@ class FrameCache:
                 self.store.write(key, *_entry(self.loader.load(path, window, lead_in)))
             entry = self.store.path(key)
             return Ensured(entry, state, entry.stat().st_size)
-        except OSError as error:  # the video's own are VideoErrors
+        except OSError as error:  # errors of the video are VideoErrors
             raise UnusableStore(
                 f"{self.store.folder}: the cache cannot be used ({error.strerror})"
             ) from error
@@ -143,7 +143,7 @@ class FrameCache:
         window: Segment | None = None,
         lead_in: LeadIn | None = None,
     ) -> Ensured | None:
-        """Returns the entry of a clip where it is there and whole; None otherwise. Builds nothing.
+        """Returns the entry of a clip if it exists and is intact, otherwise None. Builds nothing.
 
         Raises:
             VideoError: there is no readable file.
@@ -161,14 +161,14 @@ class FrameCache:
             ) from error
 
     def _state(self, key: str) -> Literal["present", "written", "rebuilt"]:
-        """Returns what an entry is, or is going to be."""
+        """Returns the state of an entry, or the state it will have once built."""
         try:
             return "present" if self.store.verify(key) else "written"
         except CorruptEntry:
             return "rebuilt"
 
     def _do_without(self, error: OSError) -> None:
-        """Warns once that nothing is kept; raises what is worth stopping for."""
+        """Warns once that the cache is unusable; re-raises errors that must stop the run."""
         if error.errno not in _UNUSABLE:
             raise error
         if self._is_usable:
@@ -182,7 +182,7 @@ class FrameCache:
 
 def _entry(clip: VideoClip) -> Entry:
     tensors = {"frames": clip.frames, "frame_times_s": clip.frame_times_s}
-    # repr gives a float's shortest text that reads back as the same float
+    # repr is a float's shortest text that parses to the same float
     meta = {"sampled_fps": repr(clip.sampled_fps), "duration_s": repr(clip.duration_s)}
     return Entry(tensors, meta)
 

@@ -1,7 +1,8 @@
-"""The digest of all that decides the content of a cache entry.
+"""The key of a cache entry: a digest of everything that determines its content.
 
-A setting that is not in the key could be changed and old entries read; so everything is in it that
-`ClipLoader.load` looks at. The decoder is not: the backends give the same pixels.
+If a setting were missing from the key, changing it would still return old entries. The key
+therefore includes everything that `ClipLoader.load` uses, except the decoder: all backends give the
+same pixels.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from tvg.data.decode import VideoError, check_file
 from tvg.data.sampling import FrameSampling
 from tvg.types import LeadIn, Segment
 
-VERSION = 2  # of what is kept and how it is computed: raise it when either changes
-EDGE_BYTES = 64 * 1024  # of a file's beginning and end: headers and indices stand there
+VERSION = 2  # of the stored content and its computation: raise it if either changes
+EDGE_BYTES = 64 * 1024  # at a file's beginning and end, where headers and indices are
 
 
 def file_identity(path: str | os.PathLike[str]) -> dict[str, str | int]:
-    """Returns what tells a video from every other: size, time of change, a hash of both ends.
+    """Returns the identity of a video: size, modification time and a hash of both ends.
 
-    The path is no part of it: a folder that was moved keeps its cache.
+    The path is not included, so a moved folder keeps its cache.
 
     Raises:
         VideoError: there is no readable file.
@@ -35,7 +36,7 @@ def file_identity(path: str | os.PathLike[str]) -> dict[str, str | int]:
             edges = hashlib.blake2b(file.read(EDGE_BYTES), digest_size=16)
             file.seek(max(0, status.st_size - EDGE_BYTES))
             edges.update(file.read(EDGE_BYTES))
-    except OSError as error:  # a failing disk, a file that went away meanwhile
+    except OSError as error:  # a failing disk, or the file was removed meanwhile
         raise VideoError(path, f"cannot be read ({error.strerror})") from error
     return {
         "size": status.st_size,
@@ -56,18 +57,18 @@ def entry_key(
     """Returns the name of an entry: 40 hexadecimal digits.
 
     Args:
-        kind: what the entry holds ("frames", "features").
-        identity: of the video, from `file_identity`.
+        kind: content of the entry ("frames", "features").
+        identity: identity of the video, from `file_identity`.
         window: the part of the file that is shown.
-        lead_in: what is put before it.
-        sampling: which frames, how large.
-        model: fingerprint of the model that computed the entry; None where none did.
+        lead_in: filler frames before the clip.
+        sampling: number and size of the frames.
+        model: fingerprint of the model that computed the entry; None if there is none.
     """
     content = {
         "version": VERSION,
         "kind": kind,
         "identity": dict(identity),
-        # floats by their shortest exact text: 1 and 1.0 are the same second
+        # as floats: 1 and 1.0 are the same second
         "window": None if window is None else [float(second) for second in window],
         "lead_in": (
             None if lead_in is None else [float(lead_in.length_s), lead_in.kind, lead_in.seed]

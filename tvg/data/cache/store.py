@@ -1,4 +1,4 @@
-"""Tensors on disk, one safetensors file an entry, in which no changed byte goes unnoticed."""
+"""Stores tensors on disk, one safetensors file per entry, with a checksum of all bytes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tvg.core.writing import remove_leftovers, whole_file
 from tvg.data.cache.errors import CorruptEntry
 
 SUFFIX = ".safetensors"
-FAILURE_SUFFIX = ".failed.json"  # of the file that replaces an entry that cannot be made
-# One metadata key only, so that its value stands at a fixed place: before it come eight bytes of
-# header length. The checksum is of the whole file with zeros in the checksum's own place.
+FAILURE_SUFFIX = ".failed.json"  # of the file that records why an entry cannot be built
+# A single metadata key, so that its value is at a fixed offset, after eight bytes of header length.
+# The checksum covers the whole file, with zeros in place of the checksum itself.
 _FIELD = "tvg"
 _BEFORE_CHECKSUM = f'{{"__metadata__":{{"{_FIELD}":"'.encode()
 _CHECKSUM_AT = 8 + len(_BEFORE_CHECKSUM)
@@ -27,7 +27,7 @@ _NO_CHECKSUM = b"0" * _CHECKSUM_DIGITS
 
 
 class Entry(NamedTuple):
-    """The entry under one key."""
+    """The content of one entry."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, str]
@@ -39,26 +39,26 @@ class _About(NamedTuple):
 
 
 class EntryStore:
-    """Keeps entries by key in a folder. Any number of processes may read and write at once.
+    """Stores entries by key in a folder. Any number of processes may read and write concurrently.
 
     Args:
-        folder: made when the first entry is written.
+        folder: created when the first entry is written.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
     def path(self, key: str) -> Path:
-        """Returns the file of an entry, whether it is there or not."""
-        # Two digits a sub-folder: some file systems are slow at a hundred thousand names in one.
+        """Returns the path of an entry, whether or not it exists."""
+        # Two digits per sub-folder: some file systems are slow with many files in one folder.
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
     def read(self, key: str) -> Entry | None:
-        """Returns an entry exactly as it was written; None where there is none.
+        """Returns an entry exactly as it was written, or None if there is none.
 
         Raises:
             CorruptEntry: any byte of the file was changed, lost or added.
-            OSError: the file is there but cannot be read.
+            OSError: the file exists but cannot be read.
         """
         data = self._checked(key)
         if data is None:
@@ -66,7 +66,7 @@ class EntryStore:
         return Entry(safetensors.torch.load(bytes(data)), _about(data).meta)
 
     def write(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> Path:
-        """Writes an entry, whole or not at all; the same content gives the same bytes.
+        """Writes an entry atomically; the same content gives the same bytes.
 
         Raises:
             OSError: the folder cannot be written to, or the disk is full.
@@ -76,7 +76,7 @@ class EntryStore:
         return path
 
     def note_failure(self, key: str, problem: str) -> Path:
-        """Writes why there can be no entry, until there is one (`forget_failure`).
+        """Records why an entry cannot be built, until `forget_failure` removes the record.
 
         Raises:
             OSError: the folder cannot be written to, or the disk is full.
@@ -86,7 +86,7 @@ class EntryStore:
         return path
 
     def failure(self, key: str) -> str | None:
-        """Returns what `note_failure` wrote last; None: nothing that can be read."""
+        """Returns the last problem recorded by `note_failure`; None if there is no readable one."""
         try:
             found = json.loads(self._failure_path(key).read_bytes())
         except (OSError, ValueError):
@@ -101,11 +101,11 @@ class EntryStore:
         return self.path(key).with_suffix(FAILURE_SUFFIX)
 
     def verify(self, key: str) -> bool:
-        """Returns whether an entry is there.
+        """Returns whether an entry exists.
 
         Raises:
-            CorruptEntry: it is there, but not as it was written.
-            OSError: it is there, but cannot be read.
+            CorruptEntry: it exists but differs from what was written.
+            OSError: it exists but cannot be read.
         """
         return self._checked(key) is not None
 
@@ -115,13 +115,13 @@ class EntryStore:
         return [path for folder in folders for path in remove_leftovers(folder)]
 
     def stored_keys(self) -> Iterator[str]:
-        """Yields the key of every entry that is there, in no order."""
+        """Yields the key of every stored entry, in arbitrary order."""
         for path in self.folder.glob(f"??/*{SUFFIX}"):
             if not path.name.startswith("."):
                 yield path.name.removesuffix(SUFFIX)
 
     def _checked(self, key: str) -> bytearray | None:
-        """Returns the bytes of an entry after comparing checksum and key."""
+        """Returns the bytes of an entry after checking its checksum and key."""
         path = self.path(key)
         try:
             data = bytearray(path.read_bytes())
@@ -140,7 +140,7 @@ class EntryStore:
 
 
 def _write_whole(path: Path, data: bytes | bytearray) -> None:
-    # No fsync: what a power cut leaves half written is found by its checksum.
+    # No fsync: the checksum detects entries left incomplete by a power cut.
     with whole_file(path, sync=False) as temporary:
         temporary.write_bytes(data)
 
@@ -160,7 +160,7 @@ def _serialized(key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str]
 
 
 def _about(data: bytearray) -> _About:
-    """Returns what an entry's bytes, whose checksum was compared, say beside the tensors."""
+    """Returns key and metadata from the bytes of an entry whose checksum has been verified."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return _About(**json.loads(header["__metadata__"][_FIELD][_CHECKSUM_DIGITS + 1 :]))
 

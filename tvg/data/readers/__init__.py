@@ -1,10 +1,10 @@
-"""From annotation files to grounding examples: one reader per file format, one kind of result.
+"""Readers that turn annotation files into grounding examples, one per file format.
 
 A reader is a function `(annotation_file, video_dir, *, extensions, on_missing, clamp_ends,
-drop_invalid) -> ReadResult`: it yields queries as its format states them, and
-`tvg.data.readers.rules` decides what becomes of them. Defects known from published files are
-counted and handled as asked for; anything else that does not fit the format stops the reading with
-a ValueError naming the file, the place in it and what was found.
+drop_invalid) -> ReadResult`. It yields queries as its format states them, and
+`tvg.data.readers.rules` decides which are kept or repaired. Defects known from published files are
+counted and handled as requested. Anything else that does not fit the format raises a ValueError
+that names the file, the place in it and the value found.
 """
 
 from tvg.data.readers.charades import read_charades as read_charades

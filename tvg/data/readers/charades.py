@@ -1,4 +1,4 @@
-"""The JSON of Charades-STA, ActivityNet Captions and TimeLens-Bench: lists under video ids."""
+"""Reader of the Charades-STA, ActivityNet Captions and TimeLens-Bench JSON: lists by video id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tvg.data.readers.fields import (
 from tvg.data.readers.record import Query, ReadResult
 from tvg.data.readers.rules import read_queries
 
-# What other releases call the same; the first name is used in messages where none is there.
+# Key names in different releases; messages use the first name if none is present.
 _NAMES = {
     "timestamps": ("timestamps", "spans"),
     "sentences": ("sentences", "queries"),
@@ -40,14 +40,15 @@ def read_charades(
 ) -> ReadResult:
     """Reads {video_id: {"duration", "timestamps": [[s, e], ...], "sentences": [...]}} JSON.
 
-    "video_duration" may stand for "duration", or neither; "spans" for "timestamps", "queries" for
-    "sentences" (TimeLens-Bench); an optional "hints" holds a coarse [s, e], or null, beside each of
-    "timestamps"; an entry of "timestamps" may be a list of segments, as of TimeLens-100K. Other
-    keys, and "hints" that are no list, are passed over. A query's id is "video_id:index", the index
-    counting the file's own list. For the rest see `tvg.data.readers.rules.read_queries`.
+    "video_duration" may replace "duration", or both may be missing. "spans" may replace
+    "timestamps", and "queries" may replace "sentences" (TimeLens-Bench). An optional list "hints"
+    has a coarse [s, e] or null for each of "timestamps". An entry of "timestamps" may be a list of
+    segments, as in TimeLens-100K. Other keys, and "hints" that are not a list, are ignored. A
+    query's id is "video_id:index" with the index into the file's list. See
+    `tvg.data.readers.rules.read_queries` for the other arguments and rules.
 
     Raises:
-        ValueError: the file is missing, no JSON, of another shape, or leaves no example.
+        ValueError: the file is missing, is not JSON, has another structure, or gives no example.
     """
     path = Path(annotation_file)
     return read_queries(
@@ -86,13 +87,13 @@ def charades_queries(path: Path, data: dict[str, Any]) -> Iterator[Query]:
 
 
 def _lists(where: str, entry: dict[str, Any]) -> dict[str, tuple[str, list[Any]]]:
-    """Returns name and content of a video's lists, which are of equal lengths."""
+    """Returns the names and contents of a video's lists, which have equal lengths."""
     lists: dict[str, tuple[str, list[Any]]] = {}
     for key, names in _NAMES.items():
         name = next((name for name in names if name in entry), names[0])
         value = entry.get(name)
         if key == "hints" and not isinstance(value, list):
-            continue  # a key of this name that means something else
+            continue  # an unrelated key of this name
         if not isinstance(value, list):
             raise ValueError(f"{where}: expected a list as {name}, got {shown(value)}")
         lists[key] = (name, value)

@@ -1,4 +1,4 @@
-"""Charades-STA as first published: a text of sentences beside the csv of Charades with lengths."""
+"""Reader of the original Charades-STA release: a text file of sentences and a csv of lengths."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def read_charades_txt(
 ) -> ReadResult:
     """Reads lines `VIDEO start end##sentence.`; `lengths_file` is a csv with columns id, length.
 
-    Several csv files may be given: one reader then serves the training and the test text. A query's
-    id is "VIDEO:index", as in the JSON of the same annotations. For the rest see
-    `tvg.data.readers.rules.read_queries`.
+    Several csv files may be given, so that one reader serves the training and test files. A query's
+    id is "VIDEO:index", as in the JSON of the same annotations. See
+    `tvg.data.readers.rules.read_queries` for the other arguments and rules.
 
     Raises:
-        ValueError: a file is missing or of another shape, a video has no length, or no example is
+        ValueError: a file is missing or has another format, a video has no length, or no example is
             left.
     """
     path = Path(annotation_file)
@@ -83,9 +83,9 @@ def _queries(
 
 
 def _lengths(path: Path) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Yields a video, the place of its row and its length as it stands there.
+    """Yields each video with the place of its row and its length as text.
 
-    Lengths are read where a query asks for them: a row that nobody needs may lack its own.
+    Lengths are parsed only when a query needs them, so other rows may lack a length.
     """
     with open_text(path, "a csv with columns id and length") as file:
         rows = csv.DictReader(file)

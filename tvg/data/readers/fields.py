@@ -1,4 +1,4 @@
-"""The parts of a record, read and checked; `where` begins every error message."""
+"""Reads and checks the fields of a record; `where` begins every error message."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Any
 from tvg.data.files import shown
 from tvg.types import Segment
 
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"  # as texts write it; no nan, no 1_000
-# By so much may a stated duration exceed its window's length: lists round to hundredths.
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"  # as written in texts; no nan, no 1_000
+# A stated duration may exceed its window's length by this: lists round to hundredths.
 WINDOW_ROUNDING_S = 0.01
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number; true and false are none."""
+    """Returns whether a JSON value is a finite number; true and false are not."""
     try:
         return not isinstance(value, bool) and math.isfinite(value)
-    except (TypeError, OverflowError):  # no number at all; a whole number of 400 digits
+    except (TypeError, OverflowError):  # not a number, or an integer of 400 digits
         return False
 
 
 def as_number(value: Any) -> float | None:
-    """Returns a finite number, also one that is written as a text; anything else: None."""
-    if type(value) is float:  # most are: a third of the time
+    """Returns a finite number, which may be written as text; None for anything else."""
+    if type(value) is float:  # fast path for the usual case
         return value if math.isfinite(value) else None
     if isinstance(value, str):
         value = float(value) if re.fullmatch(NUMBER, value.strip(), re.ASCII) else None
@@ -36,14 +36,14 @@ def as_number(value: Any) -> float | None:
 
 
 def get_object(where: str, value: Any, expected: str) -> dict[str, Any]:
-    """Returns an object; `expected` names the keys it should have, for the message."""
+    """Returns a JSON object; `expected` names its keys for the error message."""
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected an object with {expected}, got {shown(value)}")
     return value
 
 
 def check_keys(where: str, entry: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuses a misspelt key: one that almost is a known key, which the entry does not state.
+    """Raises for a misspelt key: one that resembles a known key that the entry lacks.
 
     Other unknown keys are a user's own; see `get_extra`.
     """
@@ -55,7 +55,7 @@ def check_keys(where: str, entry: Mapping[str, Any], known: Collection[str]) -> 
 
 @lru_cache(maxsize=1024)
 def _meant(key: str, known: tuple[str, ...]) -> str | None:
-    # "id" beside "qid" and "difficulty_rank" beside "difficulty" are keys of their own.
+    # "id" (like "qid") and "difficulty_rank" (like "difficulty") are valid keys of their own.
     near = [
         name for name in known if min(len(name), len(key)) > 3 and abs(len(name) - len(key)) < 3
     ]
@@ -63,14 +63,14 @@ def _meant(key: str, known: tuple[str, ...]) -> str | None:
 
 
 def get_text(where: str, value: Any) -> str:
-    """Returns a text without the spaces around it."""
+    """Returns a text without surrounding whitespace."""
     if not isinstance(value, str):
         raise ValueError(f"{where}: expected a text, got {shown(value)}")
     return value.strip()
 
 
 def get_name(where: str, value: Any) -> str:
-    """Returns a text that may not be empty."""
+    """Returns a non-empty text."""
     text = get_text(where, value)
     if not text:
         raise ValueError(f"{where}: expected a text, got an empty one")
@@ -78,7 +78,7 @@ def get_name(where: str, value: Any) -> str:
 
 
 def get_segment(where: str, value: Any) -> Segment:
-    """Returns [start, end] as a segment, whatever their order."""
+    """Returns [start, end] as a segment, without checking their order."""
     if isinstance(value, list) and len(value) == 2:
         start_s, end_s = map(as_number, value)
         if start_s is not None and end_s is not None:
@@ -87,7 +87,7 @@ def get_segment(where: str, value: Any) -> Segment:
 
 
 def get_spans(where: str, value: Any) -> list[Segment]:
-    """Returns [s, e] as the one segment, or [[s, e], ...] as one or several."""
+    """Returns [s, e] as a list of one segment, or [[s, e], ...] as one or more."""
     if isinstance(value, list) and value and all(isinstance(span, list) for span in value):
         return [get_segment(where, span) for span in value]
     return [get_segment(where, value)]
@@ -109,9 +109,9 @@ def get_optional_number(where: str, value: Any) -> float | None:
 
 
 def get_duration(where: str, entry: Mapping[str, Any]) -> float | None:
-    """Returns "duration" or "video_duration" in seconds, or None where neither is stated.
+    """Returns "duration" or "video_duration" in seconds, or None if neither is stated.
 
-    0 is returned as it stands: it is met in published files, and the rules count it.
+    0 is returned as is: it occurs in published files, and the rules count it.
     """
     stated = entry.get("duration")
     if stated is None:
@@ -125,9 +125,9 @@ def get_duration(where: str, entry: Mapping[str, Any]) -> float | None:
 
 
 def clip_duration(stated_s: float | None, window: Segment | None) -> float | None:
-    """Returns how long the clip is, at most as long as its window; None where nothing tells.
+    """Returns the duration of the clip, at most its window's length; None if unknown.
 
-    A longer duration beside a window is the whole file's.
+    A stated duration that exceeds the window is that of the whole file.
     """
     if not stated_s:
         return None if window is None else window.length_s
@@ -137,7 +137,7 @@ def clip_duration(stated_s: float | None, window: Segment | None) -> float | Non
 
 
 def get_hint(where: str, value: Any, duration_s: float | None) -> Segment | None:
-    """Returns a coarse segment, which has to lie at least partly in the video, or None."""
+    """Returns a coarse segment that starts inside the video, or None for null."""
     if value is None:
         return None
     hint = get_segment(where, value)
@@ -152,9 +152,9 @@ def get_hint(where: str, value: Any, duration_s: float | None) -> Segment | None
 def get_window(where: str, start: Any, end: Any) -> Segment | None:
     """Returns the part of a file to show, or None for the whole file.
 
-    A missing start is the file's start, and 0 without an end is the whole file. A later start
-    without an end is refused: how long the clip is could only be guessed, since the stated duration
-    may be the file's or the clip's.
+    A missing start means 0, and a start of 0 without an end means the whole file. A later start
+    without an end raises, because the clip's duration would be unknown: the stated duration may be
+    the file's or the clip's.
     """
     start_s = 0.0 if start is None else as_number(start)
     if end is None and start_s == 0:
@@ -169,9 +169,9 @@ def get_window(where: str, start: Any, end: Any) -> Segment | None:
 
 
 def get_extra(entry: Mapping[str, Any], known: Collection[str]) -> dict[str, str | float]:
-    """Returns the numbers and texts under keys that the format does not know.
+    """Returns the numbers and texts under keys that the format does not define.
 
-    Lists, objects, null and truth values are left out: nothing selects by them.
+    Lists, objects, null and booleans are left out, because selections do not use them.
     """
     return {
         key: value
@@ -181,7 +181,7 @@ def get_extra(entry: Mapping[str, Any], known: Collection[str]) -> dict[str, str
 
 
 def get_qid(where: str, value: Any, otherwise: str) -> str:
-    """Returns the id that the file states, a text or a whole number, or else the other one."""
+    """Returns the id stated in the file (text or integer), or `otherwise` if there is none."""
     if value is None:
         return otherwise
     if isinstance(value, int) and not isinstance(value, bool):
@@ -190,7 +190,7 @@ def get_qid(where: str, value: Any, otherwise: str) -> str:
 
 
 def without_extension(video: str, extensions: Sequence[str]) -> str:
-    """Returns a video's id or path without the extension of a video file; other dots are kept."""
+    """Returns a video's id or path without its video file extension; other dots are kept."""
     stem, dot, extension = video.rpartition(".")
     if not (stem and dot):
         return video
@@ -205,7 +205,7 @@ def _plain_extensions(extensions: tuple[str, ...]) -> frozenset[str]:
 class QueryIds:
     """Makes "video:index" ids; the index counts the file's queries on that video from 0.
 
-    It counts what the file states, so no id depends on which videos were found.
+    All queries in the file count, so no id depends on which videos were found.
     """
 
     def __init__(self) -> None:

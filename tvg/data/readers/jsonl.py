@@ -1,4 +1,4 @@
-"""A user's own annotations: a line a query, or the JSON of Charades-STA's shape."""
+"""Readers of a user's own annotations: one query per line, or JSON as in Charades-STA."""
 
 from __future__ import annotations
 
@@ -53,14 +53,16 @@ def read_jsonl(
 ) -> ReadResult:
     """Reads lines {"video": "a.mp4", "query": "...", "segment": [s, e]}.
 
-    May be there, or null: "duration" (of the window, where there is one), "qid", "window" [s, e]
-    (the part of the file that is meant; the segment counts from its start), "difficulty",
-    "prediction" [s, e] and "hint" [s, e]. Other numbers and texts go to `extra`. "video" is an id
-    or a path. A query's id is "video:index" without an extension, the index counting the file's own
-    queries on that video. For the rest see `tvg.data.readers.rules.read_queries`.
+    "video" is an id or a path. Optional keys (may be null) are "duration" (of the window, if there
+    is one), "qid", "window" [s, e] (the part of the file to show; segments are relative to its
+    start), "difficulty", "prediction" [s, e] and "hint" [s, e]. Other numbers and texts go to
+    `extra`. The default id is "video:index" without the extension; the index counts the file's
+    queries on that video. See `tvg.data.readers.rules.read_queries` for the other arguments and
+    rules.
 
     Raises:
-        ValueError: the file is missing, no JSON lines, of another shape, or leaves no example.
+        ValueError: the file is missing, is not JSON lines, has another structure, or gives no
+            example.
     """
     path = Path(annotation_file)
     return read_queries(
@@ -83,12 +85,12 @@ def read_custom(
     clamp_ends: bool,
     drop_invalid: bool,
 ) -> ReadResult:
-    """Reads what `read_jsonl` or what `read_charades` reads, told by the content.
+    """Reads the format of `read_jsonl` or `read_charades`, detected from the content.
 
-    The records of `read_jsonl` may also stand in a JSON list, or one of them over several lines.
+    The records of `read_jsonl` may also be in a JSON list. A single record may span several lines.
 
     Raises:
-        ValueError: as of these readers, or the content is of another shape.
+        ValueError: as in these readers, or the content has neither format.
     """
     path = Path(annotation_file)
     return read_queries(
@@ -103,12 +105,12 @@ def read_custom(
 
 
 def _is_jsonl(path: Path) -> bool:
-    """Whether the first line is a record of its own: an object that holds more than objects."""
+    """Returns whether the first line is a record: an object with a value that is not an object."""
     with open_text(path) as file:
         first = next((line for line in file if line.strip()), "")
     try:
         record = json.loads(first)
-    except (ValueError, RecursionError):  # JSON over several lines, or a mistake to be named later
+    except (ValueError, RecursionError):  # multi-line JSON, or an error to be reported later
         return False
     return isinstance(record, dict) and not all(isinstance(v, dict) for v in record.values())
 

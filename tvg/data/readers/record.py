@@ -1,4 +1,4 @@
-"""The results of reading an annotation file: queries, then examples and a report."""
+"""Data types for reading annotation files: queries, and results with examples and a report."""
 
 from __future__ import annotations
 
@@ -8,60 +8,60 @@ from pathlib import Path
 
 from tvg.types import GroundingExample, Segment
 
-NUM_EXAMPLE_IDS = 5  # that a report keeps per defect
-LATE_ENDS_S = (0.0, 1e-6, 0.5, 1.0)  # a rounding, a slip, a mistake: ends later than the video's
+NUM_EXAMPLE_IDS = 5  # ids that a report keeps per defect
+LATE_ENDS_S = (0.0, 1e-6, 0.5, 1.0)  # thresholds for segment ends after the video's end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Query:
-    """One query as the file states it; times in seconds, from the window's start."""
+    """One query as in the file; times are in seconds from the window's start."""
 
     qid: str
     video: str
     sentence: str  # stripped
     segment: Segment
-    duration_s: float | None  # as stated: of the window, where there is one; 0 is not None
+    duration_s: float | None  # as stated, of the window if there is one; 0 is not None
     window: Segment | None = None
     difficulty: float | None = None
     prediction: Segment | None = None
     hint: Segment | None = None
     extra: Mapping[str, str | float] = field(default_factory=dict)
-    num_spans: int = 1  # `segment` is the first of so many
-    raw_sentence: str | None = None  # with the outer blanks of the file; None: not kept
+    num_spans: int = 1  # number of segments; `segment` is the first
+    raw_sentence: str | None = None  # with the file's outer whitespace; None: not kept
 
 
 @dataclass(kw_only=True)
 class Defect:
-    """One kind of defect: how often it was met, what was done, and the first ids."""
+    """One kind of defect: its count, the action taken, and the first ids."""
 
-    action: str  # "dropped", "clamped", "skipped", "renamed", "kept", or in words
+    action: str  # "dropped", "clamped", "skipped", "renamed", "kept", or other words
     count: int = 0
     example_ids: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
 class ReadReport:
-    """Defects and counts of one file, or in the files of several sets.
+    """Defects and counts of one file, or of the files of several sets.
 
-    Every query is looked at, whatever becomes of it, and one with two defects is counted under
+    Every query is inspected, even if it is dropped, and a query with two defects is counted under
     both. `num_queries == num_examples + sum(dropped.values())`.
     """
 
-    annotation_file: Path | str  # where sets are mixed: all of them, joined by " + "
+    annotation_file: Path | str  # for mixed sets: all files, joined by " + "
     num_videos: int = 0
     num_queries: int = 0  # as read
-    num_examples: int = 0  # what is left
+    num_examples: int = 0  # the remaining examples
     defects: dict[str, Defect] = field(default_factory=dict)
-    # seconds after the video's end -> queries that end later than so
+    # seconds after the video's end -> queries that end later than that
     late_ends: dict[str, int] = field(
         default_factory=lambda: {f"{late_s:g}": 0 for late_s in LATE_ENDS_S}
     )
-    repaired: dict[str, int] = field(default_factory=dict)  # reason -> queries kept, but changed
-    # the ids of these, for what comes later and leaves out some of them
+    repaired: dict[str, int] = field(default_factory=dict)  # reason -> repaired queries
+    # ids of the repaired queries, because later steps may drop some of them
     repaired_ids: dict[str, set[str]] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)  # reason -> queries; each under one only
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> queries, each counted once
     missing: list[str] = field(default_factory=list)  # videos without a file, each once
-    unusable_queries: dict[str, str] = field(default_factory=dict)  # qid -> why it cannot be asked
+    unusable_queries: dict[str, str] = field(default_factory=dict)  # qid -> why it cannot be used
 
     def add(self, name: str, qid: str, action: str) -> None:
         """Counts a defect."""
@@ -71,11 +71,11 @@ class ReadReport:
             defect.example_ids.append(qid)
 
     def leave_out(self, reason: str, qids: Collection[str]) -> None:
-        """Counts kept queries as dropped; those that had been repaired are so no more.
+        """Counts kept queries as dropped, and no longer as repaired.
 
         Args:
-            reason: not yet among those of `dropped`.
-            qids: of the queries, each once.
+            reason: a reason that is not in `dropped` yet.
+            qids: ids of the queries, each once.
         """
         if not qids:
             return
@@ -102,14 +102,14 @@ class ReadReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadResult:
-    """The examples of one file, in its order, and what was met on the way."""
+    """The examples of one file, in file order, and the report on reading it."""
 
     examples: list[GroundingExample]
     report: ReadReport
 
 
 class ReadError(ValueError):
-    """Videos are missing, or nothing is left to use; `report` says what was met all the same."""
+    """Videos are missing or no example is left; `report` has the defects found anyway."""
 
     def __init__(self, message: str, report: ReadReport) -> None:
         super().__init__(message)
@@ -117,7 +117,7 @@ class ReadError(ValueError):
 
 
 def merge_reports(reports: Mapping[str, ReadReport]) -> ReadReport:
-    """Returns the sums of several sets' reports; ids are told apart as "set/id"."""
+    """Returns the sums of several sets' reports; ids become "set/id"."""
     total = ReadReport(annotation_file=" + ".join(str(r.annotation_file) for r in reports.values()))
     for name, report in reports.items():
         total.num_videos += report.num_videos

@@ -1,13 +1,16 @@
-"""The rules for defective queries, the same for every format.
+"""Rules for defective queries, the same for every format.
 
-Dropped from training, kept in a benchmark: start >= end; start after the video's end; end before
-its start; no sentence; several spans; a query that stood before (same video, window, sentence and
-segment). Clamped for training, kept in a benchmark: end after the video's end; start before its
-start. Dropped or fatal in both, as `on_missing` says: no video file. Repaired in both: a duration
-of 0, which is none, and one that is longer than the window, which is the whole file's.
+- Dropped for training, kept in a benchmark: start >= end; start after the video's end; end before
+  the video's start; no sentence; several spans; a repeated query (same video, window, sentence and
+  segment).
+- Clamped for training, kept in a benchmark: end after the video's end; start before the video's
+  start.
+- Dropped or an error in both, depending on `on_missing`: no video file.
+- Repaired in both: a duration of 0, which counts as not stated, and a duration longer than the
+  window, which is that of the whole file.
 
-A benchmark's queries all count, since published scores count them. Anything else that does not fit
-a format stops the reading.
+A benchmark keeps all queries, because published scores count them. Anything else that does not fit
+a format raises an error.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from tvg.data.readers.fields import clip_duration
 from tvg.data.readers.record import LATE_ENDS_S, Query, ReadError, ReadReport, ReadResult
 from tvg.types import GroundingExample, Segment
 
-VIDEO_MISSING = "video missing"  # the reason under which a missing video's queries are dropped
+VIDEO_MISSING = "video missing"  # why queries of a missing video are dropped
 
 _LATE = "ending after the video's end"
 _EARLY = "starting before the video's start"
@@ -46,21 +49,21 @@ def read_queries(
     clamp_ends: bool,
     drop_invalid: bool,
 ) -> ReadResult:
-    """Turns a file's queries into examples, by the rules above, and counts what is met.
+    """Turns a file's queries into examples by the rules above, and counts defects.
 
     Args:
         annotation_file: named in the report and in errors.
-        queries: in the file's order. An id that stood before gets "#2", "#3" ... appended.
-        video_dir: folder of the videos; None: only the annotations are read.
-        extensions: tried in this order, in any case.
-        on_missing: a video without a file stops the reading, once all is read, or is counted and
-            its queries are left out.
-        clamp_ends: cut segments (and hints) at the clip's ends: for training.
-        drop_invalid: leave out what cannot be learnt from or stands twice: for training.
+        queries: the queries in file order. A repeated id gets "#2", "#3" ... appended.
+        video_dir: folder of the videos; None reads only the annotations.
+        extensions: extensions of video files, tried in this order, in any letter case.
+        on_missing: "error" raises for videos without a file, after all queries are read; "skip"
+            counts these videos and drops their queries.
+        clamp_ends: cut segments (and hints) at the clip's ends, for training.
+        drop_invalid: drop unusable and repeated queries, for training.
 
     Raises:
         ReadError: videos are missing and `on_missing` is "error", or no example is left.
-        ValueError: the folder of videos cannot be listed, or `on_missing` is something else.
+        ValueError: the video folder cannot be listed, or `on_missing` has another value.
     """
     if on_missing not in ("error", "skip"):
         raise ValueError(f"on_missing must be 'error' or 'skip': got {on_missing!r}")
@@ -70,7 +73,7 @@ def read_queries(
     inspector = _Inspector(report, clamp_ends=clamp_ends, drop_invalid=drop_invalid)
     examples: list[GroundingExample] = []
     with _no_garbage_collection():
-        stated = list(queries)  # all: which file is whose depends on the ids of the others
+        stated = list(queries)  # all: the matching of files depends on the other ids
         videos = dict.fromkeys(query.video for query in stated)
         files = finder.find_all(videos) if finder is not None else dict.fromkeys(videos)
         if finder is not None:
@@ -103,7 +106,7 @@ def read_queries(
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Half of the time went into looking for cycles among records, which have none."""
+    """Disables garbage collection, which took half of the time and finds no cycles in records."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -114,20 +117,20 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 class _Inspector:
-    """Looks at one query after another; remembers ids and queries to tell repeated ones."""
+    """Inspects queries one by one; remembers ids and queries to detect repetitions."""
 
     def __init__(self, report: ReadReport, *, clamp_ends: bool, drop_invalid: bool) -> None:
         self.report = report
         self.clamp_ends = clamp_ends
         self.drop_invalid = drop_invalid
         self._qids: set[str] = set()
-        self._copies: dict[str, int] = {}  # stated id -> the last number that was appended to it
+        self._copies: dict[str, int] = {}  # stated id -> last number appended to it
         self._seen: set[tuple[str | Path, Segment | None, str, Segment]] = set()
 
     def example(
         self, query: Query, video_path: Path | None, *, is_missing: bool
     ) -> GroundingExample | None:
-        """Counts the defects of a query; returns its example, or None where it is dropped."""
+        """Counts the defects of a query; returns its example, or None if it is dropped."""
         qid = self._unique(query.qid)
         query = self._with_clip_duration(query, qid)
         reasons = [VIDEO_MISSING] if is_missing else []
@@ -152,7 +155,7 @@ class _Inspector:
         return qid
 
     def _with_clip_duration(self, query: Query, qid: str) -> Query:
-        """Returns the query with the duration of what is shown, as far as it is stated."""
+        """Returns the query with the duration of the clip, if that is known."""
         duration_s = clip_duration(query.duration_s, query.window)
         if duration_s == query.duration_s:
             return query
@@ -181,7 +184,7 @@ class _Inspector:
 
     def _repairs(self, query: Query, qid: str) -> list[str]:
         late_s = query.segment.end_s - _length_s(query)
-        if late_s <= 0 <= query.segment.start_s:  # inside, as most are
+        if late_s <= 0 <= query.segment.start_s:  # inside, the usual case
             return []
         for threshold_s, name in _LATE_ENDS:
             if late_s > threshold_s:

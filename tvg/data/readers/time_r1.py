@@ -1,4 +1,4 @@
-"""The training list of Time-R1: queries with clip windows and an earlier model's predictions."""
+"""Reader of Time-R1's training list: queries with clip windows and a model's predictions."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def read_time_r1(
 ) -> ReadResult:
     """Reads a JSON list of {"video", "sentence", "timestamp": [s, e], ...}.
 
-    May be there: "duration" (of the window), "qid", "video_start" and "video_end" (the window, in
-    the file's seconds), "difficulty" (100 * IoU of a model's prediction) and "pred", that
-    prediction. "video" is a path: it is looked for as given in `video_dir`, then by its file
-    name. Other numbers and texts go to `extra`. For the rest see
-    `tvg.data.readers.rules.read_queries`.
+    "video" is a path, searched in `video_dir` as given, then by its file name. Optional keys are
+    "duration" (of the window), "qid", "video_start" and "video_end" (the window, in seconds of the
+    file), "difficulty" (100 * IoU of a model's prediction) and "pred" (that prediction). Other
+    numbers and texts go to `extra`. See `tvg.data.readers.rules.read_queries` for the other
+    arguments and rules.
 
     Raises:
-        ValueError: the file is missing, no JSON, of another shape, or leaves no example.
+        ValueError: the file is missing, is not JSON, has another structure, or gives no example.
     """
     path = Path(annotation_file)
     return read_queries(

@@ -1,4 +1,4 @@
-"""TimeLens-100K: a line a video, with its events; `read_charades` reads TimeLens-Bench."""
+"""Reader of TimeLens-100K: one video per line; `read_charades` reads TimeLens-Bench."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ def read_timelens_100k(
 ) -> ReadResult:
     """Reads lines {"video_path", "duration", "source", "events": [{"query", "span"}, ...]}.
 
-    A span is [s, e], or a list of such: an event of several spans has no single answer, so it is
-    left out of training; a benchmark keeps the first. "video_path" is looked for as given in
-    `video_dir`, then by its file name. "source" and other numbers and texts, of the video and of
-    the event, go to `extra`. A query's id is "video_path:index", without the extension. For the
-    rest see `tvg.data.readers.rules.read_queries`.
+    A span is [s, e] or a list of these. An event with several spans has no single answer, so
+    training drops it and a benchmark keeps its first span. "video_path" is searched in `video_dir`
+    as given, then by its file name. "source" and other numbers and texts of video and event go to
+    `extra`. A query's id is "video_path:index" without the extension. See
+    `tvg.data.readers.rules.read_queries` for the other arguments and rules.
 
     Raises:
-        ValueError: the file is missing, no JSON lines, of another shape, or leaves no example.
+        ValueError: the file is missing, is not JSON lines, has another structure, or gives no
+            example.
     """
     path = Path(annotation_file)
     return read_queries(

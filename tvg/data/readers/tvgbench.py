@@ -1,4 +1,4 @@
-"""TVGBench: queries of 11 types from five sources, some on a window of their video."""
+"""Reader of TVGBench: queries of 11 types from five sources, some on a window of their video."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tvg.types import Segment
 
 _KNOWN = (
     *("path", "question", "answer", "start", "end", "duration", "video_duration"),
-    # The type is "video temporal grounding" throughout; the name repeats the source, not always.
+    # "question_type" is always "video temporal grounding"; "dataset_name" mostly repeats "source".
     *("qsemtype", "source", "question_type", "dataset_name"),
 )
 _ANSWER = re.compile(rf"\s*({NUMBER})\s*-\s*({NUMBER})\s*", re.ASCII)
@@ -45,14 +45,14 @@ def read_tvgbench(
 ) -> ReadResult:
     """Reads a JSON list of {"path", "question", "answer": "s-e", ...}.
 
-    May be there: "duration" (of the window), "start" and "end" (the window, in the file's seconds),
-    "qsemtype" and "source", which become "query_type" and "source" in `extra`. A query's id is
-    "VIDEO:index", the index counting the file's own queries on that video. "path" is looked for as
-    it is given in `video_dir`, then by its file name. For the rest see
-    `tvg.data.readers.rules.read_queries`.
+    "path" is searched in `video_dir` as given, then by its file name. Optional keys are "duration"
+    (of the window), "start" and "end" (the window, in seconds of the file), and "qsemtype" and
+    "source", which become "query_type" and "source" in `extra`. A query's id is "VIDEO:index"; the
+    index counts the file's queries on that video. See `tvg.data.readers.rules.read_queries` for
+    the other arguments and rules.
 
     Raises:
-        ValueError: the file is missing, no JSON, of another shape, or leaves no example.
+        ValueError: the file is missing, is not JSON, has another structure, or gives no example.
     """
     path = Path(annotation_file)
     return read_queries(
@@ -99,6 +99,6 @@ def _type_and_source(where: str, entry: dict[str, Any]) -> dict[str, str]:
     if entry.get("qsemtype") is not None:
         result["query_type"] = get_name(f"{where}: qsemtype", entry["qsemtype"])
     if entry.get("source") is not None:
-        # A path on the authors' disk, of the file that the query was taken from.
+        # The path, on the authors' disk, of the file that the query was taken from.
         result["source"] = Path(get_name(f"{where}: source", entry["source"])).stem
     return result

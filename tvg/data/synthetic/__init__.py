@@ -1,1 +1,1 @@
-"""A procedurally drawn world of short videos with queries and exact segments."""
+"""A procedurally generated world of short videos with queries and exact segments."""

@@ -1,4 +1,4 @@
-"""Draws a clip's script: anti-aliased shapes, nothing random but the script's own seed."""
+"""Draws clips of anti-aliased shapes from their scripts; the script's seed fixes all randomness."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tvg.data.synthetic.world import ClipScript, Thing
 Float = NDArray[np.float32]
 
 DARK = (45, 45, 45)
-_TURN_RATE = np.float32(2 * math.pi * 0.35)  # radians per second of what spins or goes round
+_TURN_RATE = np.float32(2 * math.pi * 0.35)  # radians per second of spins and orbits
 _BLINK_RATE = np.float32(2 * math.pi * 0.75)
-_FAINTEST = 0.45  # opacity of a blinking thing between two blinks: dim, never gone
-_NUM_NOISE_FRAMES = 8  # noise is drawn once per clip and shifted about: drawing it is the slow part
+_FAINTEST = 0.45  # minimum opacity of a blinking thing: dim but visible
+_NUM_NOISE_FRAMES = 8  # drawn once per clip and shifted, because drawing noise is slow
 
 
 def draw_clip(script: ClipScript) -> NDArray[np.uint8]:
@@ -31,9 +31,9 @@ def draw_clip(script: ClipScript) -> NDArray[np.uint8]:
 
 
 def _background(rng: np.random.Generator, size: int) -> Float:
-    """A wall of two soft tints with some grain, [size, size, 3].
+    """Returns a background of two blended tints with some grain, [size, size, 3].
 
-    Of middling brightness, as photographs are on average: what stands out is the things on it.
+    Its brightness is medium, like the average photograph, so that things stand out.
     """
     first, second = rng.uniform(90, 150, size=(2, 3))
     angle = rng.uniform(0, 2 * math.pi)
@@ -50,7 +50,7 @@ def _add_noise(canvas: Float, rng: np.random.Generator, *, std: float) -> None:
     grain = rng.normal(0, std, size=(_NUM_NOISE_FRAMES, height, width, 1)).astype(np.float32)
     which = rng.integers(_NUM_NOISE_FRAMES, size=(num_frames,))
     shifts = rng.integers(0, width, size=(num_frames, 2))
-    tiled = np.tile(grain, (1, 2, 2, 1))  # every shift of a noise frame is a part of its four tiles
+    tiled = np.tile(grain, (1, 2, 2, 1))  # every shifted noise frame is a crop of this 2 x 2 tiling
     for frame in range(num_frames):
         down, right = (int(shift) for shift in shifts[frame])
         top, left = height - down, width - right
@@ -58,7 +58,7 @@ def _add_noise(canvas: Float, rng: np.random.Generator, *, std: float) -> None:
 
 
 def _paint(canvas: Float, thing: Thing, *, fps: int) -> None:
-    """Blend a thing into the frames [frames, size, size, 3] in which it is on screen, in place."""
+    """Blend a thing, in place, into the frames [frames, size, size, 3] that show it."""
     size = canvas.shape[1]
     num = thing.end_frame - thing.first_frame
     x, y, radius, turn, opacity = _motion(thing, num=num, fps=fps)
@@ -76,7 +76,7 @@ def _paint(canvas: Float, thing: Thing, *, fps: int) -> None:
 
 
 def _motion(thing: Thing, *, num: int, fps: int) -> tuple[Float, Float, Float, Float, Float]:
-    """Centre x and y, radius, turn (radians) and opacity for each of `num` frames."""
+    """Returns centre x and y, radius, turn (radians) and opacity for each of `num` frames."""
     phase: Float = np.linspace(0, 1, num, dtype=np.float32)
     seconds: Float = np.arange(num, dtype=np.float32) / np.float32(fps)
     x: Float = np.full(num, thing.x, np.float32)
@@ -115,7 +115,7 @@ def _motion(thing: Thing, *, num: int, fps: int) -> tuple[Float, Float, Float, F
 
 
 def _distance(shape: str, x: Float, y: Float, radius: Float) -> Float:
-    """Signed distance to a shape's outline (below 0 inside), about exact near the outline."""
+    """Returns the signed distance to a shape's outline (negative inside), accurate near it."""
     ax, ay = np.abs(x), np.abs(y)
     match shape:
         case "circle":

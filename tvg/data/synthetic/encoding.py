@@ -1,4 +1,4 @@
-"""Writes frames as an H.264 mp4 file, the way real datasets come."""
+"""Writes frames as an H.264 mp4 file, like real datasets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 def encode_h264(path: Path, frames: NDArray[np.uint8], *, fps: int, crf: int = 30) -> None:
     """Encode RGB frames [frames, height, width, 3] (even sides) at a constant rate.
 
-    One thread and fixed settings, so equal frames give equal files on one libx264 version.
+    Uses one thread and fixed settings, so equal frames give equal files with one libx264 version.
     """
     _, height, width, _ = frames.shape
     with av.open(str(path), "w") as container:

@@ -1,4 +1,4 @@
-"""The words of the synthetic world: what its events are called and how queries are phrased."""
+"""Names of events and templates of queries in the synthetic world."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 SHAPES: tuple[str, ...] = ("square", "circle", "triangle", "cross", "diamond", "ring")
 
-# What turning on the spot does not change, a query must not call spinning.
+# Spinning is invisible on these shapes, so no query may mention it.
 ROUND_SHAPES = frozenset({"circle", "ring"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """One motion in words: `it slides to the right` and `it is sliding to the right`."""
+    """The verb of a motion in two forms: `slides to the right` and `sliding to the right`."""
 
     present: str
     gerund: str
@@ -56,7 +56,7 @@ def query_text(*, colour: str, shape: str, motion: str, sentence: str) -> str:
 
 
 def all_queries() -> list[str]:
-    """Every query this world can ask, in a fixed order (for vocabularies and tests)."""
+    """Returns all possible queries in a fixed order (for vocabularies and tests)."""
     return [
         query_text(colour=colour, shape=shape, motion=motion, sentence=sentence)
         for sentence in SENTENCES
@@ -68,5 +68,5 @@ def all_queries() -> list[str]:
 
 
 def is_visible(*, shape: str, motion: str) -> bool:
-    """Whether the motion can be seen on this shape (a circle that spins looks like one at rest)."""
+    """Returns whether a motion is visible on a shape (a spinning circle appears at rest)."""
     return not (motion == "spin" and shape in ROUND_SHAPES)

@@ -1,6 +1,7 @@
-"""The synthetic world's model: which events happen in a clip, when, and what is asked about them.
+"""Scripts of the synthetic world: the events of a clip, their times, and their queries.
 
-Nothing is drawn here. A clip is a `ClipScript`, made from a seed and `WorldSettings` alone.
+This module draws nothing. A clip is a `ClipScript`, determined by the seed, the split, the clip's
+index and `WorldSettings`.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ SPLITS: tuple[str, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSettings:
-    """How clips look and how hard they are to tell apart."""
+    """Appearance and difficulty of clips."""
 
-    frame_size: int  # pixels, width and height; even, as H.264 wants it
+    frame_size: int  # pixels, width and height; even, as H.264 requires
     fps: int  # frames per second
     min_duration_s: float
     max_duration_s: float
     min_event_s: float  # shortest and longest event; the length is uniform between them
     max_event_s: float
-    min_events: int  # events of a clip, uniform between the two; each one is asked about
+    min_events: int  # events per clip, uniform between the two; each has a query
     max_events: int
     num_colours: int  # how many of the first COLOURS, SHAPES and MOTIONS are in use
     num_shapes: int
     num_motions: int
-    easy_share: float  # of the training clips: one event, no distractors, so that looking pays
-    lookalike: float  # probability that an event repeats the colour or the shape of another one
-    num_distractors: int  # most dark things per clip that come and go; never asked about
+    easy_share: float  # share of training clips with one event and no distractors
+    lookalike: float  # probability that an event shares colour or shape with another
+    num_distractors: int  # maximum number of dark things per clip; without queries
     noise: float  # standard deviation of the pixel noise, of 255
-    coarse_grid_s: float  # hints: grid to which an end is rounded outward ...
-    coarse_share: float  # ... with this probability; otherwise it is exact
+    coarse_grid_s: float  # grid to which ends of hints are rounded outward
+    coarse_share: float  # probability of rounding an end; otherwise it is exact
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -79,7 +80,7 @@ class Thing:
     motion: str  # a key of MOTIONS, or "rest"
     first_frame: int
     end_frame: int
-    x: float  # where, as a share of the frame, 0 to 1
+    x: float  # centre as a share of the frame, 0 to 1
     y: float
     radius: float  # share of the frame's width
 
@@ -93,9 +94,9 @@ class ClipScript:
     fps: int
     frame_size: int
     noise: float
-    events: tuple[Thing, ...]  # in the order in which they are annotated, not in time's order
+    events: tuple[Thing, ...]  # in annotation order, not by time
     distractors: tuple[Thing, ...]
-    queries: tuple[str, ...]  # one an event
+    queries: tuple[str, ...]  # one per event
     hints: tuple[Segment, ...]  # coarse segment of each event
     drawing_seed: int
 
@@ -105,15 +106,16 @@ class ClipScript:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """The exact segments: the events' first frames appear and last frames end then."""
+        """The exact segments, from the start of an event's first to the end of its last frame."""
         return tuple(Segment(e.first_frame / self.fps, e.end_frame / self.fps) for e in self.events)
 
 
 def script_clip(*, split: str, index: int, seed: int, settings: WorldSettings) -> ClipScript:
     """Write the script of one clip; the same arguments always give the same script.
 
-    Splits are disjoint in seed: (seed, split, index) each make their own random stream. A share of
-    the training clips is easy: without them a model from scratch never starts to look.
+    Each (seed, split, index) has its own random stream, so splits never share one. A share of the
+    training clips is easy, because a model trained from scratch does not learn to use the video
+    without them.
 
     Raises:
         ValueError: `split` is not one of SPLITS.
@@ -236,10 +238,11 @@ def _place(
     )
 
 
-# `medium` is the demo's world. Lengths and places vary so widely that no constant answer scores
-# well. The hints are coarser than such a model can see and half of the ends are exact, so that its
-# likeliest answer is coarse while it knows better: that is what reinforcement then brings out.
-# `easy` never needs the query: one event a clip; `hard` has more, and more alike.
+# `medium` is the world of the demo. Lengths and positions vary so widely that no constant answer
+# scores well. The hints are coarser than what the model can see, and half of their ends are exact.
+# Its most likely answer is therefore coarse although it can locate events better, and reinforcement
+# learning brings this out. `easy` has one event per clip and does not need the query; `hard` has
+# more events, which look more alike.
 _MEDIUM = WorldSettings(
     frame_size=64,
     fps=4,
@@ -277,7 +280,7 @@ DIFFICULTIES: dict[str, WorldSettings] = {
 
 
 def world_settings(*, difficulty: str) -> WorldSettings:
-    """The settings of a named difficulty.
+    """Returns the settings of a named difficulty.
 
     Raises:
         ValueError: the name is not one of DIFFICULTIES.

@@ -1,4 +1,4 @@
-"""Draws the synthetic world to disk: mp4 files and annotations of Charades-STA's shape."""
+"""Writes the synthetic world to disk: mp4 files and annotations in Charades-STA's format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tvg.data.synthetic.drawing import draw_clip
 from tvg.data.synthetic.encoding import encode_h264
 from tvg.data.synthetic.world import ClipScript, WorldSettings, script_clip
 
-DRAWING_VERSION = 1  # raise when the same settings would draw something else
+DRAWING_VERSION = 1  # raise if the same settings draw something else
 _MANIFEST = "world.json"
 
 Progress = Callable[[int, int], None]  # clips drawn so far, clips in all
@@ -30,25 +30,25 @@ def write_world(
     num_workers: int,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw a world of videos with annotations; a folder that already holds it is left alone.
+    """Draw a world of videos with annotations, unless the folder already contains it.
 
-    Writes `{train,val,test}.json` (as Charades-STA's, with `hints`: the coarse segments) and
-    `videos/<id>.mp4`. All is drawn into a neighbouring folder that is renamed at the end, so an
-    interrupted run leaves no half-written world behind.
+    Writes `{train,val,test}.json` (in Charades-STA's format, with coarse segments as `hints`) and
+    `videos/<id>.mp4`. Everything is drawn into a neighbouring folder that is renamed at the end, so
+    an interrupted run leaves no incomplete world.
 
     Args:
         root: folder to write.
-        settings: how clips look; see `world_settings` for named difficulties.
-        num_clips: clips of each split, e.g. {"train": 2000, "val": 50, "test": 250}.
-        seed: same seed and settings, same world.
-        num_workers: processes that draw; 0 draws in this one.
+        settings: appearance of clips; see `world_settings` for named difficulties.
+        num_clips: clips per split, e.g. {"train": 2000, "val": 50, "test": 250}.
+        seed: the same seed and settings give the same world.
+        num_workers: drawing processes; 0 draws in this process.
         progress: called after each clip.
 
     Returns:
         `root` as a path.
 
     Raises:
-        ValueError: `root` exists and holds something else.
+        ValueError: `root` exists and contains something else.
     """
     root = Path(root)
     manifest = {
@@ -80,7 +80,7 @@ def write_world(
 
 
 def annotation(script: ClipScript) -> dict[str, object]:
-    """The annotations of a clip: Charades-STA's keys, and the coarse `hints`."""
+    """Returns the annotations of a clip: Charades-STA's keys and the coarse `hints`."""
     return {
         "duration": script.duration_s,
         "timestamps": [list(segment) for segment in script.segments],
@@ -90,7 +90,7 @@ def annotation(script: ClipScript) -> dict[str, object]:
 
 
 def _is_drawn(root: Path, manifest: dict[str, object]) -> bool:
-    """Whether `root` holds this very world; ValueError where it holds another one."""
+    """Returns whether `root` contains this world; raises ValueError for other content."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     path = root / _MANIFEST
@@ -106,7 +106,7 @@ def _draw_all(scripts: list[ClipScript], folder: Path, num_workers: int) -> Iter
     if num_workers == 0:
         yield from map(draw, scripts)
         return
-    # Not fork: the parent may hold threads (torch, a progress bar) that a fork would break.
+    # Not fork: it breaks the parent's threads (torch, a progress bar).
     with ProcessPoolExecutor(num_workers, mp_context=WORKERS) as pool:
         yield from pool.map(draw, scripts, chunksize=16)
 

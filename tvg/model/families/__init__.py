@@ -1,7 +1,7 @@
-"""The families of video-language models that can be trained, by the `model_type` of their config.
+"""The supported families of video-language models, by the `model_type` of their config.
 
-One object per family holds everything that differs; nothing else asks for a model's family.
-A further family is one more file here, and its line in `FAMILIES`.
+One object per family implements everything that differs; no other code checks a model's family. To
+add a family, add a file here and an entry in `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -28,29 +28,32 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: Any) -> Family:
-    """The family of a model's config."""
+    """Returns the family of a model, given its config."""
     return FAMILIES[config.model_type]
 
 
 def tower(model: Any) -> nn.Module:
-    """A model's vision tower."""
+    """Returns a model's vision tower."""
     return family_of(model.config).tower(model)
 
 
 def mergers(model: Any) -> list[nn.Module]:
-    """The modules that project the tower's features into the language model, inside it or not."""
+    """Returns the modules that project vision features into the language model.
+
+    They may be inside or outside the tower.
+    """
     return family_of(model.config).mergers(model)
 
 
 def read_config(folder: Path) -> Any:
-    """The config of a checkpoint of a supported family.
+    """Reads the config of a checkpoint of a supported family.
 
     Raises:
-        ValueError: it cannot be read, or its model type is not supported.
+        ValueError: the config cannot be read, or its model type is not supported.
     """
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a file from elsewhere makes the library raise anything
+    except Exception as error:  # an untrusted file can make the library raise anything
         raise ValueError(
             f"model.path: {folder / 'config.json'} is no config that transformers can read: "
             f"{one_line(error)}"

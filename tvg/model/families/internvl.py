@@ -1,7 +1,7 @@
 """InternVL3 (arXiv 2504.10479), in transformers' own classes (the `-hf` checkpoints).
 
-Every frame is an image of its own after "Frame1: ", "Frame2: ", ...; positions are those of plain
-text. Nothing tells this model when a frame was taken but `prompt.frame_times`.
+Every frame is a separate image after "Frame1: ", "Frame2: ", ...; positions are those of plain
+text. The model gets the times of frames only through `prompt.frame_times`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PATCH, MERGE = 14, 2  # as in every released checkpoint; see tvg.data.patches
 
 
 class InternVL(Family):
-    """See the module."""
+    """InternVL3; see the module docstring."""
 
     model_class = InternVLForConditionalGeneration
     vision_tokens = ("<img>", "</img>", "<IMG_CONTEXT>", "<video>")
@@ -95,7 +95,7 @@ class InternVL(Family):
 
 
 def _images(patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """Patches, those of a token together, as images: [T, channels, H, W] in pixels."""
+    """Converts patches grouped by token to images: [T, channels, H, W] in pixels."""
     time, height, width = grid
     shape = (time, height // MERGE, width // MERGE, MERGE, MERGE, -1, PATCH, PATCH)
     pixels = patches.view(shape).permute(0, 5, 1, 3, 6, 2, 4, 7)
@@ -103,7 +103,7 @@ def _images(patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 
 def _in_groups(states: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """States of images in reading order, [T, h * w, C], with those of a token together."""
+    """Groups states of images, [T, h * w, C] in reading order, by token."""
     time, height, width = grid
     shape = (time, height // MERGE, MERGE, width // MERGE, MERGE, -1)
     return states.reshape(shape).transpose(2, 3).flatten(0, 4)

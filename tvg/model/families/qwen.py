@@ -1,4 +1,4 @@
-"""Common to the Qwen-VL families: a tower `visual`, its mergers inside, three rotary axes."""
+"""Code shared by the Qwen-VL families: mergers inside the tower `visual`, three rotary axes."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class QwenVL(Family):
         return VideoTokens(embeds=merger(features.to(next(merger.parameters()).dtype)))
 
     def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
-        """Times count steps of a clip's grid; a step with a span of its own is at time 0 of it.
+        """Positions whose time axis counts grid steps; a step in its own span has time 0 in it.
 
-        As released, text goes on after the largest id; transformers 5 forgets a clip's length in
-        time (see tvg.core.positions).
+        As in the release, text continues after the largest id; transformers 5 ignores a clip's
+        length in time (see tvg.core.positions).
         """
         seconds = torch.ones(len(prompts.video_grid_thw), dtype=torch.float64)
         return self.positions_in_time(config, prompts, seconds, positions_per_second=1)
@@ -62,7 +62,7 @@ class QwenVL(Family):
         *,
         positions_per_second: float,
     ) -> Tensor:
-        """Positions of prompts whose clips take a step every so many seconds, float64 [clips]."""
+        """Positions of prompts, given the seconds per time step of each clip, float64 [clips]."""
         return mrope_position_ids(
             prompts.input_ids,
             prompts.attention_mask,
@@ -92,6 +92,6 @@ def second_per_grid_s(config: Any, prompts: PromptBatch) -> Tensor:
 
 
 def patch_values(vision_config: Any) -> int:
-    """Numbers of one patch."""
+    """Number of values per patch."""
     frames, side = vision_config.temporal_patch_size, vision_config.patch_size
     return int(vision_config.in_channels * frames * side**2)

@@ -1,7 +1,7 @@
-"""Qwen2.5-VL (arXiv 2502.13923), and what was trained further from it, such as MiMo-VL.
+"""Qwen2.5-VL (arXiv 2502.13923), and models derived from it, such as MiMo-VL.
 
-Windows in the vision tower; positions in time count seconds, so the rate at which a clip was
-really sampled reaches the language model.
+The vision tower uses windows. Time positions count seconds, so the actual sampling rate of a clip
+reaches the language model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tvg.types import PromptBatch
 
 
 class Qwen2_5VL(QwenVL):  # noqa: N801  (the name of the model)
-    """See the module."""
+    """Qwen2.5-VL; see the module docstring."""
 
     model_class = Qwen2_5_VLForConditionalGeneration
 
@@ -49,7 +49,7 @@ class Qwen2_5VL(QwenVL):  # noqa: N801  (the name of the model)
             mlp_products=3,
             layers=vision.depth,
             full_layers=len(set(vision.fullatt_block_indexes) & set(range(vision.depth))),
-            # As transformers rounds it: whole merged tokens.
+            # Rounded to whole merged tokens, as in transformers.
             window=vision.window_size
             // vision.spatial_merge_size
             // vision.patch_size
@@ -62,10 +62,11 @@ class Qwen2_5VL(QwenVL):  # noqa: N801  (the name of the model)
 
 
 def window_order(grid_thw: Tensor, *, spatial_merge: int, window_tokens: int) -> Tensor:
-    """The order in which the tower's blocks see merged tokens: int64 [tokens].
+    """The order in which the tower's blocks process merged tokens: int64 [tokens].
 
-    Qwen2.5-VL attends inside windows of `window_tokens` squared merged tokens of a frame: clip by
-    clip and frame by frame, its windows are read row by row, and so are the tokens of a window.
+    Qwen2.5-VL attends inside windows of `window_tokens`**2 merged tokens of a frame. The order is
+    clip by clip and frame by frame; the windows of a frame and the tokens of a window are in
+    row-major order.
     """
     orders, offset = [], 0
     for time, height, width in grid_thw.tolist():

@@ -1,7 +1,7 @@
 """Qwen2-VL (arXiv 2409.12191).
 
-Positions in time count steps of the clip's grid, not seconds: the rate at which a clip was sampled
-does not reach this model, unless `prompt.frame_times` writes times into the prompt.
+Time positions count steps of the clip's grid, not seconds. The sampling rate of a clip does not
+reach this model, unless `prompt.frame_times` writes times into the prompt.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tvg.model.families.qwen import QwenVL, patch_values
 
 
 class Qwen2VL(QwenVL):
-    """See the module."""
+    """Qwen2-VL; see the module docstring."""
 
     model_class = Qwen2VLForConditionalGeneration
 
     def feature_width(self, vision_config: Any) -> int:
-        # Here, `hidden_size` is the language model's.
+        # In this family, `hidden_size` is the width of the language model.
         return int(vision_config.embed_dim)
 
     def vision_sizes(self, config: Any) -> VisionSizes:

@@ -1,9 +1,9 @@
 """Qwen3-VL.
 
-Every time step of a clip follows its time as text, `<12.3 seconds>`, and is an image to the
-positions: they hold no time of their own. Features of the trunk's middle layers join those of its
-last one (DeepStack, arXiv 2406.04334): each is projected by a merger of its own and added to the
-states of the language model after one of its first layers.
+Every time step of a clip follows its time as text, `<12.3 seconds>`, and gets the positions of an
+image, which encode no time. In addition to the last layer's features, features of the trunk's
+middle layers are used (DeepStack, arXiv 2406.04334): each is projected by its own merger and added
+to the states of the language model after one of its first layers.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tvg.model.families.qwen import QwenVL, patch_values
 
 
 class Qwen3VL(QwenVL):
-    """See the module. Features: those of the last layer, then of each deepstack layer."""
+    """Qwen3-VL. Trunk features are those of the last layer, then of each deepstack layer."""
 
     model_class = Qwen3VLForConditionalGeneration
 
     def prepare(self, model: Any) -> None:
         num_deep = len(model.config.vision_config.deepstack_visual_indexes)
         num_layers = model.config.text_config.num_hidden_layers
-        if num_deep >= num_layers:  # what is added after the last layer nobody reads
+        if num_deep >= num_layers:  # features added after the last layer would not be read
             raise ValueError(
                 f"model.path: {num_deep} deepstack layers of the vision tower need more than "
                 f"{num_layers} layers in the language model"
@@ -76,7 +76,7 @@ class Qwen3VL(QwenVL):
 
 
 def _deepstack_mergers(model: Any) -> list[nn.Module]:
-    """In the order of the trunk's layers, which is that of the language model's."""
+    """The deepstack mergers in the order of the trunk's (and the language model's) layers."""
     visual = model.model.visual
     layers = list(visual.deepstack_visual_indexes)
     return [visual.deepstack_merger_list[layers.index(layer)] for layer in sorted(layers)]
