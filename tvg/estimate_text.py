@@ -50,7 +50,7 @@ def verdict(job: Job, lines: list[Line], *, memory_gib: float | None) -> list[st
     """Lines that say whether the run fits and, if it does not, what would help."""
     needed = total(lines)
     if memory_gib is None:
-        return ["No GPU to compare with: train.device_memory_gib=80 does."]
+        return ["No GPU to compare with; train.device_memory_gib=80 names its memory."]
     usable = USABLE * memory_gib * GIB
     if needed <= usable:
         return [f"It fits: {size(needed)} of {memory_gib:.4g} GiB."]

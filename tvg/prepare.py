@@ -114,7 +114,9 @@ def _read(data: PromptDataModule, split: Split | None) -> dict[tuple[Split, ...]
         if split is not None or source.files[each] is not None:
             groups.setdefault((source.files[each], each == "train"), []).append(each)
     if not groups:
-        raise ValueError(f"data.annotation_file: {data.name} names no file by itself: give yours")
+        raise ValueError(
+            f"data.annotation_file: {data.name} has no annotation file of its own: name yours"
+        )
     results = {}
     for splits in groups.values():
         try:

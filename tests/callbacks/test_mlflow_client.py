@@ -252,7 +252,7 @@ def no_database(path):
 )
 def test_a_broken_store_is_named_with_its_remedy(database, tmp_path, spoil, problem):
     spoil(database)
-    with pytest.raises(ValueError, match=f"no whole MLflow store .*{problem}") as caught:
+    with pytest.raises(ValueError, match=f"not a complete MLflow store .*{problem}") as caught:
         make(database, tmp_path / "run")
     assert f"`mv {database} {database}.broken`" in str(caught.value)
     assert "\n" not in str(caught.value)

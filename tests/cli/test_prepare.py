@@ -157,11 +157,11 @@ def test_queries_that_cannot_be_asked_are_reported(command, collection, tmp_path
     assert "good0:0: the query holds \\ud800" in done.error
     assert "good1:1: the query has 1000004 characters, data.max_query_chars=4000" in done.error
     report = report_of("r.json")
-    assert (report["kept"], report["dropped"]) == (2, {"with a query that cannot be asked": 2})
+    assert (report["kept"], report["dropped"]) == (2, {"with an unusable query": 2})
     assert list(report["unusable_queries"]) == ["good0:0", "good1:1"]
     done = command("prepare", *options, "prepare.num_workers=0", "data.on_missing=skip")
     assert done.code == 0, done.err
-    assert "2 with a query that cannot be asked, skipped: good0:0, good1:1" in done.out
+    assert "2 with an unusable query, skipped: good0:0, good1:1" in done.out
 
 
 def entries(folder: Path) -> dict[str, bytes]:

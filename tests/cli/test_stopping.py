@@ -223,7 +223,7 @@ def test_an_evaluation_that_cannot_be_logged_keeps_its_predictions(
     words = [*world, f"model.path={tiny_checkpoint}", "prompt=short", f"run_dir={tmp_path / 'run'}"]
     words += ["rollout.max_new_tokens=2", "data.limit_test=1"]
     uri = f"logger.mlflow.tracking_uri=sqlite:///{tmp_path / 'mlflow.db'}"
-    assert "is no whole MLflow store" in command("evaluate", *words, uri).error
+    assert "is not a complete MLflow store" in command("evaluate", *words, uri).error
     done = command("evaluate", *words, "logger=[]")
     assert done.code == 0, done.err
     assert "going on after 1 of 1 " in done.err + done.out

@@ -103,7 +103,7 @@ def test_a_component_set_to_null_is_left_out(problems_of):
 
 def test_an_option_written_as_a_value(problems_of):
     assert problems_of("model: big")[0] == (
-        "model: experiment/e puts 'big' where a section belongs; an option is chosen in its "
+        "model: experiment/e puts 'big' where a section is expected; an option is chosen in its "
         "defaults list: - override /model: big"
     )
 

@@ -55,7 +55,7 @@ CASES = {
     ),
     "micro-batch over batch": (
         {"objective": {"micro_batch_size": 3}, "data": {"batch_size": 2}},
-        "objective.micro_batch_size: 3 prompts a pass, but data.batch_size gives only 2",
+        "objective.micro_batch_size: 3 prompts per pass, but data.batch_size is only 2",
         {"objective": {"micro_batch_size": 2}, "data": {"batch_size": 2}},
     ),
     "reward without a weight": (

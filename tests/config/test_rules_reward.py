@@ -80,7 +80,11 @@ def test_those_that_can_be_called(target, settings):
         ("has_setting", {"max_chars": 3}, "it needs _partial_: true"),
         ("has_setting", {"_partial_": True}, "'own' needs the argument 'max_chars'"),
         ("asks", {"_partial_": True}, "'own' needs the argument 'frames'"),
-        ("counts", {"_partial_": True, "num_tokens": 3}, "'num_tokens' is given by every call"),
+        (
+            "counts",
+            {"_partial_": True, "num_tokens": 3},
+            "'num_tokens' is an input of every reward",
+        ),
         ("Asks", {}, "'own' needs the argument 'frames'"),
         ("NotCallable", {}, "'own' must be callable"),
     ],

@@ -34,9 +34,9 @@ def test_ordinary_text_stays() -> None:
 
 def test_log_lines_are_printable() -> None:
     record = logging.LogRecord(
-        "tvg", logging.WARNING, "f", 1, "passed over: %s", ("\x1b[2J",), None
+        "tvg", logging.WARNING, "f", 1, "example skipped: %s", ("\x1b[2J",), None
     )
-    assert PrintableFormatter("%(message)s").format(record) == r"passed over: \x1b[2J"
+    assert PrintableFormatter("%(message)s").format(record) == r"example skipped: \x1b[2J"
 
 
 def test_both_logs_of_a_command_use_the_formatter() -> None:

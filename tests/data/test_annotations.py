@@ -239,5 +239,5 @@ def test_bad_weights_are_named(
 def test_a_mixture_of_nothing(sets: dict[str, AnnotationSet]) -> None:
     with pytest.raises(ValueError, match=r"data\.sets: expected at least one set"):
         MixedSets(sets={}, weights={}, seed=0)
-    with pytest.raises(ValueError, match=r"data\.weights: they leave no example"):
+    with pytest.raises(ValueError, match=r"data\.weights: no example is left"):
         MixedSets(sets=sets, weights={"one": 0.1, "two": 0.1}, seed=0).read("train")

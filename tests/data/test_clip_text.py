@@ -94,7 +94,7 @@ def test_the_prompt_as_the_model_reads_it(parts, samples, timed):
 
 def test_a_query_that_holds_the_placeholder_is_refused(parts, samples):
     for query in (PAD, START + PAD + END):
-        with pytest.raises(ValueError, match="in the prompt, where the clip stands"):
+        with pytest.raises(ValueError, match="in the prompt, as the place of the clip"):
             batch_of(parts, samples, template=f"{query} {{query}}", frame_times="{time_s:.1f}s")
 
 

@@ -122,10 +122,10 @@ def test_json_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "is empty; expected one JSON object a line"),
+        ("", "is empty; expected one JSON object per line"),
         (" \n\n", "is empty"),
         ('{}\n{"a":\n', r"line 2: not JSON: Expecting value at column 6$"),
-        ('{}\n\n{"a": 1, "a": 2}', "line 3: the key 'a' stands twice"),
+        ('{}\n\n{"a": 1, "a": 2}', "line 3: the key 'a' occurs twice"),
     ],
 )
 def test_bad_json_lines_are_named(tmp_path: Path, text: str, problem: str) -> None:

@@ -163,7 +163,7 @@ def test_missing_videos(write: Write, tmp_path: Path) -> None:
         ('{"A": ', "not JSON.*line 1"),
         ("A 1.0 2.0##a person sits.", "not JSON"),
         ([entry()], "expected a JSON object of video ids, got list"),
-        ('{"A": {}, "A": {}}', "'A' stands twice"),
+        ('{"A": {}, "A": {}}', "'A' occurs twice"),
         ({"A": [1, 2]}, "id 'A': expected an object"),
         ({"A": {}}, "id 'A': expected a list as timestamps, got NoneType"),
         ({"A": entry(sentences="a person sits.")}, "id 'A': expected a list as sentences, got str"),

@@ -124,7 +124,7 @@ def test_ids_that_stood_before_are_renamed() -> None:
     queries = [query(qid, index, index + 1) for index, qid in enumerate(ids)]
     result = read(queries, training=False)
     assert [example.qid for example in result.examples] == ["a", "a#2", "a#2#2", "b", "a#3"]
-    assert counts(result.report) == {"with an id that stood before": (3, "renamed")}
+    assert counts(result.report) == {"with a repeated id": (3, "renamed")}
 
 
 def test_thousands_of_equal_ids_take_no_time() -> None:

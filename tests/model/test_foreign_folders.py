@@ -133,10 +133,10 @@ def test_weights_of_the_wrong_length_are_one_line(folder):
     for changed, told in {
         data[:-1]: "is truncated or has been added to",
         data + b"\0": "is truncated or has been added to",
-        data[: 8 + length // 2]: "is truncated or no safetensors file",
-        (2**62).to_bytes(8, "little") + data[8:]: "is truncated or no safetensors file",
-        data[:4]: "is truncated or no safetensors file",
-        b"": "is truncated or no safetensors file",
+        data[: 8 + length // 2]: "is truncated or not a safetensors file",
+        (2**62).to_bytes(8, "little") + data[8:]: "is truncated or not a safetensors file",
+        data[:4]: "is truncated or not a safetensors file",
+        b"": "is truncated or not a safetensors file",
         data[:8] + b"[" * length + data[8 + length :]: "its header cannot be read",
     }.items():
         path.write_bytes(changed)
@@ -165,7 +165,7 @@ def test_a_missing_shard_is_named(folder):
 def test_shards_lie_in_their_folder(folder, name):
     in_shards(folder)
     change(folder / "model.safetensors.index.json", weight_map={"a": name})
-    assert "is no safetensors file beside it" in refused(folder)
+    assert "is not a safetensors file in the same folder" in refused(folder)
 
 
 def test_weights_that_lack_tensors_are_refused(folder):

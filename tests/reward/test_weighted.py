@@ -103,7 +103,7 @@ def test_arguments_that_nobody_gives_are_named_at_the_start() -> None:
         only(lambda texts, /: [0.0])
     with pytest.raises(ValueError, match=r"'mine' must be callable: got int"):
         only(3)
-    with pytest.raises(ValueError, match=r"'num_tokens' is given by every call"):
+    with pytest.raises(ValueError, match=r"'num_tokens' is an input of every reward"):
         only(functools.partial(lengths, num_tokens=200))
 
 

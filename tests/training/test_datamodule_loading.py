@@ -324,7 +324,7 @@ def test_training_goes_on_with_the_next_example_and_says_so(make_data, broken, c
     assert [len(batch) for batch in batches[:-1]] == [4] * (len(batches) - 1)
     told = [record.getMessage() for record in caplog.records]
     (line,) = [text for text in told if str(broken) in text]  # once, not once an epoch
-    assert line.startswith("passed over: ")
+    assert line.startswith("example skipped: ")
     (num,) = data.unreadable.counts.values()
     assert num == 2 * len(bad)  # every query, both epochs
 
@@ -411,7 +411,7 @@ def test_no_segment_behind_its_clip_is_trained_on(
     rows = [row for b in batches for row in zip(b.examples, b.duration_s.tolist(), strict=True)]
     assert [e.qid for e, _ in rows] == [f"{video}:{index}" for index in (0, 2, 2)]
     assert [e.segment for e, _ in rows[1:]] == [(1.0, duration_s) for _, duration_s in rows[1:]]
-    assert f"passed over: {video}:1: the segment 100 to 110 s starts after the end of" in (
+    assert f"example skipped: {video}:1: the segment 100 to 110 s starts after the end of" in (
         caplog.text
     )
     assert list(data.unreadable.counts.values()) == [1]
@@ -425,7 +425,7 @@ BAD_QUERIES = {
     "surrogate": ("a red \ud800 ball", r"holds \ud800, half of a character"),
     "long": ("x" * 1_000_000, "has 1000000 characters, data.max_query_chars=2000"),
     "tokens": ("7 " * 900, "tokens without the clip, data.max_prompt_tokens=1000"),
-    "placeholder": (f"a {VIDEO_TOKEN} b", f"holds '{VIDEO_TOKEN}', which stands for the clip"),
+    "placeholder": (f"a {VIDEO_TOKEN} b", f"holds '{VIDEO_TOKEN}', which marks the clip"),
 }
 
 

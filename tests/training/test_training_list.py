@@ -86,7 +86,7 @@ def test_a_list_whose_examples_are_gone_is_refused():
     other = TrainingList(lambda: FIRST[1:])
     message = (
         "data (its files, selection, limit_train): the run that is resumed trains on 5 examples, "
-        "of which 1 are not there now, the first is 'v:0'"
+        "of which 1 are missing now, the first is 'v:0'"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         other.load_state_dict(training.state_dict())

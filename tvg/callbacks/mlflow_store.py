@@ -118,7 +118,9 @@ def store_error(problem: str, database: Path | None) -> ValueError:
     """Builds the error for a store that a run cannot start with: the problem and what to do."""
     first = problem.strip().split("\n")[0]
     if database is None:
-        return ValueError(f"{KEY}: the MLflow server gave no answer: {first}; logger=[] needs none")
+        return ValueError(
+            f"{KEY}: the MLflow server does not answer: {first}; logger=[] needs none"
+        )
     file = shlex.quote(str(database))
     if "locked" in first:
         return ValueError(
@@ -133,8 +135,8 @@ def store_error(problem: str, database: Path | None) -> ValueError:
     if "readonly" in first or "unable to open" in first:
         return ValueError(f"{KEY}: cannot write {database}: {first}")
     return ValueError(
-        f"{KEY}: {database} is no whole MLflow store ({first}): it was damaged, left half made by "
-        f"a kill, or made by another version of MLflow. With another version, run `mlflow db "
+        f"{KEY}: {database} is not a complete MLflow store ({first}): it was damaged, "
+        f"left half made by a kill, or made by another version of MLflow. For that, run `mlflow db "
         f"upgrade {shlex.quote(f'{SQLITE}{database}')}` after a backup; else move it away (`mv "
         f"{file} {shlex.quote(f'{database}.broken')}`), and the next start makes a new one"
     )

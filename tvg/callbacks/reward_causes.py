@@ -167,7 +167,7 @@ def _shares(found: Tally, limits: Limits, best_exact: float) -> list[Cause]:
     if found.flat_groups > limits.max_flat_groups:
         message = (
             f"all completions of a group earn the same in {_percent(found.flat_groups)} of the "
-            f"last {found.num_groups} groups, which teach nothing: raise rollout.temperature "
+            f"last {found.num_groups} groups, which gives no signal: raise rollout.temperature "
             "or objective.group_size, train on examples that are neither too easy nor too hard "
             "(data/selection), or draw others for them (objective.resample_flat_groups)"
         )
@@ -182,7 +182,7 @@ _FORMAT_UNKNOWN = (
 )
 _NO_OVERLAP = (
     "answers can be read, but earn nothing: take easier examples (data/selection), a reward that "
-    "tells near from far (reward=[format,giou]), or a supervised start (objective=sft)"
+    "grows with closeness (reward=[format,giou]), or a supervised start (objective=sft)"
 )
 
 

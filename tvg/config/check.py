@@ -98,7 +98,7 @@ def unknown_keys(composition: Composition) -> list[str]:
 def _section_overwritten(path: str, value: Any, whence: str) -> str:
     choice = raw(value)
     return (
-        f"{path}: {whence} puts {choice!r} where a section belongs; an option is chosen in its "
+        f"{path}: {whence} puts {choice!r} where a section is expected; an option is chosen in its "
         f"defaults list: - override /{path.replace('.', '/')}: {choice}"
     )
 

@@ -193,7 +193,7 @@ def _foreign_files(command: str, values: Mapping[str, Any]) -> Iterator[str]:
     if report is not None:
         path = Path(str(report))
         if path.is_file() and not _is_json_with(path, {"dataset", "splits"}):
-            yield f"prepare.report: {path} is there and is no such report: choose another name"
+            yield f"prepare.report: {path} exists and is not such a report: choose another name"
 
 
 def _is_json_with(path: Path, keys: set[str]) -> bool:

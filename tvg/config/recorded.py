@@ -184,7 +184,7 @@ def _parser(parser: Any, folder: str | None) -> Any:
     if parser.startswith(OWN):
         raise ConfigError(
             f"{where}: this checkpoint was trained with a parser of somebody's own, "
-            f"{parser.removeprefix(OWN)!r}, which it cannot bring along: choose one by "
+            f"{parser.removeprefix(OWN)!r}, which it does not contain: choose one by "
             "prompt.parser={_target_:...,_partial_:true}"
         )
     raise ConfigError(f"{where}: expected one of {', '.join(PARSERS)}, got {parser!r}")

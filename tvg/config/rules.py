@@ -35,7 +35,7 @@ def micro_batch_over_batch(cfg: Config) -> list[str]:
     if micro is None or batch is None or micro <= batch:
         return []
     return [
-        f"objective.micro_batch_size: {micro:g} prompts a pass, but data.batch_size gives only "
+        f"objective.micro_batch_size: {micro:g} prompts per pass, but data.batch_size is only "
         f"{batch:g} a step"
     ]
 

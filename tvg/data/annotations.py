@@ -190,7 +190,7 @@ class MixedSets:
             )
             examples += [named[index] for index in chosen]
         if not examples:
-            raise ValueError(f"data.weights: they leave no example of {self.name} in an epoch")
+            raise ValueError(f"data.weights: no example is left of {self.name} in an epoch")
         whole.report.leave_out(OUTSIDE_SHARE, outside)
         return ReadResult(examples=examples, report=whole.report)
 

@@ -90,7 +90,7 @@ class PromptCollator:
         query = self.task.asked_query(example)
         for token in (self.clip_text.placeholder, self.clip_text.mark):
             if token in query:
-                return f"the query holds {token!r}, which stands for the clip in a prompt"
+                return f"the query holds {token!r}, which marks the clip in a prompt"
         if self.max_prompt_tokens is None:
             return None
         # A token has at least one byte, so most queries need neither tokenizer nor template.
@@ -151,7 +151,7 @@ class PromptCollator:
             if text.count(token) != expected:
                 times = {0: "nowhere", 1: "once"}[expected]
                 raise ValueError(
-                    f"{qid}: expected {token} {times} in the prompt, where the clip stands, "
+                    f"{qid}: expected {token} {times} in the prompt, as the place of the clip, "
                     f"got {text.count(token)} times in {text!r}"
                 )
 

@@ -206,7 +206,7 @@ def load_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 is_empty = False
                 yield number, _parse(f"{name}: line {number}", text, is_line=True)
     if is_empty:
-        raise ValueError(f"{path}: the annotation file is empty; expected one JSON object a line")
+        raise ValueError(f"{path}: the annotation file is empty; expected one JSON object per line")
 
 
 def load_json(path: Path) -> Any:
@@ -229,7 +229,7 @@ def _parse(where: str, text: str, *, is_line: bool = False) -> Any:
         line = "" if is_line else f"line {error.lineno}, "
         raise ValueError(f"{where}: not JSON: {error.msg} at {line}column {error.colno}") from None
     except _KeyStandsTwiceError as error:
-        raise ValueError(f"{where}: the key {error} stands twice in one JSON object") from None
+        raise ValueError(f"{where}: the key {error} occurs twice in one JSON object") from None
     except RecursionError:
         raise ValueError(f"{where}: expected annotations, got JSON nested too deeply") from None
     except ValueError as error:  # an integer of thousands of digits

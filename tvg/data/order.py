@@ -129,7 +129,7 @@ class ResumableLoader(DataLoader[Any]):
             if name in state and state[name] != got:
                 raise ValueError(
                     f"{key}: the run that is resumed had {name}={state[name]}, got {got}: the rest "
-                    f"of its epoch would be another; resume with {state[name]}, or start a new run"
+                    f"of its epoch would differ; resume with {state[name]}, or start a new run"
                 )
         # Older checkpoints may point past the last batch of an epoch.
         self._move(state["epoch"], state["batches_done"])

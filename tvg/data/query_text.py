@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-UNUSABLE_QUERY = "with a query that cannot be asked"  # a defect in reports
+UNUSABLE_QUERY = "with an unusable query"  # a defect in reports
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

@@ -183,7 +183,7 @@ class _Child:
             self.stop()
             raise RuntimeError(
                 f"the decoding process for timeout_s did not start: "
-                f"exit status {self._process.returncode}; its own message stands above"
+                f"exit status {self._process.returncode}; its own message is above"
             )
 
     def wait(self) -> int:

@@ -137,7 +137,7 @@ def _vision(job: Job) -> list[Line]:
             name="vision trunk",
             phase="vision",
             gpu=trunk_forward_bytes(job.shape, patches, job.precision) if runs else 0,
-            detail="all clips of a step" if runs else "not run ahead of time",
+            detail="all clips of a step" if runs else "not precomputed",
         ),
     ]
 

@@ -53,7 +53,9 @@ def _weight_files(folder: Path) -> list[Path]:
     files = []
     for name in sorted({str(name) for name in shards.values()}):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"model.path: {index}: {name!r} is no safetensors file beside it")
+            raise ValueError(
+                f"model.path: {index}: {name!r} is not a safetensors file in the same folder"
+            )
         if not (folder / name).is_file():
             raise ValueError(f"model.path: {folder} lacks {name}, which {index.name} names")
         files.append(folder / name)
@@ -72,7 +74,7 @@ def read_header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES or length > MAX_HEADER_BYTES:
             raise ValueError(
-                f"model.path: {path} is truncated or no safetensors file: its header is said to "
+                f"model.path: {path} is truncated or not a safetensors file: its header is said to "
                 f"have {length:,} bytes, the file has {size:,}"
             )
         raw = file.read(length)

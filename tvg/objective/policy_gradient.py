@@ -103,7 +103,7 @@ class PolicyObjective:
         if kl_coef > 0 and kl_in == "loss" and kl_estimator == "k1":
             log.warning(
                 "objective.loss.kl_estimator: the gradient of k1 in the loss is zero on average, "
-                "so it adds noise and no pull to the reference: use k2 or k3, or kl_in=reward"
+                "so it only adds noise: its expected gradient is 0: use k2 or k3, or kl_in=reward"
             )
         self.surrogate = surrogate
         self.ratio_level = ratio_level

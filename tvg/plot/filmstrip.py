@@ -47,7 +47,7 @@ def _check(frames: Tensor, times_s: Any, duration_s: float) -> None:
     if len(shape) != 4 or shape[1] != 3 or shape[0] < 1 or "uint8" not in str(frames.dtype):
         raise ValueError(f"frames must be uint8 [T, 3, H, W], T >= 1: got {frames.dtype} {shape}")
     if len(times_s) != shape[0]:
-        raise ValueError(f"one time a frame is needed: got {len(times_s)} for {shape[0]} frames")
+        raise ValueError(f"expected one time per frame: got {len(times_s)} for {shape[0]} frames")
     if not (math.isfinite(duration_s) and duration_s > 0):
         raise ValueError(f"duration_s must be above 0 seconds: got {duration_s}")
 

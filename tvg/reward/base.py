@@ -43,7 +43,7 @@ class Completions:
         lengths = {name: len(getattr(self, name)) for name in LISTS}
         if len(set(lengths.values())) != 1:
             raise ValueError(
-                f"completions: every list must have one entry a completion: got lengths {lengths}"
+                f"completions: every list must have one entry per completion: got lengths {lengths}"
             )
         if self.group_size < 1 or len(self) % self.group_size:
             raise ValueError(

@@ -21,7 +21,7 @@ def wanted_fields(name: str, reward: Reward) -> frozenset[str]:
     fixed = sorted(reward.keywords.keys() & FIELDS) if isinstance(reward, functools.partial) else []
     if fixed:
         raise ValueError(
-            f"reward {name!r}: {fixed[0]!r} is given by every call and cannot be fixed: "
+            f"reward {name!r}: {fixed[0]!r} is an input of every reward and cannot be fixed: "
             "rename the setting"
         )
     try:
@@ -43,7 +43,7 @@ def _check(name: str, parameter: Parameter) -> None:
     if is_required and (is_by_position or parameter.name not in FIELDS):
         how = " by position" if is_by_position else ""
         raise ValueError(
-            f"reward {name!r} needs the argument {parameter.name!r}{how}, which no call gives: "
+            f"reward {name!r} needs the argument {parameter.name!r}{how}, which does not exist: "
             f"there is, by keyword, {', '.join(sorted(FIELDS))}; settings of its own belong into "
             "its YAML (with _partial_: true where it is a function)"
         )

@@ -87,7 +87,7 @@ def _score(
         found = found.tolist()
     if not isinstance(found, list | tuple):
         raise ValueError(
-            f"reward {name!r} must return a list or a tensor of numbers, one a completion: "
+            f"reward {name!r} must return a list or a tensor of numbers, one per completion: "
             f"got {_excerpt(found)} ({type(found).__name__})"
         )
     if len(found) != len(completions):
@@ -140,7 +140,7 @@ def _failure(
                 return _failed(name, f"on {_completion(completions, index)}", alone)
         where = f"on the group of completions {first} to {first + size - 1}"
         return _failed(name, f"{where}: {_excerpt(completions.texts[first])}, ...", in_group)
-    where = f"on {len(completions)} completions together, on no group of them alone"
+    where = f"on {len(completions)} completions together, but on none of their groups alone"
     return _failed(name, where, error)
 
 

@@ -203,7 +203,7 @@ def read_template_file(template_file: str) -> str:
     others = sorted(set(_LIKE_A_FIELD.findall(text)))
     if others:
         log.warning(
-            "prompt.template_file: %s holds %s, which is text there: the query is the only field",
+            "prompt.template_file: %s holds %s, which stays as it is: the query is the only field",
             template_file,
             ", ".join(others),
         )

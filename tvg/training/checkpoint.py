@@ -66,7 +66,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise BrokenCheckpoint(Path(path), f"cannot be read ({problem})") from error
         missing = [key for key in _KEYS if not isinstance(found, dict) or key not in found]
         if missing:
-            raise BrokenCheckpoint(Path(path), f"is no checkpoint of a training: no {missing[0]}")
+            raise BrokenCheckpoint(
+                Path(path), f"is not a checkpoint of a training: no {missing[0]}"
+            )
         return dict(found)
 
 

@@ -124,7 +124,7 @@ def _check_old(path: Path, end: bytes) -> None:
     last = end[-_END_LENGTH:]
     if not (last.startswith(_END) and last.endswith(b"\0\0")):
         raise BrokenCheckpoint(path, "is truncated or damaged: its end is missing")
-    rank_zero_warn(f"{path} has no checksum (an older version wrote it): a changed bit goes unseen")
+    rank_zero_warn(f"{path} has no checksum (written by an older version): damage goes unnoticed")
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:

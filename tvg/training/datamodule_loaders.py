@@ -51,7 +51,7 @@ class UnreadableClips:
         """Counts and logs a batch's problems; call it in the main process, once per batch."""
         for problem in batch.unreadable:
             if problem not in self.counts:
-                log.warning("passed over: %s", problem)
+                log.warning("example skipped: %s", problem)
             self.counts[problem] += 1
 
 

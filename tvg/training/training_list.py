@@ -103,7 +103,7 @@ def _retold(first: Examples, told: list[list[Any]]) -> list[GroundingExample]:
     if missing:
         raise ValueError(
             f"data (its files, selection, limit_train): the run that is resumed trains on "
-            f"{len(told)} examples, of which {len(missing)} are not there now, the first is "
+            f"{len(told)} examples, of which {len(missing)} are missing now, the first is "
             f"{missing[0]!r}"
         )
     return [

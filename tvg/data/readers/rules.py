@@ -151,7 +151,7 @@ class _Inspector:
             qid = f"{stated}#{self._copies[stated]}"
         self._qids.add(qid)
         if qid != stated:
-            self.report.add("with an id that stood before", qid, "renamed")
+            self.report.add("with a repeated id", qid, "renamed")
         return qid
 
     def _with_clip_duration(self, query: Query, qid: str) -> Query:

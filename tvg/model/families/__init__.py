@@ -55,7 +55,7 @@ def read_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # an untrusted file can make the library raise anything
         raise ValueError(
-            f"model.path: {folder / 'config.json'} is no config that transformers can read: "
+            f"model.path: {folder / 'config.json'} cannot be read by transformers: "
             f"{one_line(error)}"
         ) from error
     if config.model_type not in FAMILIES:
