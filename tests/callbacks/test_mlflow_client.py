@@ -283,7 +283,7 @@ def test_a_stopped_start_leaves_no_half_store(tmp_path, monkeypatch):
 
 def test_a_server_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(ValueError, match=r"^logger\.tracking_uri: the MLflow server gave no ans"):
+    with pytest.raises(ValueError, match=r"^logger\.tracking_uri: the MLflow server does not ans"):
         make("http://127.0.0.1:9", tmp_path)
 
 

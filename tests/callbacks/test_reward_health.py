@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from tvg.callbacks.mlflow_logger import make_mlflow_logger
 from tvg.callbacks.reward_causes import Limits, Tally, find_causes, tally
@@ -111,7 +112,7 @@ def test_a_healthy_run_is_not_commented_on():
     [
         ({"parsed": False, "finished": False}, "100 % cannot be parsed, 100 % are cut", "raise it"),
         ({"parsed": False}, "100 % cannot be parsed, 0 % are cut", "answer format"),
-        ({}, "0 % cannot be parsed, 0 % are cut", "near from far"),
+        ({}, "0 % cannot be parsed, 0 % are cut", "grows with closeness"),
     ],
 )
 def test_nothing_but_zeros(changes, facts, advice):
@@ -274,6 +275,29 @@ def test_a_resumed_run_knows_the_best_share(fit, tiny_grpo, tmp_path):
     assert len(lines(tmp_path)) == 1
     fit(tiny_grpo(), callbacks=[Feed([DRIFTED] * 6), make_health(tmp_path / "new")])
     assert lines(tmp_path / "new") == []  # never better: nothing has fallen
+
+
+@pytest.mark.parametrize(
+    ("window", "rollouts"),
+    [(3, [GOOD, ZEROS, ZEROS, ZEROS, DRIFTED, DRIFTED]), (9, [ZEROS] * 6)],
+)
+def test_a_run_resumed_anywhere_reports_as_the_undisturbed_one(
+    fit, tiny_grpo, tmp_path, window, rollouts
+):
+    saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+
+    def run(name, *callbacks, **settings):
+        health = make_health(tmp_path / name, window=window)
+        fit(tiny_grpo(), callbacks=[*callbacks, health], max_steps=len(rollouts), **settings)
+        return lines(tmp_path / name)
+
+    whole = run("whole", Feed(rollouts), saves, enable_checkpointing=True)
+    assert whole
+    for step in range(1, len(rollouts) + 1):
+        health = tmp_path / str(step) / "reward_health.txt"
+        shutil.copytree(tmp_path / "whole", health.parent)  # all that a kill at the end leaves
+        resume = str(tmp_path / f"step={step}.ckpt")
+        assert run(str(step), Feed(rollouts[step:]), resume=resume) == whole, step
 
 
 def test_other_ranks_are_silent(fit, tiny_grpo, tmp_path, monkeypatch):

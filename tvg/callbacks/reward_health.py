@@ -6,6 +6,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from tvg.callbacks.reward_causes import Cause, Limits, Tally, find_causes, tally
 from tvg.callbacks.sinks import log_file, mlflow_runs, on_tensorboard
 from tvg.callbacks.steady import reported_only
+from tvg.task.report import write_text
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +84,35 @@ class RewardHealth(Callback):
         self._num_rollouts = 0
         self._best_exact = 0.0  # share of exactly formatted answers in any window
         self._seen: dict[str, int] = {}  # cause -> the last rollout at which it held
+        self._num_lines: int | None = 0  # of the file; None: resumed from an older version
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_exact": self._best_exact}
+        return {
+            "best_exact": self._best_exact,
+            "last": [[asdict(counted), kl] for counted, kl in self._last],
+            "num_rollouts": self._num_rollouts,
+            "seen": dict(self._seen),
+            "num_lines": self._num_lines,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best_exact = float(state_dict.get("best_exact", 0.0))
+        last = [(Tally(**counted), kl) for counted, kl in state_dict.get("last", [])]
+        self._last = deque(last, maxlen=self.window)
+        self._num_rollouts = state_dict.get("num_rollouts", 0)
+        self._seen = dict(state_dict.get("seen", {}))
+        self._num_lines = state_dict.get("num_lines")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._drop_later_lines(trainer)
+
+    def _drop_later_lines(self, trainer: pl.Trainer) -> None:
+        """Drops lines written after the checkpoint, since they will be written again."""
+        if self._num_lines is None or not (trainer.is_global_zero and self.path.exists()):
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if len(lines) > self._num_lines:
+            write_text(self.path, "".join(lines[: self._num_lines]))
 
     def on_train_batch_end(
         self,
@@ -106,7 +131,9 @@ class RewardHealth(Callback):
         if len(self._last) == self.window:
             self._look(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not on_train_end: a run that is resumed after its last step never starts training.
+        self._drop_later_lines(trainer)
         if 0 < len(self._last) < self.window:  # the run is shorter than a window
             self._look(trainer, pl_module)
 
@@ -141,6 +168,8 @@ class RewardHealth(Callback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(line + "\n")
+        if self._num_lines is not None:
+            self._num_lines += 1
         log_file(trainer, self.path)
         tag = re.sub(r"[^\w.-]", "_", f"reward_health.{cause.name}")
         for client, run_id in mlflow_runs(trainer):
