@@ -298,6 +298,9 @@ def test_a_run_resumed_anywhere_reports_as_the_undisturbed_one(
         shutil.copytree(tmp_path / "whole", health.parent)  # all that a kill at the end leaves
         resume = str(tmp_path / f"step={step}.ckpt")
         assert run(str(step), Feed(rollouts[step:]), resume=resume) == whole, step
+        if window > len(rollouts):  # nothing is reported before the end
+            new = f"stopped_at_{step}"
+            assert run(new, Feed(rollouts[step:]), resume=resume) == whole, step
 
 
 def test_other_ranks_are_silent(fit, tiny_grpo, tmp_path, monkeypatch):
