@@ -83,6 +83,7 @@ def start(folder: Path, words: list[str]) -> int:
     if child:
         return child
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     log = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
