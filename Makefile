@@ -28,7 +28,7 @@ test: $(INSTALLED) ## run the fast tests
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED) ## run the slow tests: kills, signals, full disks, several ranks, the wheel
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m slow --timeout 900 $(ARGS)
 
 test-all: $(INSTALLED) ## run every test, the slow ones too
 	$(PYTEST) $(ARGS)
