@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import tvg.demo
@@ -35,13 +37,16 @@ def demo_config(run_dir, world):
 
 
 @pytest.mark.slow
-def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch):
+def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch, request):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(2)
     cfg = demo_config(tmp_path / "demo", tiny_world)
     interrupted = True
     evaluate = tvg.demo.evaluate
 
     def stop_once(stage_cfg):
         nonlocal interrupted
+        assert torch.get_num_threads() == cfg.job.num_threads == 1
         if interrupted:
             interrupted = False
             raise KeyboardInterrupt
@@ -52,6 +57,7 @@ def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch)
         build(cfg.job)(cfg)
     before = (tmp_path / "demo" / "sft" / "checkpoints" / "last.ckpt").stat().st_ino
     miou = build(cfg.job)(cfg)  # goes on: trained stages are not trained again
+    assert torch.get_num_threads() == 2
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert results["seed"] == 5
     assert set(results["seconds"]) == {"data", "sft", "grpo", "eval", "total"}
