@@ -75,8 +75,8 @@ def _write_video(
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small drawn world: train, val and test files with 6, 3 and 3 clips."""
-    from tvg.data.synthetic.world import world_settings
-    from tvg.data.synthetic.write import write_world
+    from tvg.synthetic.world import world_settings
+    from tvg.synthetic.write import write_world
 
     return write_world(
         tmp_path_factory.mktemp("world") / "world",
@@ -90,8 +90,8 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random Qwen2.5-VL checkpoint folder."""
-    from tvg.data.synthetic.templates import all_queries
-    from tvg.model.tiny import write_tiny_checkpoint
+    from tvg.synthetic.templates import all_queries
+    from tvg.synthetic.tiny import write_tiny_checkpoint
 
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     return write_tiny_checkpoint(

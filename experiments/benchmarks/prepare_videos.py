@@ -32,13 +32,13 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import interpolate
 
 from tvg.data.cache.frames import FrameCache
-from tvg.data.clip import ClipLoader
-from tvg.data.decode import VideoDecoder
-from tvg.data.decode_decord import DecordDecoder
-from tvg.data.decode_pyav import PyAVDecoder
-from tvg.data.preparation import ClipRequest, prepare_frames
-from tvg.data.preparation_pool import Failure, run_all
-from tvg.data.sampling import FrameSampling, frame_indices
+from tvg.data.video.clip import ClipLoader
+from tvg.data.video.decode import VideoDecoder
+from tvg.data.video.decord_decoder import DecordDecoder
+from tvg.data.video.pyav_decoder import PyAVDecoder
+from tvg.data.video.sampling import FrameSampling, frame_indices
+from tvg.preparation.frames import ClipRequest, prepare_frames
+from tvg.preparation.pool import Failure, run_all
 
 RESULTS = Path(__file__).parent / "results" / "prepare_videos.json"
 WIDTH, HEIGHT, FPS, LENGTH_S = 640, 360, 25, 30

@@ -230,8 +230,8 @@ def disturb(
 
 def run(work: Path, *, num_kills: int, num_signals: int, variants: list[str]) -> list[Moment]:
     """All moments, spread evenly over the time of the undisturbed run."""
-    from tvg.data.synthetic.templates import all_queries
-    from tvg.model.tiny import write_tiny_checkpoint
+    from tvg.synthetic.templates import all_queries
+    from tvg.synthetic.tiny import write_tiny_checkpoint
 
     (work / "faults_reward.py").write_text(REWARD)
     sys.path.insert(0, str(work))
@@ -281,8 +281,8 @@ def main() -> None:
     import mlflow.tracking  # noqa: F401
 
     import tvg.callbacks.catching_up
-    import tvg.callbacks.mlflow_logger
-    import tvg.train
+    import tvg.jobs.train
+    import tvg.tracking.mlflow_logger
     import tvg.training.grpo  # noqa: F401
 
     given.work.mkdir(parents=True, exist_ok=True)

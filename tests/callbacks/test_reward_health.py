@@ -10,10 +10,10 @@ import pytest
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from tvg.callbacks.mlflow_logger import make_mlflow_logger
-from tvg.callbacks.reward_causes import Limits, Tally, find_causes, tally
 from tvg.callbacks.reward_health import KL, RewardHealth
 from tvg.config import CONF_DIR
+from tvg.report.reward_causes import Limits, Tally, find_causes, tally
+from tvg.tracking.mlflow_logger import make_mlflow_logger
 
 LIMITS = Limits(
     max_unparsed=0.5,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tvg.callbacks.mlflow_logger import make_mlflow_logger
 from tvg.callbacks.rollout_table import RolloutTable, plain, table_columns
-from tvg.callbacks.sinks import markdown_table
+from tvg.tracking.mlflow_logger import make_mlflow_logger
+from tvg.tracking.sinks import markdown_table
 
 
 def read(path: Path) -> list[dict]:

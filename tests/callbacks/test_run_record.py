@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tvg.callbacks import run_record
-from tvg.callbacks.mlflow_logger import make_mlflow_logger
 from tvg.callbacks.run_record import RunRecord, source_revision
+from tvg.tracking.mlflow_logger import make_mlflow_logger
 
 
 def test_files_are_in_the_folder_and_in_mlflow(finished_run):

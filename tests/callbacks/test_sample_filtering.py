@@ -8,20 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.tiny_policy import SMALL_FRAMES, make_parts, make_rollout
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from parts import SMALL_FRAMES, make_parts, make_rollout
 
-from tvg.callbacks import filtering_record
 from tvg.callbacks.sample_filtering import SampleFiltering
 from tvg.core.interval import segment_iou
 from tvg.core.parsing import ParsedAnswer
-from tvg.data.clip import ClipLoader
 from tvg.data.dataset import uncached
-from tvg.data.decode_decord import DecordDecoder
 from tvg.data.padding import no_padding
 from tvg.data.readers import read_charades, read_jsonl
 from tvg.data.selection import keep_all, select_band, select_top
+from tvg.data.video.clip import ClipLoader
+from tvg.data.video.decord_decoder import DecordDecoder
+from tvg.report import filtering_rounds
 from tvg.training import evaluation
 from tvg.training.checkpoint import AtomicCheckpointIO
 from tvg.training.datamodule import GroundingDataModule
@@ -443,10 +443,10 @@ def test_the_table_of_rounds(tmp_path, capsys):
         "round": 1, "step": 12, "num_selected": 30, "num_examples": 40, "mean_difficulty": 51.25,
         "share_zero": 0.125, "share_mastered": 0.25, "share_unparsed": 0.0,
     }  # fmt: skip
-    filtering_record.print_rounds(tmp_path)
+    filtering_rounds.print_rounds(tmp_path)
     assert capsys.readouterr().out == ""
     (tmp_path / "round_01.json").write_text(json.dumps(told))
-    filtering_record.print_rounds(tmp_path)
+    filtering_rounds.print_rounds(tmp_path)
     row = next(line for line in capsys.readouterr().out.splitlines() if "0.512" in line)
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     assert cells == ["1", "12", "30", "40", "0.512", "12.5%", "25.0%", "0.0%"]

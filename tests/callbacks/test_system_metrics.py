@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from tvg.callbacks.mlflow_logger import make_mlflow_logger
 from tvg.callbacks.system_metrics import SystemMetrics
+from tvg.tracking.mlflow_logger import make_mlflow_logger
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import tvg.demo
+import tvg.jobs.demo
 from tvg.config import build, compose
 
 
@@ -42,7 +42,7 @@ def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch,
     torch.set_num_threads(2)
     cfg = demo_config(tmp_path / "demo", tiny_world)
     interrupted = True
-    evaluate = tvg.demo.evaluate
+    evaluate = tvg.jobs.demo.evaluate
 
     def stop_once(stage_cfg):
         nonlocal interrupted
@@ -52,7 +52,7 @@ def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch,
             raise KeyboardInterrupt
         return evaluate(stage_cfg)
 
-    monkeypatch.setattr(tvg.demo, "evaluate", stop_once)
+    monkeypatch.setattr(tvg.jobs.demo, "evaluate", stop_once)
     with pytest.raises(KeyboardInterrupt):
         build(cfg.job)(cfg)
     before = (tmp_path / "demo" / "sft" / "checkpoints" / "last.ckpt").stat().st_ino
@@ -80,9 +80,9 @@ def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch,
 def test_words_that_would_reach_no_stage_are_refused(monkeypatch):
     def check(*words):
         settings = SimpleNamespace(overrides=SimpleNamespace(task=OmegaConf.create(list(words))))
-        monkeypatch.setattr(tvg.demo.HydraConfig, "initialized", staticmethod(lambda: True))
-        monkeypatch.setattr(tvg.demo.HydraConfig, "get", staticmethod(lambda: settings))
-        tvg.demo._refuse_lost_overrides()
+        monkeypatch.setattr(tvg.jobs.demo.HydraConfig, "initialized", staticmethod(lambda: True))
+        monkeypatch.setattr(tvg.jobs.demo.HydraConfig, "get", staticmethod(lambda: settings))
+        tvg.jobs.demo._refuse_lost_overrides()
 
     check("experiment=demo", "demo.seed=2", "name=other", "hydra.run.dir=x")
     with pytest.raises(ValueError, match=r"trainer\.max_steps=5.*would not reach.*job\.shared"):
@@ -91,16 +91,16 @@ def test_words_that_would_reach_no_stage_are_refused(monkeypatch):
 
 def test_a_finished_demo_is_begun_anew_and_an_interrupted_one_is_not(tmp_path):
     run_dir = tmp_path / "demo"
-    tvg.demo._begin(run_dir, [1, "a"])
+    tvg.jobs.demo._begin(run_dir, [1, "a"])
     (run_dir / "sft").mkdir()
-    tvg.demo._begin(run_dir, [1, "a"])
+    tvg.jobs.demo._begin(run_dir, [1, "a"])
     assert (run_dir / "sft").is_dir()
-    tvg.demo._begin(run_dir, [2, "a"])  # of another seed
+    tvg.jobs.demo._begin(run_dir, [2, "a"])  # of another seed
     assert not (run_dir / "sft").exists()
     (run_dir / "sft").mkdir()
-    (run_dir / tvg.demo.UNFINISHED).unlink()  # as at the end
+    (run_dir / tvg.jobs.demo.UNFINISHED).unlink()  # as at the end
     (run_dir / "results.json").write_text("{}")
-    tvg.demo._begin(run_dir, [2, "a"])
+    tvg.jobs.demo._begin(run_dir, [2, "a"])
     assert not (run_dir / "sft").exists()
     assert not (run_dir / "results.json").exists()  # nobody takes it for the new one's
     shutil.rmtree(run_dir)

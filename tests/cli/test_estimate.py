@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import tvg.estimate
+import tvg.estimate.from_config
 from tvg.config import compose
-from tvg.data.clip import ClipLoader
 from tvg.data.order import BatchOrder
-from tvg.estimate import STEP_TOKENS, make_job, training_list
-from tvg.estimate_text import run_size, size
-from tvg.model.activations import Precision
+from tvg.data.video.clip import ClipLoader
+from tvg.estimate.activations import Precision
+from tvg.estimate.from_config import STEP_TOKENS, make_job, training_list
+from tvg.estimate.text import run_size, size
 from tvg.model.loading import Checkpoint
 
 ESTIMATE = "train.estimate=true"
@@ -265,7 +265,7 @@ def test_answers_that_rate_the_list_count_at_their_length(tiny):
 
 def test_the_tiny_model_is_counted_without_being_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tvg.estimate.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tvg.estimate.from_config.tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     found = job("run_dir=here")
     assert 8e5 < found.params.total < 1e6

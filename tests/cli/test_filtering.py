@@ -7,13 +7,13 @@ import json
 
 import pytest
 import torch
-from killed_runs import assert_same, finish, kill_when_there, start_training
+from helpers.killed_runs import assert_same, finish, kill_when_there, start_training
 
+from tvg.build import build_all
 from tvg.config import compose
 from tvg.core.interval import segment_iou
 from tvg.data.readers import read_jsonl, read_time_r1
-from tvg.task.report import read_predictions
-from tvg.train import build_all
+from tvg.task.predictions import read_predictions
 
 # Reads a segment from any text, since random weights answer none; where it is asked to, stops in
 # the middle of scoring. Training's own answers are read by it, too, but not counted.

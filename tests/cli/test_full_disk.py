@@ -75,13 +75,15 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.filterwarnings("ignore:no checkpoint was saved")
 def test_checkpoints_on_a_full_disk(command, world, tiny_checkpoint, disk, tmp_path, monkeypatch):
-    import tvg.train
+    import tvg.jobs.train
 
     words = ("train", *world, *SMALL, f"model.path={tiny_checkpoint}")
     assert command(*words, f"run_dir={tmp_path}/whole").code == 0
     run = disk.path / "run"
     with monkeypatch.context() as patch:  # there was room when the training started
-        patch.setattr(tvg.train, "rehearse_export", lambda *_, **__: disk.fill(but_bytes=300_000))
+        patch.setattr(
+            tvg.jobs.train, "rehearse_export", lambda *_, **__: disk.fill(but_bytes=300_000)
+        )
         error = command(*words, f"run_dir={run}").error
     assert error.startswith(f"{run}/checkpoints/last.ckpt: No space left on device: the disk of ")
     assert f"(mounted at {disk.path}) has 0.2 MiB left" in error
@@ -115,18 +117,18 @@ def test_a_disk_that_gets_room_again(command, world, tiny_checkpoint, disk, monk
 
 
 def test_an_export_on_a_full_disk(command, world, tiny_checkpoint, disk, monkeypatch):
-    import tvg.train
+    import tvg.jobs.train
 
     run = disk.path / "run"
     words = ("train", *world, *SMALL, f"model.path={tiny_checkpoint}", f"run_dir={run}")
-    former = tvg.train.export_checkpoint
+    former = tvg.jobs.train.export_checkpoint
 
     def export(*args, **kwargs):
         disk.fill(but_bytes=300_000)
         return former(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tvg.train, "export_checkpoint", export)
+        patch.setattr(tvg.jobs.train, "export_checkpoint", export)
         error = command(*words).error
     assert error.startswith(f"{run}/export: No space left on device: the disk of {run} (mounted")
     assert leftovers(run) == []

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hostile_targets import hostile_nodes, pickle_that_writes, script_that_writes
+from helpers.hostile_targets import hostile_nodes, pickle_that_writes, script_that_writes
 
 
 def with_a_target(folder: Path, marker: Path) -> None:
     """A record whose parser and sampling are one of our own writers."""
-    node = hostile_nodes(folder, marker)["tvg.task.report.write_text"]
+    node = hostile_nodes(folder, marker)["tvg.core.text_files.write_text"]
     record = {"prompt": {"parser": node}, "data/loader": {"sampling": dict(node)}}
     (folder / "tvg.yaml").write_text(yaml.safe_dump(record))
 
@@ -72,7 +72,7 @@ def spoil_what_may_stay(folder: Path, marker: Path) -> set[str]:
     (folder / "adapter").mkdir()
     script_that_writes(folder / "adapter" / "payload.py", marker)
     (folder / "payload.pth").write_text(f"import pathlib; pathlib.Path({str(marker)!r}).touch()")
-    node = hostile_nodes(folder, marker)["tvg.task.report.write_text"]
+    node = hostile_nodes(folder, marker)["tvg.core.text_files.write_text"]
     record = {"prompt": {"parser": node, "template": "{query} ${oc.env:HOME}"}}
     (folder / "tvg.yaml").write_text(yaml.safe_dump(record))
     return {path.name for path in folder.iterdir()} - before

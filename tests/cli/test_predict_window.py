@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import tvg.predict
+import tvg.jobs.predict
 from tvg.config import compose
-from tvg.task.report import Prediction
+from tvg.task.predictions import Prediction
 from tvg.types import Segment
 
 
@@ -40,9 +40,11 @@ def predicted(monkeypatch, tmp_path, minute):
             )
 
         drawn: dict = {}
-        monkeypatch.setattr(tvg.predict, "draw_filmstrip", lambda *_, **named: drawn.update(named))
-        monkeypatch.setattr(tvg.predict, "save_figure", lambda *_: None)
-        monkeypatch.setattr(tvg.predict, "_predict", answered)
+        monkeypatch.setattr(
+            tvg.jobs.predict, "draw_filmstrip", lambda *_, **named: drawn.update(named)
+        )
+        monkeypatch.setattr(tvg.jobs.predict, "save_figure", lambda *_: None)
+        monkeypatch.setattr(tvg.jobs.predict, "_predict", answered)
         words = [
             "model.path=none",
             "data/loader@loader=one_token",
@@ -53,7 +55,7 @@ def predicted(monkeypatch, tmp_path, minute):
             "device=cpu",
         ]
         out = StringIO()
-        tvg.predict.predict(compose("predict", words).cfg, Console(file=out, width=80))
+        tvg.jobs.predict.predict(compose("predict", words).cfg, Console(file=out, width=80))
         return out.getvalue(), json.loads((tmp_path / "p.json").read_text()), drawn
 
     return run

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from broken_videos import KINDS, UNDECODABLE_KINDS, write_broken
+from helpers.broken_videos import KINDS, UNDECODABLE_KINDS, write_broken
 
 # option of data, file, videos, queries, late ends by more than 0 / 1e-6 / 0.5 / 1 s, reversed, late
 REAL = [
@@ -137,7 +137,7 @@ def test_a_few_videos_start_no_worker_processes(command, collection, monkeypatch
     def start(**_):
         raise AssertionError("a worker process was started")
 
-    monkeypatch.setattr("tvg.data.preparation_pool.ProcessPool", start)
+    monkeypatch.setattr("tvg.preparation.pool.ProcessPool", start)
     options = [*collection(3, ["text"]), "data.on_missing=skip", "prepare.num_workers=2"]
     for present in (0, 3):
         done = command("prepare", *options, "prepare.timeout_s=60")

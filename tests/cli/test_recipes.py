@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from parts_recipes import RECIPES
+from helpers.recipes import RECIPES
 
-from tvg.config.recorded import RECORD_FILE
+from tvg.recorded import RECORD_FILE
 
 SMALL = [
     "trainer=cpu",

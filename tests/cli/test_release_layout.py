@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts_release import today, write_release
+from helpers.released_checkpoint import today, write_release
 from safetensors import safe_open
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from killed_runs import assert_same, finish, kill_when_there, start_training
+from helpers.killed_runs import assert_same, finish, kill_when_there, start_training
 
 STEPS = 6
 # A reward without weight that, where it is asked to, stops in the middle of a step.

@@ -106,8 +106,8 @@ def test_changed_settings_are_refused_and_nothing_changes(
 def test_a_late_refusal_changes_nothing_either(command, finished, place, monkeypatch):
     run = place / "run"
     before, state = files_of(run), state_of(run)
-    monkeypatch.setattr("tvg.train.check_resumed", lambda *_: None)
-    monkeypatch.setattr("tvg.training.base.fingerprint", lambda _: "another")
+    monkeypatch.setattr("tvg.jobs.train.check_resumed", lambda *_: None)
+    monkeypatch.setattr("tvg.training.policy_module.fingerprint", lambda _: "another")
     error = command("train", *finished, "resume=true").error
     assert "resume: the checkpoint belongs to a run that started from other weights" in error
     assert files_of(run) == before

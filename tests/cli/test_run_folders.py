@@ -50,7 +50,7 @@ def test_evaluations_of_other_prompts_keep_their_folders(command, evaluating, tm
 
 def test_partial_predictions_stay_until_all_are_written(command, evaluating, tmp_path, monkeypatch):
     words = [*evaluating, f"run_dir={tmp_path / 'run'}"]
-    monkeypatch.setattr("tvg.evaluate.write_predictions", lambda *_: 1 / 0)
+    monkeypatch.setattr("tvg.jobs.evaluate.write_predictions", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command("evaluate", *words)
     assert (tmp_path / "run" / "predictions.partial.jsonl").is_file()

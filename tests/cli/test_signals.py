@@ -8,7 +8,7 @@ import sqlite3
 import time
 
 import pytest
-import real_commands as real
+from helpers import real_commands as real
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -150,7 +150,9 @@ def test_a_misspelt_interpolation_is_one_message(command, word):
 @pytest.mark.parametrize("query", ["the ball, then ${price}", "null", "1e3"])
 def test_a_query_is_asked_as_it_was_typed(command, monkeypatch, query):
     asked = []
-    monkeypatch.setattr("tvg.predict.predict", lambda cfg: asked.append((cfg.query, cfg.video)))
+    monkeypatch.setattr(
+        "tvg.jobs.predict.predict", lambda cfg: asked.append((cfg.query, cfg.video))
+    )
     done = command("predict", f"query={query}", "video=a,b.mp4", "model.path=x")
     assert done.code == 0, done.err
     assert asked == [(query, "a,b.mp4")]
@@ -169,8 +171,8 @@ def test_gpus_that_are_not_there_are_one_line(command, monkeypatch):
 def test_what_lightning_refuses_is_one_line_with_the_key():
     from omegaconf import OmegaConf
 
+    from tvg.build import build_trainer
     from tvg.config.entry import user_message
-    from tvg.train import build_trainer
 
     trainer = {
         "_target_": "lightning.pytorch.Trainer",

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import real_commands as real
+from helpers import real_commands as real
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -66,12 +66,12 @@ def listed(key: str, words: list[str]) -> str:
 
 
 PLACES = [  # in workers, and in the main process
-    ("prepare", "tvg.data.preparation_pool:_PoolRun._take:2", signal.SIGTERM),
-    ("prepare", "tvg.data.preparation_pool:_PoolRun._take:2", signal.SIGINT),
+    ("prepare", "tvg.preparation.pool:_PoolRun._take:2", signal.SIGTERM),
+    ("prepare", "tvg.preparation.pool:_PoolRun._take:2", signal.SIGINT),
     ("evaluate", "tvg.training.evaluation:predict_batch:2", signal.SIGTERM),
     ("evaluate", "tvg.training.evaluation:predict_batch:2", signal.SIGINT),
-    ("predict", "tvg.predict:predict_batch:1", signal.SIGTERM),
-    ("predict", "tvg.predict:draw_filmstrip:1", signal.SIGINT),
+    ("predict", "tvg.jobs.predict:predict_batch:1", signal.SIGTERM),
+    ("predict", "tvg.jobs.predict:draw_filmstrip:1", signal.SIGINT),
 ]
 
 
@@ -110,7 +110,7 @@ def test_a_stopped_command_leaves_nothing_and_completes(words, tmp_path, name, p
 @pytest.mark.parametrize(
     ("pause", "number"),
     [
-        ("tvg.data.synthetic.write:script_clip:20", signal.SIGTERM),
+        ("tvg.synthetic.write:script_clip:20", signal.SIGTERM),
         ("lightning.pytorch:Trainer.fit:1", signal.SIGINT),
     ],
 )

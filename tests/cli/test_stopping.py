@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from killed_runs import assert_same
+from helpers.killed_runs import assert_same
 from omegaconf import OmegaConf
 
 from tvg.core.interruption import Interrupted
@@ -242,7 +242,7 @@ def test_ranks_that_lightning_started_end_quietly_after_an_agreed_stop(
         error.is_agreed = is_agreed
         raise error
 
-    training = import_module("tvg.train")
+    training = import_module("tvg.jobs.train")
     monkeypatch.setattr(training, "_train", stop)
     cfg = OmegaConf.create({"run_dir": str(tmp_path / "run"), "seed": 0})
     with pytest.raises((SystemExit, Interrupted)) as ended:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-import real_commands as real
+from helpers import real_commands as real
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -67,9 +67,9 @@ def contents(folder: Path) -> dict[str, object]:
 
 CASES = [
     ("evaluate", "tvg.training.evaluation:predict_batch:1", ["run_dir=run"], "run_dir: run"),
-    ("prepare", "tvg.data.preparation:_present:1", ["run_dir=run"], "run_dir: run"),
-    ("train", "tvg.train:build_module:1", [], "run_dir: runs/one"),
-    ("train", "tvg.train:export_checkpoint:1", ["resume=auto"], "run_dir: runs/one"),
+    ("prepare", "tvg.preparation.frames:_present:1", ["run_dir=run"], "run_dir: run"),
+    ("train", "tvg.jobs.train:build_module:1", [], "run_dir: runs/one"),
+    ("train", "tvg.jobs.train:export_checkpoint:1", ["resume=auto"], "run_dir: runs/one"),
 ]
 
 
@@ -99,7 +99,7 @@ def test_one_of_two_proceeds_as_if_alone(words, tmp_path, name, pause, more, pla
     ],
 )
 def test_two_preparations_share_no_cache_and_no_report(words, tmp_path, own, place):
-    pause = "tvg.data.preparation:_present:1"
+    pause = "tvg.preparation.frames:_present:1"
     both = [
         real.start(
             "prepare", [*words["prepare"], f"run_dir=run{n}", more], tmp_path / "both", pause

@@ -12,8 +12,8 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from tvg.config import compose
-from tvg.config.recorded import RECORD_FILE, record_text
-from tvg.task.report import read_predictions
+from tvg.recorded import RECORD_FILE, record_text
+from tvg.task.predictions import read_predictions
 
 SMALL = [
     "prompt=short",
@@ -183,7 +183,7 @@ def test_4_evaluated(command, world, walked):
 
 
 def test_5_an_evaluation_that_was_stopped_goes_on(command, world, walked, monkeypatch):
-    import tvg.evaluate
+    import tvg.jobs.evaluate
 
     class StoppedError(Exception):
         pass
@@ -213,7 +213,7 @@ def test_5_an_evaluation_that_was_stopped_goes_on(command, world, walked, monkey
         f"run_dir={run}",
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(tvg.evaluate, "tqdm", Bar)
+        patch.setattr(tvg.jobs.evaluate, "tqdm", Bar)
         with pytest.raises(StoppedError):
             command("evaluate", *words)
     assert (run / "predictions.partial.jsonl").is_file()

@@ -81,7 +81,7 @@ def test_a_prompt_reads_completions_by_a_plain_partial():
     """Hydra's own checks its target anew in every call, at 0.2 ms a completion."""
     import functools
 
-    from parts import make_task
+    from helpers.tiny_policy import make_task
 
     node = {"_target_": "tvg.core.parsing.parse_answer", "_partial_": True}
     deferred = build(node)

@@ -199,7 +199,7 @@ def test_an_error_in_a_data_loader_worker():
         "    data = fetch()\n"
         f'  File "{ours}", line 9, in read\n'
         '    raise VideoError("clip.mp4: no frames")\n'
-        "tvg.data.decode.VideoError: clip.mp4: no frames\n"
+        "tvg.data.video.decode.VideoError: clip.mp4: no frames\n"
     )
     assert user_message(ValueError(text)) == "clip.mp4: no frames"
     foreign = text.replace(str(ours), "/somewhere/else.py")

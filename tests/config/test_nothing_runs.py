@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hostile_targets import hostile_nodes
+from helpers.hostile_targets import hostile_nodes
 
 from tvg.config import compose
-from tvg.config.recorded import record_text, recorded_loader, recorded_prompt
+from tvg.recorded import record_text, recorded_loader, recorded_prompt
 
 PLACES = (
     "prompt",

@@ -9,8 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from tvg.config import CONF_DIR, build, compose
-from tvg.config.recorded import record_text, recorded_prompt
 from tvg.core.parsing_time_r1 import parse_answer as time_r1_parser
+from tvg.recorded import record_text, recorded_prompt
 
 
 def exported(folder: Path, *words: str) -> Path:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.recipes import RECIPES
 from omegaconf import OmegaConf
-from parts_recipes import RECIPES
 
 from tvg.config import CONF_DIR, compose
 from tvg.config.check import find_problems
 from tvg.config.compose import Composition
-from tvg.estimate import make_job
-from tvg.estimate_text import GIB, USABLE
-from tvg.model.estimate import estimate, total
+from tvg.estimate.from_config import make_job
+from tvg.estimate.memory import estimate, total
+from tvg.estimate.text import GIB, USABLE
 
 PUBLISHED = {
     # rewards, KL weight, epochs, longest completion, (vision, merger, language) frozen, saved every

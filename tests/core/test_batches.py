@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from parts import make_parts, make_rollout
+from helpers.tiny_policy import make_parts, make_rollout
 
 from tvg.core.batches import join_prompts, join_rollouts
 from tvg.types import PromptBatch, RolloutBatch

@@ -52,7 +52,7 @@ def test_both_logs_of_a_command_use_the_formatter() -> None:
 
 
 def test_an_error_of_a_video_is_one_printable_line() -> None:
-    from tvg.data.decode import VideoError
+    from tvg.data.video.decode import VideoError
 
     error = VideoError("a\nb\x1b[2J.mp4", "is odd")
     assert str(error) == r"a\nb\x1b[2J.mp4: is odd"
@@ -64,9 +64,9 @@ def test_tables_and_lines_of_reports_are_printable() -> None:
 
     from rich.console import Console
 
-    from tvg.data.inspection_report import as_table, problem_lines
-    from tvg.prepare import _print_lines
-    from tvg.task.report import print_metrics
+    from tvg.jobs.prepare import _print_lines
+    from tvg.preparation.inspection_report import as_table, problem_lines
+    from tvg.report.metrics_table import print_metrics
 
     stream = StringIO()
     console = Console(file=stream, width=120)

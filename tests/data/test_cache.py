@@ -22,10 +22,10 @@ from tvg.data.cache.errors import CorruptEntry, UnusableStore
 from tvg.data.cache.frames import FrameCache
 from tvg.data.cache.key import EDGE_BYTES, entry_key, file_identity
 from tvg.data.cache.store import EntryStore
-from tvg.data.clip import ClipLoader
-from tvg.data.decode import VideoError
-from tvg.data.decode_pyav import PyAVDecoder, PyAVVideo
-from tvg.data.sampling import FrameSampling
+from tvg.data.video.clip import ClipLoader
+from tvg.data.video.decode import VideoError
+from tvg.data.video.pyav_decoder import PyAVDecoder, PyAVVideo
+from tvg.data.video.sampling import FrameSampling
 from tvg.types import LeadIn, Segment, VideoClip
 
 KEY = "ab" + "0" * 38

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from parts import make_parts, make_task
+from helpers.tiny_policy import make_parts, make_task
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tvg.data.chat_template import TemplateLimits, render_chat

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from completions import LENGTHS, completions, learn, worst_errors
-from parts import make_parts, make_rollout, make_task
+from helpers.completions import LENGTHS, completions, learn, worst_errors
+from helpers.tiny_policy import make_parts, make_rollout, make_task
 
 from tvg.data.clip_text import (
     OneRun,

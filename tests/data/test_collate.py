@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import make_parts, make_task
+from helpers.tiny_policy import make_parts, make_task
 
 from tvg.data.clip_text import VIDEO_TOKEN
 from tvg.data.collate import PromptCollator, pad_rows
 from tvg.data.dataset import GroundingDataset, LeftOut, Sample
-from tvg.data.decode import VideoError
-from tvg.data.sampling import FrameSampling
+from tvg.data.video.decode import VideoError
+from tvg.data.video.sampling import FrameSampling
 from tvg.types import GroundingExample, PromptBatch, RolloutBatch, Segment, VideoClip
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tvg.data.clip import ClipLoader
-from tvg.data.decode_pyav import PyAVDecoder
 from tvg.data.padding import lead_in_of, no_padding, pad_examples
-from tvg.data.sampling import FrameSampling
+from tvg.data.video.clip import ClipLoader
+from tvg.data.video.pyav_decoder import PyAVDecoder
+from tvg.data.video.sampling import FrameSampling
 from tvg.types import GroundingExample, LeadIn, Segment
 
 

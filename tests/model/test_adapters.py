@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from parts import make_rollout
-from parts_lora import adapt, lora, make_lora_parts
+from helpers.tiny_lora import adapt, lora, make_lora_parts
+from helpers.tiny_policy import make_rollout
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration

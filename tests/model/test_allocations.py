@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from grpo_module import learn, make_loss
+from helpers.grpo_module import learn, make_loss
+from helpers.tiny_policy import make_parts, make_rollout
 from lightning.pytorch import Callback, Trainer
-from parts import make_parts, make_rollout
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

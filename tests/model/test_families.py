@@ -11,8 +11,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from tvg.model.completion_states import no_mask
 from tvg.model.packing import pack
+from tvg.model.policy import no_mask
 from tvg.model.prefix_attention import share_prefix
 
 FAMILIES = {

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from completions import LENGTHS, completions, learn, worst_errors
-from family_oracles import ORACLES, Oracle
-from parts import Parts, make_parts, make_rollout
+from helpers.completions import LENGTHS, completions, learn, worst_errors
+from helpers.family_oracles import ORACLES, Oracle
+from helpers.tiny_policy import Parts, make_parts, make_rollout
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
-from tvg.data.sampling import FrameSampling
+from tvg.data.video.sampling import FrameSampling
 from tvg.model.exporting import export_checkpoint
 from tvg.model.families import FAMILIES, family_of, mergers
 from tvg.model.freezing import freeze_parts

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from hostile_targets import pickle_that_writes, script_that_writes
-from parts import make_checkpoint
+from helpers.hostile_targets import pickle_that_writes, script_that_writes
+from helpers.tiny_policy import make_checkpoint
 from safetensors.torch import load_file, save_file
 
 from tvg.model.exporting import export_checkpoint, rehearse_export

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import make_parts
+from helpers.tiny_policy import make_parts
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from parts import make_parts, make_rollout
+from helpers.tiny_policy import make_parts, make_rollout
 
 from tvg.core.positions import mrope_position_ids
 

@@ -4,8 +4,8 @@ from copy import deepcopy
 
 import pytest
 import torch
-from completions import LENGTHS, completions, learn, worst_errors
-from parts import make_parts
+from helpers.completions import LENGTHS, completions, learn, worst_errors
+from helpers.tiny_policy import make_parts
 from transformers import AttentionInterface
 
 from tvg.model.loading import load_model, make_policy

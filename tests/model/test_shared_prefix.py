@@ -11,7 +11,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from completions import (
+from helpers.completions import (
     FULL,
     LENGTHS,
     completions,
@@ -21,7 +21,7 @@ from completions import (
     without_float32_inside,
     worst_errors,
 )
-from parts import make_parts
+from helpers.tiny_policy import make_parts
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from completions import LENGTHS, completions, learn, without_float32_inside, worst_errors
-from parts import make_parts
+from helpers.completions import LENGTHS, completions, learn, without_float32_inside, worst_errors
+from helpers.tiny_policy import make_parts
 
-from tvg.model import completion_states, prefix_attention
+from tvg.model import policy as policy_module
+from tvg.model import prefix_attention
 from tvg.model.packing import Group, pack
 
 LARGE = 1e-4
@@ -43,7 +44,7 @@ def a_completion_sees_those_before_it(monkeypatch):
         joined = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         return replace(row, groups=pack(prompt_mask, joined, group_size=1).groups)
 
-    monkeypatch.setattr(completion_states, "pack", wrong)
+    monkeypatch.setattr(policy_module, "pack", wrong)
 
 
 def a_completion_follows_the_wrong_prompt(monkeypatch):
@@ -62,23 +63,23 @@ def a_completion_follows_the_wrong_prompt(monkeypatch):
         ]
         return replace(row, groups=groups)
 
-    monkeypatch.setattr(completion_states, "pack", wrong)
+    monkeypatch.setattr(policy_module, "pack", wrong)
 
 
 def positions_are_one_too_large(monkeypatch):
-    real = completion_states.extend_positions
-    monkeypatch.setattr(completion_states, "extend_positions", lambda *args: real(*args) + 1)
+    real = policy_module.extend_positions
+    monkeypatch.setattr(policy_module, "extend_positions", lambda *args: real(*args) + 1)
 
 
 def positions_run_on_through_the_row(monkeypatch):
     """Each completion after the one before it, as if the row were one text."""
-    real = completion_states.extend_positions
+    real = policy_module.extend_positions
 
     def wrong(last, num):
         after = real(last, num)
         return after + num * (torch.arange(after.shape[1]) % 4)[None, :, None]
 
-    monkeypatch.setattr(completion_states, "extend_positions", wrong)
+    monkeypatch.setattr(policy_module, "extend_positions", wrong)
 
 
 def the_prompts_mask_is_dropped(monkeypatch):
@@ -118,7 +119,7 @@ def a_token_is_predicted_from_its_own_state(monkeypatch):
         row = pack(*args, **kwargs)
         return replace(row, sources=(row.sources + 1).clamp(max=len(row.needed) - 1))
 
-    monkeypatch.setattr(completion_states, "pack", wrong)
+    monkeypatch.setattr(policy_module, "pack", wrong)
 
 
 def completions_teach_the_prompt_nothing(monkeypatch):

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from parts import make_parts
+from helpers.tiny_policy import make_parts
 from safetensors.torch import load_file, save_file
 
-from tvg.data.sampling import FrameSampling
+from tvg.data.video.sampling import FrameSampling
 from tvg.model.families.qwen2_5_vl import window_order
 from tvg.model.freezing import freeze_parts
 from tvg.model.vision import encode_trunk, merge_features, trunk_fingerprint

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from family_oracles import ORACLES
+from helpers.family_oracles import ORACLES
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tvg.model.families import FAMILIES

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from objectives import make_objective
-from trl_oracle import Batch, run
+from helpers.objectives import make_objective
+from helpers.trl_oracle import Batch, run
 
 from tvg.core.advantage import group_advantages
 from tvg.core.surrogate import cispo

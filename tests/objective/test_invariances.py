@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from objectives import ADVANTAGES, FINISHED, MASK, RATIOS, REFERENCE, ZEROS, make_objective, step
+from helpers.objectives import (
+    ADVANTAGES,
+    FINISHED,
+    MASK,
+    RATIOS,
+    REFERENCE,
+    ZEROS,
+    make_objective,
+    step,
+)
 
 from tvg.core.advantage import group_advantages
 from tvg.core.surrogate import cispo

@@ -5,7 +5,16 @@ import math
 
 import pytest
 import torch
-from objectives import ADVANTAGES, FINISHED, MASK, RATIOS, REFERENCE, ZEROS, make_objective, step
+from helpers.objectives import (
+    ADVANTAGES,
+    FINISHED,
+    MASK,
+    RATIOS,
+    REFERENCE,
+    ZEROS,
+    make_objective,
+    step,
+)
 
 # Row 1: min(1.5, 1.2) and 0.5. Row 2: 1.5 (a bad token made likelier is not clipped).
 # Row 3: max(0.5, 0.8) = 0.8 and 1.1. Five tokens in three completions of at most four.

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.reward_inputs import make_completions
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reward_parts import make_completions
 
 from tvg.config import CONF_DIR, build, compose
 from tvg.core import text as text_module

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from reward_parts import make_completions
+from helpers.reward_inputs import make_completions
 
 from tvg.reward.base import Reward
 from tvg.reward.boundary import BoundaryReward

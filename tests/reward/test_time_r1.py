@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from reward_parts import make_completions
+from helpers.reward_inputs import make_completions
 from torch import Tensor
 
 from tvg.config import build, compose

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from reward_parts import make_completions
+from helpers.reward_inputs import make_completions
 
 from tvg.core.parsing import ParsedAnswer
 from tvg.reward.base import FIELDS

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parts import make_parts, make_rollout
+from helpers.tiny_policy import make_parts, make_rollout
 
 from tvg.rollout.base import completion_mask, sampling_mode
 

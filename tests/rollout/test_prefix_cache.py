@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parts import make_parts
+from helpers.tiny_policy import make_parts
 
 from tvg.model.packing import pack
 from tvg.model.prefix_attention import attend_row

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from parts import make_parts, make_rollout
+from helpers.tiny_policy import make_parts, make_rollout
 
 from tvg.rollout import shared_prefix
 from tvg.rollout.shared_prefix import SharedPrefixRollout

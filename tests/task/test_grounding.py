@@ -1,7 +1,7 @@
 """Prompts and answers of the grounding task: templates, their errors, the order in a turn."""
 
 import pytest
-from parts import make_task
+from helpers.tiny_policy import make_task
 
 from tvg.core.parsing import ParsedAnswer
 from tvg.types import GroundingExample, Segment

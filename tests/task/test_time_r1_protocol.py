@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parts import make_task
+from helpers.tiny_policy import make_task
 
 from tvg.config import build, compose
 from tvg.data.annotation_writer import time_r1_row

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.tiny_policy import SMALL_FRAMES, make_parts, make_rollout
 from lightning.pytorch import Trainer
-from parts import SMALL_FRAMES, make_parts, make_rollout
 from torch.utils.data import DataLoader
 
 from tvg.config.entry import user_message
-from tvg.data.clip import ClipLoader
 from tvg.data.dataset import uncached
-from tvg.data.decode_decord import DecordDecoder
 from tvg.data.padding import no_padding
 from tvg.data.readers import read_charades
 from tvg.data.selection import keep_all
+from tvg.data.video.clip import ClipLoader
+from tvg.data.video.decord_decoder import DecordDecoder
 from tvg.training.datamodule import GroundingDataModule
 from tvg.training.datamodule_loaders import Envelope
 from tvg.training.schedule import warmup_schedule

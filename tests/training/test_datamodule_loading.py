@@ -11,20 +11,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from parts import SMALL_FRAMES, make_parts
+from helpers.tiny_policy import SMALL_FRAMES, make_parts
 
 from tvg.data.annotations import AnnotationSet
 from tvg.data.cache.frames import FrameCache
-from tvg.data.clip import ClipLoader
 from tvg.data.clip_text import VIDEO_TOKEN
 from tvg.data.collate import PromptCollator
 from tvg.data.dataset import uncached
-from tvg.data.decode import VideoDecoder
-from tvg.data.decode_decord import DecordDecoder
 from tvg.data.padding import no_padding, pad_examples
 from tvg.data.query_text import UNUSABLE_QUERY
 from tvg.data.readers import read_charades, read_jsonl
 from tvg.data.selection import keep_all, select_random
+from tvg.data.video.clip import ClipLoader
+from tvg.data.video.decode import VideoDecoder
+from tvg.data.video.decord_decoder import DecordDecoder
 from tvg.training.datamodule import GroundingDataModule, MixedDataModule
 from tvg.training.datamodule_loaders import Envelope
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from parts import make_parts, make_rollout, make_task
+from helpers.tiny_policy import make_parts, make_rollout, make_task
 
 from tvg.data.dataset import LeftOut
-from tvg.task.report import Prediction
+from tvg.task.predictions import Prediction
 from tvg.training.evaluation import (
     PartialPredictions,
     choose_device,

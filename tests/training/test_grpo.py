@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from completions import without_float32_inside
-from grpo_module import learn, logprobs_of, make_module, sample
-from parts import make_parts
+from helpers.completions import without_float32_inside
+from helpers.grpo_module import learn, logprobs_of, make_module, sample
+from helpers.tiny_policy import make_parts
 
 from tvg.model.flops import rollout_flops, trunk_flops
 from tvg.model.freezing import freeze_parts

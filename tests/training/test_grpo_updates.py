@@ -4,8 +4,8 @@ import functools
 
 import pytest
 import torch
-from grpo_module import learn, logprobs_of, make_module, sample
-from parts import make_parts
+from helpers.grpo_module import learn, logprobs_of, make_module, sample
+from helpers.tiny_policy import make_parts
 
 from tvg.core.advantage import group_advantages
 from tvg.training.learning import advantages_of_rank

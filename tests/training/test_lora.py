@@ -4,10 +4,10 @@ import functools
 
 import pytest
 import torch
-from grpo_module import make_module
+from helpers.grpo_module import make_module
+from helpers.tiny_lora import make_lora_parts
+from helpers.tiny_policy import make_parts, make_rollout
 from lightning.pytorch import Callback, Trainer
-from parts import make_parts, make_rollout
-from parts_lora import make_lora_parts
 from torch.utils.data import DataLoader
 
 from tvg.training.schedule import warmup_schedule

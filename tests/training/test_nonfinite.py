@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
-from grpo_module import make_module as make_grpo
-from grpo_module import sample
+from helpers.grpo_module import make_module as make_grpo
+from helpers.grpo_module import sample
+from helpers.tiny_policy import make_parts, make_rollout
 from lightning.pytorch import Trainer
-from parts import make_parts, make_rollout
 
-from tvg.training import base
+from tvg.training import policy_module as base
 from tvg.training.schedule import warmup_schedule
 from tvg.training.sft import SFTModule
 

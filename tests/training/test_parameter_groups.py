@@ -4,8 +4,8 @@ import functools
 
 import pytest
 import torch
-from parts import make_parts
-from parts_lora import make_lora_parts
+from helpers.tiny_lora import make_lora_parts
+from helpers.tiny_policy import make_parts
 
 from tvg.training.parameter_groups import parameter_groups
 from tvg.training.schedule import warmup_schedule

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from parts import make_parts
-from parts_lora import adapt, make_lora_parts
+from helpers.tiny_lora import adapt, make_lora_parts
+from helpers.tiny_policy import make_parts
 
 from tvg.model.freezing import freeze_parts
 from tvg.training.reference import frozen_copy, in_use

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tvg.callbacks.reward_causes import tally
 from tvg.core.parsing import parse_answer
+from tvg.report.reward_causes import tally
 from tvg.training.rollout_log import (
     Said,
     reward_metrics,

@@ -10,16 +10,16 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from tvg.callbacks.sinks import logging_step
-from tvg.callbacks.steady import reported_only
-from tvg.task.report import write_json
-from tvg.training.base import PolicyModule
+from tvg.core.text_files import write_json
+from tvg.tracking.steady import reported_only
 from tvg.training.lightning_internals import (
     forget_half_validation,
+    num_stepped_batches,
     step_metrics,
     validate_now,
     validation_is_due,
 )
+from tvg.training.policy_module import PolicyModule
 from tvg.training.trained_state import fingerprint
 
 FILE_NAME = "validation.json"
@@ -116,7 +116,7 @@ class CatchingUp(Callback):
             return
         checkpoint[_KEY] = {
             "metrics": step_metrics(trainer) if self._is_unlogged else {},
-            "step": logging_step(trainer),
+            "step": num_stepped_batches(trainer),
             "is_validating": self._is_validating,
         }
 

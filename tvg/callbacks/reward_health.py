@@ -15,10 +15,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from tvg.callbacks.reward_causes import Cause, Limits, Tally, find_causes, tally
-from tvg.callbacks.sinks import log_file, mlflow_runs, on_tensorboard
-from tvg.callbacks.steady import reported_only
-from tvg.task.report import write_text
+from tvg.core.text_files import write_text
+from tvg.report.reward_causes import Cause, Limits, Tally, find_causes, tally
+from tvg.tracking.sinks import log_file, mlflow_runs, on_tensorboard
+from tvg.tracking.steady import reported_only
 
 log = logging.getLogger(__name__)
 

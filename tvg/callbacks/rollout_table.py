@@ -12,9 +12,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from tvg.callbacks.sinks import log_table
-from tvg.callbacks.steady import reported_only
-from tvg.task.report import write_text
+from tvg.core.text_files import write_text
+from tvg.tracking.sinks import log_table
+from tvg.tracking.steady import reported_only
 
 FILE_NAME = "rollouts.jsonl"
 

@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from tvg.callbacks.sinks import log_file, mlflow_runs, on_tensorboard
-from tvg.task.report import write_json, write_text
+from tvg.core.text_files import write_json, write_text
+from tvg.tracking.sinks import log_file, mlflow_runs, on_tensorboard
 
 _PACKAGES = (
     "tvg",

@@ -17,13 +17,18 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from tvg.callbacks.filtering_record import RoundRecord, print_rounds
 from tvg.data.selection import NothingSelectedError
-from tvg.training.base import PolicyModule
+from tvg.report.filtering_rounds import RoundRecord, print_rounds
+from tvg.tracking.sinks import log_file
 from tvg.training.checkpoint import CHECKPOINTS, LAST
 from tvg.training.datamodule_base import PromptDataModule
 from tvg.training.evaluation import with_difficulty
-from tvg.training.lightning_internals import begin_epoch_afresh, forget_train_loader
+from tvg.training.lightning_internals import (
+    begin_epoch_afresh,
+    forget_train_loader,
+    num_stepped_batches,
+)
+from tvg.training.policy_module import PolicyModule
 from tvg.training.rescoring import Rescoring
 from tvg.types import GroundingExample, Segment
 
@@ -164,7 +169,8 @@ class SampleFiltering(Callback):
             num_unreadable=len(unreadable),
             mastered_above=self.mastered_above,
         )
-        record.keep(trainer, self.run_dir / FOLDER)
+        if trainer.is_global_zero:
+            self._report(trainer, record)
         self.next_round = number + 1
         if chosen:
             data.replace_train_examples(chosen)
@@ -181,6 +187,15 @@ class SampleFiltering(Callback):
             return []
         except ValueError as error:
             raise ValueError(f"{KEY}.select: {error}") from error
+
+    def _report(self, trainer: pl.Trainer, record: RoundRecord) -> None:
+        """Writes a round's files and sends them and the numbers to the loggers."""
+        for path in record.write(self.run_dir / FOLDER):
+            log_file(trainer, path, folder="filtering")
+        named = {f"train/filtering/{key}": float(value) for key, value in record.numbers().items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(named, step=num_stepped_batches(trainer))
+        log.info("%s", record)
 
     def _with_score(self, example: GroundingExample) -> GroundingExample:
         if example.qid not in self.scores:

@@ -7,11 +7,11 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from tvg.callbacks.sinks import log_picture
-from tvg.callbacks.steady import reported_only
 from tvg.plot.save import save_figure
 from tvg.plot.timeline import TimelineRow, draw_timelines
-from tvg.task.report import Prediction
+from tvg.task.predictions import Prediction
+from tvg.tracking.sinks import log_picture
+from tvg.tracking.steady import reported_only
 
 
 class Timelines(Callback):

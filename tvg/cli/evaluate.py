@@ -10,7 +10,7 @@ from tvg.config import entry_point
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
     """The console script."""
-    from tvg.evaluate import evaluate
+    from tvg.jobs.evaluate import evaluate
 
     evaluate(cfg)
 

@@ -10,7 +10,7 @@ from tvg.config import entry_point
 @entry_point("predict", texts=("video", "query"))
 def main(cfg: DictConfig) -> None:
     """The console script."""
-    from tvg.predict import predict
+    from tvg.jobs.predict import predict
 
     predict(cfg)
 

@@ -10,7 +10,7 @@ from tvg.config import entry_point
 @entry_point("prepare")
 def main(cfg: DictConfig) -> None:
     """The console script."""
-    from tvg.prepare import prepare
+    from tvg.jobs.prepare import prepare
 
     prepare(cfg)
 

@@ -13,7 +13,7 @@ from tvg.config import build, entry_point
 def main(cfg: DictConfig) -> Any:
     """The console script."""
     if cfg.train.estimate:
-        from tvg.estimate import show_estimate
+        from tvg.estimate.from_config import show_estimate
 
         return show_estimate(cfg)
     return build(cfg.job)(cfg)

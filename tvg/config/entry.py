@@ -26,6 +26,7 @@ from tvg.config.check import check
 from tvg.config.compose import CONF_DIR, compose, have_sweep, help_text
 from tvg.config.console import warnings_as_log_lines
 from tvg.config.errors import ConfigError
+from tvg.config.help import register_help
 from tvg.config.hydra_folders import remove_unused
 from tvg.config.resolvers import register_resolvers
 from tvg.config.words import (
@@ -101,6 +102,7 @@ def _command(
     conf_dir: Path,
 ) -> Callable[..., Any]:
     register_resolvers()
+    register_help()
 
     def command() -> Any:
         # torch's OpenMP reads these variables when it is loaded. Waiting threads then spin for some

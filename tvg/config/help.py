@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from tvg.config.compose import CONF_DIR
 from tvg.config.words import options_of
@@ -30,6 +31,11 @@ DESCRIPTIONS = {
     "experiment": "a whole recipe, which may choose any of the options above",
     "compat": "time_r1: what that release computes differently",
 }
+
+
+def register_help() -> None:
+    """Registers `${command_groups:}`, which the template of `--help` uses."""
+    OmegaConf.register_new_resolver("command_groups", command_groups, replace=True)
 
 
 def command_groups(config_name: str) -> str:

@@ -115,13 +115,6 @@ def module_doc(name: str) -> str:
     return inspect.cleandoc(module.__doc__ or "")
 
 
-def command_groups(config_name: str) -> str:
-    """The groups of options that a command uses, for its --help."""
-    from tvg.config import help as command_help  # imports compose, which imports this module
-
-    return command_help.command_groups(config_name)
-
-
 def resolved_config(*, _root_: DictConfig) -> str:
     """The whole resolved config as YAML; keys that hold this text itself are null in it."""
     plain = _without(OmegaConf.to_container(_root_, resolve=False), "${resolved_config:}")
@@ -146,7 +139,6 @@ def mul(*factors: float) -> float:
 
 _RESOLVERS = (
     basename,
-    command_groups,
     identity,
     job_folder,
     module_doc,

@@ -13,14 +13,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from tvg.config.file_lock import locked
 from tvg.config.hydra_folders import is_first_rank, remove_empty
 from tvg.config.identity import IDENTITY_FILE, Identity, differences, identity_of, read_identity
 from tvg.config.nodes import plain
 from tvg.config.outputs import WRITTEN, Place, check_outputs, single_files
 from tvg.config.resume_rules import may_change, refuse_changes
 from tvg.core.printable import PrintableFormatter
-from tvg.data.file_lock import locked
-from tvg.task.report import output_folder_check, write_json
+from tvg.core.text_files import output_folder_check, write_json
 
 LOCK_FILE = ".lock"
 _MANY = 10**6  # log records kept until the run begins

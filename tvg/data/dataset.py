@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch.utils.data import Dataset
 
-from tvg.data.clip import ClipLoader
-from tvg.data.decode import VideoDecoder, VideoError
-from tvg.data.sampling import FrameSampling
+from tvg.data.video.clip import ClipLoader
+from tvg.data.video.decode import VideoDecoder, VideoError
+from tvg.data.video.sampling import FrameSampling
 from tvg.types import EncodedClip, GroundingExample, LeadIn, Segment, VideoClip
 
 OnUnreadable = Literal["error", "replace", "leave_out"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tvg.model.policy import Policy
-from tvg.rollout.drawing import uniforms
+from tvg.rollout.sampling import uniforms
 from tvg.types import PromptBatch, RolloutBatch
 
 

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tvg.model.policy import Policy
 from tvg.rollout.base import Rollout
-from tvg.rollout.drawing import draw
+from tvg.rollout.sampling import draw
 from tvg.types import PromptBatch
 
 

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from tvg.core.logprobs import token_logits
-from tvg.model.completion_states import no_mask
 from tvg.model.packing import pack
-from tvg.model.policy import Policy
+from tvg.model.policy import Policy, no_mask
 from tvg.rollout.base import Rollout
-from tvg.rollout.drawing import draw
 from tvg.rollout.prefix_cache import Decoding, Prefill
+from tvg.rollout.sampling import draw
 from tvg.types import PromptBatch
 
 STEPS_PER_CHECK = 8  # checking whether all completions are finished synchronises the GPU

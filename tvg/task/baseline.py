@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from tvg.core.interval import segment_iou, temporal_iou
-from tvg.task.report import Prediction
+from tvg.task.predictions import Prediction
 from tvg.types import GroundingExample, Segment
 
 

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 from tvg.core.worker_process import WORKERS
 from tvg.data.annotations import SPLITS, Split
 from tvg.data.chat_template import DEFAULT_LIMITS, TemplateLimits
-from tvg.data.clip import ClipLoader
 from tvg.data.collate import PromptCollator
 from tvg.data.dataset import ClipSource, GroundingDataset, OnUnreadable
-from tvg.data.decode import VideoDecoder
 from tvg.data.order import BatchOrder, ResumableLoader
+from tvg.data.video.clip import ClipLoader
+from tvg.data.video.decode import VideoDecoder
 from tvg.task.grounding import GroundingTask
 from tvg.training.datamodule_examples import Examples, ExamplesDataModule, check_counts
 from tvg.training.datamodule_loaders import Envelope, EnvelopeCollator, EvalLoader, UnreadableClips

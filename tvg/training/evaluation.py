@@ -20,7 +20,7 @@ from tvg.data.readers.rules import VIDEO_MISSING
 from tvg.model.policy import Policy
 from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
-from tvg.task.report import Prediction
+from tvg.task.predictions import Prediction
 from tvg.types import GroundingExample, PromptBatch, Segment
 
 Counts = dict[str, int]

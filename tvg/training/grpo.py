@@ -17,7 +17,6 @@ from tvg.objective.policy_gradient import PolicyObjective
 from tvg.reward.weighted import WeightedReward
 from tvg.rollout.base import Rollout
 from tvg.task.grounding import GroundingTask
-from tvg.training.base import OptimizerFactory, PolicyModule, ScheduleFactory
 from tvg.training.learning import (
     Advantage,
     Learnt,
@@ -29,6 +28,7 @@ from tvg.training.learning import (
 )
 from tvg.training.lightning_internals import forget_logged
 from tvg.training.nonfinite import completion_rows
+from tvg.training.policy_module import OptimizerFactory, PolicyModule, ScheduleFactory
 from tvg.training.preflight import Preflight
 from tvg.training.reference import frozen_copy, in_use
 from tvg.training.resampling import FlatGroupResampling

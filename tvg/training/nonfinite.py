@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tvg.task.report import write_json
+from tvg.core.text_files import write_json
 from tvg.types import GroundingExample
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from lightning.pytorch import Trainer
 from tqdm import tqdm
 
 from tvg.rollout.base import Rollout
-from tvg.task.report import Prediction
-from tvg.training.base import PolicyModule
+from tvg.task.predictions import Prediction
 from tvg.training.datamodule_base import PromptDataModule
 from tvg.training.evaluation import PartialPredictions, predict_all
+from tvg.training.policy_module import PolicyModule
 from tvg.training.stopping import RoundsOfAllRanks
 from tvg.training.trained_state import fingerprint
 from tvg.types import GroundingExample

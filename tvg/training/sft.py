@@ -9,8 +9,8 @@ from torch import Tensor
 from tvg.data.collate import pad_rows
 from tvg.objective.supervised import supervised_loss
 from tvg.task.grounding import GroundingTask
-from tvg.training.base import PolicyModule
 from tvg.training.nonfinite import example_row
+from tvg.training.policy_module import PolicyModule
 from tvg.types import LossOutput, PromptBatch
 
 

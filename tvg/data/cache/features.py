@@ -12,9 +12,9 @@ import torch
 from tvg.data.cache.errors import CorruptEntry
 from tvg.data.cache.key import entry_key, file_identity
 from tvg.data.cache.store import Entry, EntryStore
-from tvg.data.clip import ClipLoader
-from tvg.data.decode import VideoDecoder, VideoError
-from tvg.data.sampling import FrameSampling
+from tvg.data.video.clip import ClipLoader
+from tvg.data.video.decode import VideoDecoder, VideoError
+from tvg.data.video.sampling import FrameSampling
 from tvg.model.vision import trunk_fingerprint
 from tvg.types import EncodedClip, LeadIn, Segment
 

@@ -13,9 +13,9 @@ import torch
 from tvg.data.cache.errors import CorruptEntry, UnusableStore
 from tvg.data.cache.key import entry_key, file_identity
 from tvg.data.cache.store import Entry, EntryStore
-from tvg.data.clip import ClipLoader
-from tvg.data.decode import VideoDecoder
-from tvg.data.sampling import FrameSampling
+from tvg.data.video.clip import ClipLoader
+from tvg.data.video.decode import VideoDecoder
+from tvg.data.video.sampling import FrameSampling
 from tvg.types import LeadIn, Segment, VideoClip
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from tvg.data.decode import VideoError, check_file
-from tvg.data.sampling import FrameSampling
+from tvg.data.video.decode import VideoError, check_file
+from tvg.data.video.sampling import FrameSampling
 from tvg.types import LeadIn, Segment
 
 VERSION = 2  # of the stored content and its computation: raise it if either changes

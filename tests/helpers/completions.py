@@ -1,0 +1,138 @@
+"""Shared by the tests of the policy's two forward ways: completions, a loss, and errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from helpers.objectives import make_objective
+from torch import Tensor
+
+from tvg.model.freezing import freeze_parts
+from tvg.model.policy import Policy
+from tvg.types import PromptBatch
+
+FULL = 7  # tokens of a completion that was cut
+LENGTHS = [FULL, 0, 3, 1, FULL, FULL, 2, 5, 0, 0, 4, 6]  # of three groups of four
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Random tokens of given lengths, and what a GRPO loss wants to know of them."""
+
+    ids: Tensor  # int64 [N, C]
+    mask: Tensor  # int64 [N, C]
+    advantages: Tensor  # float64 [N]
+    ref_logprobs: Tensor  # float64 [N, C]
+    group_size: int
+
+
+def completions(lengths: list[int], *, group_size: int = 4, seed: int = 0) -> Completions:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(lengths), max(FULL, *lengths))
+    return Completions(
+        ids=torch.randint(10, 500, shape, generator=generator),
+        mask=(torch.arange(shape[1]) < torch.tensor(lengths)[:, None]).long(),
+        advantages=torch.randn(shape[0], generator=generator, dtype=torch.float64),
+        ref_logprobs=-4 - torch.rand(shape, generator=generator, dtype=torch.float64),
+        group_size=group_size,
+    )
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The results of one pass."""
+
+    loss: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+    gradients: dict[str, Tensor]
+
+
+def learn(
+    policy: Policy,
+    prompts: PromptBatch,
+    answers: Completions,
+    *,
+    forward_by: str,
+    temperature: float = 1.0,
+    autocast: bool = False,
+) -> Learnt:
+    """GRPO's loss with its KL term by one of the forward ways, and all gradients."""
+    policy.forward_by = forward_by
+    policy.zero_grad(set_to_none=True)
+    objective = make_objective(kl_coef=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        logprobs, entropy = policy(
+            policy.encode_clips(prompts),
+            answers.ids,
+            answers.mask,
+            group_size=answers.group_size,
+            temperature=temperature,
+        )
+    loss = objective(
+        logprobs=logprobs,
+        old_logprobs=logprobs.detach(),
+        ref_logprobs=answers.ref_logprobs,
+        sampler_logprobs=None,
+        policy_old_logprobs=None,
+        entropy=entropy,
+        advantages=answers.advantages,
+        loss_mask=answers.mask,
+        denominator=objective.denominator(answers.mask),
+        num_tokens=answers.mask.sum(),
+    ).loss
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    return Learnt(loss.detach(), logprobs.detach(), entropy.detach(), gradients)
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """The difference's length over the expected one's."""
+    return float((got - expected).norm() / expected.norm().clamp_min(1e-300))
+
+
+def worst_errors(got: Learnt, expected: Learnt) -> dict[str, float]:
+    """Relative errors; "gradient" is that of the parameter which is furthest off."""
+    assert got.gradients.keys() == expected.gradients.keys()
+    return {
+        "loss": relative_error(got.loss, expected.loss),
+        "logprobs": relative_error(got.logprobs, expected.logprobs),
+        "entropy": relative_error(got.entropy, expected.entropy),
+        "gradient": max(
+            relative_error(gradient, expected.gradients[name])
+            for name, gradient in got.gradients.items()
+        ),
+    }
+
+
+def train_only(policy: Policy, *, trunk: bool) -> Policy:
+    """Trains merger and language model, and the vision trunk where asked."""
+    policy.requires_grad_(True)
+    freeze_parts(policy.model, vision=not trunk, merger=False, language=False)
+    return policy
+
+
+def without_float32_inside(monkeypatch: Any) -> None:
+    """Has the library compute its norms and the vision tower's rotations in the states' own type.
+
+    transformers casts both to float32 whatever the model's type, which in float64 leaves an error
+    of some 1e-8 in gradients: sums over completions are then rounded in another order.
+    """
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as library
+
+    from tvg.model import vision_attention
+
+    def norm(self: Any, states: Tensor) -> Tensor:
+        mean_square = states.pow(2).mean(-1, keepdim=True)
+        return self.weight * (states * torch.rsqrt(mean_square + self.variance_epsilon))
+
+    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = cos.unsqueeze(-2).to(q.dtype), sin.unsqueeze(-2).to(q.dtype)
+        half = library.rotate_half
+        return q * cos + half(q) * sin, k * cos + half(k) * sin
+
+    monkeypatch.setattr(library.Qwen2_5_VLRMSNorm, "forward", norm)
+    for user in (library, vision_attention):
+        monkeypatch.setattr(user, "apply_rotary_pos_emb_vision", rotate)

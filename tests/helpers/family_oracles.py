@@ -1,0 +1,135 @@
+"""transformers' own processors and models of each family, asked as their users ask them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers.tiny_policy import Parts
+from torch import Tensor
+from transformers.video_utils import VideoMetadata
+
+from tvg.synthetic.tiny import write_tiny_checkpoint
+from tvg.synthetic.tiny_families import write_tiny_qwen2_vl, write_tiny_qwen3_vl
+from tvg.synthetic.tiny_internvl import write_tiny_internvl
+from tvg.types import PromptBatch
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A family: Qwen2-VL's conventions, and what differs from them below.
+
+    Attributes:
+        write: makes a tiny checkpoint.
+        side: of a token in pixels.
+        is_released: whether transformers' own positions are those of the release also behind a
+            clip; else they are so up to its end.
+    """
+
+    write: Callable[..., Path]
+    side: int
+    is_released: bool
+    is_square: bool = False  # frames of one size
+
+    def texts(self, parts: Parts, text: str) -> str:
+        """What the processor is to be given in place of a chat text."""
+        return text
+
+    def inputs(self, parts: Parts, index: int) -> dict[str, Any]:
+        """What the family's processor makes of an example, told when its frames were taken."""
+        sample, processor = parts.dataset[index], parts.processor
+        messages = parts.task.messages(sample.example)
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        times_ms = (sample.clip.frame_times_s * 1000).round().long().tolist()
+        inputs = processor(
+            text=[self.texts(parts, text)],
+            videos=[sample.clip.frames],
+            video_metadata=[VideoMetadata(total_num_frames=1, fps=1e3, frames_indices=times_ms)],
+            do_sample_frames=False,
+            do_resize=False,
+            return_tensors="pt",
+        )
+        return dict(inputs)
+
+    def vision(self, pixels: Tensor, grid: Tensor) -> dict[str, Tensor]:
+        """What the model's forward is given of clips, from their patches."""
+        return {"pixel_values_videos": pixels, "video_grid_thw": grid}
+
+    def tower(self, plain: Any, pixels: Tensor, grid: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Tokens of clips, and those for further layers."""
+        found = plain.model.get_video_features(pixels, grid)
+        deepstack = [torch.cat(list(x)) for x in getattr(found, "deepstack_features", [])]
+        return torch.cat(list(found.pooler_output)), deepstack
+
+    def positions(self, plain: Any, inputs: dict[str, Any], one: PromptBatch) -> Tensor:
+        """The library's positions of one prompt."""
+        del one
+        given = {name: x for name, x in inputs.items() if not name.startswith("pixel")}
+        found, _ = plain.model.get_rope_index(**given)
+        return found
+
+    def given_positions(self, ours: Tensor) -> dict[str, Tensor]:
+        """Positions [3, 1, T] for the forward or `generate`, where its own are not asked."""
+        return {"position_ids": ours}
+
+
+class SecondsOracle(Oracle):
+    """Qwen2.5-VL: positions know the rate at which a clip was sampled."""
+
+    def positions(self, plain, inputs, one):
+        rates = {"second_per_grid_ts": (2 / one.sampled_fps).tolist()}
+        return super().positions(plain, {**inputs, **rates}, one)
+
+
+class TimedOracle(Oracle):
+    """Qwen3-VL: as released, timed steps take the place of the mark and the tokens around it."""
+
+    def texts(self, parts, text):
+        return text.replace(parts.collator.clip_text.mark, "<|video_pad|>")
+
+
+class ImagesOracle(Oracle):
+    """InternVL: frames are images, positions those of text."""
+
+    def vision(self, pixels, grid):
+        return {"pixel_values": torch.cat(list(self.images(pixels, grid)))}
+
+    def images(self, pixels, grid):
+        """Each clip's patches, written back into images one by one: [T, 3, H, W]."""
+        patches = iter(pixels.view(-1, 3, 14, 14))
+        for time, height, width in grid.tolist():
+            images = torch.empty(time, 3, height * 14, width * 14)
+            for t in range(time):
+                for row in range(0, height, 2):
+                    for column in range(0, width, 2):
+                        for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                            top, left = (row + y) * 14, (column + x) * 14
+                            images[t, :, top : top + 14, left : left + 14] = next(patches)
+            yield images
+
+    def tower(self, plain, pixels, grid):
+        found = [
+            plain.model.get_image_features(pixel_values=images).pooler_output.flatten(0, 1)
+            for images in self.images(pixels, grid)
+        ]
+        return torch.cat(found), []
+
+    def positions(self, plain, inputs, one):
+        return torch.arange(inputs["input_ids"].shape[1]).expand(3, 1, -1)
+
+    def given_positions(self, ours):
+        return {"position_ids": ours[0]}
+
+
+ORACLES: dict[str, Oracle] = {
+    "qwen2_vl": Oracle(write_tiny_qwen2_vl, 28, is_released=False),
+    "qwen2_5_vl": SecondsOracle(write_tiny_checkpoint, 28, is_released=False),
+    "qwen3_vl": TimedOracle(write_tiny_qwen3_vl, 32, is_released=True),
+    "internvl": ImagesOracle(
+        partial(write_tiny_internvl, frame_side=56), 28, is_released=True, is_square=True
+    ),
+}

@@ -1,0 +1,102 @@
+"""Parts that several tests build on: a tiny policy and a batch of real prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvg.data.collate import PromptCollator
+from tvg.data.dataset import GroundingDataset
+from tvg.data.readers import read_charades
+from tvg.data.video.clip import ClipLoader
+from tvg.data.video.decord_decoder import DecordDecoder
+from tvg.data.video.sampling import FrameSampling
+from tvg.model.adapters import no_adapter
+from tvg.model.loading import Checkpoint
+from tvg.model.policy import Policy
+from tvg.rollout.hf import HFRollout
+from tvg.task.grounding import GroundingTask
+from tvg.types import PromptBatch
+
+SMALL_FRAMES = FrameSampling(min_pixels=28 * 28, max_pixels=28 * 28)
+
+
+@dataclass(frozen=True)
+class Parts:
+    policy: Policy
+    processor: Any
+    task: GroundingTask
+    dataset: GroundingDataset
+    collator: PromptCollator
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    def batch(self, num: int) -> PromptBatch:
+        return self.collator([self.dataset[index] for index in range(num)])
+
+
+def make_checkpoint(folder: Path) -> Checkpoint:
+    """A checkpoint folder to be trained whole, in float32."""
+    return Checkpoint(
+        path=str(folder),
+        create=None,
+        dtype="float32",
+        attn_implementation="sdpa",
+        freeze_vision=False,
+        freeze_merger=False,
+        freeze_language=False,
+        gradient_checkpointing=False,
+        adapter=no_adapter,
+    )
+
+
+def make_parts(checkpoint: Path, world: Path, *, sampling: FrameSampling = SMALL_FRAMES) -> Parts:
+    spec = make_checkpoint(checkpoint)
+    processor = spec.load_processor()
+    task = make_task()
+    examples = read_charades(
+        world / "train.json", world / "videos", clamp_ends=True, drop_invalid=True
+    ).examples
+    loader = ClipLoader(sampling=sampling, decoder=DecordDecoder(num_threads=1), timeout_s=None)
+    return Parts(
+        policy=spec.load_policy(processor),
+        processor=processor,
+        task=task,
+        dataset=GroundingDataset(examples=examples, loader=loader, memory_cache=True),
+        collator=PromptCollator(task=task, processor=processor),
+    )
+
+
+def make_task(**changes: Any) -> GroundingTask:
+    settings: dict[str, Any] = {
+        "template": "{query}",
+        "template_file": None,
+        "system": None,
+        "video_first": True,
+        "answer_format": "<answer>{start_s:.1f} to {end_s:.1f}</answer>",
+        "think": False,
+        "lowercase": True,
+        "strip_period": True,
+    }
+    return GroundingTask(**{**settings, **changes})
+
+
+def make_rollout(**changes: Any) -> HFRollout:
+    settings: dict[str, Any] = {
+        "max_new_tokens": 8,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "prompts_per_call": None,
+    }
+    return HFRollout(**{**settings, **changes})
+
+
+class LengthReward:
+    """Scores by the number of characters, so that random completions of a group differ."""
+
+    def __call__(self, *, texts: list[str], **rest: Any) -> list[float]:
+        return [len(text) / 100 for text in texts]

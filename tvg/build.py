@@ -1,0 +1,120 @@
+"""From a composed config to the objects of a run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from omegaconf import DictConfig
+
+from tvg.config import build
+from tvg.data.annotations import Split
+from tvg.model.loading import Checkpoint
+from tvg.model.policy import Policy
+from tvg.reward.weighted import WeightedReward
+from tvg.rollout.base import Rollout
+from tvg.task.grounding import GroundingTask
+from tvg.tracking.run_status import ending_runs
+from tvg.tracking.steady import steady
+from tvg.training.checkpoint import AtomicCheckpointIO
+from tvg.training.datamodule_base import PromptDataModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComponents:
+    """The objects that training, evaluation and prediction share, built from the config."""
+
+    processor: Any
+    policy: Policy
+    task: GroundingTask
+    rollout: Rollout
+    data: PromptDataModule
+
+
+def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
+    """Builds task, sampler, data and model; reads annotations first, as loading weights is slow."""
+    forward_by = cfg.policy.forward if "policy" in cfg else "shared_prefix"
+    task = build(cfg.prompt)
+    checkpoint: Checkpoint = build(cfg.model)
+    processor = checkpoint.load_processor()
+    data = build_data(cfg, task=task, processor=processor)
+    data.prepare_data()
+    data.examples(split)
+    return RunComponents(
+        processor=processor,
+        policy=checkpoint.load_policy(processor, forward_by=forward_by),
+        task=task,
+        rollout=build(cfg.rollout),
+        data=data,
+    )
+
+
+def build_data(
+    cfg: DictConfig, *, task: GroundingTask | None = None, processor: Any | None = None
+) -> PromptDataModule:
+    """Builds the data module; without task and processor, it gives examples but no batches."""
+    data: PromptDataModule = build(cfg.data)(task=task, processor=processor, seed=cfg.seed)
+    return data
+
+
+def build_module(cfg: DictConfig, parts: RunComponents) -> LightningModule:
+    """Builds the objective; it gets the sampler and the rewards only if it takes them."""
+    module: LightningModule = offer(
+        build(cfg.objective),
+        policy=parts.policy,
+        tokenizer=parts.processor.tokenizer,
+        task=parts.task,
+        rollout=parts.rollout,
+        eval_rollout=parts.rollout.greedy(),
+        reward=build_reward(cfg.reward)
+        if cfg.get("reward")
+        else None,  # reward=[] for objective=sft
+        scoring_fps=cfg.policy.get("scoring_fps"),
+        seed=cfg.seed,
+    )
+    return module
+
+
+def offer(factory: Callable[..., Any], **parts: Any) -> Any:
+    """Calls `factory` with those of the parts that its signature accepts."""
+    wanted = inspect.signature(factory).parameters
+    return factory(**{name: part for name, part in parts.items() if name in wanted})
+
+
+def build_reward(cfg: DictConfig) -> WeightedReward:
+    """Builds the weighted sum of the rewards that the config names."""
+    return WeightedReward(
+        rewards={str(name): build(node.reward) for name, node in cfg.items()},
+        weights={str(name): float(node.weight) for name, node in cfg.items()},
+    )
+
+
+def build_all(nodes: DictConfig | None) -> list[Any]:
+    """Builds every entry of a group; an entry set to null is left out."""
+    return [build(node) for node in (nodes or {}).values() if node is not None]
+
+
+def build_trainer(
+    cfg: DictConfig, *, first: Sequence[Callback] = (), last: Sequence[Callback] = ()
+) -> Trainer:
+    """Builds the Lightning trainer with its loggers, callbacks and strategy.
+
+    `first` and `last` come before and after the callbacks of the config. Callbacks that save
+    checkpoints run after all of these.
+    """
+    callbacks = [*first, *build_all(cfg.get("callbacks")), *last]
+    if not cfg.trainer.get("enable_progress_bar", True):
+        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
+    loggers = steady(build_all(cfg.get("logger")))
+    with ending_runs(loggers):
+        trainer: Trainer = build(cfg.trainer)(
+            strategy=build(cfg.strategy),
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+        )
+    return trainer

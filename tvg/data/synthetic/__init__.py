@@ -1,1 +1,0 @@
-"""A procedurally generated world of short videos with queries and exact segments."""

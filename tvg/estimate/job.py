@@ -1,0 +1,119 @@
+"""Describes a training run by the numbers that determine its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tvg.estimate.activations import FLOAT, Precision, Row
+from tvg.model.shape import ModelShape, Parameters
+
+BYTES_8BIT = 2 + 2 * FLOAT / 256  # two states in 8 bits, each with a scale for 256 numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerCost:
+    """Bytes per trained parameter."""
+
+    states: float
+    scratch: float  # temporary, during the step
+    is_on_cpu: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """ZeRO stage (0: no sharding), number of devices, and offloading to CPU memory."""
+
+    devices: int = 1
+    stage: int = 0
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+
+    def share(self, least_stage: int) -> int:
+        """Number of devices across which a state is sharded, if sharded from `least_stage` on."""
+        return self.devices if self.stage >= least_stage else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training run in numbers; counts are per GPU and optimizer step."""
+
+    shape: ModelShape
+    params: Parameters
+    precision: Precision
+    is_autocast: bool  # weights are copied to half precision during a step
+    trained_bytes: int  # per trained number; adapters are float32 even with half-precision weights
+    has_masters: bool  # the optimizer keeps float32 masters of half-precision weights
+    optimizer: OptimizerCost
+    sharding: Sharding
+    gradient_copies: int  # 2 if DDP keeps its own buckets
+    has_reference: bool
+    offload_reference: bool
+    gradient_checkpointing: bool
+    forward: Literal["shared_prefix", "repeated"]
+    samples_shared: bool  # the sampler stores a prompt once, not once per completion
+    is_encoded: bool  # clips are given as trunk features
+    prompts: int  # prompts per step
+    prompts_per_call: int | None  # prompts that the sampler processes together
+    group_size: int  # 1: supervised, no sampling
+    micro_prompts: int
+    micro_completions: int
+    prompt_tokens: int
+    completion_tokens: int
+    patches: int  # patches of one prompt's clip
+    eval_prompts: int = 0  # per validation or scoring batch, one greedy completion each; 0: none
+    eval_tokens: int = 0  # length limit of those completions
+
+    @property
+    def prompts_of_all(self) -> int:
+        """Prompts of one optimizer step over all devices."""
+        return self.prompts * self.sharding.devices
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """Bytes of a checkpoint on disk: trained weights, their optimizer states and masters.
+
+        DeepSpeed also writes frozen weights.
+        """
+        masters = FLOAT if self.has_masters else 0
+        trained = self.params.trained * (self.trained_bytes + self.optimizer.states + masters)
+        frozen = self.params.frozen * self.precision.weight if self.sharding.stage else 0
+        return trained + frozen
+
+    def steps_per_epoch(self, num_examples: int) -> int:
+        """Optimizer steps that cover every example; the last may have fewer prompts."""
+        per_device = -(-num_examples // self.sharding.devices)
+        return -(-per_device // self.prompts)
+
+    @property
+    def row(self) -> Row:
+        """The largest micro-batch."""
+        return Row(
+            prompts=min(self.micro_prompts, self.prompts),
+            completions=min(self.micro_completions, self.group_size),
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            patches=self.patches,
+            forward=self.forward,
+        )
+
+
+def optimizer_cost(target: str, settings: Mapping[str, Any], *, number: int) -> OptimizerCost:
+    """The cost of an optimizer, by the name of its class or factory; unknown ones count as AdamW.
+
+    Args:
+        target: dotted path of the class or factory.
+        settings: its keyword arguments.
+        number: bytes per number of the optimized weights.
+    """
+    name = target.lower()
+    if "8bit" in name:
+        return OptimizerCost(states=BYTES_8BIT, scratch=0)
+    if "cpuadam" in name:
+        return OptimizerCost(states=2 * FLOAT, scratch=0, is_on_cpu=True)
+    is_stepped_alone = bool(settings.get("fused")) or settings.get("foreach") is False
+    scratch = 0 if is_stepped_alone else number  # torch's foreach: a temporary as large as weights
+    if name.endswith(".sgd"):
+        return OptimizerCost(states=number if settings.get("momentum") else 0, scratch=scratch)
+    return OptimizerCost(states=2 * number, scratch=scratch)

@@ -1,0 +1,143 @@
+"""Evaluation: predictions and metrics of a checkpoint on one split of a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from tvg.build import RunComponents, build_all, build_components
+from tvg.callbacks.run_record import package_versions, source_revision
+from tvg.config.run_folder import RunFolder, claimed
+from tvg.core.interruption import advising
+from tvg.core.text_files import output_folder_check, write_json, write_text
+from tvg.core.writing import remove_leftovers_of_run
+from tvg.data.annotation_writer import annotation_text, format_of
+from tvg.data.annotations import MixedSets
+from tvg.report.metrics_table import print_metrics
+from tvg.task.predictions import Prediction, write_predictions
+from tvg.tracking.evaluation_log import log_evaluation
+from tvg.tracking.steady import steady
+from tvg.training.evaluation import (
+    PartialPredictions,
+    choose_device,
+    predict_all,
+    score,
+    with_difficulty,
+)
+from tvg.training.quiet_logs import quiet_libraries
+from tvg.training.trained_state import fingerprint
+
+CONFIG_FILE = "config.yaml"
+PREDICTIONS_FILE = "predictions.jsonl"
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Writes `predictions.jsonl` and `metrics.json` under `run_dir`; returns the metrics.
+
+    To resume a stopped evaluation, run the same command with the same `run_dir`.
+    """
+    quiet_libraries()
+    with claimed(cfg, "evaluate") as folder:
+        return _evaluate(cfg, folder)
+
+
+def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
+    run_dir = folder.path
+    device = choose_device(cfg.device)
+    difficulty_file = _difficulty_file(cfg)
+    parts = build_components(cfg, split=cfg.split)
+    if difficulty_file is not None and isinstance(parts.data.source, MixedSets):
+        raise ValueError(
+            "evaluate.write_difficulty: one file stands for one data set, but "
+            f"data={cfg.data.name} mixes several: evaluate each of them"
+        )
+    if difficulty_file is not None and cfg.split != "train":
+        log.warning(
+            "evaluate.write_difficulty: rates the %s split; for a list to train on, split=train",
+            cfg.split,
+        )
+    folder.begin()
+    remove_leftovers_of_run(run_dir)
+    with advising("predictions so far are kept: the same command goes on after them"):
+        partial = _partial(cfg, parts, folder, device)
+        predictions = _predict(cfg, parts, partial, device)
+    metrics = {
+        "dataset": parts.data.name,
+        "split": cfg.split,
+        "model": cfg.model.path,
+        **parts.data.coverage(cfg.split, num_scored=len(predictions)),
+        **score(predictions, seed=cfg.seed, strict=cfg.evaluate.strict_recall),
+    }
+    write_predictions(run_dir / PREDICTIONS_FILE, predictions)
+    if difficulty_file is not None:
+        scored = with_difficulty(parts.data.examples(cfg.split), predictions, parts.task)
+        write_text(difficulty_file, annotation_text(difficulty_file, scored))
+        log.info("wrote %s", difficulty_file)
+    write_json(run_dir / "metrics.json", metrics)
+    write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(cfg, resolve=True))
+    write_json(run_dir / "run.json", {"source": source_revision(), "versions": package_versions()})
+    files = [
+        run_dir / CONFIG_FILE,
+        run_dir / "run.json",
+        run_dir / "metrics.json",
+        run_dir / PREDICTIONS_FILE,
+    ]
+    # Raises if a logger's store cannot be opened; the same command then only has to log.
+    loggers = steady(build_all(cfg.get("logger")))
+    log_evaluation(loggers, metrics, files=files, prefix=f"{cfg.split}")
+    partial.remove()
+    print_metrics({str(cfg.model.path): metrics}, title=f"{parts.data.name}, {cfg.split} split")
+    log.info("wrote %s", run_dir / "metrics.json")
+    return metrics
+
+
+def _difficulty_file(cfg: DictConfig) -> Path | None:
+    """Returns the file for difficulties, checked before any work is done."""
+    if cfg.evaluate.write_difficulty is None:
+        return None
+    path = Path(cfg.evaluate.write_difficulty)
+    try:
+        format_of(path)
+        output_folder_check(path.parent)
+    except ValueError as error:
+        raise ValueError(f"evaluate.write_difficulty: {error}") from error
+    return path
+
+
+def _partial(
+    cfg: DictConfig, parts: RunComponents, folder: RunFolder, device: torch.device
+) -> PartialPredictions:
+    """Returns the predictions of an earlier, interrupted run of the same evaluation."""
+    examples = parts.data.examples(cfg.split)  # the file may have changed but not its name
+    told = repr([(e.qid, e.raw_query or e.query, e.segment, e.window, e.lead_in) for e in examples])
+    digest = hashlib.sha256((folder.identity.digest + told).encode()).hexdigest()[:16]
+    decides = fingerprint(parts.policy.to(device)) + digest
+    return PartialPredictions(folder.path / "predictions.partial.jsonl", decides)
+
+
+def _predict(
+    cfg: DictConfig, parts: RunComponents, partial: PartialPredictions, device: torch.device
+) -> list[Prediction]:
+    examples = parts.data.examples(cfg.split)
+    skip = min(partial.num_batches * parts.data.eval_batch_size, len(examples))
+    if skip:
+        log.info("going on after %d of %d queries done before", skip, len(examples))
+    with tqdm(total=len(examples), initial=skip, unit="query", desc="evaluate") as bar:
+        return predict_all(
+            policy=parts.policy.to(device),
+            tokenizer=parts.processor.tokenizer,
+            task=parts.task,
+            rollout=parts.rollout.greedy() if cfg.greedy else parts.rollout,
+            batches=parts.data.eval_loader(cfg.split, skip=skip),
+            seed=cfg.seed,
+            device=device,
+            partial=partial,
+            on_batch=bar.update,
+        )

@@ -1,0 +1,131 @@
+"""Training: from a composed config to a trained policy and its export."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch import seed_everything
+from omegaconf import DictConfig
+
+from tvg.build import build_components, build_module, build_trainer
+from tvg.callbacks.catching_up import CatchingUp, ValidationRecord
+from tvg.callbacks.run_start import RunStart
+from tvg.config.hydra_folders import is_first_rank
+from tvg.config.record_file import RECORD_FILE
+from tvg.config.resume_rules import refuse_changes
+from tvg.config.run_folder import RunFolder, check_resumed, claimed
+from tvg.core import interruption
+from tvg.core.interruption import Interrupted
+from tvg.core.writing import remove_leftovers_of_run
+from tvg.model.exporting import export_checkpoint, rehearse_export
+from tvg.recorded import record_text
+from tvg.tracking.mlflow_guard import state_kept
+from tvg.tracking.run_status import ending_runs
+from tvg.training.checkpoint import (
+    CHECKPOINTS,
+    LAST,
+    resume_path,
+    save_last,
+)
+from tvg.training.quiet_logs import quiet_libraries
+from tvg.training.stopping import StoppableModule, resume_advice
+
+log = logging.getLogger(__name__)
+
+EXPORT = "export"
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Trains, and writes `export/`, a plain Hugging Face folder; returns the last val/miou.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM, after the step in progress was finished and saved.
+    """
+    quiet_libraries()
+    try:
+        with (
+            claimed(cfg, "train") as folder,
+            state_kept(folder.path, lambda: folder.has_begun),
+            interruption.holds_end_inside(),
+        ):
+            return _train(cfg, folder)
+    except Interrupted as stop:
+        if stop.is_agreed and not is_first_rank():
+            # If a rank exits with a nonzero code, Lightning kills all ranks that it has started,
+            # and the first one in the middle of its report.
+            raise SystemExit(0) from stop
+        stop.advice = resume_advice(Path(cfg.run_dir))
+        raise
+
+
+def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
+    run_dir = folder.path
+    gpu_check(cfg)
+    ckpt_path = resume_path(cfg.resume, run_dir)
+    start = run_start(folder, ckpt_path)
+    remove_leftovers_of_run(run_dir)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    notes = {RECORD_FILE: record_text(cfg)}  # before the checkpoint it may come from is moved
+    parts = build_components(cfg, split="train")
+    module = build_module(cfg, parts)
+    validations = ValidationRecord(run_dir=run_dir)
+    catching_up = CatchingUp(record=validations)
+    trainer = build_trainer(cfg, first=(start, catching_up), last=(validations,))
+    with ending_runs(trainer.loggers):
+        if trainer.is_global_zero:
+            rehearse_export(parts.policy, parts.processor, run_dir / EXPORT, notes=notes)
+        trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
+        folder.begin()  # in case nothing was left to train
+        if isinstance(module, StoppableModule) and module.is_stopped:
+            interruption.check(is_agreed=True)
+        catching_up.finish(trainer, module, parts.data)
+        if trainer.checkpoint_callback is not None:  # saves the end, whatever the saving interval
+            save_last(trainer, run_dir / CHECKPOINTS / LAST)
+        interruption.release()
+        if trainer.is_global_zero:
+            export = export_checkpoint(
+                parts.policy,
+                parts.processor,
+                run_dir / EXPORT,
+                notes=notes,
+            )
+            log.info("exported to %s", export)
+    miou = trainer.callback_metrics.get("val/miou", validations.metrics().get("val/miou"))
+    return None if miou is None else float(miou)
+
+
+def run_start(folder: RunFolder, checkpoint: Path | None) -> RunStart:
+    """Returns the callback that begins a run; refuses another run's checkpoint early if it can.
+
+    Raises:
+        ValueError: the checkpoint's run had settings that a resumed run cannot change.
+    """
+    if checkpoint is not None:
+        check_resumed(checkpoint, folder.identity)
+    return RunStart(
+        decides=folder.identity.decides,
+        compare=partial(refuse_changes, now=folder.identity, where=str(checkpoint)),
+        begin=folder.begin,
+        checkpoint=checkpoint,
+    )
+
+
+def gpu_check(cfg: DictConfig) -> None:
+    """Stops a GPU run on a machine with too few GPUs, before anything is read.
+
+    Raises:
+        ValueError: `trainer.accelerator` or `trainer.devices` ask for GPUs that are not there.
+    """
+    if cfg.trainer.get("accelerator") not in ("gpu", "cuda"):
+        return
+    found, wanted = torch.cuda.device_count(), cfg.trainer.get("devices")
+    if not found:
+        raise ValueError(
+            f"trainer.accelerator: {cfg.trainer.accelerator}, but torch {torch.__version__} sees "
+            "no GPU on this machine: trainer=cpu trains without one"
+        )
+    if isinstance(wanted, int) and wanted > found:
+        raise ValueError(f"trainer.devices: {wanted} GPUs are asked for, {found} found")

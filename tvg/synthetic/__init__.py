@@ -1,0 +1,1 @@
+"""Drawn videos with annotations, and tiny checkpoints: a whole run without downloads."""

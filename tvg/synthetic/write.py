@@ -1,0 +1,119 @@
+"""Writes the synthetic world to disk: mp4 files and annotations in Charades-STA's format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from tvg.core.worker_process import WORKERS
+from tvg.core.writing import remove_leftovers, whole_folder
+from tvg.synthetic.drawing import draw_clip
+from tvg.synthetic.encoding import encode_h264
+from tvg.synthetic.world import ClipScript, WorldSettings, script_clip
+
+DRAWING_VERSION = 1  # raise if the same settings draw something else
+_MANIFEST = "world.json"
+
+Progress = Callable[[int, int], None]  # clips drawn so far, clips in all
+
+
+def write_world(
+    root: Path | str,
+    *,
+    settings: WorldSettings,
+    num_clips: dict[str, int],
+    seed: int,
+    num_workers: int,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw a world of videos with annotations, unless the folder already contains it.
+
+    Writes `{train,val,test}.json` (in Charades-STA's format, with coarse segments as `hints`) and
+    `videos/<id>.mp4`. Everything is drawn into a neighbouring folder that is renamed at the end, so
+    an interrupted run leaves no incomplete world.
+
+    Args:
+        root: folder to write.
+        settings: appearance of clips; see `world_settings` for named difficulties.
+        num_clips: clips per split, e.g. {"train": 2000, "val": 50, "test": 250}.
+        seed: the same seed and settings give the same world.
+        num_workers: drawing processes; 0 draws in this process.
+        progress: called after each clip.
+
+    Returns:
+        `root` as a path.
+
+    Raises:
+        ValueError: `root` exists and contains something else.
+    """
+    root = Path(root)
+    manifest = {
+        "drawing_version": DRAWING_VERSION,
+        "settings": asdict(settings),
+        "num_clips": num_clips,
+        "seed": seed,
+    }
+    if _is_drawn(root, manifest):
+        return root
+    scripts = {
+        split: [
+            script_clip(split=split, index=index, seed=seed, settings=settings)
+            for index in range(num)
+        ]
+        for split, num in num_clips.items()
+    }
+    remove_leftovers(root.parent)
+    with whole_folder(root, replaces=False) as unfinished:
+        (unfinished / "videos").mkdir()
+        every = [script for split in scripts.values() for script in split]
+        for done, _ in enumerate(_draw_all(every, unfinished / "videos", num_workers), start=1):
+            if progress is not None:
+                progress(done, len(every))
+        for split, members in scripts.items():
+            _write_json(unfinished / f"{split}.json", {s.video_id: annotation(s) for s in members})
+        _write_json(unfinished / _MANIFEST, manifest)
+    return root
+
+
+def annotation(script: ClipScript) -> dict[str, object]:
+    """Returns the annotations of a clip: Charades-STA's keys and the coarse `hints`."""
+    return {
+        "duration": script.duration_s,
+        "timestamps": [list(segment) for segment in script.segments],
+        "sentences": list(script.queries),
+        "hints": [list(segment) for segment in script.hints],
+    }
+
+
+def _is_drawn(root: Path, manifest: dict[str, object]) -> bool:
+    """Returns whether `root` contains this world; raises ValueError for other content."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    path = root / _MANIFEST
+    found = json.loads(path.read_text()) if path.is_file() else None
+    if found == manifest:
+        return True
+    told = "a world of other settings" if found else "something that is not a synthetic world"
+    raise ValueError(f"{root} holds {told}: delete it or choose another folder")
+
+
+def _draw_all(scripts: list[ClipScript], folder: Path, num_workers: int) -> Iterator[None]:
+    draw = partial(_draw_file, folder=folder)
+    if num_workers == 0:
+        yield from map(draw, scripts)
+        return
+    # Not fork: it breaks the parent's threads (torch, a progress bar).
+    with ProcessPoolExecutor(num_workers, mp_context=WORKERS) as pool:
+        yield from pool.map(draw, scripts, chunksize=16)
+
+
+def _draw_file(script: ClipScript, *, folder: Path) -> None:
+    encode_h264(folder / f"{script.video_id}.mp4", draw_clip(script), fps=script.fps)
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""Sends metrics, files and pictures to MLflow, TensorBoard and other loggers."""
