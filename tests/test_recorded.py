@@ -40,10 +40,10 @@ prompt:
   prefill: null
   frame_times: null
 data/loader:
-  _target_: tvg.data.video.clip.ClipLoader
+  _target_: tvg.data.clip.ClipLoader
   _partial_: true
   sampling:
-    _target_: tvg.data.video.sampling.FrameSampling
+    _target_: tvg.data.sampling.FrameSampling
     fps: 3.0
     min_frames: 4
     max_frames: 96
@@ -72,7 +72,7 @@ def new_record() -> dict:
 
 
 def read(folder: Path) -> tuple[GroundingTask, ClipLoader]:
-    """The objects that prompt=recorded and data/loader=recorded build from a record."""
+    """The objects that prompt=recorded and data/clip=recorded build from a record."""
     settings = dict.fromkeys(
         (
             *("system", "video_first", "lowercase", "strip_period"),
@@ -90,7 +90,7 @@ def test_a_record_holds_plain_values_and_no_targets():
     record = new_record()
     assert record["prompt"]["parser"] == "default"
     assert record["prompt"]["template"] == "{query}"
-    assert record["data/loader"]["sampling"]["max_pixels"] == 784
+    assert record["data/clip"]["sampling"]["max_pixels"] == 784
     assert "_target_" not in str(record)
     assert "_partial_" not in str(record)
 
@@ -106,7 +106,7 @@ def test_the_record_of_an_older_version_still_loads(tmp_path):
 
 def test_a_run_from_an_older_record_writes_a_plain_one(tmp_path):
     folder = folder_with(tmp_path / "a", OLD_RECORD)
-    words = ["prompt=recorded", "data/loader=recorded", f"model.path={folder}"]
+    words = ["prompt=recorded", "data/clip=recorded", f"model.path={folder}"]
     text = record_text(compose("train", words).cfg)
     assert "_target_" not in text
     task, loader = read(folder_with(tmp_path / "b", text))
@@ -131,7 +131,7 @@ def test_a_prompt_with_interpolation_marks_is_recorded_as_text(tmp_path):
 
 def test_the_time_limit_of_a_checkpoint_can_be_overridden(tmp_path):
     folder = folder_with(tmp_path / "a", yaml.safe_dump(new_record()))
-    words = [f"model.path={folder}", "video=a.mp4", "query=a", "loader.timeout_s=3"]
+    words = [f"model.path={folder}", "video=a.mp4", "query=a", "clip.timeout_s=3"]
     loader = build(compose("predict", words).cfg.loader)(decoder=PyAVDecoder(num_threads=1))
     assert loader.timeout_s == 3
 
@@ -150,13 +150,13 @@ def test_the_time_limit_of_a_checkpoint_can_be_overridden(tmp_path):
         ("prompt.parser", "os.system", "expected one of default, time_r1"),
         ("prompt.sistem", "a", "no such option; did you mean 'system'"),
         ("prompt", [1], "expected a mapping, got [1]"),
-        ("data/loader.timeout_s", -1, "expected a number above 0, or null, got -1"),
-        ("data/loader.timeout_s", float("inf"), "expected a finite number"),
-        ("data/loader.decoder", "a", "no such option"),
-        ("data/loader.sampling", None, "expected a mapping, got None"),
-        ("data/loader.sampling.fps", True, "expected a number above 0, got True"),
-        ("data/loader.sampling.max_frames", 10**13, "expected a whole number above 0"),
-        ("data/loader.sampling.min_frames", 1000, "min_frames must not exceed max_frames"),
+        ("data/clip.timeout_s", -1, "expected a number above 0, or null, got -1"),
+        ("data/clip.timeout_s", float("inf"), "expected a finite number"),
+        ("data/clip.decoder", "a", "no such option"),
+        ("data/clip.sampling", None, "expected a mapping, got None"),
+        ("data/clip.sampling.fps", True, "expected a number above 0, got True"),
+        ("data/clip.sampling.max_frames", 10**13, "expected a whole number above 0"),
+        ("data/clip.sampling.min_frames", 1000, "min_frames must not exceed max_frames"),
         ("reward", {"a": 1}, "no section 'reward'"),
     ],
 )

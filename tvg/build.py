@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from tvg.config import build
 from tvg.data.annotations import Split
-from tvg.model.loading import Checkpoint
+from tvg.model.loading import ModelSource
 from tvg.model.policy import Policy
 from tvg.reward.weighted import WeightedReward
 from tvg.rollout.base import Rollout
@@ -39,14 +39,14 @@ def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
     """Builds task, sampler, data and model; reads annotations first, as loading weights is slow."""
     forward_by = cfg.policy.forward if "policy" in cfg else "shared_prefix"
     task = build(cfg.prompt)
-    checkpoint: Checkpoint = build(cfg.model)
-    processor = checkpoint.load_processor()
+    source: ModelSource = build(cfg.model)
+    processor = source.load_processor()
     data = build_data(cfg, task=task, processor=processor)
     data.prepare_data()
     data.examples(split)
     return RunComponents(
         processor=processor,
-        policy=checkpoint.load_policy(processor, forward_by=forward_by),
+        policy=source.load_policy(processor, forward_by=forward_by),
         task=task,
         rollout=build(cfg.rollout),
         data=data,

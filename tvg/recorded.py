@@ -31,13 +31,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROMPT, LOADER = "prompt", "data/loader"  # sections of a record: config groups
-RECORDED_KEYS = {PROMPT: "prompt", LOADER: "data.loader"}  # group -> config key
+PROMPT, LOADER = "prompt", "data/clip"  # sections of a record: config groups
+RECORDED_KEYS = {PROMPT: "prompt", LOADER: "data.clip"}  # group -> config key
+FORMER_SECTIONS = {"data/loader": LOADER}  # of exports made before 2026-11-29
 AS_RECORDED = "recorded"
 OWN = "own:"  # prefix of the dotted path of user code, which a record only mentions
 TASK = "tvg.task.grounding.GroundingTask"
 CLIP_LOADER = "tvg.data.video.clip.ClipLoader"
 FRAME_SAMPLING = "tvg.data.video.sampling.FrameSampling"
+FORMER_TARGETS = {  # in records made before 2026-11-28, which named classes
+    CLIP_LOADER: "tvg.data.clip.ClipLoader",
+    FRAME_SAMPLING: "tvg.data.sampling.FrameSampling",
+}
 
 
 def record_text(cfg: DictConfig) -> str:
@@ -98,7 +103,7 @@ def recorded_loader(
 
     Args:
         folder: checkpoint folder; None if there is none yet.
-        fallback: option of `data/loader` for checkpoints without a record (all except our exports).
+        fallback: option of `data/clip` for checkpoints without a record (all except our exports).
             For checkpoints with a record, it provides the settings that are not recorded.
         timeout_s: as for `ClipLoader`, or "recorded".
 
@@ -216,7 +221,7 @@ def _loader_values(folder: str | None, fallback: str) -> dict[str, Any]:
         node = OmegaConf.to_container(compose_option(LOADER, fallback), resolve=True)
         return _loader_record(node)
     where = f"{folder}/{RECORD_FILE}: {LOADER}"
-    _refuse_own(section, "loader", where, "data/loader=qwen")
+    _refuse_own(section, "loader", where, "data/clip=qwen")
     section = _without_target(section, CLIP_LOADER, where)
     sampling = section.pop("sampling", None)
     if not isinstance(sampling, dict):
@@ -236,7 +241,7 @@ def _section(folder: str | None, group: str, fallback: str) -> dict[str, Any] | 
         if folder is not None:
             log.warning("%s holds no %s: using %s=%s", folder, RECORD_FILE, group, fallback)
         return None
-    record = read_record(path)
+    record = {FORMER_SECTIONS.get(name, name): value for name, value in read_record(path).items()}
     if group not in record:
         raise ConfigError(f"{path}: expected the key {group!r}, got {sorted(record)}")
     if unknown := sorted(set(record) - set(RECORDED_KEYS)):
@@ -249,7 +254,7 @@ def _section(folder: str | None, group: str, fallback: str) -> dict[str, Any] | 
 
 def _without_target(node: dict[str, Any], target: str, where: str) -> dict[str, Any]:
     """Removes the `_target_` that versions before 2026-11-28 wrote; refuses any other."""
-    if "_target_" in node and node["_target_"] != target:
+    if "_target_" in node and node["_target_"] not in (target, FORMER_TARGETS.get(target)):
         raise _names_code(where, node)
     if "_partial_" in node and ("_target_" not in node or node["_partial_"] is not True):
         raise _names_code(where, node)

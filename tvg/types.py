@@ -154,7 +154,7 @@ class RolloutBatch(_Batch):
     completion_ids: Tensor  # int64 [N, C], right-padded
     completion_mask: Tensor  # int64 [N, C]: 1 up to and including the first EOS
     # float32 [N, C], log-probs of the sampler before top_p and top_k; 0 where masked
-    old_logprobs: Tensor
+    sampler_logprobs: Tensor
     texts: list[str] = field(default_factory=list)  # length N, special tokens removed
     is_finished: Tensor  # bool [N]: ended by EOS, not truncated at the length limit
 
@@ -168,7 +168,7 @@ class RolloutBatch(_Batch):
             group_size=len(completions),
             completion_ids=self.completion_ids[places],
             completion_mask=self.completion_mask[places],
-            old_logprobs=self.old_logprobs[places],
+            sampler_logprobs=self.sampler_logprobs[places],
             texts=[self.texts[row] for row in rows.tolist()] if self.texts else [],
             is_finished=self.is_finished[places],
         )
@@ -179,7 +179,7 @@ class RewardOutput:
     """The weighted total, and the raw value of each reward, which is logged as its own column."""
 
     total: Tensor  # float32 [N]
-    parts: dict[str, Tensor]  # name -> float32 [N], before weighting
+    components: dict[str, Tensor]  # name -> float32 [N], before weighting
 
 
 @dataclass(frozen=True, kw_only=True)

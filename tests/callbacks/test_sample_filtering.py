@@ -114,7 +114,7 @@ def fit(tiny_checkpoint, tiny_world, train_file, tmp_path):
         files = {"train_file": str(train_file), "val_file": str(tiny_world / "val.json")}
         words = {
             "name": "small", "on_missing": "error", "decoder": DecordDecoder(num_threads=1),
-            "loader": functools.partial(ClipLoader, sampling=SMALL_FRAMES, timeout_s=None),
+            "clip": functools.partial(ClipLoader, sampling=SMALL_FRAMES, timeout_s=None),
             "cache": uncached, "selection": keep_all, "padding": no_padding, "batch_size": 3,
             "eval_batch_size": 2, "num_workers": 0, "shuffle": True, "memory_cache": True,
             "use_windows": True,
@@ -133,7 +133,7 @@ def fit(tiny_checkpoint, tiny_world, train_file, tmp_path):
             schedule=functools.partial(warmup_schedule, name="linear", warmup_steps=0),
             max_grad_norm=None,
             max_skipped_steps=5,
-            part_lr={},
+            component_lr={},
             seed=0,
         )
         filtering = SampleFiltering(

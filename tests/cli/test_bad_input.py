@@ -45,11 +45,11 @@ def attempt(command, files, tiny_checkpoint):
             given.append(f"model.path={tiny_checkpoint}")
         if name == "predict":
             given += [f"video={files / 'videos' / video}", "query=a ball"]
-            given += ["data/loader@loader=one_token"]
+            given += ["data/clip@clip=one_token"]
         else:
             given += [
                 "data=charades",
-                "data/loader=one_token",
+                "data/clip=one_token",
                 f"data.video_dir={files / 'videos'}",
             ]
             given += [f"data.{split}_file={files / 'a.json'}" for split in ("train", "val", "test")]

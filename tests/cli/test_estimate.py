@@ -15,7 +15,7 @@ from tvg.data.video.clip import ClipLoader
 from tvg.estimate.activations import Precision
 from tvg.estimate.from_config import STEP_TOKENS, make_job, training_list
 from tvg.estimate.text import run_size, size
-from tvg.model.loading import Checkpoint
+from tvg.model.loading import ModelSource
 
 ESTIMATE = "train.estimate=true"
 
@@ -59,7 +59,7 @@ def nothing_loads(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("an estimate loads nothing")
 
-    monkeypatch.setattr(Checkpoint, "load_policy", refuse)
+    monkeypatch.setattr(ModelSource, "load_policy", refuse)
     monkeypatch.setattr(ClipLoader, "load", refuse)
 
 
@@ -188,10 +188,10 @@ def test_the_largest_prompt(tiny):
     assert longest.prompt_tokens - short.prompt_tokens == 384 - 6
     # Qwen's budget of 3,584 tokens, whatever the length; but 768 frames take at least
     # 1.05 * 16 tokens a pair.
-    words = ["data/loader=qwen", "data.max_prompt_tokens=8192"]
+    words = ["data/clip=qwen", "data.max_prompt_tokens=8192"]
     assert job(tiny, *words, clip_s=60.0).patches == 3540 * 4  # 60 pairs of 59 tokens
     assert job(tiny, *words).patches == 384 * 16 * 4
-    limited = job(tiny, "data/loader=qwen", "data.max_prompt_tokens=1000")
+    limited = job(tiny, "data/clip=qwen", "data.max_prompt_tokens=1000")
     assert limited.prompt_tokens == 1000
     # Some prompts say the time of each step.
     timed, untimed = (

@@ -21,11 +21,11 @@ SMALL = [
     "objective.optimizer.lr=1e-3",
     "rollout.max_new_tokens=6",
     "logger=csv",
-    "+reward.length={weight:1.0,reward:{_target_:parts.LengthReward}}",
+    "+reward.length={weight:1.0,reward:{_target_:helpers.tiny_policy.LengthReward}}",
 ]
 FAMILIES = {
     "tiny_qwen2_vl": ["prompt.frame_times='{time_s:.1f}s'"],
-    "tiny_qwen3_vl": ["data/loader=one_token_32"],
+    "tiny_qwen3_vl": ["data/clip=one_token_32"],
     "tiny_internvl": ["prompt.frame_times='{time_s:.1f}s '"],
 }
 
@@ -69,5 +69,5 @@ def read_metrics(run_dir: Path) -> dict[str, str]:
 
 def test_frames_for_tokens_of_another_size_are_refused(command, world, tmp_path):
     done = command("train", *world, *SMALL, "model=tiny_qwen3_vl", f"run_dir={tmp_path / 'run'}")
-    assert "data.loader.sampling.resize_factor: a token of this model is 32 pixels" in done.error
-    assert "data/loader=qwen3" in done.error
+    assert "data.clip.sampling.resize_factor: a token of this model is 32 pixels" in done.error
+    assert "data/clip=qwen3" in done.error

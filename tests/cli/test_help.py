@@ -41,8 +41,8 @@ def test_training_shows_its_groups(command):
 @pytest.mark.parametrize(
     ("name", "shown", "hidden"),
     [
-        ("evaluate", {"data/loader", "logger", "experiment"}, {"objective", "reward", "trainer"}),
-        ("predict", {"data/loader@loader", "data/decoder@decoder", "rollout"}, {"data", "logger"}),
+        ("evaluate", {"data/clip", "logger", "experiment"}, {"objective", "reward", "trainer"}),
+        ("predict", {"data/clip@clip", "data/decoder@decoder", "rollout"}, {"data", "logger"}),
         ("prepare", {"data", "data/cache", "logger"}, {"prompt", "rollout", "callbacks"}),
     ],
 )

@@ -14,7 +14,7 @@ from helpers.hostile_targets import hostile_nodes, pickle_that_writes, script_th
 def with_a_target(folder: Path, marker: Path) -> None:
     """A record whose parser and sampling are one of our own writers."""
     node = hostile_nodes(folder, marker)["tvg.core.text_files.write_text"]
-    record = {"prompt": {"parser": node}, "data/loader": {"sampling": dict(node)}}
+    record = {"prompt": {"parser": node}, "data/clip": {"sampling": dict(node)}}
     (folder / "tvg.yaml").write_text(yaml.safe_dump(record))
 
 

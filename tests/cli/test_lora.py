@@ -35,8 +35,9 @@ def test_a_cold_start_and_reinforcement_learning_with_adapters(
     assert weights(sft / "export").keys() == weights(tiny_checkpoint).keys()
     done = command(
         "train", *words, f"model.path={sft / 'export'}", f"run_dir={grpo}",
-        "objective.loss.kl_coef=0.1", "objective.group_size=3", "objective.part_lr.adapter=1e-3",
-        "+reward.odd.weight=1.0", "+reward.odd.reward._target_=parts.LengthReward",
+        "objective.loss.kl_coef=0.1", "objective.group_size=3",
+        "objective.component_lr.adapter=1e-3",
+        "+reward.odd.weight=1.0", "+reward.odd.reward._target_=helpers.tiny_policy.LengthReward",
     )  # fmt: skip
     assert done.code == 0, done.err
     before, after = weights(sft / "export"), weights(grpo / "export")
@@ -56,5 +57,5 @@ def test_contradictions_are_told_before_anything_is_loaded(command, world, tmp_p
         "train", *world, "model/adapter=lora", "model.path=nowhere", "model.freeze_language=true",
         "model.adapter.dropout=0.1", f"run_dir={tmp_path / 'run'}",
     ).error  # fmt: skip
-    assert "model.adapter: parts and full_parts name language" in error
+    assert "model.adapter: parts and full_components name language" in error
     assert "model.adapter.dropout: must be 0" in error

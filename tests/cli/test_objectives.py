@@ -13,7 +13,7 @@ SMALL = [
     "trainer.limit_val_batches=0",
     "trainer.enable_progress_bar=false",
     "data.batch_size=2",
-    "data/loader=one_token",
+    "data/clip=one_token",
     "objective.micro_batch_size=1",
     "objective.group_size=4",
     "objective.num_updates=2",
@@ -24,7 +24,7 @@ SMALL = [
     "callbacks=[]",
     "logger=csv",
     "reward=[]",
-    "+reward.length={weight:1.0,reward:{_target_:parts.LengthReward}}",
+    "+reward.length={weight:1.0,reward:{_target_:helpers.tiny_policy.LengthReward}}",
 ]
 # What the last of the two updates must show: the policy has moved since it sampled.
 OBJECTIVES = {

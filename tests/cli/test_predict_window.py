@@ -47,7 +47,7 @@ def predicted(monkeypatch, tmp_path, minute):
         monkeypatch.setattr(tvg.jobs.predict, "_predict", answered)
         words = [
             "model.path=none",
-            "data/loader@loader=one_token",
+            "data/clip@clip=one_token",
             f"video={minute}",
             "query=anything",
             f"window={window}",

@@ -123,7 +123,7 @@ def collection(tmp_path, write_video):
         (folder / "a.json").write_text(json.dumps(dict.fromkeys(everything, entry)))
         return [
             "data=charades",
-            "data/loader=one_token",
+            "data/clip=one_token",
             f"data.annotation_file={folder}/a.json",
             f"data.video_dir={videos}",
             f"data.cache.folder={folder}/cache",
@@ -324,7 +324,7 @@ def test_a_share_of_a_mixture_is_counted_and_all_of_it_looked_at(command, collec
         "data.weights.charades=0.1",
         f"data.sets.charades.train_file={tmp_path}/a.json",
         f"data.sets.charades.video_dir={tmp_path}/videos",
-        "data/loader=one_token",
+        "data/clip=one_token",
         f"data.cache.folder={tmp_path}/cache",
         f"prepare.report={tmp_path}/r.json",
         "prepare.split=train",

@@ -33,9 +33,9 @@ def real(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
         "data=charades",
         *(f"data.{split}_file={file}" for split in ("train", "val", "test")),
         f"data.video_dir={videos}",
-        "data/loader=one_token",
+        "data/clip=one_token",
         "data.num_workers=0",
-        "data.loader.sampling.max_frames=8",
+        "data.clip.sampling.max_frames=8",
         "data.limit_val=1",
         "data.batch_size=1",
     ]
@@ -78,9 +78,9 @@ def test_predict_on_the_real_clip(command, release, shared_dir, tmp_path):
         f"model.path={release}",
         f"video={video}",
         "query=a person is eating some food.",
-        "data/loader@loader=qwen",
-        "loader.timeout_s=null",
-        "loader.sampling.max_frames=16",
+        "data/clip@clip=qwen",
+        "clip.timeout_s=null",
+        "clip.sampling.max_frames=16",
         "rollout.max_new_tokens=8",
         f"picture={tmp_path / 'answer.png'}",
     )
@@ -103,7 +103,7 @@ def test_reinforced_with_a_kl_and_reloaded_in_transformers(command, release, rea
         "objective.group_size=2",
         "objective.loss.kl_coef=0.1",
         "objective.optimizer.lr=1e-3",
-        "+reward.length={weight:1.0,reward:{_target_:parts.LengthReward}}",
+        "+reward.length={weight:1.0,reward:{_target_:helpers.tiny_policy.LengthReward}}",
         "data/cache=none",
         f"run_dir={run}",
     )

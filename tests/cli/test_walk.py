@@ -99,7 +99,7 @@ def test_3_reinforced_with_everything_in_mlflow(command, world, walked):
         "objective.loss.kl_coef=0.1",
         "objective.optimizer.lr=1e-3",
         "reward.format.reward.think=false",
-        "+reward.length={weight:1.0,reward:{_target_:parts.LengthReward}}",
+        "+reward.length={weight:1.0,reward:{_target_:helpers.tiny_policy.LengthReward}}",
         "data.batch_size=1",
         "logger=[csv,mlflow]",
         f"logger.mlflow.tracking_uri=sqlite:///{store}",

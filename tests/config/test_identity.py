@@ -47,7 +47,7 @@ def name_of(files, composed):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"prompt.fallback": "short"}, {"data.loader.fallback": "qwen3"}, {"seed": 3},
+    [{"prompt.fallback": "short"}, {"data.clip.fallback": "qwen3"}, {"seed": 3},
      {"rollout.max_new_tokens": 9}, {"greedy": False}, {"evaluate.strict_recall": True},
      {"data.limit_test": 1}, {"split": "train"}],
 )  # fmt: skip

@@ -18,10 +18,10 @@ PLACES = (
     "prompt.system",
     "prompt.think",
     "prompt.prefill",
-    "data/loader",
-    "data/loader.sampling",
-    "data/loader.sampling.fps",
-    "data/loader.timeout_s",
+    "data/clip",
+    "data/clip.sampling",
+    "data/clip.sampling.fps",
+    "data/clip.timeout_s",
     "model",
 )
 TEXTS = {"prompt.template", "prompt.system", "prompt.prefill"}

@@ -214,7 +214,7 @@ def test_the_papers_commands_name_what_there_is():
     assert not any("$" in word for word in words)
     for word in words:
         group, _, option = cut(word)
-        if group in ("experiment", "model", "data", "prompt", "data/loader", "data/selection"):
+        if group in ("experiment", "model", "data", "prompt", "data/clip", "data/selection"):
             assert (CONF_DIR / group / f"{option}.yaml").is_file(), word
     assert {w.removeprefix("experiment=") for w in words if w.startswith("experiment=")} == {
         *RECIPES

@@ -31,7 +31,7 @@ def optimizer(target: str, **strategy: Any) -> dict[str, Any]:
 
 def sampling(**changes: Any) -> dict[str, Any]:
     bounds = {"min_frames": 4, "max_frames": 8, "min_pixels": 4, "max_pixels": 8}
-    return {"data": {"loader": {"sampling": bounds | changes}}}
+    return {"data": {"clip": {"sampling": bounds | changes}}}
 
 
 # (what cannot work, the key that the message begins with, the nearest config that can)
@@ -234,7 +234,7 @@ CASES = {
     ),
     "frames": (
         sampling(min_frames=16),
-        "data.loader.sampling.min_frames: 16 is more than max_frames=8",
+        "data.clip.sampling.min_frames: 16 is more than max_frames=8",
         sampling(),
     ),
     "missing videos": (
@@ -265,7 +265,7 @@ CASES = {
     ),
     "pixels": (
         sampling(min_pixels=16),
-        "data.loader.sampling.min_pixels: 16 is more than max_pixels=8",
+        "data.clip.sampling.min_pixels: 16 is more than max_pixels=8",
         sampling(min_pixels=8),
     ),
 }

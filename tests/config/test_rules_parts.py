@@ -20,24 +20,24 @@ def problems(config: dict[str, Any]) -> list[str]:
 
 
 def lora(*parts: str, full: tuple[str, ...] = (), dropout: float = 0.0, **model: Any):
-    adapter = {"parts": list(parts), "full_parts": list(full), "dropout": dropout}
+    adapter = {"components": list(parts), "full_components": list(full), "dropout": dropout}
     return {"model": {**model, "adapter": adapter}}
 
 
-def rates(**part_lr: float | None) -> dict[str, Any]:
-    return {"objective": {"part_lr": part_lr}}
+def rates(**component_lr: float | None) -> dict[str, Any]:
+    return {"objective": {"component_lr": component_lr}}
 
 
 # (what cannot work, the key that the message begins with, the nearest config that can)
 CASES = {
     "adapters on a frozen part": (
         {**lora("language", freeze_language=True), **SFT},
-        "model.adapter: parts and full_parts name language, but model.freeze_language is true",
+        "model.adapter: parts and full_components name language, but model.freeze_language is true",
         {**lora("language", freeze_vision=True, freeze_merger=True), **SFT},
     ),
     "a frozen part in full": (
         {**lora("language", full=("merger",), freeze_merger=True), **SFT},
-        "model.adapter: parts and full_parts name merger, but model.freeze_merger is true",
+        "model.adapter: parts and full_components name merger, but model.freeze_merger is true",
         {**lora("language", full=("merger",), freeze_merger=False), **SFT},
     ),
     "dropout beside a sampler": (
@@ -57,17 +57,17 @@ CASES = {
     ),
     "a rate for a frozen part": (
         {"model": {"freeze_vision": True}, **rates(vision=1e-6)},
-        "objective.part_lr.vision: 1e-06 is the learning rate of a part that is not trained",
+        "objective.component_lr.vision: 1e-06 is the learning rate of a part that is not trained",
         {"model": {"freeze_vision": False}, **rates(vision=1e-6)},
     ),
     "a rate for the weights under adapters": (
         {**lora("language"), **rates(language=1e-6)},
-        "objective.part_lr.language: 1e-06 is",
+        "objective.component_lr.language: 1e-06 is",
         {**lora("language"), **rates(language=None, adapter=1e-4)},
     ),
     "a rate for no adapters": (
         {"model": {}, **rates(adapter=1e-4)},
-        "objective.part_lr.adapter: 0.0001 is",
+        "objective.component_lr.adapter: 0.0001 is",
         {**lora("language", full=("merger",)), **rates(adapter=1e-4, merger=1e-6)},
     ),
 }

@@ -196,14 +196,14 @@ def test_rows_of_rollouts_take_whole_groups(parts, samples):
         group_size=2,
         completion_ids=ids,
         completion_mask=ids % 2,
-        old_logprobs=-ids.float(),
+        sampler_logprobs=-ids.float(),
         texts=list("uvwxyz"),
         is_finished=torch.tensor([True, False, True, True, False, False]),
     )
     part = rollout.part(range(1, 2), range(2))
     assert part.completion_ids.tolist() == ids[2:4].tolist()
     assert part.completion_mask.tolist() == (ids[2:4] % 2).tolist()
-    assert part.old_logprobs.tolist() == (-ids[2:4].float()).tolist()
+    assert part.sampler_logprobs.tolist() == (-ids[2:4].float()).tolist()
     assert part.texts == ["w", "x"]
     assert part.is_finished.tolist() == [True, True]
     assert part.group_size == 2

@@ -109,7 +109,7 @@ def test_bytes_of_each_number(tiny_checkpoint, words, trained, frozen, optimizer
 
 
 def test_a_part_trained_in_full_has_its_own_reference(tiny_checkpoint):
-    made = job(tiny_checkpoint, "model.adapter.full_parts=[merger]")
+    made = job(tiny_checkpoint, "model.adapter.full_components=[merger]")
     own = made.params.trained - made.params.adapters
     assert own > 0
     assert {line.name: line.gpu for line in estimate(made)}["reference"] == 4 * own

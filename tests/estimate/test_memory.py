@@ -16,7 +16,7 @@ from tvg.estimate.meta import meta_model
 from tvg.estimate.remedies import remedies
 from tvg.model.adapters import no_adapter
 from tvg.model.freezing import freeze_parts
-from tvg.model.loading import Checkpoint
+from tvg.model.loading import ModelSource
 from tvg.model.shape import ModelShape, Parameters, count_parameters, shape_of
 
 GIB = 2**30
@@ -333,7 +333,7 @@ def test_7b_in_full_with_its_reference_on_one_card_of_140_gib():
 def test_a_model_without_weights_has_the_parameters_of_one_with_them(
     tiny_checkpoint, freeze_vision
 ):
-    spec = Checkpoint(
+    spec = ModelSource(
         path=str(tiny_checkpoint),
         create=None,
         dtype="float32",

@@ -77,7 +77,7 @@ def make_module(parts: Any, **changes: Any) -> GRPOModule:
         "schedule": functools.partial(warmup_schedule, name="constant", warmup_steps=0),
         "max_grad_norm": None,
         "max_skipped_steps": 5,
-        "part_lr": {},
+        "component_lr": {},
         "seed": 0,
     }
     module = GRPOModule(**{**settings, **changes})

@@ -10,7 +10,7 @@ import torch
 from helpers.tiny_policy import Parts, make_parts
 
 from tvg.model.adapters import LoRA
-from tvg.model.loading import Checkpoint
+from tvg.model.loading import ModelSource
 from tvg.model.policy import Policy
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -22,8 +22,8 @@ def lora(**changes: Any) -> LoRA:
         "alpha": 8,
         "dropout": 0.0,
         "target_modules": TARGETS,
-        "parts": ["language"],
-        "full_parts": [],
+        "components": ["language"],
+        "full_components": [],
         "seed": 0,
     }
     return LoRA(**{**settings, **changes})
@@ -40,7 +40,7 @@ def make_lora_parts(
     **changes: Any,
 ) -> Parts:
     """As `make_parts`, with adapters; changes are the adapter's."""
-    spec = Checkpoint(
+    spec = ModelSource(
         path=str(checkpoint),
         create=None,
         dtype=dtype,

@@ -13,7 +13,7 @@ from tvg.data.video.clip import ClipLoader
 from tvg.data.video.decord_decoder import DecordDecoder
 from tvg.data.video.sampling import FrameSampling
 from tvg.model.adapters import no_adapter
-from tvg.model.loading import Checkpoint
+from tvg.model.loading import ModelSource
 from tvg.model.policy import Policy
 from tvg.rollout.hf import HFRollout
 from tvg.task.grounding import GroundingTask
@@ -38,9 +38,9 @@ class Parts:
         return self.collator([self.dataset[index] for index in range(num)])
 
 
-def make_checkpoint(folder: Path) -> Checkpoint:
+def make_checkpoint(folder: Path) -> ModelSource:
     """A checkpoint folder to be trained whole, in float32."""
-    return Checkpoint(
+    return ModelSource(
         path=str(folder),
         create=None,
         dtype="float32",

@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tvg.model.adapters import drop_adapters, merged_state
 from tvg.model.exporting import export_checkpoint
-from tvg.model.loading import Checkpoint
+from tvg.model.loading import ModelSource
 from tvg.training.reference import frozen_copy
 
 
@@ -97,7 +97,7 @@ def test_the_merged_export_is_a_plain_checkpoint_that_scores_alike(
     assert {n: (v.shape, v.dtype) for n, v in ours.items()} == {
         n: (v.shape, v.dtype) for n, v in base.items()
     }
-    spec = Checkpoint(
+    spec = ModelSource(
         path=str(folder),
         create=None,
         dtype="float32",
@@ -147,10 +147,10 @@ def test_peft_loads_the_adapters_on_the_model_they_were_trained_on(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"full_parts": ["merger"]},
-        {"full_parts": ["vision", "merger"]},
-        {"parts": ["vision", "merger", "language"], "target_modules": "all-linear"},
-        {"parts": ["merger"], "target_modules": ["mlp.0"], "full_parts": ["vision"]},
+        {"full_components": ["merger"]},
+        {"full_components": ["vision", "merger"]},
+        {"components": ["vision", "merger", "language"], "target_modules": "all-linear"},
+        {"components": ["merger"], "target_modules": ["mlp.0"], "full_components": ["vision"]},
     ],
     ids=["merger", "tower", "everywhere", "merger_adapted"],
 )
@@ -185,7 +185,7 @@ def test_sampling_is_from_the_adapted_model(parts):
         logprobs, _ = parts.policy(
             batch, drawn.completion_ids, drawn.completion_mask, group_size=2, temperature=1.0
         )
-    torch.testing.assert_close(logprobs, drawn.old_logprobs, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logprobs, drawn.sampler_logprobs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -194,10 +194,16 @@ def test_sampling_is_from_the_adapted_model(parts):
         ({"rank": 0}, r"^model.adapter.rank: expected at least 1, got 0"),
         ({"alpha": 0.0}, r"^model.adapter.alpha: expected more than 0, got 0.0"),
         ({"dropout": 1.0}, r"^model.adapter.dropout: expected 0 <= dropout < 1, got 1.0"),
-        ({"parts": []}, r"^model.adapter.parts: expected at least one part"),
-        ({"parts": ["eyes"]}, r"^model.adapter.parts: expected a list of vision, merger, language"),
-        ({"parts": "language"}, r"^model.adapter.parts: expected a list"),
-        ({"full_parts": ["language"]}, r"^model.adapter.full_parts: language is in model.adapter"),
+        ({"components": []}, r"^model.adapter.components: expected at least one part"),
+        (
+            {"components": ["eyes"]},
+            r"^model.adapter.components: expected a list of vision, merger, language",
+        ),
+        ({"components": "language"}, r"^model.adapter.components: expected a list"),
+        (
+            {"full_components": ["language"]},
+            r"^model.adapter.full_components: language is in model.adapter",
+        ),
         ({"target_modules": "q_proj"}, r"^model.adapter.target_modules: expected a list .*q_proj"),
     ],
 )
@@ -212,10 +218,13 @@ def test_settings_out_of_range_are_refused(changes, told):
         ({"target_modules": ["lm_head"]}, r"target_modules: 'lm_head' cannot be adapted"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, r"'embed_tokens' cannot be adapted"),
         ({"target_modules": ["qkv"]}, r"called 'qkv'; there are down_proj, gate_proj, k_proj"),
-        ({"freeze_language": True}, r"adapter.parts: language .* model.freeze_language is true"),
         (
-            {"freeze_merger": True, "full_parts": ["merger"]},
-            r"adapter.full_parts: merger .* model.freeze_merger is true",
+            {"freeze_language": True},
+            r"adapter.components: language .* model.freeze_language is true",
+        ),
+        (
+            {"freeze_merger": True, "full_components": ["merger"]},
+            r"adapter.full_components: merger .* model.freeze_merger is true",
         ),
     ],
 )

@@ -83,7 +83,7 @@ def make_module(parts, *, lr=0.0):
         schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
         max_grad_norm=1.0,
         max_skipped_steps=5,
-        part_lr={},
+        component_lr={},
         seed=0,
     )
 

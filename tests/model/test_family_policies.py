@@ -145,7 +145,7 @@ def test_logprobs_are_those_of_the_plain_model(made, way):
     chosen = logits.log_softmax(-1).gather(-1, rollout.completion_ids.unsqueeze(-1)).squeeze(-1)
     expected = chosen * rollout.completion_mask
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
-    torch.testing.assert_close(rollout.old_logprobs, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(rollout.sampler_logprobs, expected, atol=2e-5, rtol=0)
 
 
 def plain_logits(made: Made, prompts: PromptBatch, completion_ids: torch.Tensor) -> torch.Tensor:

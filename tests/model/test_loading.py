@@ -11,7 +11,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from tvg.model.adapters import no_adapter
 from tvg.model.exporting import export_checkpoint
-from tvg.model.loading import Checkpoint
+from tvg.model.loading import ModelSource
 
 
 def spec(path, **changes):
@@ -26,7 +26,7 @@ def spec(path, **changes):
         "gradient_checkpointing": False,
         "adapter": no_adapter,
     }
-    return Checkpoint(**{**settings, **changes})
+    return ModelSource(**{**settings, **changes})
 
 
 def trained(policy):

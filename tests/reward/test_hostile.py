@@ -39,9 +39,9 @@ def check(texts: list[str], parser: Any = parse_answer, **changes: Any) -> None:
         texts, answers=[parser(text) for text in texts], extra={"answer": "B"}, **changes
     )
     output = all_rewards()(completions)
-    assert list(output.parts) == NAMES
+    assert list(output.components) == NAMES
     for name, (low, high) in RANGES.items():
-        values = output.parts[name].tolist()
+        values = output.components[name].tolist()
         assert all(low <= value <= high for value in values), (name, values)
 
 

@@ -26,7 +26,7 @@ from tvg.types import Segment
 
 def scores(reward: Reward, texts: list[str], **changes: Any) -> list[float]:
     weighted = WeightedReward(rewards={"it": reward}, weights={"it": 1.0})
-    return weighted(make_completions(texts, **changes)).parts["it"].tolist()
+    return weighted(make_completions(texts, **changes)).components["it"].tolist()
 
 
 def score(reward: Reward, text: str, **changes: Any) -> float:

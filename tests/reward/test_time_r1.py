@@ -174,7 +174,7 @@ def our_rewards(names: list[str], parser) -> tuple[Tensor, dict[str, Tensor]]:
             group_size=GROUP_SIZE,
         )
     )
-    return output.total, output.parts
+    return output.total, output.components
 
 
 def test_there_is_some_of_every_kind() -> None:

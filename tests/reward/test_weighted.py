@@ -40,18 +40,18 @@ def test_total_and_raw_parts() -> None:
         weights={"format": 0.5, "iou": 2.0, "length": 0.0},
     )
     output = score(reward)
-    assert list(output.parts) == ["format", "iou", "length"]
-    torch.testing.assert_close(output.parts["format"], torch.tensor([1.0, 0.0, 1.0]))
-    torch.testing.assert_close(output.parts["iou"], torch.tensor([1.0, 0.0, 1 / 3]))
+    assert list(output.components) == ["format", "iou", "length"]
+    torch.testing.assert_close(output.components["format"], torch.tensor([1.0, 0.0, 1.0]))
+    torch.testing.assert_close(output.components["iou"], torch.tensor([1.0, 0.0, 1 / 3]))
     # Weight 0: logged, not paid.
-    torch.testing.assert_close(output.parts["length"], torch.tensor([24.0, 7.0, 24.0]))
+    torch.testing.assert_close(output.components["length"], torch.tensor([24.0, 7.0, 24.0]))
     torch.testing.assert_close(output.total, torch.tensor([2.5, 0.0, 0.5 + 2 / 3]))
     assert output.total.dtype == torch.float32
 
 
 def test_no_completions_no_rewards() -> None:
     output = score(only(IoUReward(), "iou"), [])
-    assert output.total.shape == output.parts["iou"].shape == (0,)
+    assert output.total.shape == output.components["iou"].shape == (0,)
 
 
 # -- what a reward may ask for --------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_a_reward_that_changes_its_lists_does_no_harm() -> None:
 
     rewards = {"greedy": greedy, "length": lengths}
     output = score(WeightedReward(rewards=rewards, weights=dict.fromkeys(rewards, 1.0)))
-    assert output.parts["length"].tolist() == [24.0, 7.0, 24.0]
+    assert output.components["length"].tolist() == [24.0, 7.0, 24.0]
 
 
 def test_parsed_answers_arrive_as_they_were_given() -> None:

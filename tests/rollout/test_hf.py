@@ -34,8 +34,8 @@ def test_recorded_logprobs_are_the_trainers(parts, temperature):
             group_size=3,
             temperature=temperature,
         )
-    torch.testing.assert_close(sampled.old_logprobs, logprobs, atol=1e-4, rtol=0)
-    assert (sampled.old_logprobs[sampled.completion_mask.bool()] < 0).all()
+    torch.testing.assert_close(sampled.sampler_logprobs, logprobs, atol=1e-4, rtol=0)
+    assert (sampled.sampler_logprobs[sampled.completion_mask.bool()] < 0).all()
 
 
 def test_the_seed_alone_decides_and_the_global_state_is_left_alone(parts):
@@ -74,7 +74,7 @@ def test_vision_tokens_are_never_drawn(parts):
         with torch.no_grad():
             head.copy_(saved)
     assert not torch.isin(sampled.completion_ids, suppressed).any()
-    assert torch.isfinite(sampled.old_logprobs).all()
+    assert torch.isfinite(sampled.sampler_logprobs).all()
 
 
 def test_greedy_is_transformers_own(parts):
@@ -104,7 +104,7 @@ def test_prompts_sampled_in_parts_are_put_together(parts):
     whole = sample(parts, greedy, num=3, group_size=2)
     split = sample(parts, make_rollout(temperature=0.0, prompts_per_call=1), num=3, group_size=2)
     assert torch.equal(whole.completion_ids, split.completion_ids)
-    torch.testing.assert_close(whole.old_logprobs, split.old_logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole.sampler_logprobs, split.sampler_logprobs, atol=1e-5, rtol=0)
 
 
 def test_the_mask_ends_with_the_first_eos():
@@ -128,7 +128,7 @@ def test_text_and_logprobs_stop_at_the_end(parts):
     assert lengths.min() < lengths.max()
     for row, length in enumerate(lengths.tolist()):
         assert (sampled.completion_ids[row, length:] == parts.policy.pad_id).all()
-        assert (sampled.old_logprobs[row, length:] == 0).all()
+        assert (sampled.sampler_logprobs[row, length:] == 0).all()
         kept = sampled.completion_ids[row, :length]
         assert sampled.texts[row] == parts.tokenizer.decode(kept, skip_special_tokens=True)
 

@@ -88,7 +88,7 @@ def test_the_tokens_are_those_of_generate_on_copies(parts, prompts, settings):
     assert torch.equal(ours.completion_mask, theirs.completion_mask)
     assert torch.equal(ours.is_finished, theirs.is_finished)
     assert ours.texts == theirs.texts
-    torch.testing.assert_close(ours.old_logprobs, theirs.old_logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.sampler_logprobs, theirs.sampler_logprobs, atol=1e-5, rtol=0)
     num_lengths = len(ours.completion_mask.sum(1).unique())
     assert num_lengths > 2 or settings.get("temperature") == 0, "ragged ones wanted"
 
@@ -117,7 +117,7 @@ def test_calls_of_any_size_draw_the_same(parts, prompts, prompts_per_call):
     whole = sample(parts, make_shared(), prompts)
     split = sample(parts, make_shared(prompts_per_call=prompts_per_call), prompts)
     assert torch.equal(whole.completion_ids, split.completion_ids)
-    torch.testing.assert_close(whole.old_logprobs, split.old_logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole.sampler_logprobs, split.sampler_logprobs, atol=1e-5, rtol=0)
 
 
 def test_a_sample_does_not_depend_on_its_batch(parts, prompts):
@@ -147,8 +147,8 @@ def test_recorded_logprobs_are_the_trainers(parts, prompts, temperature, forward
     sampled = sample(parts, make_shared(temperature=temperature, top_k=30), prompts)
     with torch.no_grad():
         logprobs = score(parts, sampled, temperature)
-    torch.testing.assert_close(sampled.old_logprobs.double(), logprobs, atol=1e-5, rtol=0)
-    assert (sampled.old_logprobs[sampled.completion_mask.bool()] < 0).all()
+    torch.testing.assert_close(sampled.sampler_logprobs.double(), logprobs, atol=1e-5, rtol=0)
+    assert (sampled.sampler_logprobs[sampled.completion_mask.bool()] < 0).all()
 
 
 def calls_of_the_language_model(parts, rollout, prompts):
@@ -244,7 +244,7 @@ def test_lower_precisions(tiny_checkpoint, tiny_world, weights):
         with torch.no_grad():
             logprobs = score(parts, sampled, 1.0)
     mask = sampled.completion_mask.bool()
-    assert torch.isfinite(sampled.old_logprobs).all()
-    gap = (sampled.old_logprobs - logprobs).abs()[mask]
+    assert torch.isfinite(sampled.sampler_logprobs).all()
+    gap = (sampled.sampler_logprobs - logprobs).abs()[mask]
     assert float(gap.max()) < (1e-5 if weights == "float32" else 0.15)
     assert float(gap.mean()) < (2e-6 if weights == "float32" else 0.02)

@@ -44,7 +44,7 @@ def make_data(tiny_world, parts):
             "cache": uncached,
             "selection": keep_all,
             "padding": no_padding,
-            "loader": functools.partial(ClipLoader, sampling=SMALL_FRAMES, timeout_s=None),
+            "clip": functools.partial(ClipLoader, sampling=SMALL_FRAMES, timeout_s=None),
             "decoder": DecordDecoder(num_threads=1),
             "batch_size": 4,
             "eval_batch_size": 2,
@@ -226,7 +226,7 @@ def test_no_training_precision_rounds_the_frame_rates(
         schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
         max_grad_norm=None,
         max_skipped_steps=5,
-        part_lr={},
+        component_lr={},
         seed=0,
     )
     trainer = Trainer(

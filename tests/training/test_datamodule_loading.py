@@ -43,7 +43,7 @@ def settings(parts):
         "name": "small",
         "on_missing": "error",
         "decoder": DecordDecoder(num_threads=1),
-        "loader": LOADER,
+        "clip": LOADER,
         "cache": uncached,
         "selection": keep_all,
         "padding": no_padding,
@@ -382,7 +382,7 @@ def test_a_decoder_that_hangs_is_timed_out_named_and_passed_over(
     name = next(iter(json.loads((tiny_world / "train.json").read_text())))
     data = make_data(
         decoder=Hanging(name),
-        loader=functools.partial(ClipLoader, sampling=SMALL_FRAMES, timeout_s=12.0),
+        clip=functools.partial(ClipLoader, sampling=SMALL_FRAMES, timeout_s=12.0),
         on_missing="skip",
         num_workers=num_workers,
     )

@@ -79,7 +79,7 @@ def test_every_update_is_the_formula_with_the_ratio_to_the_policy_that_sampled(
     )
     updates, found, logged = take_steps(module, rollout, REWARDS, monkeypatch, rate=0.05)
     advantages = module.advantage(REWARDS, group_size=4)
-    old = found[0] if old_logprobs == "policy" else rollout.old_logprobs
+    old = found[0] if old_logprobs == "policy" else rollout.sampler_logprobs
     is_clipped = False
     for totals, logprobs in zip(updates, found, strict=True):
         expected = 0.0

@@ -27,7 +27,7 @@ def sft_module(made, **changes):
         "schedule": functools.partial(warmup_schedule, name="linear", warmup_steps=0),
         "max_grad_norm": 1.0,
         "max_skipped_steps": 5,
-        "part_lr": {},
+        "component_lr": {},
         "seed": 0,
     }
     return SFTModule(**{**settings, **changes})
@@ -100,7 +100,7 @@ def test_adapters_alone_move(tiny_checkpoint, tiny_world, tmp_path, make):
 @pytest.mark.parametrize("make", [sft_module, grpo_module])
 def test_a_resumed_run_ends_as_an_undisturbed_one(tiny_checkpoint, tiny_world, tmp_path, make):
     def start():
-        made = make_lora_parts(tiny_checkpoint, tiny_world, full_parts=["merger"])
+        made = make_lora_parts(tiny_checkpoint, tiny_world, full_components=["merger"])
         return make(made), made
 
     module, made = start()
@@ -126,7 +126,7 @@ def checkpoint(made, folder, make=sft_module):
 
 
 def test_a_checkpoint_holds_what_is_trained_and_no_more(tiny_checkpoint, tiny_world, tmp_path):
-    made = make_lora_parts(tiny_checkpoint, tiny_world, full_parts=["merger"])
+    made = make_lora_parts(tiny_checkpoint, tiny_world, full_components=["merger"])
     module, path = checkpoint(made, tmp_path, grpo_module)
     found = torch.load(path, weights_only=True)["state_dict"]
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
@@ -163,7 +163,10 @@ def test_checkpoints_that_hold_frozen_weights_too_still_load(tiny_checkpoint, ti
         ({"target_modules": ["q_proj", "o_proj"]}, "started from other weights"),
         ({"rank": 8}, "started from other weights"),
         ({"seed": 1}, "started from other weights"),
-        ({"full_parts": ["merger"]}, r"^resume: the checkpoint lacks .* weights that are trained"),
+        (
+            {"full_components": ["merger"]},
+            r"^resume: the checkpoint lacks .* weights that are trained",
+        ),
     ],
 )
 def test_a_run_with_other_adapters_does_not_go_on(

@@ -55,7 +55,7 @@ def fit(tiny_checkpoint, tiny_world, tmp_path):
             schedule=functools.partial(warmup_schedule, name="linear", warmup_steps=0),
             max_grad_norm=1.0,
             max_skipped_steps=max_skipped_steps,
-            part_lr={},
+            component_lr={},
             seed=0,
         )
         module.bad_steps = bad_steps

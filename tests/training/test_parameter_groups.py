@@ -77,7 +77,7 @@ def test_the_schedule_scales_every_rate(model):
 
 
 def test_adapters_have_a_rate_beside_parts_trained_in_full(tiny_checkpoint, tiny_world):
-    made = make_lora_parts(tiny_checkpoint, tiny_world, full_parts=["merger"])
+    made = make_lora_parts(tiny_checkpoint, tiny_world, full_components=["merger"])
     groups = parameter_groups(made.policy.model, {**NONE, "adapter": 1e-4, "merger": 1e-6})
     for group in groups:
         for name in names(made.policy.model, group):
@@ -91,9 +91,15 @@ def test_adapters_have_a_rate_beside_parts_trained_in_full(tiny_checkpoint, tiny
 @pytest.mark.parametrize(
     ("rates", "told"),
     [
-        ({"eyes": None}, r"^objective.part_lr: expected any of vision, .*adapter, got 'eyes'"),
-        ({"vision": -1.0}, r"^objective.part_lr.vision: expected at least 0, or null, got -1.0"),
-        ({"adapter": 1e-4}, r"^objective.part_lr.adapter: 0.0001 is .* a part that is not trained"),
+        ({"eyes": None}, r"^objective.component_lr: expected any of vision, .*adapter, got 'eyes'"),
+        (
+            {"vision": -1.0},
+            r"^objective.component_lr.vision: expected at least 0, .* got -1.0",
+        ),
+        (
+            {"adapter": 1e-4},
+            r"^objective.component_lr.adapter: 0.0001 .* that is not trained",
+        ),
     ],
 )
 def test_rates_that_mean_nothing_are_refused(model, rates, told):
@@ -103,7 +109,7 @@ def test_rates_that_mean_nothing_are_refused(model, rates, told):
 
 def test_a_frozen_part_takes_no_rate(tiny_checkpoint, tiny_world):
     made = make_lora_parts(tiny_checkpoint, tiny_world)
-    with pytest.raises(ValueError, match=r"^objective.part_lr.language: .* not trained"):
+    with pytest.raises(ValueError, match=r"^objective.component_lr.language: .* not trained"):
         parameter_groups(made.policy.model, {"language": 1e-6})
 
 

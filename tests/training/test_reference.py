@@ -57,7 +57,7 @@ def test_beside_adapters_it_holds_nothing_of_its_own(tiny_checkpoint, tiny_world
 
 
 def test_parts_trained_in_full_beside_adapters_are_kept(tiny_checkpoint, tiny_world):
-    made = make_lora_parts(tiny_checkpoint, tiny_world, full_parts=["merger"])
+    made = make_lora_parts(tiny_checkpoint, tiny_world, full_components=["merger"])
     batch, reference = made.batch(2), frozen_copy(made.policy)
     before = score(made.policy, batch)
     assert own(reference, made.policy)

@@ -46,7 +46,7 @@ def make_rollout(texts: list[str], *, group_size: int) -> RolloutBatch:
         group_size=group_size,
         completion_ids=torch.zeros_like(mask),
         completion_mask=mask,
-        old_logprobs=torch.zeros(len(texts), 3),
+        sampler_logprobs=torch.zeros(len(texts), 3),
         texts=texts,
         is_finished=torch.tensor([True] * (len(texts) - 1) + [False]),
     )

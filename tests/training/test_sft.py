@@ -54,7 +54,7 @@ def make_module(parts, cls=SFTModule, *, micro_batch_size=3, lr=0.0, **changes):
         micro_batch_size=micro_batch_size,
         optimizer=functools.partial(torch.optim.AdamW, lr=lr),
         schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
-        **{"max_grad_norm": None, "max_skipped_steps": 5, "part_lr": {}, "seed": 0, **changes},
+        **{"max_grad_norm": None, "max_skipped_steps": 5, "component_lr": {}, "seed": 0, **changes},
     )
     module.trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False

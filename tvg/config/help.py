@@ -16,7 +16,7 @@ DESCRIPTIONS = {
     "data": "data set, or mixture: annotation files, videos, batch sizes",
     "data/cache": "what is kept of decoded videos between runs",
     "data/decoder": "library that decodes videos",
-    "data/loader": "frame sampling: rate, number and size of frames",
+    "data/clip": "frame sampling: rate, number and size of frames",
     "data/padding": "filler frames before a clip, which shift its times",
     "data/selection": "which training examples are used, by difficulty",
     "prompt": "text of the request, format of the answer, and how it is read",
@@ -53,7 +53,7 @@ def command_groups(config_name: str) -> str:
 
 
 def _used_groups(config_name: str) -> dict[str, str]:
-    """Group -> the key that chooses it (data/loader@loader), in the order of `DESCRIPTIONS`."""
+    """Group -> the key that chooses it (data/clip@clip), in the order of `DESCRIPTIONS`."""
     main = yaml.safe_load((CONF_DIR / f"{config_name}.yaml").read_text(encoding="utf-8"))
     entries = [entry for entry in main["defaults"] if isinstance(entry, dict)]
     keys = [key for entry in entries for key in entry if not key.startswith("override ")]

@@ -115,7 +115,7 @@ def format_reward_out_of_reach(cfg: Config) -> list[str]:
 def frame_budget(cfg: Config) -> list[str]:
     """Lower bounds of the frame sampling must not exceed their upper bounds."""
     problems = []
-    sampling = "data.loader.sampling"
+    sampling = "data.clip.sampling"
     for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
         least, most = number(cfg, f"{sampling}.{low}"), number(cfg, f"{sampling}.{high}")
         if least is not None and most is not None and least > most:

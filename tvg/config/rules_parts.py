@@ -11,14 +11,14 @@ PARTS = ("vision", "merger", "language")
 
 def is_adapted(cfg: Config) -> bool:
     """True if adapters are trained instead of the model's own weights."""
-    return bool(value(cfg, "model.adapter.parts"))
+    return bool(value(cfg, "model.adapter.components"))
 
 
 def trained_parts(cfg: Config) -> set[str]:
     """Parts of the model that are trained, by their own weights or by adapters."""
     if is_adapted(cfg):
         found: list[str] = []
-        for key in ("parts", "full_parts"):
+        for key in ("components", "full_components"):
             chosen = value(cfg, f"model.adapter.{key}")
             found += chosen if isinstance(chosen, list) else []
         return set(found)
@@ -47,7 +47,7 @@ def frozen_part_to_be_trained(cfg: Config) -> list[str]:
     if not is_adapted(cfg):
         return []
     return [
-        f"model.adapter: parts and full_parts name {part}, but model.freeze_{part} is true"
+        f"model.adapter: parts and full_components name {part}, but model.freeze_{part} is true"
         for part in PARTS
         if part in trained_parts(cfg) and value(cfg, f"model.freeze_{part}") is True
     ]
@@ -82,13 +82,13 @@ def features_of_a_trained_trunk(cfg: Config) -> list[str]:
 
 def rate_of_a_frozen_part(cfg: Config) -> list[str]:
     """A learning rate for a part that is not trained is a mistake."""
-    rates = value(cfg, "objective.part_lr")
+    rates = value(cfg, "objective.component_lr")
     if not isinstance(rates, Mapping) or value(cfg, "model") is None:
         return []
-    full = value(cfg, "model.adapter.full_parts") if is_adapted(cfg) else trained_parts(cfg)
+    full = value(cfg, "model.adapter.full_components") if is_adapted(cfg) else trained_parts(cfg)
     learning = {*(full or ()), *(["adapter"] if is_adapted(cfg) else [])}
     return [
-        f"objective.part_lr.{part}: {rate} is the learning rate of a part that is not trained "
+        f"objective.component_lr.{part}: {rate} is the learning rate of a part that is not trained "
         "(see model.freeze_* and model.adapter)"
         for part, rate in rates.items()
         if rate is not None and part in {*PARTS, "adapter"} - learning

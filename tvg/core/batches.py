@@ -45,7 +45,7 @@ def join_rollouts(parts: Sequence[RolloutBatch], *, pad_id: int) -> RolloutBatch
         group_size=sizes.pop(),
         completion_ids=_padded([part.completion_ids for part in parts], pad_id, left=False),
         completion_mask=_padded([part.completion_mask for part in parts], 0, left=False),
-        old_logprobs=_padded([part.old_logprobs for part in parts], 0, left=False),
+        sampler_logprobs=_padded([part.sampler_logprobs for part in parts], 0, left=False),
         texts=[text for part in parts for text in part.texts],
         is_finished=torch.cat([part.is_finished for part in parts]),
     )

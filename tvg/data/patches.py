@@ -110,9 +110,9 @@ def clip_patches(clips: Sequence[VideoClip], processor: Any) -> tuple[Tensor, Te
     for height, width in {tuple(clip.frames.shape[-2:]) for clip in clips}:
         if height % side or width % side:
             raise ValueError(
-                f"data.loader.sampling.resize_factor: a token of this model is {side} pixels wide, "
+                f"data.clip.sampling.resize_factor: a token of this model is {side} pixels wide, "
                 f"and frames of {width} x {height} are no multiple of it (Qwen3-VL: "
-                "data/loader=qwen3, InternVL: data/loader=internvl)"
+                "data/clip=qwen3, InternVL: data/clip=internvl)"
             )
     return patching(clips)
 

@@ -20,7 +20,7 @@ from tvg.estimate.job import Job, Sharding, optimizer_cost
 from tvg.estimate.memory import estimate
 from tvg.estimate.meta import meta_model
 from tvg.estimate.text import GIB, make_table, run_size, verdict
-from tvg.model.loading import DTYPES, Checkpoint
+from tvg.model.loading import DTYPES, ModelSource
 from tvg.model.shape import ModelShape, Parameters, count_parameters, shape_of
 from tvg.training.quiet_logs import quiet_libraries
 
@@ -101,15 +101,15 @@ def _rating_tokens(settings: Any) -> int:
     return int(max((limit or 0 for limit in limits), default=0))
 
 
-def _model(cfg: DictConfig) -> tuple[ModelShape, Any, Checkpoint]:
+def _model(cfg: DictConfig) -> tuple[ModelShape, Any, ModelSource]:
     """Builds the model; one that the config creates goes to a temporary folder."""
     cfg = cfg.copy()
     with tempfile.TemporaryDirectory() as folder:
         if is_section(at(cfg.model, "create")) and "folder" in cfg.model.create:
             cfg.model.create.folder = folder
-        checkpoint: Checkpoint = build(cfg.model)
-        model = meta_model(checkpoint)
-    return shape_of(model.config), model, checkpoint
+        source: ModelSource = build(cfg.model)
+        model = meta_model(source)
+    return shape_of(model.config), model, source
 
 
 def _is_cast(settings: Any) -> bool:
@@ -162,7 +162,7 @@ class TrainingList:
             return f"the training annotations' longest clip has {self.clip_s:.0f} s"
         reason = "do not state every length" if self.num_examples is not None else "cannot be read"
         return (
-            "its clip is the largest that data.loader.sampling allows (the training annotations "
+            "its clip is the largest that data.clip.sampling allows (the training annotations "
             f"{reason})"
         )
 
@@ -189,7 +189,7 @@ def _prompt(
     cfg: DictConfig, shape: ModelShape, clip_s: float | None, *, model_type: str
 ) -> tuple[int, int]:
     """Tokens and patches of the largest prompt, with frames as large as sampling allows."""
-    sampling: FrameSampling = build(cfg.data.loader).keywords["sampling"]
+    sampling: FrameSampling = build(cfg.data.clip).keywords["sampling"]
     num_frames = sampling.max_frames
     if clip_s is not None:
         num_frames = num_sampled_frames(max(round(clip_s * FILE_FPS), 1), FILE_FPS, sampling)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from tvg.model.families import family_of, read_config
-from tvg.model.loading import Checkpoint
+from tvg.model.loading import ModelSource
 
 
-def meta_model(checkpoint: Checkpoint) -> Any:
+def meta_model(checkpoint: ModelSource) -> Any:
     """Builds the model on the meta device from `config.json`, frozen and adapted as configured.
 
     Raises:

@@ -23,7 +23,7 @@ from tvg.data.query_text import query_problem
 from tvg.data.video.clip import ClipLoader
 from tvg.data.video.decode import VideoError
 from tvg.data.video.sampling import literal_window
-from tvg.model.loading import Checkpoint
+from tvg.model.loading import ModelSource
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import picture_format, save_figure
 from tvg.rollout.base import Rollout
@@ -52,7 +52,7 @@ def _predicted(cfg: DictConfig, console: Console) -> Prediction:
     if (problem := query_problem(str(cfg.query), max_chars=None)) is not None:
         raise ValueError(f"query: {problem}")
     window, truth = _segment(cfg, "window"), _segment(cfg, "truth")
-    loader: ClipLoader = build(cfg.loader)(decoder=build(cfg.decoder))
+    loader: ClipLoader = build(cfg.clip)(decoder=build(cfg.decoder))
     window = _window_of(loader, Path(cfg.video), window)
     clip = loader.load(Path(cfg.video), window)  # before the model, as it fails faster
     example = GroundingExample(
@@ -84,14 +84,14 @@ def _predicted(cfg: DictConfig, console: Console) -> Prediction:
 def _predict(cfg: DictConfig, sample: Sample, device: torch.device) -> Prediction:
     task: GroundingTask = build(cfg.prompt)
     rollout: Rollout = build(cfg.rollout)
-    checkpoint: Checkpoint = build(cfg.model)
-    processor = checkpoint.load_processor()
+    source: ModelSource = build(cfg.model)
+    processor = source.load_processor()
     collator = PromptCollator(
         task=task, processor=processor, template_limits=build(cfg.template_limits)
     )
     prompts = collator([sample])
     return predict_batch(
-        policy=checkpoint.load_policy(processor).to(device),
+        policy=source.load_policy(processor).to(device),
         tokenizer=processor.tokenizer,
         task=task,
         rollout=rollout.greedy() if cfg.greedy else rollout,

@@ -21,7 +21,7 @@ from tvg.core.text_files import output_folder_check, write_json
 from tvg.core.writing import remove_leftovers
 from tvg.data.annotations import SPLITS, AnnotationSet, MixedSets, Split
 from tvg.data.readers.record import ReadError, ReadResult
-from tvg.model.loading import Checkpoint
+from tvg.model.loading import ModelSource
 from tvg.plot.overview import draw_overview_of
 from tvg.plot.save import picture_format, save_figure
 from tvg.preparation.inspection import Inspection, inspect, total_of
@@ -138,9 +138,9 @@ def _outside_share(data: PromptDataModule, splits: tuple[Split, ...]) -> Sequenc
 
 def _look(cfg: DictConfig, data: PromptDataModule, examples: Sequence[Any]) -> Videos:
     def load_model() -> Model:
-        checkpoint: Checkpoint = build(cfg.model)
-        processor = checkpoint.load_processor()
-        return checkpoint.load_policy(processor).to(choose_device(cfg.device)), processor
+        source: ModelSource = build(cfg.model)
+        processor = source.load_processor()
+        return source.load_policy(processor).to(choose_device(cfg.device)), processor
 
     given = cfg.prepare.num_workers
     return look_at_videos(

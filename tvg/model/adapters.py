@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tvg.model.freezing import PARTS, part_of_each
+from tvg.model.freezing import PARTS, component_of_each
 
 Adapter = Callable[[Any], None]
 ADAPTER_NAME = "default"  # peft's name for an unnamed adapter
@@ -41,8 +41,8 @@ class LoRA:
         dropout: dropout on the input of A during training; reinforcement learning needs 0, because
             the sampler uses no dropout.
         target_modules: suffixes of the names of linear layers, or "all-linear".
-        parts: parts of the model that get adapters: any of "vision", "merger", "language".
-        full_parts: parts whose own weights are trained in addition to the adapters.
+        components: components that get adapters: any of "vision", "merger", "language".
+        full_components: components whose own weights are trained in addition to the adapters.
         seed: seed of A; the caller's random state is not changed.
 
     Raises:
@@ -56,8 +56,8 @@ class LoRA:
         alpha: float,
         dropout: float,
         target_modules: Sequence[str] | str,
-        parts: Sequence[str],
-        full_parts: Sequence[str],
+        components: Sequence[str],
+        full_components: Sequence[str],
         seed: int,
     ) -> None:
         if rank < 1:
@@ -66,17 +66,17 @@ class LoRA:
             raise ValueError(f"model.adapter.alpha: expected more than 0, got {alpha}")
         if not 0 <= dropout < 1:
             raise ValueError(f"model.adapter.dropout: expected 0 <= dropout < 1, got {dropout}")
-        for key, chosen in (("parts", parts), ("full_parts", full_parts)):
+        for key, chosen in (("components", components), ("full_components", full_components)):
             if isinstance(chosen, str) or not set(chosen) <= set(PARTS):
                 raise ValueError(
                     f"model.adapter.{key}: expected a list of {', '.join(PARTS)}, got {chosen!r}"
                 )
-        if not parts:
-            raise ValueError("model.adapter.parts: expected at least one part, got none")
-        if both := sorted(set(parts) & set(full_parts)):
+        if not components:
+            raise ValueError("model.adapter.components: expected at least one part, got none")
+        if both := sorted(set(components) & set(full_components)):
             raise ValueError(
-                f"model.adapter.full_parts: {both[0]} is in model.adapter.parts, too: its weights "
-                "are trained either in full or by adapters"
+                f"model.adapter.full_components: {both[0]} is in model.adapter.components, too: "
+                "its weights are trained either in full or by adapters"
             )
         if isinstance(target_modules, str) and target_modules != ALL_LINEAR:
             raise ValueError(
@@ -87,8 +87,8 @@ class LoRA:
         self.alpha = alpha
         self.dropout = dropout
         self.target_modules = target_modules
-        self.parts = tuple(parts)
-        self.full_parts = tuple(full_parts)
+        self.components = tuple(components)
+        self.full_components = tuple(full_components)
         self.seed = seed
 
     def __call__(self, model: Any) -> None:
@@ -97,20 +97,20 @@ class LoRA:
         Raises:
             ValueError: a selected part is frozen, or no layer has such a name.
         """
-        part_of = part_of_each(model)
+        part_of = component_of_each(model)
         self._refuse_frozen({part_of[id(p)] for p in model.parameters() if p.requires_grad})
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # a float works as well
             lora_dropout=self.dropout,
-            target_modules=target_layers(model, self.target_modules, parts=self.parts),
+            target_modules=target_layers(model, self.target_modules, components=self.components),
             bias="none",
         )
         with torch.random.fork_rng(devices=[]):
             inject_adapter_in_model(config, model, adapter_name=ADAPTER_NAME)
             for parameter in model.parameters():
                 part = part_of.get(id(parameter))  # adapters belong to no part
-                parameter.requires_grad_(part is None or part in self.full_parts)
+                parameter.requires_grad_(part is None or part in self.full_components)
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
             torch.manual_seed(self.seed)
@@ -118,7 +118,10 @@ class LoRA:
                 layer.reset_lora_parameters(ADAPTER_NAME, True)
 
     def _refuse_frozen(self, trainable: set[str]) -> None:
-        for key, chosen in (("parts", self.parts), ("full_parts", self.full_parts)):
+        for key, chosen in (
+            ("components", self.components),
+            ("full_components", self.full_components),
+        ):
             if frozen := [part for part in chosen if part not in trainable]:
                 raise ValueError(
                     f"model.adapter.{key}: {frozen[0]} is to be trained, but "
@@ -126,25 +129,27 @@ class LoRA:
                 )
 
 
-def target_layers(model: Any, wanted: Sequence[str] | str, *, parts: Sequence[str]) -> list[str]:
-    """Returns the full names of the linear layers of some parts that match a suffix.
+def target_layers(
+    model: Any, wanted: Sequence[str] | str, *, components: Sequence[str]
+) -> list[str]:
+    """Returns the full names of the linear layers of some components that match a suffix.
 
     Args:
         model: without adapters.
         wanted: suffixes of names, such as "q_proj" or "mlp.0"; or "all-linear".
-        parts: the parts to search.
+        components: the components to search.
 
     Raises:
         ValueError: a suffix that matches no layer, or only the head or the embeddings.
     """
-    part_of = part_of_each(model)
+    part_of = component_of_each(model)
     head = model.get_output_embeddings()
     linear = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and module is not head
-        and part_of[id(module.weight)] in parts
+        and part_of[id(module.weight)] in components
     ]
     if isinstance(wanted, str):
         return linear
@@ -160,8 +165,8 @@ def target_layers(model: Any, wanted: Sequence[str] | str, *, parts: Sequence[st
             )
         known = sorted({name.rpartition(".")[2] for name in linear})
         raise ValueError(
-            f"model.adapter.target_modules: no linear layer of model.adapter.parts="
-            f"[{','.join(parts)}] is called {end!r}; there are {', '.join(known)}"
+            f"model.adapter.target_modules: no linear layer of model.adapter.components="
+            f"[{','.join(components)}] is called {end!r}; there are {', '.join(known)}"
         )
     return [name for name, end in ends.items() if end is not None]
 
@@ -222,7 +227,7 @@ def _merged(layer: LoraLayer, weight: Tensor) -> Tensor:
 def save_adapter(model: Any, folder: Path) -> None:
     """Writes the adapters to a folder that peft can load on top of the base model.
 
-    Fully trained parts are included as peft's `modules_to_save`.
+    Fully trained components are included as peft's `modules_to_save`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     full = {

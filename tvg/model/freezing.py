@@ -29,12 +29,12 @@ def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> N
             "nothing is left to train"
         )
     is_frozen = {"vision": vision, "merger": merger, "language": language}
-    parts = part_of_each(model)
+    parts = component_of_each(model)
     for parameter in model.parameters():
         parameter.requires_grad_(not is_frozen[parts[id(parameter)]])
 
 
-def part_of_each(model: nn.Module) -> dict[int, str]:
+def component_of_each(model: nn.Module) -> dict[int, str]:
     """Maps each parameter's `id()` to the part it belongs to."""
     parts = {id(parameter): "language" for parameter in model.parameters()}
     parts |= {id(parameter): "vision" for parameter in tower(model).parameters()}

@@ -20,7 +20,7 @@ from tvg.model.weight_files import check_weight_files
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Checkpoint:
+class ModelSource:
     """A checkpoint folder and its loading options.
 
     Args:

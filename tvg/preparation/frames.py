@@ -96,7 +96,7 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
         raise ValueError(
             f"{folder}: the disk cannot hold the cache: it needs {needed_bytes / 2**30:.2f} GiB, "
             f"{free_bytes / 2**30:.2f} GiB are free; choose another data.cache.folder, or lower "
-            f"the fps or the pixels of data.loader.sampling"
+            f"the fps or the pixels of data.clip.sampling"
         )
 
 

@@ -61,19 +61,19 @@ class WeightedReward:
                 is not finite in float32; the message names the reward and the completion.
         """
         total = torch.zeros(len(completions), dtype=torch.float64)
-        parts = {}
+        components = {}
         for name, reward in self.rewards.items():
             values = _score(name, reward, self._wanted[name], completions)
             part = torch.tensor(values, dtype=torch.float64)
             total += self.weights[name] * part
-            parts[name] = part.float()
+            components[name] = part.float()
         for index, value in enumerate(total.tolist()):
             if not abs(value) <= _MAX:
                 raise ValueError(
                     f"reward: the weighted total must be finite: got {value} for "
                     f"{_completion(completions, index)}; see the weights {self.weights}"
                 )
-        return RewardOutput(total=total.float(), parts=parts)
+        return RewardOutput(total=total.float(), components=components)
 
 
 def _score(

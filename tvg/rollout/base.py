@@ -110,7 +110,7 @@ class Rollout(ABC):
             group_size=group_size,
             completion_ids=ids.masked_fill(mask == 0, policy.pad_id),
             completion_mask=mask,
-            old_logprobs=(logprobs * mask).float(),
+            sampler_logprobs=(logprobs * mask).float(),
             texts=texts,
             is_finished=is_finished,
         )

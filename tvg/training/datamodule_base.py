@@ -32,7 +32,7 @@ class PromptDataModule(ExamplesDataModule):
 
     Attributes:
         decoder: reads video files.
-        loader: called with the decoder; returns the loader that samples, decodes and resizes clips.
+        clip: called with the decoder; returns the loader that samples, decodes and resizes clips.
         cache: called with that loader; returns the source of clips, which may keep them on disk.
         batch_size: prompts per optimizer step and rank.
         eval_batch_size: prompts per batch in validation and evaluation.
@@ -52,7 +52,7 @@ class PromptDataModule(ExamplesDataModule):
     """
 
     decoder: VideoDecoder
-    loader: Callable[..., ClipLoader]
+    clip: Callable[..., ClipLoader]
     cache: Callable[..., ClipSource]
     batch_size: int
     eval_batch_size: int
@@ -73,7 +73,7 @@ class PromptDataModule(ExamplesDataModule):
         super().__post_init__()
         check_counts(least=1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
         check_counts(least=0, num_workers=self.num_workers)
-        self.clips = self.cache(loader=self.loader(decoder=self.decoder))
+        self.clips = self.cache(loader=self.clip(decoder=self.decoder))
         self.unreadable = UnreadableClips()
         self.training = TrainingList(partial(self.examples, "train"))
         self.collator = None

@@ -67,7 +67,7 @@ class GRPOModule(PolicyModule):
         scoring_fps: frame rate assumed when scoring log-probabilities; None: the true rate.
         preflight: compares sampler and trainer before the first step; None to skip it.
         policy, tokenizer, task, eval_rollout, micro_batch_size, optimizer, schedule,
-            max_grad_norm, max_skipped_steps, part_lr, seed: see `PolicyModule`.
+            max_grad_norm, max_skipped_steps, component_lr, seed: see `PolicyModule`.
 
     Raises:
         ValueError: an argument is out of range, a KL weight has no reference, or
@@ -99,7 +99,7 @@ class GRPOModule(PolicyModule):
         schedule: ScheduleFactory,
         max_grad_norm: float | None,
         max_skipped_steps: int,
-        part_lr: Mapping[str, float | None],
+        component_lr: Mapping[str, float | None],
         seed: int,
     ) -> None:
         super().__init__(
@@ -112,7 +112,7 @@ class GRPOModule(PolicyModule):
             schedule=schedule,
             max_grad_norm=max_grad_norm,
             max_skipped_steps=max_skipped_steps,
-            part_lr=part_lr,
+            component_lr=component_lr,
             seed=seed,
         )
         _check(group_size, num_updates, old_logprobs, micro_batch_completions)

@@ -90,9 +90,9 @@ def part_loss(
     at_sampling = learnt.olds.get(part, logprobs.detach())
     return loss(
         logprobs=logprobs,
-        old_logprobs=mine.old_logprobs if divides_by_sampler else at_sampling,
+        old_logprobs=mine.sampler_logprobs if divides_by_sampler else at_sampling,
         ref_logprobs=learnt.references.get(part),
-        sampler_logprobs=mine.old_logprobs,
+        sampler_logprobs=mine.sampler_logprobs,
         policy_old_logprobs=at_sampling,
         entropy=entropy,
         advantages=learnt.advantages[rows.to(learnt.advantages.device)],
@@ -113,7 +113,7 @@ def sampler_gap(learnt: Learnt, part: Part, logprobs: Tensor) -> Tensor:
     """
     rows = part.rows(learnt.rollout.group_size)
     mask = learnt.loss_mask[rows.to(learnt.loss_mask.device)]
-    gap = (logprobs.detach() - part.of(learnt.rollout).old_logprobs).abs()
+    gap = (logprobs.detach() - part.of(learnt.rollout).sampler_logprobs).abs()
     return (gap * mask).sum() / learnt.num_tokens.clamp(min=1)
 
 
@@ -131,7 +131,7 @@ def kl_penalty(
     penalty = torch.zeros(len(rollout.completion_ids), device=rollout.completion_ids.device)
     for part, reference in references.items():
         mine = part.of(rollout)
-        old = olds.get(part, mine.old_logprobs)
+        old = olds.get(part, mine.sampler_logprobs)
         rows = part.rows(rollout.group_size).to(penalty.device)
         penalty[rows] = loss.reward_penalty(old, reference, mine.completion_mask).to(penalty)
     return penalty

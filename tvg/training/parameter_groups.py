@@ -8,37 +8,39 @@ from typing import Any
 from torch import nn
 
 from tvg.model.adapters import adapter_ids
-from tvg.model.freezing import PARTS, part_of_each
+from tvg.model.freezing import PARTS, component_of_each
 
 ADAPTER = "adapter"  # LoRA weights, in any part of the model
 
 
-def parameter_groups(model: nn.Module, part_lr: Mapping[str, float | None]) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, component_lr: Mapping[str, float | None]
+) -> list[dict[str, Any]]:
     """Groups parameters by weight decay and learning rate; the optimizer's own rate comes first.
 
     Weight decay applies to matrices, not to gains and biases.
 
     Args:
         model: a video-language model, with or without adapters.
-        part_lr: learning rates of vision, merger, language and adapter; None or a missing key: the
-            optimizer's own.
+        component_lr: learning rates of vision, merger, language and adapter; None or a missing
+            key: the optimizer's own.
 
     Raises:
         ValueError: a rate for an unknown part or for a part that is not trained, or a rate below 0.
     """
-    check_rates(part_lr)
-    adapters, parts = adapter_ids(model), part_of_each(model)
+    check_rates(component_lr)
+    adapters, parts = adapter_ids(model), component_of_each(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     part_of = {id(p): ADAPTER if id(p) in adapters else parts[id(p)] for p in trained}
-    for part, rate in part_lr.items():
+    for part, rate in component_lr.items():
         if rate is not None and part not in part_of.values():
             raise ValueError(
-                f"objective.part_lr.{part}: {rate} is the learning rate of a part that is not "
+                f"objective.component_lr.{part}: {rate} is the learning rate of a part that is not "
                 "trained (see model.freeze_* and model.adapter)"
             )
     groups: list[dict[str, Any]] = []
-    for rate in dict.fromkeys([None, *part_lr.values()]):
-        mine = [p for p in trained if part_lr.get(part_of[id(p)]) == rate]
+    for rate in dict.fromkeys([None, *component_lr.values()]):
+        mine = [p for p in trained if component_lr.get(part_of[id(p)]) == rate]
         own = {} if rate is None else {"lr": rate}
         groups += [
             {"params": [p for p in mine if p.ndim >= 2], **own},
@@ -47,11 +49,15 @@ def parameter_groups(model: nn.Module, part_lr: Mapping[str, float | None]) -> l
     return [group for group in groups if group["params"]]
 
 
-def check_rates(part_lr: Mapping[str, float | None]) -> None:
+def check_rates(component_lr: Mapping[str, float | None]) -> None:
     """Raises a ValueError for learning rates of unknown parts and for rates below 0."""
     known = (*PARTS, ADAPTER)
-    for part, rate in part_lr.items():
+    for part, rate in component_lr.items():
         if part not in known:
-            raise ValueError(f"objective.part_lr: expected any of {', '.join(known)}, got {part!r}")
+            raise ValueError(
+                f"objective.component_lr: expected any of {', '.join(known)}, got {part!r}"
+            )
         if rate is not None and not rate >= 0:
-            raise ValueError(f"objective.part_lr.{part}: expected at least 0, or null, got {rate}")
+            raise ValueError(
+                f"objective.component_lr.{part}: expected at least 0, or null, got {rate}"
+            )

@@ -55,8 +55,8 @@ class PolicyModule(TrainedStateModule):
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
         max_skipped_steps: training stops after this many consecutive steps with a non-finite loss
             or gradient. Such a step leaves weights and optimizer state unchanged.
-        part_lr: separate learning rates for "vision", "merger", "language" and "adapter"; None:
-            the optimizer's.
+        component_lr: separate learning rates for "vision", "merger", "language" and "adapter";
+            None: the optimizer's.
         seed: every random draw is a function of this seed, the step and the rank.
 
     Raises:
@@ -75,7 +75,7 @@ class PolicyModule(TrainedStateModule):
         schedule: ScheduleFactory,
         max_grad_norm: float | None,
         max_skipped_steps: int,
-        part_lr: Mapping[str, float | None],
+        component_lr: Mapping[str, float | None],
         seed: int,
     ) -> None:
         super().__init__()
@@ -93,8 +93,8 @@ class PolicyModule(TrainedStateModule):
         self.make_schedule = schedule
         self.max_grad_norm = max_grad_norm
         self.skipped_steps = SkippedSteps(max_skipped_steps)
-        parameter_groups(policy.model, part_lr)  # fails before the slow start-up
-        self.part_lr = part_lr
+        parameter_groups(policy.model, component_lr)  # fails before the slow start-up
+        self.component_lr = component_lr
         self.seed = seed
         self.val_predictions: list[Prediction] = []
         self.initial_fingerprint = fingerprint(policy)
@@ -122,7 +122,7 @@ class PolicyModule(TrainedStateModule):
             assert isinstance(self.trainer.strategy.config, dict)
             # DeepSpeed's engine owns the gradients, so only the engine can clip them.
             self.trainer.strategy.config["gradient_clipping"] = self.max_grad_norm or 0.0
-        optimizer = self.make_optimizer(parameter_groups(self.policy.model, self.part_lr))
+        optimizer = self.make_optimizer(parameter_groups(self.policy.model, self.component_lr))
         num_steps = self.num_optimizer_steps()
         if math.isinf(num_steps):
             raise ValueError(

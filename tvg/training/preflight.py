@@ -85,7 +85,7 @@ class Preflight:
                 group_size=self.num_completions,
                 temperature=rollout.logprob_temperature,
             )
-        difference = (logprobs - sampled.old_logprobs).abs() * sampled.completion_mask
+        difference = (logprobs - sampled.sampler_logprobs).abs() * sampled.completion_mask
         if _is_half(policy):
             kind, allowed = "mean", self.half_mean_diff
             found = float(difference.sum() / sampled.completion_mask.sum())
@@ -110,7 +110,7 @@ class Preflight:
         return (
             f"token {column} of a completion for "
             f"{sampled.prompts.examples[row // self.num_completions].qid}: sampler "
-            f"{float(sampled.old_logprobs[row, column]):.4f}, trainer "
+            f"{float(sampled.sampler_logprobs[row, column]):.4f}, trainer "
             f"{float(logprobs[row, column]):.4f}"
         )
 

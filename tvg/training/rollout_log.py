@@ -32,7 +32,7 @@ class Said:
 def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor | float]:
     """Mean and spread of the total reward and of each part, and the share of flat groups."""
     metrics: dict[str, Tensor | float] = {}
-    for name, values in {"total": rewards.total, **rewards.parts}.items():
+    for name, values in {"total": rewards.total, **rewards.components}.items():
         groups = values.view(-1, group_size)
         metrics[f"reward/{name}"] = values.mean()
         metrics[f"reward/{name}_std"] = groups.std(dim=1).mean()
@@ -78,7 +78,10 @@ def rollout_rows(rollout: RolloutBatch, said: Said, rewards: RewardOutput) -> li
                 "truth": list(example.segment) if example.segment else None,
                 "segment": list(answer.segment) if answer.segment else None,
                 "reward": float(rewards.total[n]),
-                **{f"reward_{name}": float(values[n]) for name, values in rewards.parts.items()},
+                **{
+                    f"reward_{name}": float(values[n])
+                    for name, values in rewards.components.items()
+                },
                 "num_tokens": lengths[n],
                 "parsed": parsed[n],
                 "exact": said.is_exact[n],
