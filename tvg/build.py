@@ -16,8 +16,8 @@ from tvg.data.annotations import Split
 from tvg.model.loading import ModelSource
 from tvg.model.policy import Policy
 from tvg.reward.weighted import WeightedReward
-from tvg.rollout.base import Rollout
-from tvg.task.grounding import GroundingTask
+from tvg.rollout.engine import RolloutEngine
+from tvg.task.protocol import Task
 from tvg.tracking.run_status import ending_runs
 from tvg.tracking.steady import steady
 from tvg.training.checkpoint import AtomicCheckpointIO
@@ -30,8 +30,8 @@ class RunComponents:
 
     processor: Any
     policy: Policy
-    task: GroundingTask
-    rollout: Rollout
+    task: Task
+    rollout: RolloutEngine
     data: PromptDataModule
 
 
@@ -54,7 +54,7 @@ def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
 
 
 def build_data(
-    cfg: DictConfig, *, task: GroundingTask | None = None, processor: Any | None = None
+    cfg: DictConfig, *, task: Task | None = None, processor: Any | None = None
 ) -> PromptDataModule:
     """Builds the data module; without task and processor, it gives examples but no batches."""
     data: PromptDataModule = build(cfg.data)(task=task, processor=processor, seed=cfg.seed)
@@ -69,7 +69,6 @@ def build_module(cfg: DictConfig, parts: RunComponents) -> LightningModule:
         tokenizer=parts.processor.tokenizer,
         task=parts.task,
         rollout=parts.rollout,
-        eval_rollout=parts.rollout.greedy(),
         reward=build_reward(cfg.reward)
         if cfg.get("reward")
         else None,  # reward=[] for objective=sft

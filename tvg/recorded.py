@@ -65,7 +65,7 @@ def _prompt_record(node: Any) -> dict[str, Any]:
         return {"task": f"{OWN}{target}"}
     values = {name: node[name] for name in PROMPT_OPTIONS if name in node}
     if node.get("template_file") is not None:
-        from tvg.task.grounding import read_template_file
+        from tvg.task.template import read_template_file
 
         values["template"] = read_template_file(node["template_file"])
     return _with_parser_name(values)

@@ -158,10 +158,14 @@ class RolloutBatch(_Batch):
     texts: list[str] = field(default_factory=list)  # length N, special tokens removed
     is_finished: Tensor  # bool [N]: ended by EOS, not truncated at the length limit
 
-    def part(self, prompts: range, completions: range) -> RolloutBatch:
-        """Returns some of the prompts, with some of the completions of each group."""
+    def rows_of(self, prompts: range, completions: range) -> Tensor:
+        """Rows of some completions of some prompts: int64 [len(prompts), len(completions)]."""
         numbers = torch.arange(len(self.prompts) * self.group_size).view(-1, self.group_size)
-        rows = numbers[prompts.start : prompts.stop, completions.start : completions.stop].flatten()
+        return numbers[prompts.start : prompts.stop, completions.start : completions.stop]
+
+    def select(self, prompts: range, completions: range) -> RolloutBatch:
+        """Returns some of the prompts, with some of the completions of each group."""
+        rows = self.rows_of(prompts, completions).flatten()
         places = rows.to(self.completion_ids.device)
         return RolloutBatch(
             prompts=self.prompts.rows(prompts.start, prompts.stop),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.tiny_policy import with_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tvg.callbacks.rollout_table import RolloutTable, plain, table_columns
@@ -65,7 +66,7 @@ def test_a_resumed_run_drops_the_rows_that_it_repeats(fit, tiny_grpo, tmp_path):
 
 
 def test_a_step_logged_again_replaces_its_table(store, fit, tiny_grpo, tmp_path):
-    extras = {"rollout_rows": [{"query": "again", "total": None}]}
+    extras = with_rows([{"query": "again", "total": None}])
     table = RolloutTable(run_dir=tmp_path, every_n_steps=5, max_rows=3)
     for _ in range(2):
         logger = make_mlflow_logger(
@@ -77,7 +78,7 @@ def test_a_step_logged_again_replaces_its_table(store, fit, tiny_grpo, tmp_path)
     assert found["step"].tolist() == [5]
 
 
-@pytest.mark.parametrize("extras", [{}, {"rollout_rows": None}, {"rollout_rows": []}])
+@pytest.mark.parametrize("extras", [{}, with_rows(None), with_rows([])])
 def test_steps_without_rows_leave_no_file(fit, tiny_grpo, tmp_path, extras):
     table = RolloutTable(run_dir=tmp_path / "run", every_n_steps=1, max_rows=3)
     fit(tiny_grpo(extras=extras), callbacks=[table])

@@ -127,7 +127,7 @@ def fit(tiny_checkpoint, tiny_world, train_file, tmp_path):
             policy=parts.policy,
             tokenizer=parts.tokenizer,
             task=task,
-            eval_rollout=make_rollout(max_new_tokens=4).greedy(),
+            rollout=make_rollout(max_new_tokens=4),
             micro_batch_size=3,
             optimizer=functools.partial(torch.optim.AdamW, lr=lr),
             schedule=functools.partial(warmup_schedule, name="linear", warmup_steps=0),
@@ -395,13 +395,13 @@ def test_answers_may_be_shorter_while_scoring(fit, tmp_path, monkeypatch):
     lengths = []
 
     def note(**words):
-        lengths.append(words["rollout"].max_new_tokens)
+        lengths.append(words["rollout"].sampling.max_new_tokens)
         return []
 
     monkeypatch.setattr(evaluation, "predict_batch", note)
     done = fit(max_steps=5, settings={"max_new_tokens": 2})
     assert set(lengths) == {2}
-    assert done.module.eval_rollout.max_new_tokens == 4
+    assert done.module.rollout.sampling.max_new_tokens == 4
     # None of them could be scored: nothing is left to train on.
     told = json.loads((tmp_path / "run" / "filtering" / "round_01.json").read_text())
     assert (told["num_scored"], told["num_selected"]) == (0, 0)

@@ -4,9 +4,17 @@ import csv
 from types import SimpleNamespace
 
 import pytest
+from helpers.tiny_policy import with_rows
 
 from tvg.callbacks import throughput
 from tvg.callbacks.throughput import Throughput
+
+NONE = {"prompts_per_s": 0, "tokens_per_s": 0}
+
+
+def taken(*, num_prompts=0, num_tokens=0, **more):
+    """What a step returns."""
+    return with_rows(None, num_prompts=num_prompts, num_tokens=num_tokens, **more)
 
 
 class Recorder:
@@ -50,7 +58,7 @@ class Walk:
 
 def test_rates_of_one_step(clock):
     walk = Walk(clock)
-    outputs = {"num_prompts": 6, "num_tokens": 120}
+    outputs = taken(num_prompts=6, num_tokens=120)
     # The wait before the first batch is the start-up of the workers: not the run's.
     assert walk.batch(9.0, 2.0, 5, outputs) == {"step_s": 2, "prompts_per_s": 3, "tokens_per_s": 60}
     assert walk.batch(1.0, 2.0, 6, outputs) == {
@@ -64,42 +72,44 @@ def test_rates_of_one_step(clock):
 def test_micro_batches_and_several_updates_are_one_count(clock):
     walk = Walk(clock)
     walk.batch(0, 1, 5)
-    assert walk.batch(1, 1, 5, {"num_prompts": 3}) == {}
-    assert walk.batch(1, 1, 6, {"num_prompts": 5}) == {
+    assert walk.batch(1, 1, 5, taken(num_prompts=3)) == {}
+    assert walk.batch(1, 1, 6, taken(num_prompts=5)) == {
         "step_s": 4,
         "data_wait_s": 2,
         "prompts_per_s": 2,
+        "tokens_per_s": 0,
     }
-    assert walk.batch(1, 3, 8, {"num_prompts": 2})["step_s"] == 2  # seconds of each of two
-    assert walk.batch(1, 3, 9, {"num_prompts": 2})["prompts_per_s"] == 0.5
+    assert walk.batch(1, 3, 8, taken(num_prompts=2))["step_s"] == 2  # seconds of each of two
+    assert walk.batch(1, 3, 9, taken(num_prompts=2))["prompts_per_s"] == 0.5
 
 
 def test_seconds_of_stages_are_those_of_one_step(clock):
     walk = Walk(clock)
     stages = {"vision": 0.5, "sampling": 1.0}
-    found = walk.batch(0, 2, 5, {"stage_s": stages})
-    assert found == {"step_s": 2, "vision_s": 0.5, "sampling_s": 1.0}
-    walk.batch(1, 2, 5, {"stage_s": stages})
-    found = walk.batch(1, 2, 7, {"stage_s": {"sampling": 3.0, "reward": 0.5}})  # two steps
+    found = walk.batch(0, 2, 5, taken(stage_s=stages))
+    assert found == {"step_s": 2, "vision_s": 0.5, "sampling_s": 1.0, **NONE}
+    walk.batch(1, 2, 5, taken(stage_s=stages))
+    found = walk.batch(1, 2, 7, taken(stage_s={"sampling": 3.0, "reward": 0.5}))  # two steps
     assert found == {
         "step_s": 3,
         "data_wait_s": 1,
         "vision_s": 0.25,
         "sampling_s": 2.0,
         "reward_s": 0.25,
+        **NONE,
     }
     assert walk.batch(1, 2, 8) == {"step_s": 3, "data_wait_s": 1}
 
 
 def test_share_of_the_peak(clock):
     walk = Walk(clock, peak_tflops=2.0)
-    assert walk.batch(0, 2, 5, {"num_flops": 3e12}) == {"step_s": 2, "mfu": 0.75}
-    walk.batch(1, 1, 5, {"num_flops": 1e12})
+    assert walk.batch(0, 2, 5, taken(num_flops=3e12)) == {"step_s": 2, "mfu": 0.75, **NONE}
+    walk.batch(1, 1, 5, taken(num_flops=1e12))
     # Waiting for data is time in which the card could have worked.
-    found = walk.batch(1, 1, 6, {"num_flops": 3e12})
-    assert found == {"step_s": 4, "data_wait_s": 2, "mfu": 0.5}
+    found = walk.batch(1, 1, 6, taken(num_flops=3e12))
+    assert found == {"step_s": 4, "data_wait_s": 2, "mfu": 0.5, **NONE}
     assert "mfu" not in walk.batch(1, 1, 7)
-    assert "mfu" not in Walk(clock).batch(0, 2, 5, {"num_flops": 3e12})
+    assert "mfu" not in Walk(clock).batch(0, 2, 5, taken(num_flops=3e12))
 
 
 @pytest.mark.parametrize("peak_tflops", [0, -1.0, float("nan")])

@@ -166,8 +166,8 @@ def test_difficulties_are_written_as_annotations(
     for example, prediction in zip(examples, predictions, strict=True):
         assert (example.query, example.segment) == (prediction.query, prediction.truth)
         assert example.prediction == prediction.segment is not None
-        assert example.difficulty == 100 * prediction.iou
-        assert prediction.iou == segment_iou(prediction.segment, prediction.truth)
+        assert example.difficulty == 100 * prediction.score
+        assert prediction.score == segment_iou(prediction.segment, prediction.truth)
         assert example.video_path is not None
 
 

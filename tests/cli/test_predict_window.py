@@ -33,7 +33,7 @@ def predicted(monkeypatch, tmp_path, minute):
                 query=sample.example.query,
                 segment=answer,
                 truth=None,
-                iou=None,
+                score=None,
                 text="",
                 duration_s=sample.clip.duration_s,
                 is_parsed=answer is not None,

@@ -166,15 +166,15 @@ def test_4_evaluated(command, world, walked):
     metrics = json.loads((run / "metrics.json").read_text())
     predictions = read_predictions(run / "predictions.jsonl")
     first = json.loads((run / "predictions.jsonl").read_text().splitlines()[0])
-    keys = {"qid", "video", "query", "segment", "truth", "iou", "text", "duration_s"}
-    keys |= {"is_parsed", "is_exact"}
+    keys = {"qid", "video", "query", "segment", "truth", "score", "text", "duration_s"}
+    keys |= {"is_parsed", "is_exact", "answer", "expected"}
     assert first.keys() == keys
     assert metrics["n"] == len(predictions) > 0
     assert (metrics["dataset"], metrics["split"]) == ("synthetic", "test")
     for name in METRICS[1:]:
         low, high = metrics["ci95"][name]
         assert 0 <= low <= metrics[name] <= high <= 1, name
-    ious = [p.iou for p in predictions]
+    ious = [p.score for p in predictions]
     assert metrics["miou"] == pytest.approx(sum(ious) / len(ious))
     assert metrics["r1_iou_0.5"] == pytest.approx(sum(iou >= 0.5 for iou in ious) / len(ious))
     names = {"config.yaml", "metrics.json", "predictions.jsonl", "run.json"}

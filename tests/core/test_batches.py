@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from helpers.tiny_policy import make_parts, make_rollout
+from helpers.tiny_policy import make_parts, make_rollout, sample_with
 
 from tvg.core.batches import join_prompts, join_rollouts
 from tvg.types import PromptBatch, RolloutBatch
@@ -16,7 +16,8 @@ GROUP = 3
 def sampled(tiny_checkpoint, tiny_world):
     parts = make_parts(tiny_checkpoint, tiny_world)
     parts.policy.eos_ids = list(range(0, 640, 12))
-    rollout = make_rollout().generate(
+    rollout = sample_with(
+        make_rollout(),
         policy=parts.policy,
         tokenizer=parts.tokenizer,
         prompts=parts.batch(4),
@@ -62,7 +63,7 @@ def assert_same(one, other):
 
 def test_joined_groups_are_the_batch_they_were_taken_from(sampled):
     pad_id = 0
-    groups = [sampled.part(range(i, i + 1), range(GROUP)) for i in range(4)]
+    groups = [sampled.select(range(i, i + 1), range(GROUP)) for i in range(4)]
     joined = join_rollouts([trimmed(group, pad_id) for group in groups], pad_id=pad_id)
     expected = RolloutBatch(
         **{
@@ -87,10 +88,10 @@ def test_joined_groups_are_the_batch_they_were_taken_from(sampled):
 
 
 def test_joined_batches_come_apart_again(sampled):
-    two = [sampled.part(range(0, 2), range(GROUP)), sampled.part(range(2, 4), range(GROUP))]
+    two = [sampled.select(range(0, 2), range(GROUP)), sampled.select(range(2, 4), range(GROUP))]
     joined = join_rollouts(two[::-1], pad_id=0)
-    assert_same(joined.part(range(0, 2), range(GROUP)), two[1])
-    assert_same(joined.part(range(2, 4), range(GROUP)), two[0])
+    assert_same(joined.select(range(0, 2), range(GROUP)), two[1])
+    assert_same(joined.select(range(2, 4), range(GROUP)), two[0])
 
 
 def test_every_field_is_joined(sampled):

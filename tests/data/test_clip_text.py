@@ -14,7 +14,8 @@ from tvg.data.clip_text import (
     qwen3,
 )
 from tvg.data.collate import PromptCollator, step_times
-from tvg.rollout.shared_prefix import SharedPrefixRollout
+from tvg.rollout.hf import HFEngine
+from tvg.rollout.shared_prefix import SharedPrefixEngine
 from tvg.training.preflight import Preflight
 
 PAD, START, END = "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -131,11 +132,10 @@ def test_both_ways_to_score_agree(parts, timed):
     assert errors["gradient"] <= 1e-7, errors
 
 
-@pytest.mark.parametrize("engine", [SharedPrefixRollout, None])
+@pytest.mark.parametrize("engine", [SharedPrefixEngine, HFEngine])
 def test_sampler_and_trainer_agree(parts, timed, engine):
-    rollout = make_rollout() if engine is None else engine(**vars(make_rollout()))
+    rollout = make_rollout(engine)
     preflight = Preflight(num_prompts=4, num_completions=2, max_abs_diff=1e-5, half_mean_diff=0.0)
-    difference = preflight.run(
-        policy=parts.policy, rollout=rollout, tokenizer=parts.tokenizer, prompts=timed, seed=0
-    )
+    rollout.setup(policy=parts.policy, tokenizer=parts.tokenizer)
+    difference = preflight.run(policy=parts.policy, rollout=rollout, prompts=timed, seed=0)
     assert difference <= 1e-5

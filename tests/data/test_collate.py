@@ -200,7 +200,7 @@ def test_rows_of_rollouts_take_whole_groups(parts, samples):
         texts=list("uvwxyz"),
         is_finished=torch.tensor([True, False, True, True, False, False]),
     )
-    part = rollout.part(range(1, 2), range(2))
+    part = rollout.select(range(1, 2), range(2))
     assert part.completion_ids.tolist() == ids[2:4].tolist()
     assert part.completion_mask.tolist() == (ids[2:4] % 2).tolist()
     assert part.sampler_logprobs.tolist() == (-ids[2:4].float()).tolist()
@@ -208,7 +208,7 @@ def test_rows_of_rollouts_take_whole_groups(parts, samples):
     assert part.is_finished.tolist() == [True, True]
     assert part.group_size == 2
     rows_equal(part.prompts, prompts.rows(1, 2))
-    second = rollout.part(range(1, 3), range(1, 2))
+    second = rollout.select(range(1, 3), range(1, 2))
     assert second.completion_ids.tolist() == ids[[3, 5]].tolist()
     assert (second.texts, second.group_size) == (["x", "z"], 1)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from helpers.tiny_policy import make_rollout
+from helpers.tiny_policy import make_rollout, sample_with
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -71,7 +71,6 @@ def make_module(parts: Any, **changes: Any) -> GRPOModule:
         "policy": parts.policy,
         "tokenizer": parts.tokenizer,
         "task": parts.task,
-        "eval_rollout": make_rollout().greedy(),
         "micro_batch_size": 1,
         "optimizer": functools.partial(torch.optim.SGD, lr=0.0),
         "schedule": functools.partial(warmup_schedule, name="constant", warmup_steps=0),
@@ -84,23 +83,25 @@ def make_module(parts: Any, **changes: Any) -> GRPOModule:
     # Outside of a fit: a trainer that knows its world size, and no precision plugin to pass.
     module._trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     module.manual_backward = torch.Tensor.backward
+    module.setup("fit")
     return module
 
 
 def learn(module: GRPOModule, rollout: RolloutBatch, advantages: Tensor) -> dict[str, Tensor]:
     """Back-propagates one update with the advantages given."""
-    prepared = module._prepare(rollout, torch.zeros(len(rollout.completion_ids)))
-    return module._update(replace(prepared, advantages=advantages))
+    prepared = module.prepare(rollout, torch.zeros(len(rollout.completion_ids)))
+    return module.update(replace(prepared, advantages=advantages))
 
 
 def logprobs_of(module: GRPOModule, policy: Any, rollout: RolloutBatch) -> Tensor:
-    return module.scoring.logprobs(policy, rollout)[0]
+    return module.scorer.logprobs(policy, rollout)[0]
 
 
 def sample(parts: Any, *, num: int, seed: int = 3) -> RolloutBatch:
     """Groups of four ragged completions."""
     policy_eos, parts.policy.eos_ids = parts.policy.eos_ids, list(range(0, 640, 12))
-    sampled = make_rollout().generate(
+    sampled = sample_with(
+        make_rollout(),
         policy=parts.policy,
         tokenizer=parts.tokenizer,
         prompts=parts.batch(num),

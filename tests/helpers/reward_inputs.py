@@ -16,7 +16,7 @@ EXACT = answer_pattern("<answer>{start_s:.2f} to {end_s:.2f}</answer>")
 def make_completions(
     texts: list[str],
     *,
-    truth: Segment = TRUTH,
+    truth: Segment | None = TRUTH,
     duration_s: float = 20.0,
     extra: dict[str, str | float] | None = None,
     **changes: Any,

@@ -15,9 +15,12 @@ from tvg.data.video.sampling import FrameSampling
 from tvg.model.adapters import no_adapter
 from tvg.model.loading import ModelSource
 from tvg.model.policy import Policy
-from tvg.rollout.hf import HFRollout
+from tvg.rollout.engine import RolloutEngine
+from tvg.rollout.hf import HFEngine
+from tvg.rollout.in_process import InProcessEngine
 from tvg.task.grounding import GroundingTask
-from tvg.types import PromptBatch
+from tvg.training.step_output import StepOutput
+from tvg.types import PromptBatch, RolloutBatch
 
 SMALL_FRAMES = FrameSampling(min_pixels=28 * 28, max_pixels=28 * 28)
 
@@ -84,7 +87,7 @@ def make_task(**changes: Any) -> GroundingTask:
     return GroundingTask(**{**settings, **changes})
 
 
-def make_rollout(**changes: Any) -> HFRollout:
+def make_rollout(engine: type[InProcessEngine] = HFEngine, **changes: Any) -> InProcessEngine:
     settings: dict[str, Any] = {
         "max_new_tokens": 8,
         "temperature": 1.0,
@@ -92,7 +95,27 @@ def make_rollout(**changes: Any) -> HFRollout:
         "top_k": 0,
         "prompts_per_call": None,
     }
-    return HFRollout(**{**settings, **changes})
+    return engine(**{**settings, **changes})
+
+
+def sample_with(
+    rollout: RolloutEngine,
+    *,
+    policy: Policy,
+    tokenizer: Any,
+    prompts: PromptBatch,
+    group_size: int,
+    seed: int,
+) -> RolloutBatch:
+    """Completions of an engine that is bound to a policy."""
+    rollout.setup(policy=policy, tokenizer=tokenizer)
+    return rollout.generate(prompts, group_size=group_size, seed=seed)
+
+
+def with_rows(rows: list[dict[str, Any]] | None, **changes: Any) -> dict[str, Any]:
+    """What a training step returns that sampled these completions."""
+    settings: dict[str, Any] = {"num_prompts": 2, "num_tokens": 40, "metrics": {}}
+    return StepOutput(rows=rows, **{**settings, **changes}).for_lightning()
 
 
 class LengthReward:

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from helpers.tiny_policy import with_rows
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 
 from tvg.callbacks.progress import Progress
@@ -60,7 +61,7 @@ class TinyGRPO(pl.LightningModule):
             }
             for n in range(4)
         ]
-        return {"rollout_rows": rows, "num_prompts": 2, "num_tokens": torch.tensor(40)}
+        return with_rows(rows)
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         if batch_idx == 0:
@@ -72,7 +73,7 @@ class TinyGRPO(pl.LightningModule):
             query="who opens the door",
             segment=None if batch_idx else Segment(2.0, 9.0),
             truth=Segment(1.0, 7.5),
-            iou=0.0,
+            score=0.0,
             text="",
             duration_s=20.0,
             is_parsed=not batch_idx,

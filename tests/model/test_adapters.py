@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from helpers.tiny_lora import adapt, lora, make_lora_parts
-from helpers.tiny_policy import make_rollout
+from helpers.tiny_policy import make_rollout, sample_with
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -178,8 +178,8 @@ def test_peft_and_the_merged_export_agree_whatever_is_trained(
 def test_sampling_is_from_the_adapted_model(parts):
     adapt(parts.policy)
     rollout, batch = make_rollout(), parts.batch(2)
-    drawn = rollout.generate(
-        policy=parts.policy, tokenizer=parts.tokenizer, prompts=batch, group_size=2, seed=0
+    drawn = sample_with(
+        rollout, policy=parts.policy, tokenizer=parts.tokenizer, prompts=batch, group_size=2, seed=0
     )
     with torch.no_grad():
         logprobs, _ = parts.policy(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.grpo_module import learn, make_loss
-from helpers.tiny_policy import make_parts, make_rollout
+from helpers.tiny_policy import make_parts, make_rollout, sample_with
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tvg.core.advantage import group_advantages
 from tvg.core.logprobs import token_logprobs
 from tvg.reward.weighted import WeightedReward
-from tvg.rollout.shared_prefix import SharedPrefixRollout
+from tvg.rollout.shared_prefix import SharedPrefixEngine
 from tvg.training.grpo import GRPOModule
 from tvg.training.schedule import warmup_schedule
 
@@ -59,7 +59,7 @@ def make_module(parts, *, lr=0.0):
         "prompts_per_call": None,
     }
     return GRPOModule(
-        rollout=SharedPrefixRollout(**settings),
+        rollout=SharedPrefixEngine(**settings),
         reward=WeightedReward(rewards={"odd": Odd()}, weights={"odd": 1.0}),
         loss=make_loss(kl_coef=0.1),
         group_size=GROUP_SIZE,
@@ -77,7 +77,6 @@ def make_module(parts, *, lr=0.0):
         policy=parts.policy,
         tokenizer=parts.tokenizer,
         task=parts.task,
-        eval_rollout=make_rollout().greedy(),
         micro_batch_size=NUM_PROMPTS,
         optimizer=functools.partial(torch.optim.AdamW, lr=lr),
         schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
@@ -110,7 +109,8 @@ def test_learning_holds_logits_of_completions_alone(parts, prompts, is_checkpoin
         parts.policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         parts.policy.train()
     try:
-        rollout = module.rollout.generate(
+        rollout = sample_with(
+            module.rollout,
             policy=parts.policy,
             tokenizer=parts.tokenizer,
             prompts=prompts,
@@ -139,7 +139,8 @@ def test_sampling_holds_one_row_of_logits_a_completion(parts, prompts, engine):
     shared = make_module(parts).rollout
     rollout = shared if engine == "shared_prefix" else make_rollout(max_new_tokens=MAX_NEW_TOKENS)
     with VocabularyWatch(parts.policy) as watch:
-        rollout.generate(
+        sample_with(
+            rollout,
             policy=parts.policy,
             tokenizer=parts.tokenizer,
             prompts=prompts,

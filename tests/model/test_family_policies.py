@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.completions import LENGTHS, completions, learn, worst_errors
 from helpers.family_oracles import ORACLES, Oracle
-from helpers.tiny_policy import Parts, make_parts, make_rollout
+from helpers.tiny_policy import Parts, make_parts, make_rollout, sample_with
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
@@ -22,7 +22,7 @@ from tvg.model.families import FAMILIES, family_of, mergers
 from tvg.model.freezing import freeze_parts
 from tvg.model.shape import count_parameters, shape_of
 from tvg.model.vision import encode_trunk, merge_features, trunk_fingerprint
-from tvg.rollout.shared_prefix import SharedPrefixRollout
+from tvg.rollout.shared_prefix import SharedPrefixEngine
 from tvg.training.preflight import Preflight
 from tvg.types import PromptBatch
 
@@ -128,8 +128,13 @@ def test_trunk_and_mergers_are_the_whole_tower(made):
 @pytest.mark.parametrize("way", ["shared_prefix", "repeated"])
 def test_logprobs_are_those_of_the_plain_model(made, way):
     prompts = made.parts.batch(3)
-    rollout = make_rollout().generate(
-        policy=made.policy, tokenizer=made.parts.tokenizer, prompts=prompts, group_size=2, seed=0
+    rollout = sample_with(
+        make_rollout(),
+        policy=made.policy,
+        tokenizer=made.parts.tokenizer,
+        prompts=prompts,
+        group_size=2,
+        seed=0,
     )
     made.policy.forward_by = way
     with torch.no_grad():
@@ -169,9 +174,10 @@ def test_sampling_is_generate(made):
     """Greedy, batched and padded here, each prompt alone there."""
     prompts = made.parts.batch(3)
     settings = {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
-    engines = (make_rollout(**settings), SharedPrefixRollout(**settings, prompts_per_call=None))
+    engines = (make_rollout(**settings), SharedPrefixEngine(**settings, prompts_per_call=None))
     sampled = [
-        engine.generate(
+        sample_with(
+            engine,
             policy=made.policy,
             tokenizer=made.parts.tokenizer,
             prompts=prompts,
@@ -205,13 +211,13 @@ def test_the_preflight_passes(made, engine):
     settings = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     rollout = make_rollout(**settings)
     if engine == "shared_prefix":
-        rollout = SharedPrefixRollout(**settings, prompts_per_call=None)
+        rollout = SharedPrefixEngine(**settings, prompts_per_call=None)
     made.policy.forward_by = "shared_prefix"
     preflight = Preflight(num_prompts=3, num_completions=2, max_abs_diff=1e-4, half_mean_diff=0.05)
+    rollout.setup(policy=made.policy, tokenizer=made.parts.tokenizer)
     found = preflight.run(
         policy=made.policy,
         rollout=rollout,
-        tokenizer=made.parts.tokenizer,
         prompts=made.parts.batch(3),
         seed=0,
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.tiny_policy import make_parts, make_rollout
+from helpers.tiny_policy import make_parts, make_rollout, sample_with
 from torch.utils.flop_counter import FlopCounterMode
 
 from tvg.model.flops import (
@@ -116,8 +116,13 @@ def test_forward_and_backward_are_what_torch_counts(tiny_checkpoint, tiny_world)
     policy.model.model.visual.requires_grad_(False)
     policy.model.model.visual.merger.requires_grad_(True)
     prompts = policy.encode_clips(parts.batch(2))
-    rollout = make_rollout().generate(
-        policy=policy, tokenizer=parts.tokenizer, prompts=prompts, group_size=3, seed=0
+    rollout = sample_with(
+        make_rollout(),
+        policy=policy,
+        tokenizer=parts.tokenizer,
+        prompts=prompts,
+        group_size=3,
+        seed=0,
     )
     with FlopCounterMode(display=False) as forward:
         logprobs, _ = policy(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.tiny_policy import make_parts, make_rollout
+from helpers.tiny_policy import make_parts, make_rollout, sample_with
 
 from tvg.core.positions import mrope_position_ids
 
@@ -16,8 +16,13 @@ def parts(tiny_checkpoint, tiny_world):
 
 def test_logprobs_are_those_of_the_plain_model(parts):
     prompts = parts.batch(3)
-    rollout = make_rollout().generate(
-        policy=parts.policy, tokenizer=parts.tokenizer, prompts=prompts, group_size=2, seed=0
+    rollout = sample_with(
+        make_rollout(),
+        policy=parts.policy,
+        tokenizer=parts.tokenizer,
+        prompts=prompts,
+        group_size=2,
+        seed=0,
     )
     with torch.no_grad():
         got, entropy = parts.policy(
@@ -84,8 +89,13 @@ def test_each_clip_lands_in_its_own_prompt(parts):
 
 def test_gradients_reach_vision_merger_and_language(parts):
     prompts = parts.batch(2)
-    rollout = make_rollout().generate(
-        policy=parts.policy, tokenizer=parts.tokenizer, prompts=prompts, group_size=1, seed=0
+    rollout = sample_with(
+        make_rollout(),
+        policy=parts.policy,
+        tokenizer=parts.tokenizer,
+        prompts=prompts,
+        group_size=1,
+        seed=0,
     )
     parts.policy.zero_grad()
     logprobs, _ = parts.policy(

@@ -23,13 +23,13 @@ FOUND = Prediction(
     query="person sitting down\nin a “chair” \u2028 一",
     segment=Segment(2.0, 9.5),
     truth=Segment(1.0, 7.5),
-    iou=0.647,
+    score=0.647,
     text="<answer>2.0 to 9.5</answer>\r\n",
     duration_s=35.1,
     is_parsed=True,
     is_exact=True,
 )
-LOST = replace(FOUND, qid="OHOFG:1", segment=None, truth=None, iou=None, text="", is_parsed=False)
+LOST = replace(FOUND, qid="OHOFG:1", segment=None, truth=None, score=None, text="", is_parsed=False)
 
 
 def test_predictions_come_back_as_they_went(tmp_path: Path):
@@ -38,13 +38,14 @@ def test_predictions_come_back_as_they_went(tmp_path: Path):
     assert rows[0]["segment"] == [2.0, 9.5]
     assert rows[1]["segment"] is None
     assert rows[1]["truth"] is None
-    assert list(rows[0])[:7] == ["qid", "video", "query", "segment", "truth", "iou", "text"]
+    assert list(rows[0])[:5] == ["qid", "video", "query", "segment", "truth"]
     assert read_predictions(path) == [FOUND, LOST]
     assert isinstance(read_predictions(path)[0].segment, Segment)
 
 
 def test_files_of_older_versions_say_nothing_of_the_format(tmp_path: Path):
     row = {key: value for key, value in FOUND.__dict__.items() if key != "is_exact"}
+    row["iou"] = row.pop("score")
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
     assert read_predictions(path) == [replace(FOUND, is_exact=None)]
@@ -58,7 +59,7 @@ def test_a_lone_surrogate_is_written_as_a_question_mark(tmp_path: Path):
 def test_nan_is_refused_and_the_old_file_stays(tmp_path: Path):
     path = write_predictions(tmp_path / "p.jsonl", [FOUND])
     with pytest.raises(ValueError, match="OHOFG:1"):
-        write_predictions(path, [FOUND, replace(LOST, iou=math.nan)])
+        write_predictions(path, [FOUND, replace(LOST, score=math.nan)])
     assert read_predictions(path) == [FOUND]
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "m.json"))):
         write_json(tmp_path / "m.json", {"miou": math.inf})

@@ -254,13 +254,15 @@ def test_impossible_settings_are_named(
         WeightedReward(rewards=rewards, weights=weights)
 
 
-def test_whether_anything_looks_for_segments():
+def test_a_reward_that_compares_needs_a_true_segment():
     def letters(*, texts):
-        return [0.0 for _ in texts]
+        return [1.0 for _ in texts]
 
     def overlap(*, truths):
         return [0.0 for _ in truths]
 
-    assert not WeightedReward(rewards={"a": letters}, weights={"a": 1.0}).reads_segments
-    both = WeightedReward(rewards={"a": letters, "b": overlap}, weights={"a": 1.0, "b": 0.0})
-    assert both.reads_segments
+    unknown = make_completions(["a", "b"], truth=None)
+    plain = WeightedReward(rewards={"it": letters}, weights={"it": 1.0})
+    assert plain(unknown).total.tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"^reward 'it': a:0 has no true segment"):
+        WeightedReward(rewards={"it": overlap}, weights={"it": 1.0})(unknown)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers.tiny_policy import make_parts, make_rollout
+from helpers.tiny_policy import make_parts, make_rollout, sample_with
 
-from tvg.rollout.base import completion_mask, sampling_mode
+from tvg.rollout.in_process import completion_mask, sampling_mode
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,8 @@ def parts(tiny_checkpoint, tiny_world):
 
 
 def sample(parts, rollout, *, num=2, group_size=3, seed=0):
-    return rollout.generate(
+    return sample_with(
+        rollout,
         policy=parts.policy,
         tokenizer=parts.tokenizer,
         prompts=parts.batch(num),

@@ -6,7 +6,7 @@ from helpers.tiny_policy import make_parts
 
 from tvg.model.packing import pack
 from tvg.model.prefix_attention import attend_row
-from tvg.rollout.base import _weights_cast_once
+from tvg.rollout.in_process import _weights_cast_once
 from tvg.rollout.prefix_cache import Decoding, Prefill
 
 HEADS, KEY_HEADS, SIZE, LENGTH = 4, 2, 32, 256

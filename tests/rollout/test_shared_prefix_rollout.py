@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.tiny_policy import make_parts, make_rollout
+from helpers.tiny_policy import make_parts, make_rollout, sample_with
 
 from tvg.rollout import shared_prefix
-from tvg.rollout.shared_prefix import SharedPrefixRollout
+from tvg.rollout.shared_prefix import SharedPrefixEngine
 
 SOME_ENDS = list(range(0, 540, 12))  # tokens that end a completion now and then
 
@@ -29,8 +29,7 @@ def prompts(parts):
 
 
 def make_shared(**changes):
-    other = make_rollout(**{"max_new_tokens": 12, **changes})
-    return SharedPrefixRollout(**vars(other))
+    return make_rollout(SharedPrefixEngine, **{"max_new_tokens": 12, **changes})
 
 
 def make_hf(**changes):
@@ -38,7 +37,8 @@ def make_hf(**changes):
 
 
 def sample(parts, rollout, prompts, *, group_size=4, seed=0):
-    return rollout.generate(
+    return sample_with(
+        rollout,
         policy=parts.policy,
         tokenizer=parts.tokenizer,
         prompts=prompts,

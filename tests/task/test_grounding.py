@@ -1,5 +1,7 @@
 """Prompts and answers of the grounding task: templates, their errors, the order in a turn."""
 
+from dataclasses import replace
+
 import pytest
 from helpers.tiny_policy import make_task
 
@@ -11,6 +13,10 @@ def example(query: str) -> GroundingExample:
     return GroundingExample(
         qid="v:0", video="v", video_path=None, query=query, segment=None, duration_s=None
     )
+
+
+def labelled(segment: Segment) -> GroundingExample:
+    return replace(example("a"), segment=segment)
 
 
 def user_text(task, query: str = "A person sits.") -> str:
@@ -124,7 +130,7 @@ def test_case_and_the_last_full_stop(lowercase, strip_period, expected):
 def test_the_target_is_read_back():
     answer = "<answer>{start_s:.2f} to {end_s:.2f}</answer>"
     task = make_task(answer_format=f"<think>At {{start_s:.0f}}</think> {answer}")
-    target = task.target(Segment(1.234, 10.0))
+    target = task.target(labelled(Segment(1.234, 10.0)))
     assert target == "<think>At 1</think> <answer>1.23 to 10.00</answer>"
     parsed = task.parse(target)
     assert parsed.segment == Segment(1.23, 10.0)
@@ -146,7 +152,7 @@ def test_a_parser_of_ones_own():
 
 def test_a_prompt_without_a_supervised_target():
     with pytest.raises(ValueError, match=r"^prompt.answer_format: null: this prompt has no"):
-        make_task(answer_format=None).target(Segment(0.0, 1.0))
+        make_task(answer_format=None).target(labelled(Segment(0.0, 1.0)))
 
 
 def test_line_breaks_of_a_prefill_can_be_typed():

@@ -73,7 +73,7 @@ def completions(
         return [(ids_of(tokenizer, text + END), text)] * len(batch)
     ids, mask = target_tokens(batch, task, tokenizer)
     rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-    return [(r, task.target(e.segment)) for r, e in zip(rows, batch.examples, strict=True)]
+    return [(r, task.target(e)) for r, e in zip(rows, batch.examples, strict=True)]
 
 
 @pytest.mark.parametrize("name", PROMPTS)

@@ -220,7 +220,7 @@ def test_no_training_precision_rounds_the_frame_rates(
         policy=parts.policy,
         tokenizer=parts.tokenizer,
         task=parts.task,
-        eval_rollout=make_rollout().greedy(),
+        rollout=make_rollout(),
         micro_batch_size=2,
         optimizer=functools.partial(torch.optim.SGD, lr=0.1),
         schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),

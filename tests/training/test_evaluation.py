@@ -9,14 +9,13 @@ import torch
 from helpers.tiny_policy import make_parts, make_rollout, make_task
 
 from tvg.data.dataset import LeftOut
-from tvg.task.predictions import Prediction
+from tvg.task.grounding import segment_metrics
+from tvg.task.predictions import Prediction, known_scores
 from tvg.training.evaluation import (
     PartialPredictions,
     choose_device,
-    known_ious,
     predict_all,
     predict_batch,
-    score,
     with_difficulty,
 )
 from tvg.types import GroundingExample, Segment
@@ -27,13 +26,13 @@ FOUND = Prediction(
     query="who “opens” the\ndoor \u2028 一",
     segment=Segment(2.0, 9.5),
     truth=Segment(1.0, 7.5),
-    iou=0.64,
+    score=0.64,
     text="2.0 to 9.5 \ud800",
     duration_s=20.0,
     is_parsed=True,
 )
-LOST = replace(FOUND, qid="v:1", segment=None, iou=0.0, text="?", is_parsed=False)
-BLIND = replace(FOUND, qid="v:2", truth=None, iou=None)
+LOST = replace(FOUND, qid="v:1", segment=None, score=0.0, text="?", is_parsed=False)
+BLIND = replace(FOUND, qid="v:2", truth=None, score=None)
 BATCHES = [[FOUND, LOST], [BLIND, replace(FOUND, qid="v:3")], [replace(LOST, qid="v:4")]]
 
 
@@ -96,9 +95,9 @@ def test_a_file_without_a_head_is_started_anew(tmp_path, text):
 
 
 def test_unknown_truth_cannot_be_scored():
-    assert known_ious([FOUND, LOST]) == [0.64, 0.0]
-    with pytest.raises(ValueError, match=r"^v:2: no true segment is known"):
-        known_ious([FOUND, BLIND])
+    assert known_scores([FOUND, LOST]) == [0.64, 0.0]
+    with pytest.raises(ValueError, match=r"^v:2: its truth is not known"):
+        known_scores([FOUND, BLIND])
 
 
 class Answers:
@@ -107,7 +106,7 @@ class Answers:
     def __init__(self, *texts: str) -> None:
         self.texts = list(texts)
 
-    def generate(self, *, policy, tokenizer, prompts, group_size, seed):
+    def generate(self, prompts, *, group_size, seed):
         assert group_size == 1
         return SimpleNamespace(texts=self.texts)
 
@@ -124,22 +123,20 @@ def test_answers_are_parsed_and_scored(parts):
     said = ["4.0 to 10.0", "6.0 to 2.0", "nothing", "<answer>1.0 to 2.0</answer>"]
     said[:2] = [f"<answer>{text}</answer>" for text in said[:2]]
     predictions = predict_batch(
-        policy=parts.policy,
-        tokenizer=parts.tokenizer,
         task=parts.task,
         rollout=Answers(*said),
         prompts=replace(prompts, examples=examples),
         seed=0,
     )
     assert predictions[0].segment == (4.0, 10.0)
-    assert predictions[0].iou == pytest.approx(2 / 8)
-    assert predictions[1].iou == 0.0
-    assert (predictions[2].segment, predictions[2].iou, predictions[2].is_parsed) == (
+    assert predictions[0].score == pytest.approx(2 / 8)
+    assert predictions[1].score == 0.0
+    assert (predictions[2].segment, predictions[2].score, predictions[2].is_parsed) == (
         None,
         0.0,
         False,
     )
-    assert (predictions[3].truth, predictions[3].iou) == (None, None)
+    assert (predictions[3].truth, predictions[3].score) == (None, None)
     assert predictions[3].is_parsed
     assert [p.text for p in predictions] == said
     assert [p.duration_s for p in predictions] == prompts.duration_s.tolist()
@@ -167,11 +164,11 @@ def test_interrupted_and_resumed_is_as_uninterrupted(parts, tmp_path, temperatur
         partial = PartialPredictions(path, "f")
         done = len(partial.done)
         assert done % 2 == 0
+        rollout = make_rollout(max_new_tokens=4, temperature=temperature)
+        rollout.setup(policy=parts.policy, tokenizer=parts.tokenizer)
         predictions = predict_all(
-            policy=parts.policy,
-            tokenizer=parts.tokenizer,
             task=parts.task,
-            rollout=make_rollout(max_new_tokens=4, temperature=temperature),
+            rollout=rollout,
             batches=batches[done // 2 :],
             seed=3,
             device=torch.device("cpu"),
@@ -222,8 +219,8 @@ def test_a_batch_of_which_nothing_could_be_read_counts_as_done(tmp_path):
 
 def test_an_empty_batch_has_no_predictions(parts):
     prompts = parts.collator([LeftOut("v.mp4: is broken")])
-    given = {"policy": parts.policy, "tokenizer": parts.tokenizer, "task": parts.task}
-    assert predict_batch(**given, rollout=make_rollout(), prompts=prompts, seed=0) == []
+    rollout = make_rollout()
+    assert predict_batch(task=parts.task, rollout=rollout, prompts=prompts, seed=0) == []
 
 
 def test_difficulty_can_be_rated_by_the_first_two_numbers():
@@ -253,8 +250,8 @@ def test_difficulty_can_be_rated_by_the_first_two_numbers():
 
 def test_a_score_holds_the_share_of_exact_answers():
     exact, not_exact = replace(FOUND, is_exact=True), replace(FOUND, is_exact=False)
-    assert score([exact, exact, not_exact, exact])["exact_format_rate"] == 0.75
-    assert "exact_format_rate" not in score([exact, FOUND])  # not known of one
+    assert segment_metrics([exact, exact, not_exact, exact])["exact_format_rate"] == 0.75
+    assert "exact_format_rate" not in segment_metrics([exact, FOUND])  # not known of one
     tie = replace(FOUND, segment=Segment(3.3, 6.8), truth=Segment(3.3, 8.3))
-    assert score([tie])["r1_iou_0.7"] == 1.0  # in floats 0.6999999999999998
-    assert score([tie], strict=True)["r1_iou_0.7"] == 0.0
+    assert segment_metrics([tie])["r1_iou_0.7"] == 1.0  # in floats 0.6999999999999998
+    assert segment_metrics([tie], strict=True)["r1_iou_0.7"] == 0.0

@@ -1,5 +1,7 @@
 """The GRPO module against numbers put together by hand, and against itself in micro-batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.completions import without_float32_inside
@@ -9,7 +11,8 @@ from helpers.tiny_policy import make_parts
 from tvg.model.flops import rollout_flops, trunk_flops
 from tvg.model.freezing import freeze_parts
 from tvg.model.shape import shape_of
-from tvg.training.rollout_log import Said, reward_metrics, rollout_rows
+from tvg.training.rollout_log import parse_completions, reward_metrics, rollout_rows
+from tvg.training.step_output import StepOutput
 from tvg.types import RewardOutput, Segment
 
 
@@ -132,27 +135,29 @@ def test_a_step_counts_its_operations(fixed_vision, monkeypatch):
     sampled = []
     generate = module.rollout.generate
     monkeypatch.setattr(
-        module.rollout, "generate", lambda **given: sampled.append(generate(**given)) or sampled[0]
+        module.rollout,
+        "generate",
+        lambda *given, **more: sampled.append(generate(*given, **more)) or sampled[0],
     )
     monkeypatch.setattr(
         module, "step_optimizer", lambda *_, **__: {"learning_rate": torch.zeros(())}
     )
-    monkeypatch.setattr(module, "log_step", lambda *_, **__: None)
+    monkeypatch.setattr(module, "_log_step", lambda *_, **__: None)
     batch = fixed_vision.batch(2)
-    outputs = module.training_step(batch, 0)
+    outputs = StepOutput.of(module.training_step(batch, 0))
     expected = rollout_flops(module.policy, sampled[0], has_reference=True, is_encoded=False)
-    assert outputs["num_flops"] == expected > 0
+    assert outputs.num_flops == expected > 0
     stages = {"vision", "sampling", "reward", "reference", "policy", "backward"}
-    assert outputs["stage_s"].keys() == stages
-    assert all(seconds >= 0 for seconds in outputs["stage_s"].values())
+    assert outputs.stage_s.keys() == stages
+    assert all(seconds >= 0 for seconds in outputs.stage_s.values())
     sampled.clear()
-    encoded = module.training_step(module.policy.encode_clips(batch), 0)
+    encoded = StepOutput.of(module.training_step(module.policy.encode_clips(batch), 0))
     trunk = sum(
         trunk_flops(shape_of(module.policy.model.config), grid)
         for grid in batch.video_grid_thw.tolist()
     )
     again = rollout_flops(module.policy, sampled[0], has_reference=True, is_encoded=False)
-    assert again - encoded["num_flops"] == pytest.approx(trunk)
+    assert again - encoded.num_flops == pytest.approx(trunk)
 
 
 def test_the_loss_is_the_formula_written_out(parts, rollout):
@@ -244,17 +249,16 @@ def test_every_step_rank_and_stream_draws_its_own_seed(parts):
 
 def test_reward_metrics_by_hand():
     total = torch.tensor([1.0, 3.0, 2.0, 2.0])
-    metrics = reward_metrics(RewardOutput(total=total, parts={"iou": total}), group_size=2)
+    metrics = reward_metrics(RewardOutput(total=total, components={"iou": total}), group_size=2)
     assert float(metrics["reward/total"]) == 2.0
     assert float(metrics["reward/iou_std"]) == pytest.approx((2**0.5 + 0) / 2)
     assert float(metrics["reward/iou_flat_groups"]) == 0.5
 
 
 def test_a_row_for_each_completion(parts, rollout):
-    answers = [parts.task.parse("<answer>1.0 to 2.0</answer>")] * 12
-    rewards = RewardOutput(total=torch.arange(12.0), parts={"iou": torch.arange(12.0) / 2})
-    said = Said(answers=answers, is_exact=[True] * 12, needs_segments=True)
-    rows = rollout_rows(rollout, said, rewards)
+    rollout = replace(rollout, texts=["<answer>1.0 to 2.0</answer>"] * 12)
+    rewards = RewardOutput(total=torch.arange(12.0), components={"iou": torch.arange(12.0) / 2})
+    rows = rollout_rows(rollout, parse_completions(parts.task, rollout), rewards)
     assert [row["reward"] for row in rows] == list(map(float, range(12)))
     assert rows[5]["qid"] == rollout.prompts.examples[1].qid
     assert rows[5]["segment"] == [1.0, 2.0]

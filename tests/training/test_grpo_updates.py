@@ -8,8 +8,8 @@ from helpers.grpo_module import learn, logprobs_of, make_module, sample
 from helpers.tiny_policy import make_parts
 
 from tvg.core.advantage import group_advantages
-from tvg.training.learning import advantages_of_rank
 from tvg.training.resampling import FlatGroupResampling
+from tvg.training.train_batch import advantages_of_rank
 
 REWARDS = torch.tensor([0.0, 1.0, 0.5, 0.2] * 3, dtype=torch.float64)
 
@@ -41,8 +41,8 @@ def take_steps(module, rollout, rewards, monkeypatch, *, rate=0.0, is_last=False
     Returns what each update logged, the log-probabilities that each update found, and all that was
     logged in the end.
     """
-    updates, found, logged = [], [], {}
-    update = module._update
+    updates, found = [], []
+    update = type(module).update.__get__(module)  # a second call would watch the watched one
 
     def step(loss, *, describe):
         with torch.no_grad():
@@ -52,16 +52,19 @@ def take_steps(module, rollout, rewards, monkeypatch, *, rate=0.0, is_last=False
                     parameter.grad = None
         return {"learning_rate": torch.tensor(rate), "grad_norm": torch.tensor(0.0)}
 
-    def watched(learnt, **how):
-        found.append(logprobs_of(module, module.policy, learnt.rollout).detach())
-        updates.append(update(learnt, **how))
+    def watched(batch, **how):
+        found.append(logprobs_of(module, module.policy, groups[0]).detach())
+        updates.append(update(batch, **how))
         return updates[-1]
 
     monkeypatch.setattr(module, "step_optimizer", step)
-    monkeypatch.setattr(module, "_update", watched)
-    monkeypatch.setattr(module, "log_step", lambda metrics, **_: logged.update(metrics))
-    assert module._learn_from(rollout, rewards, is_last=is_last) == len(updates)
-    return updates, found, logged
+    monkeypatch.setattr(module, "update", watched)
+    groups, collected = module._collect(rollout, rewards, is_last_batch=is_last)
+    if groups is None:
+        return [], [], collected
+    num_updates, learnt = module._learn_from(*groups)
+    assert num_updates == len(updates)
+    return updates, found, {**collected, **learnt}
 
 
 @pytest.mark.parametrize("old_logprobs", ["policy", "sampler"])
@@ -135,13 +138,12 @@ def test_a_kl_in_the_reward_is_taken_off_before_the_advantages(
         for t in range(int(rollout.completion_mask[n].sum())):
             gap = float(policy[n, t] - reference[n, t])
             paid[n] -= 0.3 * (gap if estimator == "k1" else torch.tensor(-gap).expm1().item() + gap)
-    monkeypatch.setattr(module, "log_step", lambda *_, **__: None)
-    prepared = module._prepare(rollout, REWARDS)
+    prepared = module.prepare(rollout, REWARDS)
     expected = module.advantage(paid, group_size=4)
     torch.testing.assert_close(prepared.advantages, expected, rtol=1e-6, atol=1e-9)
     assert not torch.allclose(prepared.advantages, module.advantage(REWARDS, group_size=4))
     # The loss itself has no KL then.
-    totals = module._update(prepared)
+    totals = module.update(prepared)
     other = make_module(parts)
     without = learn(other, rollout, prepared.advantages)
     assert float(totals["loss"]) == pytest.approx(float(without["loss"]), rel=1e-9)
@@ -164,9 +166,9 @@ def test_a_step_waits_for_groups_that_differ(parts, rollout, monkeypatch):
     flat = torch.tensor([0.0, 1.0, 0.5, 0.2, *[0.3] * 8], dtype=torch.float64)
     updates, _, logged = take_steps(module, rollout, flat, monkeypatch)
     assert (updates, logged) == ([], {})
-    assert module._learn_from(rollout, flat, is_last=False) == 0
+    assert take_steps(module, rollout, flat, monkeypatch) == ([], [], {})
     assert resampling.num_batches == 2
-    module._learn_from(rollout, REWARDS, is_last=False)
+    updates, _, logged = take_steps(module, rollout, REWARDS, monkeypatch)
     assert float(logged["sampling/batches"]) == 3
     assert float(logged["sampling/kept_groups"]) == pytest.approx(5 / 9)
     assert len(updates) == 1
@@ -177,7 +179,7 @@ def test_prompts_that_come_again_before_a_step_get_other_draws(parts, rollout, m
     resampling = FlatGroupResampling(max_batches=4)
     module = make_module(parts, resample_flat_groups=resampling)
     seeds = []
-    monkeypatch.setattr(module.rollout, "generate", lambda **given: seeds.append(given["seed"]))
+    monkeypatch.setattr(module.rollout, "generate", lambda _, **given: seeds.append(given["seed"]))
     for _ in range(3):
         module._sample(rollout.prompts)
         resampling.add(rollout, REWARDS)
@@ -189,9 +191,11 @@ def test_a_rank_that_is_full_waits_for_the_others(parts, rollout, monkeypatch):
     theirs = iter([0.0])  # is the other rank full?
     monkeypatch.setattr(type(module._trainer), "world_size", 2)
     monkeypatch.setattr(
-        module, "all_gather", lambda mine: torch.stack([mine, torch.tensor(next(theirs))])
+        module._trainer.strategy,
+        "all_gather",
+        lambda mine: torch.stack([mine, torch.tensor(next(theirs))]),
     )
-    assert module._learn_from(rollout, REWARDS, is_last=False) == 0
+    assert module._collect(rollout, REWARDS, is_last_batch=False) == (None, {})
     assert module.resampling.is_full
     theirs = iter([1.0, 5.0])
     assert [module._least(3), module._least(3)] == [1, 3]
@@ -208,18 +212,13 @@ def test_groups_that_wait_are_learnt_at_the_end_of_their_epoch(parts, rollout, m
     assert float(logged["sampling/batches"]) == 1
 
 
-def test_a_scale_of_the_batch_is_that_of_all_ranks(monkeypatch):
+def test_a_scale_of_the_batch_is_that_of_all_ranks():
     theirs = torch.tensor([3.0, 5.0, 1.0, 1.0])
     mine = torch.tensor([0.0, 1.0])
-
-    def gather(places, value):
-        places[:] = [theirs, value]
-
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     advantage = functools.partial(
         group_advantages, baseline="group_mean", scale="batch_std", eps=0.0
     )
-    got = advantages_of_rank(advantage, mine, group_size=2, world_size=2, rank=1)
+    got = advantages_of_rank(advantage, [theirs, mine], group_size=2, rank=1)
     std = torch.tensor([3.0, 5.0, 1.0, 1.0, 0.0, 1.0]).std()
     torch.testing.assert_close(got, torch.tensor([-0.5, 0.5]) / std)
 

@@ -21,7 +21,7 @@ def sft_module(made, **changes):
         "policy": made.policy,
         "tokenizer": made.tokenizer,
         "task": made.task,
-        "eval_rollout": make_rollout().greedy(),
+        "rollout": make_rollout(),
         "micro_batch_size": 2,
         "optimizer": functools.partial(torch.optim.AdamW, lr=1e-2),
         "schedule": functools.partial(warmup_schedule, name="linear", warmup_steps=0),
@@ -63,7 +63,7 @@ class Stop(Callback):
 
 def fit(module, made, folder, *callbacks, ckpt_path=None):
     losses = []
-    module.log_step = lambda metrics, **rest: losses.append(metrics.get("loss"))
+    module._log_step = lambda output: losses.append(output.metrics.get("loss"))
     trainer = Trainer(
         accelerator="cpu",
         max_steps=STEPS,

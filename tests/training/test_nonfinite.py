@@ -11,6 +11,8 @@ from helpers.tiny_policy import make_parts, make_rollout
 from lightning.pytorch import Trainer
 
 from tvg.training import policy_module as base
+from tvg.training import strategy
+from tvg.training.ranks import is_true_on_all_ranks
 from tvg.training.schedule import warmup_schedule
 from tvg.training.sft import SFTModule
 
@@ -33,8 +35,8 @@ class Poisoned(SFTModule):
             next(p for p in self.policy.parameters() if p.grad is not None).grad[0] = INF
         return totals
 
-    def log_step(self, metrics, **_):
-        self.logged.append({name: float(value) for name, value in metrics.items()})
+    def _log_step(self, output):
+        self.logged.append({name: float(value) for name, value in output.metrics.items()})
         self.weights.append(self._weight())
 
     def _weight(self):
@@ -49,7 +51,7 @@ def fit(tiny_checkpoint, tiny_world, tmp_path):
             policy=parts.policy,
             tokenizer=parts.tokenizer,
             task=parts.task,
-            eval_rollout=make_rollout().greedy(),
+            rollout=make_rollout(),
             micro_batch_size=2,
             optimizer=functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1),
             schedule=functools.partial(warmup_schedule, name="linear", warmup_steps=0),
@@ -134,9 +136,8 @@ def test_a_saved_batch_of_grpo_holds_completions_and_rewards(
         return {"learning_rate": torch.tensor(0.0)}
 
     monkeypatch.setattr(module, "step_optimizer", step)
-    monkeypatch.setattr(module, "log_step", lambda *_, **__: None)
     rollout = sample(parts, num=2)
-    module._learn_from(rollout, torch.arange(8.0), is_last=True)
+    module._learn_from(rollout, torch.arange(8.0))
     assert [row["reward"] for row in found] == list(range(8))
     assert [row["completion"] for row in found] == rollout.texts
     qids = [example.qid for example in rollout.prompts.examples]
@@ -144,8 +145,7 @@ def test_a_saved_batch_of_grpo_holds_completions_and_rewards(
 
 
 def test_one_rank_that_fails_is_enough(fit, monkeypatch):
-    module, trainer, _ = fit({})
-    module.trainer = trainer
+    _, trainer, _ = fit({})
     monkeypatch.setattr(type(trainer), "world_size", 2)
     asked = []
 
@@ -154,7 +154,7 @@ def test_one_rank_that_fails_is_enough(fit, monkeypatch):
         return False  # the other rank says no
 
     monkeypatch.setattr(trainer.strategy, "reduce_boolean_decision", decide)
-    assert module._on_all_ranks(True) is False
+    assert is_true_on_all_ranks(trainer, True) is False
     assert asked == [(True, True)]
 
 
@@ -162,11 +162,11 @@ def test_a_step_is_skipped_where_another_rank_fails(fit, monkeypatch):
     module, _, start = fit({}, num_steps=2)
     asked = []
 
-    def on_all_ranks(is_true):
+    def on_all_ranks(trainer, is_true):
         asked.append(is_true)
         return len(asked) == 1  # another rank fails in the second step
 
-    monkeypatch.setattr(module, "_on_all_ranks", on_all_ranks)
+    monkeypatch.setattr(strategy, "is_true_on_all_ranks", on_all_ranks)
     start()
     assert asked == [True, True]
     changed = [

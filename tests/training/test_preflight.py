@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.tiny_policy import make_parts, make_rollout
 
-from tvg.rollout.hf import HFRollout
+from tvg.rollout.hf import HFEngine
 from tvg.training.preflight import Preflight, PreflightError
 
 
@@ -17,10 +17,10 @@ def parts(tiny_checkpoint, tiny_world):
 
 def run(parts, rollout):
     preflight = Preflight(num_prompts=2, num_completions=2, max_abs_diff=1e-4, half_mean_diff=0.05)
+    rollout.setup(policy=parts.policy, tokenizer=parts.tokenizer)
     return preflight.run(
         policy=parts.policy,
         rollout=rollout,
-        tokenizer=parts.tokenizer,
         prompts=parts.batch(3),
         seed=0,
     )
@@ -30,27 +30,25 @@ def test_agreement_to_1e_4_in_float32(parts):
     assert run(parts, make_rollout()) <= 1e-4
 
 
-class RateDropped(HFRollout):
+class RateDropped(HFEngine):
     """An engine that samples at positions of another frame rate than it was given."""
 
-    def generate(self, *, policy, tokenizer, prompts, group_size, seed):
+    def generate(self, prompts, *, group_size, seed):
         wrong = replace(prompts, sampled_fps=prompts.sampled_fps * 0 + 24.0)
-        out = super().generate(
-            policy=policy, tokenizer=tokenizer, prompts=wrong, group_size=group_size, seed=seed
-        )
+        out = super().generate(wrong, group_size=group_size, seed=seed)
         return replace(out, prompts=prompts)
 
 
-class Truncating(HFRollout):
+class Truncating(HFEngine):
     """An engine that allows tokens which the trainer gives no probability."""
 
-    def generate(self, *, policy, **rest):
-        saved = policy.suppressed_ids
-        policy.suppressed_ids = saved[:0]
+    def generate(self, prompts, **rest):
+        saved = self._policy.suppressed_ids
+        self._policy.suppressed_ids = saved[:0]
         try:
-            return super().generate(policy=policy, **rest)
+            return super().generate(prompts, **rest)
         finally:
-            policy.suppressed_ids = saved
+            self._policy.suppressed_ids = saved
 
 
 def test_half_precision_is_held_to_its_mean(parts):

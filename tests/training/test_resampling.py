@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.tiny_policy import make_parts, make_rollout
+from helpers.tiny_policy import make_parts, make_rollout, sample_with
 
 from tvg.training.resampling import FlatGroupResampling
 
@@ -14,7 +14,8 @@ def sample(tiny_checkpoint, tiny_world):
     parts = make_parts(tiny_checkpoint, tiny_world)
 
     def sampled(num):
-        return make_rollout().generate(
+        return sample_with(
+            make_rollout(),
             policy=parts.policy,
             tokenizer=parts.tokenizer,
             prompts=parts.batch(num),

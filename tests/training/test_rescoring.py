@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.tiny_policy import make_rollout
 
 from tvg.core import interruption
 from tvg.core.interruption import Interrupted
@@ -58,12 +59,11 @@ def rescore(monkeypatch, tmp_path):
             strategy=ranks,
             precision_plugin=SimpleNamespace(val_step_context=nullcontext),
         )
-        sampler = SimpleNamespace(max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=0)
         module = SimpleNamespace(
             policy=torch.nn.Linear(1, 1),
             tokenizer=None,
+            rollout=make_rollout(),
             task=None,
-            eval_rollout=sampler,
             seed=0,
             device=torch.device("cpu"),
         )

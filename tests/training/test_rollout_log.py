@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from helpers.tiny_policy import make_task
 
-from tvg.core.parsing import parse_answer
 from tvg.report.reward_causes import tally
 from tvg.training.rollout_log import (
-    Said,
+    parse_completions,
     reward_metrics,
     rollout_metrics,
     rollout_rows,
@@ -54,7 +56,7 @@ def make_rollout(texts: list[str], *, group_size: int) -> RolloutBatch:
 
 def test_mean_spread_and_flat_groups_by_hand():
     total = torch.tensor([1.0, 3.0, 2.0, 2.0])
-    metrics = reward_metrics(RewardOutput(total=total, parts={"iou": total / 2}), group_size=2)
+    metrics = reward_metrics(RewardOutput(total=total, components={"iou": total / 2}), group_size=2)
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
         {
             "reward/total": 2.0,
@@ -71,17 +73,17 @@ def test_mean_spread_and_flat_groups_by_hand():
 def test_equal_rewards_are_flat_however_their_mean_is_rounded(num_groups):
     total = torch.tensor([0.1, 0.7, 1 / 3])[:num_groups].repeat_interleave(7)
     assert float(total[:7].std()) > 0  # what a comparison by the spread may see
-    metrics = reward_metrics(RewardOutput(total=total, parts={}), group_size=7)
+    metrics = reward_metrics(RewardOutput(total=total, components={}), group_size=7)
     assert float(metrics["reward/total_flat_groups"]) == 1.0
 
 
 def test_rows_and_what_is_counted_of_them():
     texts = ["<answer>1 to 2</answer>", "?", "<answer>3 to 4</answer>", "?"]
     total = torch.tensor([1.0, 0.5, 0.25, 0.25])
-    rewards = RewardOutput(total=total, parts={"iou": total / 2})
-    answers = [parse_answer(text) for text in texts]
-    said = Said(answers=answers, is_exact=[True, False, False, False], needs_segments=True)
-    rows = rollout_rows(make_rollout(texts, group_size=2), said, rewards)
+    rewards = RewardOutput(total=total, components={"iou": total / 2})
+    rollout = make_rollout(texts, group_size=2)
+    parsed = replace(parse_completions(make_task(), rollout), is_exact=[True, False, False, False])
+    rows = rollout_rows(rollout, parsed, rewards)
     assert rows[0] == {
         "qid": "v:0",
         "query": "q",
@@ -97,22 +99,24 @@ def test_rows_and_what_is_counted_of_them():
         "text": texts[0],
     }
     assert [row["parsed"] for row in rows] == [True, False, True, False]
-    # Where nothing asks for segments, an answer block says enough.
-    texts = ("<answer>(B)</answer>", "B", "", "<answer>1</answer>")
-    letters = [parse_answer(text) for text in texts]
-    told = {"answers": letters, "is_exact": [False] * 4}
-    assert Said(**told, needs_segments=False).is_parsed() == [True, False, False, True]
-    assert Said(**told, needs_segments=True).is_parsed() == [False] * 4
     assert [row["group"] for row in rows] == [0, 0, 1, 1]
     assert [row["finished"] for row in rows] == [True, True, True, False]
     counted = tally(rows)
     assert (counted.num, counted.num_parsed, counted.num_finished) == (4, 2, 3)
     assert counted.num_exact == 1
-    metrics = rollout_metrics(make_rollout(list(texts), group_size=2), said, rewards)
+    metrics = rollout_metrics(rollout, parsed, rewards)
     assert metrics["completion/parse_rate"] == 0.5
     assert metrics["completion/exact_format_rate"] == 0.25
     assert (counted.num_groups, counted.num_flat_groups) == (2, 1)
     assert counted.ranges == {"": (0.25, 1.0), "iou": (0.125, 0.5)}
+
+
+def test_a_prompt_without_segments_counts_any_answer_as_parsed():
+    texts = ["<answer>(B)</answer>", "B", "", "<answer>1</answer>"]
+    rollout = make_rollout(texts, group_size=2)
+    choice = parse_completions(make_task(answer_format=None), rollout)
+    assert choice.is_parsed == [True, False, False, True]
+    assert parse_completions(make_task(), rollout).is_parsed == [False] * 4
 
 
 def test_of_several_updates_means_are_told_and_the_last_learning_rate():

@@ -36,10 +36,7 @@ def batch(parts):
 
 
 class Stepless(SFTModule):
-    """Logs to a dict, and leaves the gradients where they are."""
-
-    def log_step(self, metrics, *, show=()):
-        self.logged = dict(metrics)
+    """Leaves the gradients where they are."""
 
     def step_optimizer(self, loss, *, describe):
         return {}
@@ -50,7 +47,7 @@ def make_module(parts, cls=SFTModule, *, micro_batch_size=3, lr=0.0, **changes):
         policy=parts.policy,
         tokenizer=parts.tokenizer,
         task=parts.task,
-        eval_rollout=make_rollout().greedy(),
+        rollout=make_rollout(),
         micro_batch_size=micro_batch_size,
         optimizer=functools.partial(torch.optim.AdamW, lr=lr),
         schedule=functools.partial(warmup_schedule, name="constant", warmup_steps=0),
@@ -67,9 +64,9 @@ def learn(parts, batch, micro_batch_size=3):
     """The logged metrics and the gradients of one step."""
     module = make_module(parts, Stepless, micro_batch_size=micro_batch_size)
     parts.policy.zero_grad()
-    module.training_step(batch, 0)
+    output = module.step(batch, is_last_batch=False)
     grads = {n: p.grad.clone() for n, p in parts.policy.named_parameters() if p.grad is not None}
-    return module.logged, grads
+    return output.metrics, grads
 
 
 def test_the_label_is_the_hint_where_there_is_one(parts, batch):
@@ -156,7 +153,7 @@ def test_an_answer_is_learnt(tiny_checkpoint, tiny_world, tmp_path):
     fresh = make_parts(tiny_checkpoint, tiny_world)
     module = make_module(fresh, lr=3e-3, max_grad_norm=1.0)
     losses = []
-    module.log_step = lambda metrics, show=(): losses.append(float(metrics["loss"]))
+    module._log_step = lambda output: losses.append(float(output.metrics["loss"]))
     trainer = Trainer(
         accelerator="cpu",
         max_steps=6,
@@ -195,7 +192,7 @@ def test_gradient_checkpointing_is_at_work_where_asked_for(
         default_root_dir=tmp_path,
     )
     module = make_module(fresh)
-    module.log_step = lambda metrics, show=(): None
+    module._log_step = lambda output: None
     trainer.fit(module, torch.utils.data.DataLoader([fresh.batch(1)], batch_size=None))
     assert len(calls) == (len(fresh.policy.model.model.language_model.layers) if is_on else 0)
 

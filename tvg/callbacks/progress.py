@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from tvg.callbacks.throughput import counts
+from tvg.training.step_output import StepOutput
 
 _WINDOW = 20  # optimizer steps over which the rates shown are measured
 
@@ -121,7 +121,8 @@ class Progress(TQDMProgressBar):
         batch_idx: int,
     ) -> None:
         step, last = trainer.global_step, self._marks[-1]
-        num_prompts = last.num_prompts + counts(outputs, ["num_prompts"]).get("num_prompts", 0.0)
+        taken = StepOutput.of(outputs)
+        num_prompts = last.num_prompts + (taken.num_prompts if taken is not None else 0)
         mark = _Mark(time.perf_counter() - self._start_s, step, num_prompts)
         if step == last.step:  # gradients are still being accumulated
             self._marks[-1] = last._replace(num_prompts=num_prompts)

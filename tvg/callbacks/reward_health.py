@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import reduce
 from operator import add
@@ -19,6 +18,7 @@ from tvg.core.text_files import write_text
 from tvg.report.reward_causes import Cause, Limits, Tally, find_causes, tally
 from tvg.tracking.sinks import log_file, mlflow_runs, on_tensorboard
 from tvg.tracking.steady import reported_only
+from tvg.training.step_output import StepOutput
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +122,9 @@ class RewardHealth(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        rows = outputs.get("rollout_rows") if isinstance(outputs, Mapping) else None
-        if not (rows and trainer.is_global_zero and "group" in rows[0]):
+        taken = StepOutput.of(outputs)
+        rows = taken.rows if taken is not None else None
+        if not (rows and trainer.is_global_zero):
             return
         logged = trainer.callback_metrics.get(KL)
         self._last.append((tally(rows), None if logged is None else float(logged)))

@@ -15,6 +15,7 @@ from torch import Tensor
 from tvg.core.text_files import write_text
 from tvg.tracking.sinks import log_table
 from tvg.tracking.steady import reported_only
+from tvg.training.step_output import StepOutput
 
 FILE_NAME = "rollouts.jsonl"
 
@@ -57,7 +58,7 @@ def table_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 class RolloutTable(Callback):
-    """Saves `outputs["rollout_rows"]` of the first and of every n-th optimizer step.
+    """Saves the completions (`StepOutput.rows`) of the first and of every n-th optimizer step.
 
     The rows (plain dicts: query, truth, segment, every raw reward, the total, the text) are
     appended to `run_dir/rollouts.jsonl`, and logged to MLflow and TensorBoard if those are used.
@@ -110,7 +111,8 @@ class RolloutTable(Callback):
         self._last_step = step
         # Compared by quotient: one batch may hold several optimizer steps.
         is_due = last == 0 or step // self.every_n_steps > last // self.every_n_steps
-        rows = outputs.get("rollout_rows") if isinstance(outputs, Mapping) else None
+        taken = StepOutput.of(outputs)
+        rows = taken.rows if taken is not None else None
         if not (is_due and rows and trainer.is_global_zero):
             return
         kept = [{"step": step, **plain(row)} for row in rows[: self.max_rows]]

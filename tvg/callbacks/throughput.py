@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-# Count that a training step may return -> name of the logged rate.
-_RATES = {"num_prompts": "perf/prompts_per_s", "num_tokens": "perf/tokens_per_s"}
-
-_FLOPS = "num_flops"
-
-
-def stage_seconds(outputs: Any) -> dict[str, float]:
-    """Seconds of each stage that the training step timed; empty if it timed none."""
-    found = outputs.get("stage_s") if isinstance(outputs, Mapping) else None
-    return dict(found) if isinstance(found, Mapping) else {}
-
-
-def counts(outputs: Any, keys: Iterable[str]) -> dict[str, float]:
-    """The counts among `keys` that the training step returned."""
-    found = outputs if isinstance(outputs, Mapping) else {}
-    return {key: float(found[key]) for key in keys if found.get(key) is not None}
+from tvg.training.step_output import StepOutput
 
 
 class Throughput(Callback):
@@ -36,11 +20,10 @@ class Throughput(Callback):
     - `perf/data_wait_s`: the part of it between two batches: loading, moving, logging. Left out
       at the first step and after a validation or a checkpoint, whose time cannot be separated from
       it (step_s then excludes it);
-    - `perf/prompts_per_s`, `perf/tokens_per_s` (completion tokens) from `outputs["num_prompts"]`
-      and `outputs["num_tokens"]`, summed over ranks; left out if the step returns none;
-    - `perf/STAGE_s` for each stage that the step timed, in `outputs["stage_s"]`: vision, sampling,
+    - `perf/prompts_per_s`, `perf/tokens_per_s` (completion tokens), summed over ranks;
+    - `perf/STAGE_s` for each stage that the step timed, such as vision, sampling,
       reward, reference, policy (forward), backward, optimizer;
-    - `perf/mfu`, if `peak_tflops` is given and the step returns `outputs["num_flops"]`: the step's
+    - `perf/mfu`, if `peak_tflops` is given and the step counts its operations: the step's
       necessary operations as a share of the device's peak;
     - `perf/gpu_memory_gib`: peak memory allocated by torch since the start, on a GPU.
 
@@ -66,7 +49,8 @@ class Throughput(Callback):
         self._busy_s, self._wait_s = 0.0, 0.0
         self._is_wait_known = True
         self._stages_s: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, float] = defaultdict(float)
+        self._sums: dict[str, float] = defaultdict(float)  # name of the rate -> count
+        self._num_flops: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
@@ -101,10 +85,8 @@ class Throughput(Callback):
     ) -> None:
         self._batch_end_s = time.perf_counter()
         self._busy_s += self._batch_end_s - self._batch_start_s
-        for key, number in counts(outputs, (*_RATES, _FLOPS)).items():
-            self._counts[key] += number
-        for stage, seconds in stage_seconds(outputs).items():
-            self._stages_s[stage] += seconds
+        if (taken := StepOutput.of(outputs)) is not None:
+            self._add(taken)
         num_steps = trainer.global_step - self._last_step
         if num_steps < 1:  # gradients are still being accumulated
             return
@@ -112,16 +94,23 @@ class Throughput(Callback):
         self._log(pl_module, num_steps)
         self._start_step()
 
+    def _add(self, taken: StepOutput) -> None:
+        self._sums["perf/prompts_per_s"] += taken.num_prompts
+        self._sums["perf/tokens_per_s"] += taken.num_tokens
+        if taken.num_flops is not None:
+            self._num_flops = (self._num_flops or 0) + taken.num_flops
+        for stage, seconds in taken.stage_s.items():
+            self._stages_s[stage] += seconds
+
     def _log(self, pl_module: pl.LightningModule, num_steps: int) -> None:
         total_s = max(self._busy_s + self._wait_s, 1e-9)
         means = {"perf/step_s": total_s / num_steps}
         if self._is_wait_known:
             means["perf/data_wait_s"] = self._wait_s / num_steps
         means |= {f"perf/{stage}_s": s / num_steps for stage, s in self._stages_s.items()}
-        num_flops = self._counts.pop(_FLOPS, None)
-        if num_flops is not None and self.peak_tflops is not None:
-            means["perf/mfu"] = num_flops / total_s / (self.peak_tflops * 1e12)
-        sums = {_RATES[key]: number / total_s for key, number in self._counts.items()}
+        if self._num_flops is not None and self.peak_tflops is not None:
+            means["perf/mfu"] = self._num_flops / total_s / (self.peak_tflops * 1e12)
+        sums = {name: number / total_s for name, number in self._sums.items()}
         # Logged by the module, so that every logger has them at the same step as train/*.
         pl_module.log_dict(means, on_step=True, on_epoch=False)
         pl_module.log_dict(sums, on_step=True, on_epoch=False, sync_dist=True, reduce_fx="sum")

@@ -12,7 +12,7 @@ from tvg.data.chat_template import DEFAULT_LIMITS, TemplateLimits, render_chat
 from tvg.data.clip_text import ClipText, clip_text_of
 from tvg.data.dataset import LeftOut, Sample
 from tvg.data.patches import clip_patches, patching_of
-from tvg.task.grounding import GroundingTask
+from tvg.task.protocol import Task
 from tvg.types import EncodedClip, GroundingExample, PromptBatch, VideoClip
 
 MOST_QUERY_PLACES = 4  # how often a prompt's template may show the query
@@ -41,7 +41,7 @@ class PromptCollator:
     def __init__(
         self,
         *,
-        task: GroundingTask,
+        task: Task,
         processor: Any,
         clip_text: ClipText | None = None,
         max_prompt_tokens: int | None = None,

@@ -79,7 +79,7 @@ def make_job(cfg: DictConfig, *, clip_s: float | None) -> Job:
         offload_reference=value(settings, "objective.reference_offload") is True,
         gradient_checkpointing=checkpoint.gradient_checkpointing,
         forward=cfg.policy.forward,
-        samples_shared=not str(value(settings, "rollout._target_")).endswith(".HFRollout"),
+        samples_shared=not str(value(settings, "rollout._target_")).endswith(".HFEngine"),
         is_encoded="FeatureCache" in str(value(settings, "data.cache._target_")),
         prompts=cfg.data.batch_size,
         prompts_per_call=value(settings, "rollout.prompts_per_call"),

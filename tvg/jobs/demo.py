@@ -33,9 +33,9 @@ from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import save_figure
 from tvg.preparation.frames import prepare_frames, unique_requests
 from tvg.task.baseline import best_constant_segment, blind_predictions, random_segments
-from tvg.task.predictions import Prediction, read_predictions
+from tvg.task.grounding import segment_metrics
+from tvg.task.predictions import Prediction, known_scores, read_predictions
 from tvg.training.datamodule_base import PromptDataModule
-from tvg.training.evaluation import known_ious, score
 from tvg.types import GroundingExample, VideoClip
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _run_stages(
             metrics[stage] = evaluate(compose("evaluate", [*common, *evaluation, path, *place]).cfg)
     done = {s: read_predictions(run_dir / f"eval_{s}" / PREDICTIONS_FILE) for s in TRAINED}
     assert [p.qid for p in done["sft"]] == [p.qid for p in done["grpo"]]
-    gain = paired_bootstrap(*(known_ious(done[stage]) for stage in TRAINED), seed=seed)
+    gain = paired_bootstrap(*(known_scores(done[stage]) for stage in TRAINED), seed=seed)
     seconds = clock.seconds()
     write_json(run_dir / RESULTS_FILE, {**metrics, "gain": gain, "seconds": seconds, "seed": seed})
     (run_dir / UNFINISHED).unlink()
@@ -165,7 +165,7 @@ def blind_baselines(
         "constant": [best_constant_segment(train_examples)] * num,
     }
     return {
-        name: score(blind_predictions(test_examples, segments), seed=seed)
+        name: segment_metrics(blind_predictions(test_examples, segments), seed=seed)
         for name, segments in guesses.items()
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from tvg.training.evaluation import (
     PartialPredictions,
     choose_device,
     predict_all,
-    score,
     with_difficulty,
 )
 from tvg.training.quiet_logs import quiet_libraries
@@ -73,7 +73,7 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "split": cfg.split,
         "model": cfg.model.path,
         **parts.data.coverage(cfg.split, num_scored=len(predictions)),
-        **score(predictions, seed=cfg.seed, strict=cfg.evaluate.strict_recall),
+        **parts.task.metrics(predictions, seed=cfg.seed, strict=cfg.evaluate.strict_recall),
     }
     write_predictions(run_dir / PREDICTIONS_FILE, predictions)
     if difficulty_file is not None:
@@ -129,10 +129,10 @@ def _predict(
     skip = min(partial.num_batches * parts.data.eval_batch_size, len(examples))
     if skip:
         log.info("going on after %d of %d queries done before", skip, len(examples))
-    with tqdm(total=len(examples), initial=skip, unit="query", desc="evaluate") as bar:
+    parts.rollout.setup(policy=parts.policy.to(device), tokenizer=parts.processor.tokenizer)
+    progress = tqdm(total=len(examples), initial=skip, unit="query", desc="evaluate")
+    with closing(parts.rollout), progress as bar:
         return predict_all(
-            policy=parts.policy.to(device),
-            tokenizer=parts.processor.tokenizer,
             task=parts.task,
             rollout=parts.rollout.greedy() if cfg.greedy else parts.rollout,
             batches=parts.data.eval_loader(cfg.split, skip=skip),

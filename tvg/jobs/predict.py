@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from tvg.data.video.sampling import literal_window
 from tvg.model.loading import ModelSource
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import picture_format, save_figure
-from tvg.rollout.base import Rollout
-from tvg.task.grounding import GroundingTask
+from tvg.rollout.engine import RolloutEngine, awake
 from tvg.task.predictions import Prediction
+from tvg.task.protocol import Task
 from tvg.training.evaluation import choose_device, predict_batch
 from tvg.training.quiet_logs import quiet_libraries
 from tvg.types import GroundingExample, Segment, VideoClip
@@ -82,22 +83,23 @@ def _predicted(cfg: DictConfig, console: Console) -> Prediction:
 
 
 def _predict(cfg: DictConfig, sample: Sample, device: torch.device) -> Prediction:
-    task: GroundingTask = build(cfg.prompt)
-    rollout: Rollout = build(cfg.rollout)
+    task: Task = build(cfg.prompt)
+    rollout: RolloutEngine = build(cfg.rollout)
     source: ModelSource = build(cfg.model)
     processor = source.load_processor()
     collator = PromptCollator(
         task=task, processor=processor, template_limits=build(cfg.template_limits)
     )
     prompts = collator([sample])
-    return predict_batch(
-        policy=source.load_policy(processor).to(device),
-        tokenizer=processor.tokenizer,
-        task=task,
-        rollout=rollout.greedy() if cfg.greedy else rollout,
-        prompts=prompts.to(device),
-        seed=cfg.seed,
-    )[0]
+    policy = source.load_policy(processor).to(device)
+    rollout.setup(policy=policy, tokenizer=processor.tokenizer)
+    with closing(rollout), awake(rollout):
+        return predict_batch(
+            task=task,
+            rollout=rollout.greedy() if cfg.greedy else rollout,
+            prompts=prompts.to(device),
+            seed=cfg.seed,
+        )[0]
 
 
 def _segment(cfg: DictConfig, key: str) -> Segment | None:
@@ -195,7 +197,7 @@ def _print(
     if oddity is not None:
         console.print(f"the segment {oddity}", soft_wrap=True)
     if prediction.truth is not None:
-        console.print(f"temporal IoU with the truth: {prediction.iou:.3f}")
+        console.print(f"temporal IoU with the truth: {prediction.score:.3f}")
 
 
 def _span(segment: Segment | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,10 @@ EXPORT = "export"
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Trains, and writes `export/`, a plain Hugging Face folder; returns the last val/miou.
+    """Trains, and writes `export/`, a plain Hugging Face folder.
+
+    Returns:
+        The task's main metric in the last validation, such as val/miou; None without validation.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after the step in progress was finished and saved.
@@ -74,7 +78,7 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
     validations = ValidationRecord(run_dir=run_dir)
     catching_up = CatchingUp(record=validations)
     trainer = build_trainer(cfg, first=(start, catching_up), last=(validations,))
-    with ending_runs(trainer.loggers):
+    with ending_runs(trainer.loggers), closing(parts.rollout):
         if trainer.is_global_zero:
             rehearse_export(parts.policy, parts.processor, run_dir / EXPORT, notes=notes)
         trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
@@ -93,8 +97,9 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
                 notes=notes,
             )
             log.info("exported to %s", export)
-    miou = trainer.callback_metrics.get("val/miou", validations.metrics().get("val/miou"))
-    return None if miou is None else float(miou)
+    name = f"val/{parts.task.main_metric}"
+    value = trainer.callback_metrics.get(name, validations.metrics().get(name))
+    return None if value is None else float(value)
 
 
 def run_start(folder: RunFolder, checkpoint: Path | None) -> RunStart:

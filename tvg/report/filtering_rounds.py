@@ -47,7 +47,7 @@ class RoundRecord:
         over the chosen ones. Difficulties are 100 * IoU.
         """
         scored = list(self.predictions.values())
-        ious = [prediction.iou or 0.0 for prediction in scored]
+        ious = [prediction.score or 0.0 for prediction in scored]
         chosen = [e.difficulty for e in self.chosen if e.difficulty is not None]
         return {
             "num_examples": len(self.examples),

@@ -31,7 +31,7 @@ class Completions:
 
     texts: list[str]  # special tokens removed
     answers: list[ParsedAnswer]  # parsed by the task
-    truths: list[Segment]
+    truths: list[Segment | None]  # None: unknown, or the task has no segments
     durations_s: list[float]  # lengths of the clips, read from the files
     examples: list[GroundingExample]
     num_tokens: list[int]  # up to and including the first EOS

@@ -45,11 +45,6 @@ class WeightedReward:
         self.weights = dict(weights)
         self._wanted = {name: wanted_fields(name, reward) for name, reward in rewards.items()}
 
-    @property
-    def reads_segments(self) -> bool:
-        """True if any reward reads the true segments."""
-        return any("truths" in wanted for wanted in self._wanted.values())
-
     def __call__(self, completions: Completions) -> RewardOutput:
         """Scores N completions.
 
@@ -63,6 +58,8 @@ class WeightedReward:
         total = torch.zeros(len(completions), dtype=torch.float64)
         components = {}
         for name, reward in self.rewards.items():
+            if "truths" in self._wanted[name]:
+                _check_truths(name, completions)
             values = _score(name, reward, self._wanted[name], completions)
             part = torch.tensor(values, dtype=torch.float64)
             total += self.weights[name] * part
@@ -74,6 +71,12 @@ class WeightedReward:
                     f"{_completion(completions, index)}; see the weights {self.weights}"
                 )
         return RewardOutput(total=total.float(), components=components)
+
+
+def _check_truths(name: str, completions: Completions) -> None:
+    for example, truth in zip(completions.examples, completions.truths, strict=True):
+        if truth is None:
+            raise ValueError(f"reward {name!r}: {example.qid} has no true segment to compare with")
 
 
 def _score(

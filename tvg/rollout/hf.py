@@ -7,20 +7,21 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tvg.model.policy import Policy
-from tvg.rollout.base import Rollout
+from tvg.rollout.engine import SamplingSettings
+from tvg.rollout.in_process import InProcessEngine
 from tvg.rollout.sampling import draw
 from tvg.types import PromptBatch
 
 
-class HFRollout(Rollout):
-    """Calls `generate` on G copies of every prompt; arguments as for `Rollout`."""
+class HFEngine(InProcessEngine):
+    """Calls `generate` on G copies of every prompt; arguments as for `InProcessEngine`."""
 
     def _sample(
         self, policy: Policy, prompts: PromptBatch, group_size: int, uniform: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        drawer = _Drawer(self, policy, uniform)
+        drawer = _Drawer(self.sampling, policy, uniform)
         config = GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.sampling.max_new_tokens,
             eos_token_id=policy.eos_ids,
             pad_token_id=policy.pad_id,
             use_cache=True,
@@ -42,8 +43,8 @@ class HFRollout(Rollout):
 class _Drawer(LogitsProcessor):
     """Draws the next token and masks all others, so that greedy `generate` takes it."""
 
-    def __init__(self, rollout: Rollout, policy: Policy, uniform: Tensor | None) -> None:
-        self.rollout = rollout
+    def __init__(self, sampling: SamplingSettings, policy: Policy, uniform: Tensor | None) -> None:
+        self.sampling = sampling
         self.suppressed_ids = policy.suppressed_ids
         self.uniform = uniform
         self.logprobs: list[Tensor] = []
@@ -52,10 +53,10 @@ class _Drawer(LogitsProcessor):
         logits = scores.float().index_fill(1, self.suppressed_ids, -torch.inf)
         step = len(self.logprobs)
         ids, logprobs = draw(
-            logits / self.rollout.logprob_temperature,
+            logits / self.sampling.logprob_temperature,
             None if self.uniform is None else self.uniform[:, step],
-            top_p=self.rollout.top_p,
-            top_k=self.rollout.top_k,
+            top_p=self.sampling.top_p,
+            top_k=self.sampling.top_k,
         )
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter(1, ids[:, None], 0.0)

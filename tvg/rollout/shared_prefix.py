@@ -8,7 +8,7 @@ from torch import Tensor
 from tvg.core.logprobs import token_logits
 from tvg.model.packing import pack
 from tvg.model.policy import Policy, no_mask
-from tvg.rollout.base import Rollout
+from tvg.rollout.in_process import InProcessEngine
 from tvg.rollout.prefix_cache import Decoding, Prefill
 from tvg.rollout.sampling import draw
 from tvg.types import PromptBatch
@@ -16,36 +16,36 @@ from tvg.types import PromptBatch
 STEPS_PER_CHECK = 8  # checking whether all completions are finished synchronises the GPU
 
 
-class SharedPrefixRollout(Rollout):
-    """Prefills every prompt once and decodes all completions together; see `Rollout`."""
+class SharedPrefixEngine(InProcessEngine):
+    """Prefills every prompt once and decodes all completions together; see `InProcessEngine`."""
 
     def _sample(
         self, policy: Policy, prompts: PromptBatch, group_size: int, uniform: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         states, prefill = _prefill(policy, prompts)
         states = states.repeat_interleave(group_size, dim=0)
-        cache = Decoding(prefill, group_size=group_size, max_steps=self.max_new_tokens)
+        cache = Decoding(prefill, group_size=group_size, max_steps=self.sampling.max_new_tokens)
         positions = policy.position_ids(prompts)[..., -1].repeat_interleave(group_size, dim=1)
         eos = torch.tensor(policy.eos_ids, device=policy.device)
         is_finished = torch.zeros(len(states), dtype=torch.bool, device=policy.device)
         drawn, drawn_logprobs = [], []
-        for step in range(self.max_new_tokens):
+        for step in range(self.sampling.max_new_tokens):
             logits = token_logits(
                 states,
                 policy.model.lm_head.weight,
-                temperature=self.logprob_temperature,
+                temperature=self.sampling.logprob_temperature,
                 suppressed_ids=policy.suppressed_ids,
             )
             ids, logprobs = draw(
                 logits,
                 None if uniform is None else uniform[:, step],
-                top_p=self.top_p,
-                top_k=self.top_k,
+                top_p=self.sampling.top_p,
+                top_k=self.sampling.top_k,
             )
             drawn.append(ids)
             drawn_logprobs.append(logprobs)
             is_finished |= torch.isin(ids, eos)
-            if step + 1 == self.max_new_tokens or _is_over(is_finished, step):
+            if step + 1 == self.sampling.max_new_tokens or _is_over(is_finished, step):
                 break
             positions = positions + 1
             states = _decode(policy, ids, positions, cache)

@@ -64,7 +64,7 @@ def blind_predictions(
                 query=example.query,
                 segment=segment,
                 truth=example.segment,
-                iou=None if example.segment is None else segment_iou(segment, example.segment),
+                score=None if example.segment is None else segment_iou(segment, example.segment),
                 text=f"{segment.start_s:.2f} to {segment.end_s:.2f}",
                 duration_s=example.duration_s,
                 is_parsed=True,

@@ -1,30 +1,26 @@
-"""Temporal video grounding as a chat: prompts, target answers and their parsing."""
+"""Temporal video grounding: prompts, target answers, their parsing and their scores."""
 
 from __future__ import annotations
 
 import functools
-import logging
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from string import Formatter
 from typing import Any, Literal, get_args
 
 from tvg.core.answer_format import answer_pattern, is_exact
+from tvg.core.interval import exact_iou, segment_iou
+from tvg.core.metrics import grounding_metrics
 from tvg.core.parsing import THINK_CLOSE, ParsedAnswer, parse_answer
 from tvg.core.parsing_time_r1 import first_two_numbers
+from tvg.task.predictions import Prediction, known_scores
+from tvg.task.template import check_fields, read_template
 from tvg.types import GroundingExample, Segment
 
-QUERY_FIELD = "query"
-QUERY_MARKS = ("{query}", "[EVENT]", "<EVENT>")  # in a template file; {} if it has none of these
-_LIKE_A_FIELD = re.compile(r"\{[A-Za-z_]\w*\}")
-log = logging.getLogger(__name__)
 QueryBlanks = Literal["strip", "before_period", "keep"]
 
 
 class GroundingTask:
-    """Turns an example into chat messages and a completion into a segment.
+    """Asks for the segment that a sentence describes; implements `tvg.task.protocol.Task`.
 
     Args:
         template: user text with one `{query}` field (other braces doubled, as in `str.format`).
@@ -57,6 +53,9 @@ class GroundingTask:
         ValueError: a text lacks one of its fields or has others, or an argument is invalid.
     """
 
+    main_metric = "miou"
+    validation_metrics = ("miou", "r1_", "parse_rate", "exact_format")
+
     # Arguments with defaults are missing from the records of older exports.
 
     def __init__(
@@ -82,7 +81,7 @@ class GroundingTask:
                 f"prompt.query_blanks: expected one of {', '.join(get_args(QueryBlanks))}, "
                 f"got {query_blanks!r}"
             )
-        self.template = _read_template(template, template_file)
+        self.template = read_template(template, template_file)
         self.system = system
         self.video_first = video_first
         self.answer_format = answer_format
@@ -97,9 +96,9 @@ class GroundingTask:
         self.rate_any_numbers = rate_any_numbers
         self.strict_answer = strict_answer
         if answer_format is not None:
-            _check_fields("prompt.answer_format", answer_format, {"start_s": 0.0, "end_s": 1.0})
+            check_fields("prompt.answer_format", answer_format, {"start_s": 0.0, "end_s": 1.0})
         if frame_times is not None:
-            _check_fields("prompt.frame_times", frame_times, {"time_s": 0.0})
+            check_fields("prompt.frame_times", frame_times, {"time_s": 0.0})
         self._exact_answer = answer_pattern(answer_format)
         is_thought_written = self.prefill is not None and THINK_CLOSE in self.prefill
         self._thinks = think and not is_thought_written
@@ -127,15 +126,22 @@ class GroundingTask:
             return [user]
         return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, user]
 
-    def target(self, segment: Segment) -> str:
-        """The target completion of supervised training.
+    def target(self, example: GroundingExample) -> str:
+        """The target completion: an example's coarse `hint` if it has one, else its true segment.
 
         Raises:
-            ValueError: the prompt's answer is not a segment.
+            ValueError: the example has neither, or the prompt's answer is not a segment.
         """
+        segment = example.hint or example.segment
+        if segment is None:
+            raise ValueError(f"{example.qid}: supervised training needs a segment")
         if self.answer_format is None:
             raise ValueError("prompt.answer_format: null: this prompt has no supervised target")
         return self.answer_format.format(start_s=segment.start_s, end_s=segment.end_s)
+
+    def typical_target(self) -> str | None:
+        """The target for a segment from 0 to 1 s; None if the answer is not a segment."""
+        return self.answer_format and self.answer_format.format(start_s=0.0, end_s=1.0)
 
     def parse(self, text: str, *, anywhere: bool = False) -> ParsedAnswer:
         """Parses a completion; text without a readable segment is not an error.
@@ -154,6 +160,10 @@ class GroundingTask:
         """Returns whether a completion has exactly the requested format, decimals included."""
         return is_exact(text, self._exact_answer, think=self._thinks)
 
+    def is_parsed(self, answer: ParsedAnswer) -> bool:
+        """Whether the completion holds a segment; any answer, if the prompt asks for no segment."""
+        return (answer.answer if self.answer_format is None else answer.segment) is not None
+
     def rated_segment(self, text: str) -> Segment | None:
         """The segment of a completion that is used to rate the difficulty of its query."""
         segment = self.parse(text, anywhere=True).segment
@@ -161,62 +171,81 @@ class GroundingTask:
             return first_two_numbers(text)
         return segment
 
+    # -- scores ---------------------------------------------------------------------------------
+
+    def predict(self, example: GroundingExample, text: str, *, duration_s: float) -> Prediction:
+        """Reads a completion's segment, wherever it is; without one, the score is 0."""
+        segment = self.parse(text, anywhere=True).segment
+        return Prediction(
+            qid=example.qid,
+            video=example.video,
+            query=example.query,
+            segment=segment,
+            truth=example.segment,
+            score=None if example.segment is None else segment_iou(segment, example.segment),
+            text=text,
+            duration_s=duration_s,
+            is_parsed=segment is not None,
+            is_exact=self.has_exact_format(text),
+        )
+
+    def rate(self, example: GroundingExample, prediction: Prediction) -> GroundingExample:
+        """Adds a prediction and its difficulty, 100 * IoU, to an example.
+
+        A completion without a segment is read again by `rated_segment`.
+
+        Raises:
+            ValueError: the true segment is unknown.
+        """
+        known_scores([prediction])
+        segment = prediction.segment
+        if segment is None:
+            segment = self.rated_segment(prediction.text)
+        difficulty = 100 * segment_iou(segment, prediction.truth)
+        return replace(example, difficulty=difficulty, prediction=segment)
+
+    def metrics(
+        self, predictions: Sequence[Prediction], *, seed: int = 0, strict: bool = False
+    ) -> dict[str, Any]:
+        """Recalls, mIoU, parse rate and share of exactly formatted answers, by `grounding_metrics`.
+
+        Args:
+            predictions: with known true segments.
+            seed: seed of the bootstrap.
+            strict: recalls count IoU > m.
+        """
+        return segment_metrics(predictions, seed=seed, strict=strict)
+
+    def columns(self, example: GroundingExample, answer: ParsedAnswer) -> dict[str, Any]:
+        """True and predicted segment as [start_s, end_s]."""
+        return {
+            "truth": list(example.segment) if example.segment else None,
+            "segment": list(answer.segment) if answer.segment else None,
+        }
+
+
+def segment_metrics(
+    predictions: Sequence[Prediction], *, seed: int = 0, strict: bool = False
+) -> dict[str, Any]:
+    """Scores predicted segments; see `GroundingTask.metrics`.
+
+    Raises:
+        ValueError: the true segment of a query is unknown.
+    """
+    known_scores(predictions)
+    flags = [prediction.is_exact for prediction in predictions]
+    known = [flag for flag in flags if flag is not None]
+    return grounding_metrics(
+        [exact_iou(prediction.segment, prediction.truth) for prediction in predictions],
+        [prediction.is_parsed for prediction in predictions],
+        exact_format=known if len(known) == len(flags) else None,
+        seed=seed,
+        strict=strict,
+    )
+
 
 def _undeferred(parser: Callable[..., ParsedAnswer]) -> Callable[..., ParsedAnswer]:
     """Converts Hydra's `_partial_`, which checks its target in every call, to a plain partial."""
     if not isinstance(parser, functools.partial):
         return parser
     return functools.partial(parser.func, *parser.args, **parser.keywords)
-
-
-def _read_template(template: str | None, template_file: str | None) -> str:
-    if (template is None) == (template_file is None):
-        raise ValueError(
-            "prompt: exactly one of prompt.template and prompt.template_file must be set, "
-            f"got template={template!r}, template_file={template_file!r}"
-        )
-    if template_file is not None:
-        template = read_template_file(template_file)
-    assert template is not None
-    _check_fields("prompt.template", template, {QUERY_FIELD: "a person sits"})
-    return template
-
-
-def read_template_file(template_file: str) -> str:
-    """Reads a file as a `template`: query marks become fields, other braces are doubled.
-
-    Raises:
-        ValueError: the file cannot be read, or marks the query by several `{}`.
-    """
-    try:
-        text = Path(template_file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompt.template_file: cannot read {template_file}: {error}") from error
-    marks = [mark for mark in QUERY_MARKS if mark in text]
-    if not marks and text.count("{}") > 1:
-        raise ValueError(
-            f"prompt.template_file: {template_file} marks the query by {text.count('{}')} "
-            "{}: expected one, or {query} where the query is meant"
-        )
-    for mark in marks or ["{}"]:
-        text = text.replace(mark, "\0")
-    others = sorted(set(_LIKE_A_FIELD.findall(text)))
-    if others:
-        log.warning(
-            "prompt.template_file: %s holds %s, which stays as it is: the query is the only field",
-            template_file,
-            ", ".join(others),
-        )
-    return text.replace("{", "{{").replace("}", "}}").replace("\0", "{query}")
-
-
-def _check_fields(key: str, template: str, expected: Mapping[str, str | float]) -> None:
-    """Raises a ValueError unless the fields are those of `expected` (name -> value to try)."""
-    try:
-        found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-        if found == set(expected):
-            template.format(**expected)
-    except (ValueError, LookupError) as error:
-        raise ValueError(f"{key}: not a format string ({error}): {template!r}") from error
-    if found != set(expected):
-        raise ValueError(f"{key}: expected the fields {sorted(expected)}, got {sorted(found)}")

@@ -17,7 +17,7 @@ from tvg.data.dataset import ClipSource, GroundingDataset, OnUnreadable
 from tvg.data.order import BatchOrder, ResumableLoader
 from tvg.data.video.clip import ClipLoader
 from tvg.data.video.decode import VideoDecoder
-from tvg.task.grounding import GroundingTask
+from tvg.task.protocol import Task
 from tvg.training.datamodule_examples import Examples, ExamplesDataModule, check_counts
 from tvg.training.datamodule_loaders import Envelope, EnvelopeCollator, EvalLoader, UnreadableClips
 from tvg.training.training_list import TrainingList
@@ -61,7 +61,7 @@ class PromptDataModule(ExamplesDataModule):
     memory_cache: bool
     max_prompt_tokens: int | None
     use_windows: bool
-    task: GroundingTask | None
+    task: Task | None
     processor: Any | None
     seed: int
     template_limits: TemplateLimits = DEFAULT_LIMITS

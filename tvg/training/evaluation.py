@@ -1,66 +1,40 @@
-"""Predictions and scores, shared by validation, evaluation and prediction."""
+"""Predictions, shared by validation, evaluation, sample filtering and prediction."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
-from fractions import Fraction
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from tvg.core.interval import exact_iou, segment_iou
-from tvg.core.metrics import grounding_metrics
 from tvg.core.writing import disk_errors
 from tvg.data.readers.record import ReadReport
 from tvg.data.readers.rules import VIDEO_MISSING
-from tvg.model.policy import Policy
-from tvg.rollout.base import Rollout
-from tvg.task.grounding import GroundingTask
-from tvg.task.predictions import Prediction
-from tvg.types import GroundingExample, PromptBatch, Segment
+from tvg.rollout.engine import RolloutEngine, awake
+from tvg.task.predictions import Prediction, prediction_of
+from tvg.task.protocol import Task
+from tvg.types import GroundingExample, PromptBatch
 
 Counts = dict[str, int]
 
 
 def predict_batch(
-    *,
-    policy: Policy,
-    tokenizer: Any,
-    task: GroundingTask,
-    rollout: Rollout,
-    prompts: PromptBatch,
-    seed: int,
+    *, task: Task, rollout: RolloutEngine, prompts: PromptBatch, seed: int
 ) -> list[Prediction]:
-    """One prediction per prompt; an unparseable completion has no segment and scores 0."""
+    """One prediction per prompt; an unparseable completion scores 0."""
     if len(prompts) == 0:  # no clip of the batch could be read
         return []
-    sampled = rollout.generate(
-        policy=policy, tokenizer=tokenizer, prompts=prompts, group_size=1, seed=seed
-    )
-    predictions = []
-    for example, duration_s, text in zip(
-        prompts.examples, prompts.duration_s.tolist(), sampled.texts, strict=True
-    ):
-        segment = task.parse(text, anywhere=True).segment
-        predictions.append(
-            Prediction(
-                qid=example.qid,
-                video=example.video,
-                query=example.query,
-                segment=segment,
-                truth=example.segment,
-                iou=None if example.segment is None else segment_iou(segment, example.segment),
-                text=text,
-                duration_s=duration_s,
-                is_parsed=segment is not None,
-                is_exact=task.has_exact_format(text),
-            )
+    sampled = rollout.generate(prompts, group_size=1, seed=seed)
+    durations_s = prompts.duration_s.tolist()
+    return [
+        task.predict(example, text, duration_s=duration_s)
+        for example, text, duration_s in zip(
+            prompts.examples, sampled.texts, durations_s, strict=True
         )
-    return predictions
+    ]
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -82,83 +56,23 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def known_ious(predictions: Iterable[Prediction]) -> list[float]:
-    """The IoU of every prediction.
-
-    Raises:
-        ValueError: the true segment of a query is unknown.
-    """
-    ious = []
-    for prediction in predictions:
-        if prediction.iou is None:
-            raise ValueError(f"{prediction.qid}: no true segment is known, it cannot be scored")
-        ious.append(prediction.iou)
-    return ious
-
-
-def exact_ious(predictions: Iterable[Prediction]) -> list[Fraction]:
-    """The IoU of every prediction in exact arithmetic, for recalls.
-
-    Raises:
-        ValueError: the true segment of a query is unknown.
-    """
-    predictions = list(predictions)
-    known_ious(predictions)
-    return [exact_iou(prediction.segment, prediction.truth) for prediction in predictions]
-
-
-def score(
-    predictions: Sequence[Prediction], *, seed: int = 0, strict: bool = False
-) -> dict[str, Any]:
-    """Recalls, mIoU, parse rate and share of exactly formatted answers, by `grounding_metrics`.
-
-    Args:
-        predictions: with known true segments.
-        seed: seed of the bootstrap.
-        strict: recalls count IoU > m.
-    """
-    flags = [prediction.is_exact for prediction in predictions]
-    known = [flag for flag in flags if flag is not None]
-    return grounding_metrics(
-        exact_ious(predictions),
-        [prediction.is_parsed for prediction in predictions],
-        exact_format=known if len(known) == len(flags) else None,
-        seed=seed,
-        strict=strict,
-    )
-
-
 def with_difficulty(
-    examples: Sequence[GroundingExample], predictions: Iterable[Prediction], task: GroundingTask
+    examples: Sequence[GroundingExample], predictions: Iterable[Prediction], task: Task
 ) -> list[GroundingExample]:
-    """Adds to each example its prediction and its difficulty, 100 * IoU of the prediction.
+    """Adds to each example the difficulty that its prediction shows; see `Task.rate`.
 
     Examples without a prediction (unreadable clips) stay unchanged.
 
     Args:
         examples: the examples to rate.
         predictions: their predictions, in any order.
-        task: parses completions without a segment again, by `rated_segment`.
+        task: rates a prediction.
 
     Raises:
-        ValueError: the true segment of a query is unknown.
+        ValueError: the truth of a query is unknown.
     """
     found = {prediction.qid: prediction for prediction in predictions}
-    known_ious(found.values())
-    rated = {
-        qid: task.rated_segment(p.text) if p.segment is None else p.segment
-        for qid, p in found.items()
-    }
-    return [
-        replace(
-            example,
-            difficulty=100 * segment_iou(rated[example.qid], found[example.qid].truth),
-            prediction=rated[example.qid],
-        )
-        if example.qid in found
-        else example
-        for example in examples
-    ]
+    return [task.rate(e, found[e.qid]) if e.qid in found else e for e in examples]
 
 
 def coverage(report: ReadReport, *, num_usable: int, num_asked: int, num_scored: int) -> Counts:
@@ -205,7 +119,7 @@ class PartialPredictions:
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be cut off
         if not lines or lines[0] != self._head():
             return []
-        return [[_from_row(row) for row in json.loads(line)] for line in lines[1:]]
+        return [[prediction_of(row) for row in json.loads(line)] for line in lines[1:]]
 
     def _head(self) -> str:
         return json.dumps({"fingerprint": self.fingerprint})
@@ -236,10 +150,8 @@ class PartialPredictions:
 
 def predict_all(
     *,
-    policy: Policy,
-    tokenizer: Any,
-    task: GroundingTask,
-    rollout: Rollout,
+    task: Task,
+    rollout: RolloutEngine,
     batches: Iterable[PromptBatch],
     seed: int,
     device: torch.device,
@@ -249,31 +161,19 @@ def predict_all(
     """Predicts the remaining batches; returns all predictions, those already in `partial` first.
 
     Args:
-        policy: on `device`.
-        tokenizer: turns ids into text.
-        task: parses completions.
-        rollout: the sampler.
+        task: reads and scores completions.
+        rollout: the sampler, set up.
         batches: the remaining batches, in order.
         seed: seed of the sampler, unless it is greedy.
         device: batches are moved to this device.
         partial: receives every batch's predictions.
         on_batch: called after each batch with its number of predictions, for progress.
     """
-    for prompts in batches:
-        predictions = predict_batch(
-            policy=policy,
-            tokenizer=tokenizer,
-            task=task,
-            rollout=rollout,
-            prompts=prompts.to(device),
-            seed=seed,
-        )
-        partial.extend(predictions)
-        on_batch(len(predictions))
+    with awake(rollout):
+        for prompts in batches:
+            predictions = predict_batch(
+                task=task, rollout=rollout, prompts=prompts.to(device), seed=seed
+            )
+            partial.extend(predictions)
+            on_batch(len(predictions))
     return partial.done
-
-
-def _from_row(row: dict[str, Any]) -> Prediction:
-    for key in ("segment", "truth"):
-        row[key] = Segment(*row[key]) if row[key] is not None else None
-    return Prediction(**row)

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from tvg.core.reduction import mean_group_lengths
 from tvg.model.flops import rollout_flops
 from tvg.model.policy import Policy
 from tvg.objective.policy_gradient import PolicyObjective
 from tvg.reward.weighted import WeightedReward
-from tvg.rollout.base import Rollout
-from tvg.task.grounding import GroundingTask
-from tvg.training.learning import (
-    Advantage,
-    Learnt,
-    advantages_of_rank,
-    completions_of,
-    kl_penalty,
-    part_loss,
-    sampler_gap,
-)
+from tvg.rollout.engine import RolloutEngine, awake
+from tvg.task.protocol import Task
 from tvg.training.lightning_internals import forget_logged
 from tvg.training.nonfinite import completion_rows
 from tvg.training.policy_module import OptimizerFactory, PolicyModule, ScheduleFactory
 from tvg.training.preflight import Preflight
+from tvg.training.ranks import gather_objects, least_over_ranks
 from tvg.training.reference import frozen_copy, in_use
 from tvg.training.resampling import FlatGroupResampling
-from tvg.training.rollout_log import Said, rollout_metrics, rollout_rows, update_metrics
-from tvg.training.scoring import Part, Scoring
+from tvg.training.rollout_log import (
+    parse_completions,
+    reward_inputs,
+    rollout_metrics,
+    rollout_rows,
+    update_metrics,
+)
+from tvg.training.step_output import StepOutput
+from tvg.training.train_batch import (
+    Advantage,
+    MicroBatch,
+    Scorer,
+    TrainBatch,
+    advantages_of_rank,
+    kl_penalty,
+    make_train_batch,
+    micro_batch_loss,
+    sampler_gap,
+)
 from tvg.types import LossOutput, PromptBatch, RolloutBatch
 
 log = logging.getLogger(__name__)
@@ -44,8 +52,14 @@ OldLogprobs = Literal["policy", "sampler"]
 class GRPOModule(PolicyModule):
     """Group-relative policy optimisation with verifiable rewards.
 
+    A step, from top to bottom (`step`, then `update`):
+
+        prompts -> rollout (G completions each) -> parsed answers -> rewards -> advantages
+                -> for each update: for each micro-batch: log-probs -> loss -> gradients
+                                    -> optimizer
+
     Args:
-        rollout: the sampler.
+        rollout: samples the completions, and those of validation greedily.
         reward: scores completions.
         loss: the objective.
         group_size: completions per prompt.
@@ -66,7 +80,7 @@ class GRPOModule(PolicyModule):
             same.
         scoring_fps: frame rate assumed when scoring log-probabilities; None: the true rate.
         preflight: compares sampler and trainer before the first step; None to skip it.
-        policy, tokenizer, task, eval_rollout, micro_batch_size, optimizer, schedule,
+        policy, tokenizer, task, micro_batch_size, optimizer, schedule,
             max_grad_norm, max_skipped_steps, component_lr, seed: see `PolicyModule`.
 
     Raises:
@@ -77,7 +91,7 @@ class GRPOModule(PolicyModule):
     def __init__(
         self,
         *,
-        rollout: Rollout,
+        rollout: RolloutEngine,
         reward: WeightedReward,
         loss: PolicyObjective,
         group_size: int,
@@ -92,8 +106,7 @@ class GRPOModule(PolicyModule):
         preflight: Preflight | None,
         policy: Policy,
         tokenizer: Any,
-        task: GroundingTask,
-        eval_rollout: Rollout,
+        task: Task,
         micro_batch_size: int,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
@@ -106,7 +119,7 @@ class GRPOModule(PolicyModule):
             policy=policy,
             tokenizer=tokenizer,
             task=task,
-            eval_rollout=eval_rollout,
+            rollout=rollout,
             micro_batch_size=micro_batch_size,
             optimizer=optimizer,
             schedule=schedule,
@@ -121,7 +134,6 @@ class GRPOModule(PolicyModule):
                 "objective.loss.sampler_ratio_cap: corrects for the sampler's log-probabilities, "
                 "which objective.old_logprobs=sampler puts into the ratio already: use policy"
             )
-        self.rollout = rollout
         self.reward = reward
         self.loss = loss
         self.group_size = group_size
@@ -131,10 +143,10 @@ class GRPOModule(PolicyModule):
         self.resampling = resample_flat_groups
         self.reference_offload = reference_offload
         self.preflight = preflight
-        self.scoring = Scoring(
+        self.scorer = Scorer(
             micro_batch_size=micro_batch_size,
             micro_batch_completions=micro_batch_completions,
-            temperature=rollout.logprob_temperature,
+            temperature=rollout.sampling.logprob_temperature,
             fps=scoring_fps,
         )
         self.reference: Policy | None = None
@@ -146,89 +158,94 @@ class GRPOModule(PolicyModule):
         if loss.needs_reference:
             self.reference = frozen_copy(self.policy)
 
-    # -- sampling -------------------------------------------------------------------------------
+    # -- a step ---------------------------------------------------------------------------------
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+    def step(self, batch: PromptBatch, *, is_last_batch: bool) -> StepOutput:
+        """Samples and rewards completions, and updates the policy once enough groups are there."""
         if self.resampling is not None:
             forget_logged(self.trainer)  # a batch without an update would log the last one again
-        is_encoded = batch.video_features is not None
         with self.stage("vision"):
-            batch = self.policy.encode_clips(batch)  # once, for all passes
-        self._check_sampler(batch)
-        rollout = self._sample(batch)
+            prompts = self.policy.encode_clips(batch)  # once, for all passes
+        with self.stage("sampling"):
+            rollout = self._sample(prompts)
         with self.stage("reward"):
-            answers = [self.task.parse(text) for text in rollout.texts]
-            is_exact = [self.task.has_exact_format(text) for text in rollout.texts]
-            rewards = self.reward(completions_of(rollout, answers, is_exact))
-        said = Said(answers=answers, is_exact=is_exact, needs_segments=self.reward.reads_segments)
-        self.log_step(rollout_metrics(rollout, said, rewards), show=("reward/total",))
-        longest = rollout.completion_mask.sum(1).max().float()
-        self.log_step({"completion/max_length": longest}, reduce="max")
-        is_last = self.trainer.is_last_batch or batch_idx + 1 >= self.trainer.num_training_batches
-        num_learnt = self._learn_from(rollout, rewards.total.to(self.device), is_last=is_last)
-        return {
-            "num_prompts": len(batch),
-            "num_tokens": int(rollout.completion_mask.sum()),
-            "num_flops": rollout_flops(
+            parsed = parse_completions(self.task, rollout)
+            rewards = self.reward(reward_inputs(rollout, parsed))
+        metrics = rollout_metrics(rollout, parsed, rewards)
+        lengths = rollout.completion_mask.sum(1)
+        groups, found = self._collect(
+            rollout, rewards.total.to(self.device), is_last_batch=is_last_batch
+        )
+        metrics |= found
+        num_updates = 0
+        if groups is not None:
+            num_updates, found = self._learn_from(*groups)
+            metrics |= found
+        return StepOutput(
+            num_prompts=len(batch),
+            num_tokens=int(lengths.sum()),
+            metrics=metrics,
+            max_metrics={"completion/max_length": lengths.max().float()},
+            shown=("reward/total", "loss"),
+            num_flops=rollout_flops(
                 self.policy,
                 rollout,
                 has_reference=self.reference is not None,
-                is_encoded=is_encoded,
-                num_updates=num_learnt,
+                is_encoded=batch.video_features is not None,
+                num_updates=num_updates,
             ),
-            "rollout_rows": rollout_rows(rollout, said, rewards),
-            "stage_s": self.stages.take(),
-        }
+            rows=rollout_rows(rollout, parsed, rewards),
+            stage_s=self.stages.take(),
+        )
 
-    def _check_sampler(self, batch: PromptBatch) -> None:
-        """Runs the preflight once, within the step, so that it has the precision of training."""
-        if self.preflight is not None:
-            self.preflight.run(
-                policy=self.policy,
-                rollout=self.rollout,
-                tokenizer=self.tokenizer,
-                prompts=batch,
-                seed=self.seed,
-            )
-            self.preflight = None
-
-    def _sample(self, batch: PromptBatch) -> RolloutBatch:
+    def _sample(self, prompts: PromptBatch) -> RolloutBatch:
         stream = self.resampling.num_batches if self.resampling is not None else 0
-        with self.stage("sampling"):
+        with awake(self.rollout):
+            if self.preflight is not None:  # within a step, so with the precision of training
+                self.preflight.run(
+                    policy=self.policy, rollout=self.rollout, prompts=prompts, seed=self.seed
+                )
+                self.preflight = None
             return self.rollout.generate(
-                policy=self.policy,
-                tokenizer=self.tokenizer,
-                prompts=batch,
-                group_size=self.group_size,
-                seed=self.step_seed(stream),
+                prompts, group_size=self.group_size, seed=self.step_seed(stream)
             )
+
+    def _collect(
+        self, rollout: RolloutBatch, rewards: Tensor, *, is_last_batch: bool
+    ) -> tuple[tuple[RolloutBatch, Tensor] | None, dict[str, Tensor | float]]:
+        """Returns the groups and rewards [N] to learn from, and metrics; None: sample more first.
+
+        Args:
+            rollout: the groups of this batch.
+            rewards: [N], their total rewards.
+            is_last_batch: no batch of this epoch follows. Groups waiting for more are not saved in
+                checkpoints, so they are then used as they are.
+        """
+        if self.resampling is None:
+            return (rollout, rewards), {}
+        self.resampling.add(rollout, rewards)
+        is_full = bool(self._least(self.resampling.is_full))
+        if not (is_full or is_last_batch or self.resampling.is_exhausted):
+            return None, {}
+        metrics: dict[str, Tensor | float] = {
+            "sampling/batches": float(self.resampling.num_batches),
+            "sampling/kept_groups": self.resampling.kept_share,
+        }
+        num = self._least(self.resampling.num_ready)
+        return self.resampling.take(num=num, pad_id=self.policy.pad_id), metrics
+
+    def _least(self, number: int) -> int:
+        return least_over_ranks(self.trainer, number, device=self.device)
 
     @property
     def is_between_steps(self) -> bool:
         return self.resampling is None or self.resampling.num_batches == 0
 
-    # -- learning -------------------------------------------------------------------------------
-
-    def _learn_from(self, rollout: RolloutBatch, rewards: Tensor, *, is_last: bool) -> int:
-        """Takes the optimizer steps of a rollout; returns their number, 0 while a step still fills.
-
-        `is_last`: the batch is the last of its epoch. Groups waiting for more are not saved in
-        checkpoints, so they are then used as they are.
-        """
-        if self.resampling is not None:
-            self.resampling.add(rollout, rewards)
-            is_full = bool(self._least(self.resampling.is_full))
-            if not (is_full or is_last or self.resampling.is_exhausted):
-                return 0
-            self.log_step(
-                {
-                    "sampling/batches": float(self.resampling.num_batches),
-                    "sampling/kept_groups": self.resampling.kept_share,
-                }
-            )
-            num = self._least(self.resampling.num_ready)
-            rollout, rewards = self.resampling.take(num=num, pad_id=self.policy.pad_id)
-        learnt = self._prepare(rollout, rewards)
+    def _learn_from(
+        self, rollout: RolloutBatch, rewards: Tensor
+    ) -> tuple[int, dict[str, Tensor | float]]:
+        """Takes the optimizer steps of a rollout; returns their number and the metrics."""
+        batch = self.prepare(rollout, rewards)
         left = self.trainer.max_steps - self.global_step if self.trainer.max_steps > 0 else None
         num_updates = self.num_updates if left is None else min(self.num_updates, left)
         describe = partial(
@@ -240,81 +257,87 @@ class GRPOModule(PolicyModule):
         )
         updates: list[dict[str, Tensor]] = []
         for _ in range(num_updates):
-            totals = self._update(learnt, is_first=not updates)
+            totals = self.update(batch, is_first=not updates)
             updates.append({**totals, **self.step_optimizer(totals["loss"], describe=describe)})
-        if updates:
-            self.log_step(update_metrics(updates), show=("loss",))
-        return num_updates
+        return num_updates, {**batch.metrics, **(update_metrics(updates) if updates else {})}
 
-    def _prepare(self, rollout: RolloutBatch, rewards: Tensor) -> Learnt:
-        """Computes the inputs that the updates of a rollout share; scores it where needed."""
-        parts = self.scoring.parts(rollout)
-        with self.stage("reference"):
-            references = self._reference_logprobs(rollout, parts)
-        olds: dict[Part, Tensor] = {}
-        is_kl_paid = bool(references) and self.loss.kl_in == "reward"
+    def prepare(self, rollout: RolloutBatch, rewards: Tensor) -> TrainBatch:
+        """Computes the inputs that the updates of a rollout share.
+
+        Args:
+            rollout: N completions.
+            rewards: [N], their total rewards.
+        """
+        metrics: dict[str, Tensor | float] = {}
+        micro_batches = self.scorer.split(rollout)
+        if self.reference is not None:
+            with self.stage("reference"):
+                micro_batches = self._with_reference(self.reference, micro_batches)
+        is_kl_paid = self.reference is not None and self.loss.kl_in == "reward"
         if self.old_logprobs == "policy" and (self.num_updates > 1 or is_kl_paid):
             with self.stage("policy"):
-                olds = self.scoring.frozen_logprobs(self.policy, rollout, parts)
+                scored = self.scorer.frozen_logprobs(self.policy, micro_batches)
+            micro_batches = [
+                replace(each, old_logprobs=logprobs)
+                for each, logprobs in zip(micro_batches, scored, strict=True)
+            ]
         if is_kl_paid:
-            penalty = kl_penalty(self.loss, rollout, references, olds)
-            self.log_step({"reward/kl_penalty": penalty.mean()})
+            penalty = kl_penalty(self.loss, micro_batches, num_completions=len(rewards))
+            metrics["reward/kl_penalty"] = penalty.mean()
             rewards = rewards - penalty
-        loss_mask = self.loss.loss_mask(rollout.completion_mask, rollout.is_finished)
-        return Learnt(
+        advantages = advantages_of_rank(
+            self.advantage,
+            gather_objects(self.trainer, rewards.cpu()),
+            group_size=self.group_size,
+            rank=self.trainer.global_rank,
+        )
+        return make_train_batch(
+            micro_batches,
+            advantages=advantages.to(rewards.device),
             rollout=rollout,
-            advantages=advantages_of_rank(
-                self.advantage,
-                rewards,
-                group_size=self.group_size,
-                world_size=self.trainer.world_size,
-                rank=self.trainer.global_rank,
-            ),
-            references=references,
-            olds=olds,
-            loss_mask=loss_mask,
-            denominator=self.mean_over_ranks(self.loss.denominator(loss_mask)),
-            num_tokens=self.mean_over_ranks(loss_mask.sum()),
-            group_lengths=mean_group_lengths(loss_mask, group_size=self.group_size),
+            loss=self.loss,
+            mean_over_ranks=self.mean_over_ranks,
+            metrics=metrics,
         )
 
-    def _update(self, learnt: Learnt, *, is_first: bool = True) -> dict[str, Tensor]:
-        """Back-propagates the loss of a rollout; returns its metrics."""
+    def _with_reference(
+        self, reference: Policy, micro_batches: list[MicroBatch]
+    ) -> list[MicroBatch]:
+        """Adds the reference's log-probabilities."""
+        used = in_use(reference, self.policy, device=self.device, offload=self.reference_offload)
+        with used as scoring:
+            scored = self.scorer.frozen_logprobs(scoring, micro_batches)
+        return [
+            replace(each, ref_logprobs=logprobs)
+            for each, logprobs in zip(micro_batches, scored, strict=True)
+        ]
 
-        def loss_of(part: Part) -> LossOutput:
-            logprobs, entropy = self.scoring.logprobs(self.policy, part.of(learnt.rollout))
-            output = part_loss(
+    def update(self, batch: TrainBatch, *, is_first: bool = True) -> dict[str, Tensor]:
+        """Back-propagates the loss of a batch; returns its metrics.
+
+        Args:
+            batch: the whole step.
+            is_first: the policy has not moved since it sampled.
+        """
+
+        def loss_of(micro_batch: MicroBatch) -> LossOutput:
+            logprobs, entropy = self.scorer.logprobs(self.policy, micro_batch.rollout)
+            output = micro_batch_loss(
                 self.loss,
-                learnt,
-                part,
+                batch,
+                micro_batch,
                 logprobs=logprobs,
                 entropy=entropy,
                 divides_by_sampler=self.old_logprobs == "sampler",
             )
-            if is_first:  # before the policy has moved
-                gap = sampler_gap(learnt, part, logprobs)
-                return LossOutput(loss=output.loss, metrics={**output.metrics, "sampler_gap": gap})
-            return output
+            if not is_first:
+                return output
+            gap = sampler_gap(batch, micro_batch, logprobs)
+            return LossOutput(loss=output.loss, metrics={**output.metrics, "sampler_gap": gap})
 
-        return self.backward_micro_batches(self.scoring.parts(learnt.rollout), loss_of)
+        return self.backward_micro_batches(batch.micro_batches, loss_of)
 
-    def _reference_logprobs(self, rollout: RolloutBatch, parts: list[Part]) -> dict[Part, Tensor]:
-        """Reference log-probabilities [N, C] of each part; empty without a reference."""
-        if self.reference is None:
-            return {}
-        used = in_use(
-            self.reference, self.policy, device=self.device, offload=self.reference_offload
-        )
-        with used as reference:
-            return self.scoring.frozen_logprobs(reference, rollout, parts)
-
-    def _least(self, number: int) -> int:
-        """The minimum of a number over all ranks."""
-        if self.trainer.world_size == 1:
-            return number
-        gathered = self.all_gather(torch.tensor(float(number), device=self.device))
-        assert isinstance(gathered, Tensor)
-        return int(gathered.min())
+    # -- the run --------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

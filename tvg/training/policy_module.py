@@ -5,36 +5,39 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from tvg.model.policy import Policy
-from tvg.rollout.base import Rollout
-from tvg.task.grounding import GroundingTask
+from tvg.rollout.engine import RolloutEngine
 from tvg.task.predictions import Prediction
-from tvg.training.evaluation import predict_batch, score
+from tvg.task.protocol import Task
+from tvg.training.evaluation import predict_batch
 from tvg.training.nonfinite import Describe, SkippedSteps
 from tvg.training.parameter_groups import parameter_groups
 from tvg.training.preflight import merges_with_prefill
+from tvg.training.ranks import gather_objects, mean_over_ranks
 from tvg.training.run_length import estimated_batches
 from tvg.training.stages import StageClock
+from tvg.training.step_output import StepOutput
+from tvg.training.strategy import adapter_of
 from tvg.training.trained_state import TrainedStateModule, fingerprint
-from tvg.types import LossOutput, PromptBatch, Segment
+from tvg.types import LossOutput, PromptBatch
 
 log = logging.getLogger(__name__)
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LambdaLR]
-Part = TypeVar("Part")
+T = TypeVar("T")
 
 
 class PolicyModule(TrainedStateModule):
@@ -47,8 +50,8 @@ class PolicyModule(TrainedStateModule):
     Args:
         policy: trained in place.
         tokenizer: tokenizer of the policy.
-        task: parses completions.
-        eval_rollout: sampler used in validation.
+        task: reads and scores completions.
+        rollout: the sampler; validation decodes greedily.
         micro_batch_size: prompts per forward/backward pass.
         optimizer: builds the optimizer from parameter groups.
         schedule: builds the learning-rate schedule from the optimizer and the number of steps.
@@ -68,8 +71,8 @@ class PolicyModule(TrainedStateModule):
         *,
         policy: Policy,
         tokenizer: Any,
-        task: GroundingTask,
-        eval_rollout: Rollout,
+        task: Task,
+        rollout: RolloutEngine,
         micro_batch_size: int,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
@@ -87,7 +90,7 @@ class PolicyModule(TrainedStateModule):
         self.policy = policy
         self.tokenizer = tokenizer
         self.task = task
-        self.eval_rollout = eval_rollout
+        self.rollout = rollout
         self.micro_batch_size = micro_batch_size
         self.make_optimizer = optimizer
         self.make_schedule = schedule
@@ -100,15 +103,47 @@ class PolicyModule(TrainedStateModule):
         self.initial_fingerprint = fingerprint(policy)
         self.stages = StageClock()
 
+    def setup(self, stage: str) -> None:
+        self.rollout.setup(policy=self.policy, tokenizer=self.tokenizer)
+
+    # -- a step ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def step(self, batch: PromptBatch, *, is_last_batch: bool) -> StepOutput:
+        """Takes the optimizer step of a batch.
+
+        Args:
+            batch: prompts of this rank.
+            is_last_batch: the last of its epoch.
+        """
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        is_last = self.trainer.is_last_batch or batch_idx + 1 >= self.trainer.num_training_batches
+        output = self.step(batch, is_last_batch=is_last)
+        self._log_step(output)
+        return output.for_lightning()
+
+    def _log_step(self, output: StepOutput) -> None:
+        """Logs the metrics of a step, reduced over ranks."""
+        for metrics, reduce in ((output.metrics, "mean"), (output.max_metrics, "max")):
+            for name, value in metrics.items():
+                self.log(
+                    f"train/{name}",
+                    value,
+                    prog_bar=name in output.shown,
+                    sync_dist=self.trainer.world_size > 1,
+                    reduce_fx=reduce,
+                    batch_size=1,
+                )
+
     # -- optimisation ---------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         # The model is loaded in eval mode, in which transformers skips gradient checkpointing.
         self.policy.train()
-        prefill, answer = self.task.prefill, self.task.answer_format
-        if not prefill or answer is None:
+        prefill, completion = self.task.prefill, self.task.typical_target()
+        if not prefill or completion is None:
             return
-        completion = self.task.target(Segment(0.0, 1.0))
         if merges_with_prefill(self.tokenizer, prefill, completion):
             log.warning(
                 "prompt.prefill: %r and the start of an answer, %r, share a token in this "
@@ -118,10 +153,7 @@ class PolicyModule(TrainedStateModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            assert isinstance(self.trainer.strategy.config, dict)
-            # DeepSpeed's engine owns the gradients, so only the engine can clip them.
-            self.trainer.strategy.config["gradient_clipping"] = self.max_grad_norm or 0.0
+        adapter_of(self.trainer).configure(self.trainer, max_grad_norm=self.max_grad_norm)
         optimizer = self.make_optimizer(parameter_groups(self.policy.model, self.component_lr))
         num_steps = self.num_optimizer_steps()
         if math.isinf(num_steps):
@@ -142,14 +174,15 @@ class PolicyModule(TrainedStateModule):
         return [range(i, min(i + size, num_prompts)) for i in range(0, num_prompts, size)]
 
     def backward_micro_batches(
-        self, parts: Sequence[Part], loss_of: Callable[[Part], LossOutput]
+        self, micro_batches: Sequence[T], loss_of: Callable[[T], LossOutput]
     ) -> dict[str, Tensor]:
-        """Back-propagates a step part by part; returns the loss and metrics summed over parts."""
+        """Back-propagates the micro-batches of a step; returns the sums of loss and metrics."""
         totals: dict[str, Tensor] = {}
-        for number, part in enumerate(parts, start=1):
-            with self._gradient_sync(enabled=number == len(parts)):
+        adapter = adapter_of(self.trainer)
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            with adapter.gradient_sync(self.trainer, is_last=number == len(micro_batches)):
                 with self.stage("policy"):
-                    output = loss_of(part)
+                    output = loss_of(micro_batch)
                 with self.stage("backward"):
                     self.manual_backward(output.loss)
             for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
@@ -180,38 +213,29 @@ class PolicyModule(TrainedStateModule):
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         rate, step = optimizer.param_groups[0]["lr"], self.global_step
-        if isinstance(self.trainer.strategy, DeepSpeedStrategy):  # skips such steps itself
-            optimizer.step()
-            norm = torch.as_tensor(self._engine().get_global_grad_norm())
-            is_skipped = not self._engine().was_step_applied()
-        else:
-            trained = [p for p in self.policy.parameters() if p.grad is not None]
-            norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm or float("inf"))
-            is_skipped = not self._on_all_ranks(bool(norm.isfinite() & loss.isfinite()))
-            if is_skipped:  # without gradients, a step changes neither weights nor moments
-                optimizer.zero_grad(set_to_none=True)
-            optimizer.step()
+        taken = adapter_of(self.trainer).step(
+            self.trainer,
+            optimizer,
+            self.policy.parameters(),
+            loss=loss,
+            max_grad_norm=self.max_grad_norm,
+        )
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         file = f"skipped_step_{step + 1:08d}_rank_{self.global_rank}.json"
         self.skipped_steps.note(
-            is_skipped=is_skipped,
+            is_skipped=taken.is_skipped,
             step=step,
             loss=float(loss),
-            grad_norm=float(norm),
+            grad_norm=float(taken.grad_norm),
             describe=describe,
             file=Path(self.trainer.default_root_dir) / file,
         )
         return {
-            "grad_norm": norm,
+            "grad_norm": taken.grad_norm,
             "learning_rate": torch.tensor(rate),
             "skipped_steps": torch.tensor(float(self.skipped_steps.num)),
         }
-
-    def _on_all_ranks(self, is_true: bool) -> bool:
-        if self.trainer.world_size == 1:
-            return is_true
-        return self.trainer.strategy.reduce_boolean_decision(is_true, all=True)
 
     def step_seed(self, stream: int = 0) -> int:
         """Returns a seed that depends only on the run seed, optimizer step, rank and stream."""
@@ -219,73 +243,28 @@ class PolicyModule(TrainedStateModule):
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
     def mean_over_ranks(self, count: Tensor) -> Tensor:
-        """Returns the mean over ranks of a per-rank count, as a float tensor.
-
-        Gradients are averaged over ranks. With this denominator, every token (or completion) has
-        the same weight on every rank.
-        """
-        if self.trainer.world_size == 1:
-            return count.float()
-        gathered = self.all_gather(count.float())
-        assert isinstance(gathered, Tensor)
-        return gathered.mean()
-
-    def log_step(
-        self,
-        metrics: Mapping[str, Tensor | float],
-        *,
-        show: tuple[str, ...] = (),
-        reduce: Literal["mean", "max"] = "mean",
-    ) -> None:
-        """Logs this step's metrics, reduced over ranks; `show`: those for the progress bar, too."""
-        for name, value in metrics.items():
-            self.log(
-                f"train/{name}",
-                value,
-                prog_bar=name in show,
-                sync_dist=self.trainer.world_size > 1,
-                reduce_fx=reduce,
-                batch_size=1,
-            )
-
-    def _gradient_sync(self, *, enabled: bool) -> Any:
-        """Synchronises the gradients of all ranks once per step, on its last micro-batch."""
-        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            self._engine().set_gradient_accumulation_boundary(enabled)
-            return nullcontext()
-        block = getattr(self.trainer.strategy, "block_backward_sync", None)
-        return nullcontext() if enabled or block is None else block()
-
-    def _engine(self) -> Any:
-        """Returns DeepSpeed's engine, which Lightning stores as the strategy's model."""
-        return self.trainer.strategy.model
+        """Returns the mean over ranks of a per-rank count, as a float tensor."""
+        return mean_over_ranks(self.trainer, count)
 
     # -- validation -----------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         self.val_predictions = []
+        self.rollout.wake()
+        self.rollout.sync_weights()
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         self.val_predictions += predict_batch(
-            policy=self.policy,
-            tokenizer=self.tokenizer,
-            task=self.task,
-            rollout=self.eval_rollout,
-            prompts=batch,
-            seed=self.seed,
+            task=self.task, rollout=self.rollout.greedy(), prompts=batch, seed=self.seed
         )
 
     def on_validation_epoch_end(self) -> None:
-        predictions = self._gather_predictions()
-        metrics = score(predictions)
-        names = [n for n in metrics if n.startswith(("miou", "r1_", "parse_rate", "exact_format"))]
-        for name in names:
-            self.log(f"val/{name}", metrics[name], prog_bar=name == "miou", rank_zero_only=False)
-
-    def _gather_predictions(self) -> list[Prediction]:
-        """Gathers all ranks' predictions; queries duplicated by sampler padding count once."""
-        if self.trainer.world_size == 1:
-            return self.val_predictions
-        gathered: list[list[Prediction]] = [[] for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather_object(gathered, self.val_predictions)
-        return list({p.qid: p for part in gathered for p in part}.values())
+        self.rollout.sleep()
+        predictions = self.val_predictions
+        if self.trainer.world_size > 1:  # padding makes ranks answer a query twice; it counts once
+            gathered = gather_objects(self.trainer, predictions)
+            predictions = list({p.qid: p for of_rank in gathered for p in of_rank}.values())
+        metrics = self.task.metrics(predictions)
+        for name in (n for n in metrics if n.startswith(self.task.validation_metrics)):
+            is_main = name == self.task.main_metric
+            self.log(f"val/{name}", metrics[name], prog_bar=is_main, rank_zero_only=False)

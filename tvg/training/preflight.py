@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tvg.model.policy import Policy
-from tvg.rollout.base import Rollout
+from tvg.rollout.engine import RolloutEngine
 from tvg.types import PromptBatch, RolloutBatch
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Preflight:
         self.half_mean_diff = half_mean_diff
 
     def run(
-        self, *, policy: Policy, rollout: Rollout, tokenizer: Any, prompts: PromptBatch, seed: int
+        self, *, policy: Policy, rollout: RolloutEngine, prompts: PromptBatch, seed: int
     ) -> float:
         """Returns the difference in nats: the largest one, or in half precision the mean.
 
@@ -70,20 +70,14 @@ class Preflight:
                 and likely causes.
         """
         few = prompts.rows(0, min(self.num_prompts, len(prompts)))
-        sampled = rollout.generate(
-            policy=policy,
-            tokenizer=tokenizer,
-            prompts=few,
-            group_size=self.num_completions,
-            seed=seed,
-        )
+        sampled = rollout.generate(few, group_size=self.num_completions, seed=seed)
         with torch.no_grad():
             logprobs, _ = policy(
                 few,
                 sampled.completion_ids,
                 sampled.completion_mask,
                 group_size=self.num_completions,
-                temperature=rollout.logprob_temperature,
+                temperature=rollout.sampling.logprob_temperature,
             )
         difference = (logprobs - sampled.sampler_logprobs).abs() * sampled.completion_mask
         if _is_half(policy):

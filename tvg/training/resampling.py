@@ -57,7 +57,7 @@ class FlatGroupResampling:
             is_flat = bool(group.max() == group.min())
             if is_flat and self._flat:
                 continue
-            part = rollout.part(range(number, number + 1), range(size))
+            part = rollout.select(range(number, number + 1), range(size))
             (self._flat if is_flat else self._kept).append((part, group))
 
     @property

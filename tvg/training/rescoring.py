@@ -6,19 +6,18 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Trainer
 from tqdm import tqdm
 
-from tvg.rollout.base import Rollout
+from tvg.rollout.engine import RolloutEngine
 from tvg.task.predictions import Prediction
 from tvg.training.datamodule_base import PromptDataModule
 from tvg.training.evaluation import PartialPredictions, predict_all
 from tvg.training.policy_module import PolicyModule
+from tvg.training.ranks import gather_objects
 from tvg.training.stopping import RoundsOfAllRanks
 from tvg.training.trained_state import fingerprint
 from tvg.types import GroundingExample
@@ -75,8 +74,6 @@ class Rescoring:
             ) as bar,
         ):
             done = predict_all(
-                policy=self.module.policy,
-                tokenizer=self.module.tokenizer,
                 task=self.module.task,
                 rollout=rollout,
                 batches=loader,
@@ -95,15 +92,11 @@ class Rescoring:
     def _partial_path(self) -> Path:
         return self.folder / f"{self.name}.rank_{self.trainer.global_rank}.partial.jsonl"
 
-    def _rollout(self) -> Rollout:
-        rollout = self.module.eval_rollout
-        if self.max_new_tokens is None:
-            return rollout
-        shorter = copy(rollout)
-        shorter.max_new_tokens = self.max_new_tokens
-        return shorter
+    def _rollout(self) -> RolloutEngine:
+        rollout = self.module.rollout.greedy()
+        return rollout if self.max_new_tokens is None else rollout.limited(self.max_new_tokens)
 
-    def _fingerprint(self, rollout: Rollout, examples: Sequence[GroundingExample]) -> str:
+    def _fingerprint(self, rollout: RolloutEngine, examples: Sequence[GroundingExample]) -> str:
         """Hashes everything that determines the batches and the predictions."""
         told = [
             [
@@ -112,15 +105,12 @@ class Rescoring:
             ]
             for e in examples
         ]
-        sampler = [rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.top_k]
+        drawn = rollout.sampling
+        sampler = [drawn.max_new_tokens, drawn.temperature, drawn.top_p, drawn.top_k]
         settings = [sampler, self.data.eval_batch_size, self.trainer.world_size, self.module.seed]
         decides = hashlib.sha256(json.dumps([settings, told]).encode()).hexdigest()[:16]
         return fingerprint(self.module.policy) + decides
 
     def _of_all_ranks(self, mine: list[Prediction]) -> list[Prediction]:
         """Gathers predictions in the same order on every rank; padding duplicates are kept."""
-        if self.trainer.world_size == 1:
-            return mine
-        gathered: list[list[Prediction]] = [[] for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather_object(gathered, mine)
-        return [prediction for part in gathered for prediction in part]
+        return [p for of_rank in gather_objects(self.trainer, mine) for p in of_rank]

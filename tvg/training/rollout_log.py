@@ -1,4 +1,4 @@
-"""Metrics and table rows of a step's rollouts."""
+"""What was read from a rollout's completions: inputs of the rewards, metrics and table rows."""
 
 from __future__ import annotations
 
@@ -11,26 +11,53 @@ import torch
 from torch import Tensor
 
 from tvg.core.parsing import ParsedAnswer
-from tvg.types import RewardOutput, RolloutBatch
+from tvg.reward.base import Completions
+from tvg.task.protocol import Task
+from tvg.types import GroundingExample, RewardOutput, RolloutBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
-    """The answers parsed from N completions."""
+class ParsedCompletions:
+    """What a task read from N completions; row n answers `examples[n]`."""
 
+    examples: list[GroundingExample]
     answers: list[ParsedAnswer]
+    is_parsed: list[bool]  # holds an answer
     is_exact: list[bool]  # has exactly the requested format
-    needs_segments: bool  # a reward reads segments; otherwise any answer block is enough
+    columns: list[dict[str, Any]]  # truth and answer, as tables show them
 
-    def is_parsed(self) -> list[bool]:
-        """Returns whether each completion contains the requested answer."""
-        if self.needs_segments:
-            return [answer.segment is not None for answer in self.answers]
-        return [answer.answer is not None for answer in self.answers]
+
+def parse_completions(task: Task, rollout: RolloutBatch) -> ParsedCompletions:
+    """Parses every completion of a rollout."""
+    examples = [e for e in rollout.prompts.examples for _ in range(rollout.group_size)]
+    answers = [task.parse(text) for text in rollout.texts]
+    return ParsedCompletions(
+        examples=examples,
+        answers=answers,
+        is_parsed=[task.is_parsed(answer) for answer in answers],
+        is_exact=[task.has_exact_format(text) for text in rollout.texts],
+        columns=[task.columns(e, answer) for e, answer in zip(examples, answers, strict=True)],
+    )
+
+
+def reward_inputs(rollout: RolloutBatch, parsed: ParsedCompletions) -> Completions:
+    """Converts a rollout to the input of the rewards."""
+    size = rollout.group_size
+    return Completions(
+        texts=rollout.texts,
+        answers=parsed.answers,
+        truths=[example.segment for example in parsed.examples],
+        durations_s=rollout.prompts.duration_s.repeat_interleave(size).tolist(),
+        examples=parsed.examples,
+        num_tokens=rollout.completion_mask.sum(1).tolist(),
+        is_finished=rollout.is_finished.tolist(),
+        is_exact=parsed.is_exact,
+        group_size=size,
+    )
 
 
 def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor | float]:
-    """Mean and spread of the total reward and of each part, and the share of flat groups."""
+    """Mean and spread of the total and of each component, and the share of flat groups."""
     metrics: dict[str, Tensor | float] = {}
     for name, values in {"total": rewards.total, **rewards.components}.items():
         groups = values.view(-1, group_size)
@@ -43,14 +70,14 @@ def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor |
 
 
 def rollout_metrics(
-    rollout: RolloutBatch, said: Said, rewards: RewardOutput
+    rollout: RolloutBatch, parsed: ParsedCompletions, rewards: RewardOutput
 ) -> dict[str, Tensor | float]:
     """Metrics of a rollout's rewards and completions."""
     metrics = reward_metrics(rewards, rollout.group_size)
     metrics["completion/length"] = rollout.completion_mask.sum(1).float().mean()
     metrics["completion/truncated"] = 1 - rollout.is_finished.float().mean()
-    metrics["completion/parse_rate"] = statistics.fmean(said.is_parsed())
-    metrics["completion/exact_format_rate"] = statistics.fmean(said.is_exact)
+    metrics["completion/parse_rate"] = statistics.fmean(parsed.is_parsed)
+    metrics["completion/exact_format_rate"] = statistics.fmean(parsed.is_exact)
     return metrics
 
 
@@ -63,31 +90,25 @@ def update_metrics(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor 
     return {name if name in own else f"policy/{name}": value for name, value in means.items()}
 
 
-def rollout_rows(rollout: RolloutBatch, said: Said, rewards: RewardOutput) -> list[dict[str, Any]]:
+def rollout_rows(
+    rollout: RolloutBatch, parsed: ParsedCompletions, rewards: RewardOutput
+) -> list[dict[str, Any]]:
     """One plain row per completion, for tables; `group` is the prompt's index in the batch."""
-    rows = []
     lengths = rollout.completion_mask.sum(1).tolist()
     finished = rollout.is_finished.tolist()
-    parsed = said.is_parsed()
-    for n, (text, answer) in enumerate(zip(rollout.texts, said.answers, strict=True)):
-        example = rollout.prompts.examples[n // rollout.group_size]
-        rows.append(
-            {
-                "qid": example.qid,
-                "query": example.query,
-                "truth": list(example.segment) if example.segment else None,
-                "segment": list(answer.segment) if answer.segment else None,
-                "reward": float(rewards.total[n]),
-                **{
-                    f"reward_{name}": float(values[n])
-                    for name, values in rewards.components.items()
-                },
-                "num_tokens": lengths[n],
-                "parsed": parsed[n],
-                "exact": said.is_exact[n],
-                "finished": finished[n],
-                "group": n // rollout.group_size,
-                "text": text,
-            }
-        )
-    return rows
+    return [
+        {
+            "qid": example.qid,
+            "query": example.query,
+            **parsed.columns[n],
+            "reward": float(rewards.total[n]),
+            **{f"reward_{name}": float(values[n]) for name, values in rewards.components.items()},
+            "num_tokens": lengths[n],
+            "parsed": parsed.is_parsed[n],
+            "exact": parsed.is_exact[n],
+            "finished": finished[n],
+            "group": n // rollout.group_size,
+            "text": rollout.texts[n],
+        }
+        for n, example in enumerate(parsed.examples)
+    ]

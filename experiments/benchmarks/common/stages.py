@@ -15,9 +15,9 @@ from tvg.core.advantage import group_advantages
 from tvg.core.surrogate import clipped
 from tvg.model.policy import Policy
 from tvg.objective.policy_gradient import PolicyObjective
-from tvg.rollout.base import Rollout
-from tvg.rollout.hf import HFRollout
-from tvg.rollout.shared_prefix import SharedPrefixRollout
+from tvg.rollout.engine import RolloutEngine
+from tvg.rollout.hf import HFEngine
+from tvg.rollout.shared_prefix import SharedPrefixEngine
 from tvg.types import PromptBatch
 
 METHODS = ("repeated", "shared_prefix")
@@ -35,7 +35,10 @@ OBJECTIVE = PolicyObjective(
     sampler_ratio_cap=None,
     mask_truncated=False,
 )
-ROLLOUTS: dict[str, type[Rollout]] = {"repeated": HFRollout, "shared_prefix": SharedPrefixRollout}
+ROLLOUTS: dict[str, type[RolloutEngine]] = {
+    "repeated": HFEngine,
+    "shared_prefix": SharedPrefixEngine,
+}
 
 
 class NoTokenizer:
@@ -98,13 +101,8 @@ class Bench:
             top_k=0,
             prompts_per_call=None,
         )
-        rollout.generate(
-            policy=self.policy,
-            tokenizer=NoTokenizer(),
-            prompts=prompts,
-            group_size=self.group_size,
-            seed=0,
-        )
+        rollout.setup(policy=self.policy, tokenizer=NoTokenizer())
+        rollout.generate(prompts, group_size=self.group_size, seed=0)
 
     def _learn(self, prompts: PromptBatch) -> float:
         mask = torch.ones_like(self.completion_ids)

@@ -1,4 +1,4 @@
-"""Base class of sampling engines: settings, random draws per completion, and the output batch."""
+"""Engines that sample with the policy's own weights: their settings, draws and output batch."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from tvg.model.policy import Policy
+from tvg.rollout.engine import RolloutEngine, SamplingSettings, check_setting
 from tvg.rollout.sampling import uniforms
 from tvg.types import PromptBatch, RolloutBatch
 
 
-class Rollout(ABC):
-    """Samples completions and records the log-probabilities of the sampled tokens.
+class InProcessEngine(RolloutEngine, ABC):
+    """Samples with the policy's own weights; see `RolloutEngine`.
 
-    Every sampling setting is explicit, so that a checkpoint's generation config (often `top_k=50`)
-    cannot silently change the distribution. The random draws of a completion depend only on the
-    seed, the query and the completion's index in its group. Apart from rounding, a completion does
-    not depend on the rest of the batch.
+    Apart from rounding, a completion does not depend on the rest of the batch.
 
     Args:
-        max_new_tokens: length limit of a completion.
-        temperature: temperature of the softmax; 0 takes the most likely token.
-        top_p: nucleus mass kept, 1.0 for all.
-        top_k: most likely tokens kept, 0 for all.
+        max_new_tokens: see `SamplingSettings`, like the next three.
+        temperature: as above.
+        top_p: as above.
+        top_k: as above.
         prompts_per_call: prompts sampled together; None for all given prompts.
 
     Raises:
@@ -44,50 +43,51 @@ class Rollout(ABC):
         top_k: int,
         prompts_per_call: int | None,
     ) -> None:
-        _check("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1")
-        _check("temperature", temperature, temperature >= 0, "at least 0")
-        _check("top_p", top_p, 0 < top_p <= 1, "in (0, 1]")
-        _check("top_k", top_k, top_k >= 0, "at least 0")
-        _check(
-            "prompts_per_call",
-            prompts_per_call,
-            prompts_per_call is None or prompts_per_call >= 1,
-            "at least 1, or null",
+        self._sampling = SamplingSettings(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
         )
-        self.max_new_tokens = max_new_tokens
-        self.temperature = temperature
-        self.top_p = top_p
-        self.top_k = top_k
+        is_valid = prompts_per_call is None or prompts_per_call >= 1
+        check_setting("prompts_per_call", prompts_per_call, is_valid, "at least 1, or null")
         self.prompts_per_call = prompts_per_call
+        self._policy: Policy | None = None
+        self._tokenizer: Any = None
 
     @property
-    def logprob_temperature(self) -> float:
-        """Temperature at which the trainer scores this sampler's tokens (1 for greedy decoding)."""
-        return self.temperature if self.temperature > 0 else 1.0
+    def sampling(self) -> SamplingSettings:
+        return self._sampling
+
+    def setup(self, *, policy: Policy, tokenizer: Any) -> None:
+        self._policy, self._tokenizer = policy, tokenizer
+
+    def close(self) -> None:
+        self._policy = self._tokenizer = None
 
     def greedy(self) -> Self:
-        """Returns a copy of this engine with greedy decoding, for validation and evaluation."""
+        return self._with(self.sampling.greedy())
+
+    def limited(self, max_new_tokens: int) -> Self:
+        return self._with(replace(self.sampling, max_new_tokens=max_new_tokens))
+
+    def _with(self, sampling: SamplingSettings) -> Self:
         other = copy(self)
-        other.temperature, other.top_p, other.top_k = 0.0, 1.0, 0
+        other._sampling = sampling
         return other
 
-    def generate(
-        self, *, policy: Policy, tokenizer: Any, prompts: PromptBatch, group_size: int, seed: int
-    ) -> RolloutBatch:
-        """Samples `group_size` completions for each prompt.
+    def generate(self, prompts: PromptBatch, *, group_size: int, seed: int) -> RolloutBatch:
+        """Samples `group_size` completions for each prompt; the policy's mode is restored.
 
         Args:
-            policy: the policy to sample from; its train/eval mode is restored.
-            tokenizer: decodes ids to text.
             prompts: B prompts on the policy's device.
             group_size: completions per prompt, G.
             seed: seed of the draws; the global random state is neither used nor changed.
         """
+        policy, tokenizer = self._policy, self._tokenizer
+        assert policy is not None, "setup comes before generate"
         draws = None
-        if self.temperature > 0:
+        if self.sampling.temperature > 0:
             qids = [example.qid for example in prompts.examples]
             draws = uniforms(
-                qids, group_size=group_size, num_tokens=self.max_new_tokens, seed=seed
+                qids, group_size=group_size, num_tokens=self.sampling.max_new_tokens, seed=seed
             ).to(policy.device)
         size = self.prompts_per_call or len(prompts)
         parts = []
@@ -187,8 +187,3 @@ def _stack(parts: list[Tensor], fill: float) -> Tensor:
     return torch.cat(
         [torch.nn.functional.pad(part, (0, longest - part.shape[1]), value=fill) for part in parts]
     )
-
-
-def _check(key: str, got: Any, is_valid: bool, expected: str) -> None:
-    if not is_valid:
-        raise ValueError(f"rollout.{key}: expected {expected}, got {got!r}")

@@ -1,0 +1,118 @@
+"""The interface of rollout engines: what training and evaluation require of a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
+
+from tvg.model.policy import Policy
+from tvg.types import PromptBatch, RolloutBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """The settings that determine the distribution of completions.
+
+    Every setting is explicit, so that a checkpoint's generation config (often `top_k=50`) cannot
+    silently change the distribution.
+
+    Attributes:
+        max_new_tokens: length limit of a completion.
+        temperature: temperature of the softmax; 0 takes the most likely token.
+        top_p: nucleus mass kept, 1.0 for all.
+        top_k: most likely tokens kept, 0 for all.
+
+    Raises:
+        ValueError: a setting out of range; names the config key.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+
+    def __post_init__(self) -> None:
+        check_setting("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1")
+        check_setting("temperature", self.temperature, self.temperature >= 0, "at least 0")
+        check_setting("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
+        check_setting("top_k", self.top_k, self.top_k >= 0, "at least 0")
+
+    @property
+    def logprob_temperature(self) -> float:
+        """Temperature at which the trainer scores the sampled tokens (1 for greedy decoding)."""
+        return self.temperature if self.temperature > 0 else 1.0
+
+    def greedy(self) -> SamplingSettings:
+        """The same settings with greedy decoding."""
+        return replace(self, temperature=0.0, top_p=1.0, top_k=0)
+
+
+class RolloutEngine(Protocol):
+    """Samples completions from the policy and records the log-probabilities of their tokens.
+
+    Life of an engine: the config builds it with its settings; `setup` binds it to a policy, once;
+    then, for every rollout or validation, `wake`, `sync_weights`, any number of `generate`, and
+    `sleep` (`awake` does all but `generate`); `close` ends it. An engine that samples with the
+    policy's own weights has nothing to do in most of these.
+
+    The random draws of a completion depend only on the seed, the query and the completion's index
+    in its group, so a resumed run samples the same completions.
+    """
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """The settings of this engine."""
+
+    def setup(self, *, policy: Policy, tokenizer: Any) -> None:
+        """Binds the engine to the policy that it samples from.
+
+        Args:
+            policy: the policy; its weights may change between rollouts.
+            tokenizer: decodes ids to text.
+        """
+
+    def wake(self) -> None:
+        """Takes the memory that sampling needs."""
+
+    def sync_weights(self) -> None:
+        """Makes the engine sample from the policy's current weights."""
+
+    def generate(self, prompts: PromptBatch, *, group_size: int, seed: int) -> RolloutBatch:
+        """Samples `group_size` completions for each prompt.
+
+        Args:
+            prompts: B prompts on the policy's device.
+            group_size: completions per prompt, G.
+            seed: seed of the draws; the global random state is neither used nor changed.
+        """
+
+    def sleep(self) -> None:
+        """Frees the memory that only sampling needs."""
+
+    def close(self) -> None:
+        """Ends the engine for good."""
+
+    def greedy(self) -> Self:
+        """Returns the same engine, with the same binding, that decodes greedily."""
+
+    def limited(self, max_new_tokens: int) -> Self:
+        """Returns the same engine, with the same binding, with another length limit."""
+
+
+@contextmanager
+def awake(engine: RolloutEngine) -> Iterator[None]:
+    """Wakes an engine with the policy's current weights; puts it to sleep at the end."""
+    engine.wake()
+    try:
+        engine.sync_weights()
+        yield
+    finally:
+        engine.sleep()
+
+
+def check_setting(key: str, got: Any, is_valid: bool, expected: str) -> None:
+    """Raises a ValueError that names a key of `rollout` unless its value is valid."""
+    if not is_valid:
+        raise ValueError(f"rollout.{key}: expected {expected}, got {got!r}")

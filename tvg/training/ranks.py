@@ -1,0 +1,51 @@
+"""Sums, decisions and objects over all ranks; with one rank, nothing is sent."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def gather_objects(trainer: Trainer, mine: T) -> list[T]:
+    """The object of every rank, in the order of the ranks; the same list on all of them."""
+    if trainer.world_size == 1:
+        return [mine]
+    gathered: list[T] = [mine] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, mine)
+    return gathered
+
+
+def mean_over_ranks(trainer: Trainer, count: Tensor) -> Tensor:
+    """The mean over ranks of a per-rank count, as a float tensor.
+
+    Gradients are averaged over ranks. With this denominator, every token (or completion) has the
+    same weight on every rank.
+    """
+    if trainer.world_size == 1:
+        return count.float()
+    return _all(trainer, count.float()).mean()
+
+
+def least_over_ranks(trainer: Trainer, number: int, *, device: torch.device) -> int:
+    """The minimum of a number over all ranks."""
+    if trainer.world_size == 1:
+        return number
+    return int(_all(trainer, torch.tensor(float(number), device=device)).min())
+
+
+def is_true_on_all_ranks(trainer: Trainer, is_true: bool) -> bool:
+    """Whether a condition holds on every rank."""
+    if trainer.world_size == 1:
+        return is_true
+    return trainer.strategy.reduce_boolean_decision(is_true, all=True)
+
+
+def _all(trainer: Trainer, value: Tensor) -> Tensor:
+    gathered: Any = trainer.strategy.all_gather(value)
+    assert isinstance(gathered, Tensor)
+    return gathered
