@@ -1,16 +1,17 @@
 """Readers that turn annotation files into grounding examples, one per file format.
 
-A reader is a function `(annotation_file, video_dir, *, extensions, on_missing, clamp_ends,
-drop_invalid) -> ReadResult`. It yields queries as its format states them, and
-`tvg.data.readers.rules` decides which are kept or repaired. Defects known from published files are
-counted and handled as requested. Anything else that does not fit the format raises a ValueError
-that names the file, the place in it and the value found.
+A format is one function that yields queries as its file states them, under the decorator
+`annotation_reader`. `tvg.data.readers.rules` decides which queries are kept or repaired. Defects
+known from published files are counted and handled as requested. Anything else that does not fit
+the format raises a ValueError that names the file, the place in it and the value found.
 """
 
 from tvg.data.readers.charades import read_charades as read_charades
 from tvg.data.readers.charades_txt import read_charades_txt as read_charades_txt
 from tvg.data.readers.jsonl import read_custom as read_custom
 from tvg.data.readers.jsonl import read_jsonl as read_jsonl
+from tvg.data.readers.reader import Reader as Reader
+from tvg.data.readers.reader import annotation_reader as annotation_reader
 from tvg.data.readers.record import Defect as Defect
 from tvg.data.readers.record import Query as Query
 from tvg.data.readers.record import ReadError as ReadError

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tvg.data.files import EXTENSIONS, load_json_object, shown
+from tvg.data.files import load_json_object, shown
 from tvg.data.readers.fields import (
     check_keys,
     get_duration,
@@ -17,8 +16,8 @@ from tvg.data.readers.fields import (
     get_spans,
     get_text,
 )
-from tvg.data.readers.record import Query, ReadResult
-from tvg.data.readers.rules import read_queries
+from tvg.data.readers.reader import annotation_reader
+from tvg.data.readers.record import Query
 
 # Key names in different releases; messages use the first name if none is present.
 _NAMES = {
@@ -29,37 +28,24 @@ _NAMES = {
 _KNOWN = (*chain(*_NAMES.values()), "duration", "video_duration")
 
 
+@annotation_reader
 def read_charades(
-    annotation_file: str | os.PathLike[str],
-    video_dir: str | os.PathLike[str] | None,
+    path: Path,
     *,
-    extensions: Sequence[str] = EXTENSIONS,
-    on_missing: Literal["error", "skip"] = "error",
-    clamp_ends: bool,
-    drop_invalid: bool,
-) -> ReadResult:
+    extensions: Sequence[str],
+) -> Iterator[Query]:
     """Reads {video_id: {"duration", "timestamps": [[s, e], ...], "sentences": [...]}} JSON.
 
     "video_duration" may replace "duration", or both may be missing. "spans" may replace
     "timestamps", and "queries" may replace "sentences" (TimeLens-Bench). An optional list "hints"
     has a coarse [s, e] or null for each of "timestamps". An entry of "timestamps" may be a list of
     segments, as in TimeLens-100K. Other keys, and "hints" that are not a list, are ignored. A
-    query's id is "video_id:index" with the index into the file's list. See
-    `tvg.data.readers.rules.read_queries` for the other arguments and rules.
+    query's id is "video_id:index" with the index into the file's list.
 
     Raises:
         ValueError: the file is missing, is not JSON, has another structure, or gives no example.
     """
-    path = Path(annotation_file)
-    return read_queries(
-        path,
-        charades_queries(path, load_json_object(path)),
-        video_dir,
-        extensions=extensions,
-        on_missing=on_missing,
-        clamp_ends=clamp_ends,
-        drop_invalid=drop_invalid,
-    )
+    return charades_queries(path, load_json_object(path))
 
 
 def charades_queries(path: Path, data: dict[str, Any]) -> Iterator[Query]:

@@ -7,12 +7,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
-from tvg.data.files import EXTENSIONS, open_text, shown
+from tvg.data.files import open_text, shown
 from tvg.data.readers.fields import NUMBER, QueryIds, as_number
-from tvg.data.readers.record import Query, ReadResult
-from tvg.data.readers.rules import read_queries
+from tvg.data.readers.reader import annotation_reader
+from tvg.data.readers.record import Query
 from tvg.types import Segment
 
 _LINE = re.compile(
@@ -20,38 +19,25 @@ _LINE = re.compile(
 )
 
 
+@annotation_reader
 def read_charades_txt(
-    annotation_file: str | os.PathLike[str],
-    video_dir: str | os.PathLike[str] | None,
+    path: Path,
     *,
+    extensions: Sequence[str],
     lengths_file: str | os.PathLike[str] | Sequence[str],
-    extensions: Sequence[str] = EXTENSIONS,
-    on_missing: Literal["error", "skip"] = "error",
-    clamp_ends: bool,
-    drop_invalid: bool,
-) -> ReadResult:
+) -> Iterator[Query]:
     """Reads lines `VIDEO start end##sentence.`; `lengths_file` is a csv with columns id, length.
 
     Several csv files may be given, so that one reader serves the training and test files. A query's
-    id is "VIDEO:index", as in the JSON of the same annotations. See
-    `tvg.data.readers.rules.read_queries` for the other arguments and rules.
+    id is "VIDEO:index", as in the JSON of the same annotations.
 
     Raises:
         ValueError: a file is missing or has another format, a video has no length, or no example is
             left.
     """
-    path = Path(annotation_file)
     files = [lengths_file] if isinstance(lengths_file, str | os.PathLike) else lengths_file
     lengths = {video: length for file in files for video, length in _lengths(Path(file))}
-    return read_queries(
-        path,
-        _queries(path, lengths, " or ".join(str(file) for file in files)),
-        video_dir,
-        extensions=extensions,
-        on_missing=on_missing,
-        clamp_ends=clamp_ends,
-        drop_invalid=drop_invalid,
-    )
+    return _queries(path, lengths, " or ".join(str(file) for file in files))
 
 
 def _queries(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tvg.data.files import EXTENSIONS, load_json, load_json_lines, open_text, shown
+from tvg.data.files import load_json, load_json_lines, open_text, shown
 from tvg.data.readers.charades import charades_queries
 from tvg.data.readers.fields import (
     QueryIds,
@@ -27,8 +26,8 @@ from tvg.data.readers.fields import (
     get_window,
     without_extension,
 )
-from tvg.data.readers.record import Query, ReadResult
-from tvg.data.readers.rules import read_queries
+from tvg.data.readers.reader import annotation_reader
+from tvg.data.readers.record import Query
 from tvg.types import Segment
 
 _KNOWN = (
@@ -42,49 +41,33 @@ _SHAPES = (
 )
 
 
+@annotation_reader
 def read_jsonl(
-    annotation_file: str | os.PathLike[str],
-    video_dir: str | os.PathLike[str] | None,
+    path: Path,
     *,
-    extensions: Sequence[str] = EXTENSIONS,
-    on_missing: Literal["error", "skip"] = "error",
-    clamp_ends: bool,
-    drop_invalid: bool,
-) -> ReadResult:
+    extensions: Sequence[str],
+) -> Iterator[Query]:
     """Reads lines {"video": "a.mp4", "query": "...", "segment": [s, e]}.
 
     "video" is an id or a path. Optional keys (may be null) are "duration" (of the window, if there
     is one), "qid", "window" [s, e] (the part of the file to show; segments are relative to its
     start), "difficulty", "prediction" [s, e] and "hint" [s, e]. Other numbers and texts go to
     `extra`. The default id is "video:index" without the extension; the index counts the file's
-    queries on that video. See `tvg.data.readers.rules.read_queries` for the other arguments and
-    rules.
+    queries on that video.
 
     Raises:
         ValueError: the file is missing, is not JSON lines, has another structure, or gives no
             example.
     """
-    path = Path(annotation_file)
-    return read_queries(
-        path,
-        _queries(_own_lines(path), extensions),
-        video_dir,
-        extensions=extensions,
-        on_missing=on_missing,
-        clamp_ends=clamp_ends,
-        drop_invalid=drop_invalid,
-    )
+    return _queries(_own_lines(path), extensions)
 
 
+@annotation_reader
 def read_custom(
-    annotation_file: str | os.PathLike[str],
-    video_dir: str | os.PathLike[str] | None,
+    path: Path,
     *,
-    extensions: Sequence[str] = EXTENSIONS,
-    on_missing: Literal["error", "skip"] = "error",
-    clamp_ends: bool,
-    drop_invalid: bool,
-) -> ReadResult:
+    extensions: Sequence[str],
+) -> Iterator[Query]:
     """Reads the format of `read_jsonl` or `read_charades`, detected from the content.
 
     The records of `read_jsonl` may also be in a JSON list. A single record may span several lines.
@@ -92,16 +75,7 @@ def read_custom(
     Raises:
         ValueError: as in these readers, or the content has neither format.
     """
-    path = Path(annotation_file)
-    return read_queries(
-        path,
-        _custom_queries(path, extensions),
-        video_dir,
-        extensions=extensions,
-        on_missing=on_missing,
-        clamp_ends=clamp_ends,
-        drop_invalid=drop_invalid,
-    )
+    return _custom_queries(path, extensions)
 
 
 def _is_jsonl(path: Path) -> bool:

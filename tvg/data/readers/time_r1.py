@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
-from tvg.data.files import EXTENSIONS, load_json_list
+from tvg.data.files import load_json_list
 from tvg.data.readers.fields import (
     QueryIds,
     check_keys,
@@ -23,8 +21,8 @@ from tvg.data.readers.fields import (
     get_window,
     without_extension,
 )
-from tvg.data.readers.record import Query, ReadResult
-from tvg.data.readers.rules import read_queries
+from tvg.data.readers.reader import annotation_reader
+from tvg.data.readers.record import Query
 
 _KNOWN = (
     *("video", "sentence", "timestamp", "duration", "video_duration", "qid"),
@@ -32,36 +30,23 @@ _KNOWN = (
 )
 
 
+@annotation_reader
 def read_time_r1(
-    annotation_file: str | os.PathLike[str],
-    video_dir: str | os.PathLike[str] | None,
+    path: Path,
     *,
-    extensions: Sequence[str] = EXTENSIONS,
-    on_missing: Literal["error", "skip"] = "error",
-    clamp_ends: bool,
-    drop_invalid: bool,
-) -> ReadResult:
+    extensions: Sequence[str],
+) -> Iterator[Query]:
     """Reads a JSON list of {"video", "sentence", "timestamp": [s, e], ...}.
 
     "video" is a path, searched in `video_dir` as given, then by its file name. Optional keys are
     "duration" (of the window), "qid", "video_start" and "video_end" (the window, in seconds of the
     file), "difficulty" (100 * IoU of a model's prediction) and "pred" (that prediction). Other
-    numbers and texts go to `extra`. See `tvg.data.readers.rules.read_queries` for the other
-    arguments and rules.
+    numbers and texts go to `extra`.
 
     Raises:
         ValueError: the file is missing, is not JSON, has another structure, or gives no example.
     """
-    path = Path(annotation_file)
-    return read_queries(
-        path,
-        _queries(path, extensions),
-        video_dir,
-        extensions=extensions,
-        on_missing=on_missing,
-        clamp_ends=clamp_ends,
-        drop_invalid=drop_invalid,
-    )
+    return _queries(path, extensions)
 
 
 def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:

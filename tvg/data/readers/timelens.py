@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
-from tvg.data.files import EXTENSIONS, load_json_lines, shown
+from tvg.data.files import load_json_lines, shown
 from tvg.data.readers.fields import (
     QueryIds,
     check_keys,
@@ -19,44 +17,31 @@ from tvg.data.readers.fields import (
     get_text,
     without_extension,
 )
-from tvg.data.readers.record import Query, ReadResult
-from tvg.data.readers.rules import read_queries
+from tvg.data.readers.reader import annotation_reader
+from tvg.data.readers.record import Query
 
 _KNOWN_OF_VIDEO = ("video_path", "duration", "video_duration", "events")
 _KNOWN_OF_EVENT = ("query", "span")
 
 
+@annotation_reader
 def read_timelens_100k(
-    annotation_file: str | os.PathLike[str],
-    video_dir: str | os.PathLike[str] | None,
+    path: Path,
     *,
-    extensions: Sequence[str] = EXTENSIONS,
-    on_missing: Literal["error", "skip"] = "error",
-    clamp_ends: bool,
-    drop_invalid: bool,
-) -> ReadResult:
+    extensions: Sequence[str],
+) -> Iterator[Query]:
     """Reads lines {"video_path", "duration", "source", "events": [{"query", "span"}, ...]}.
 
     A span is [s, e] or a list of these. An event with several spans has no single answer, so
     training drops it and a benchmark keeps its first span. "video_path" is searched in `video_dir`
     as given, then by its file name. "source" and other numbers and texts of video and event go to
-    `extra`. A query's id is "video_path:index" without the extension. See
-    `tvg.data.readers.rules.read_queries` for the other arguments and rules.
+    `extra`. A query's id is "video_path:index" without the extension.
 
     Raises:
         ValueError: the file is missing, is not JSON lines, has another structure, or gives no
             example.
     """
-    path = Path(annotation_file)
-    return read_queries(
-        path,
-        _queries(path, extensions),
-        video_dir,
-        extensions=extensions,
-        on_missing=on_missing,
-        clamp_ends=clamp_ends,
-        drop_invalid=drop_invalid,
-    )
+    return _queries(path, extensions)
 
 
 def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:

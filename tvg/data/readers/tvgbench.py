@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tvg.data.files import EXTENSIONS, load_json_list, shown
+from tvg.data.files import load_json_list, shown
 from tvg.data.readers.fields import (
     NUMBER,
     QueryIds,
@@ -22,8 +21,8 @@ from tvg.data.readers.fields import (
     get_window,
     without_extension,
 )
-from tvg.data.readers.record import Query, ReadResult
-from tvg.data.readers.rules import read_queries
+from tvg.data.readers.reader import annotation_reader
+from tvg.data.readers.record import Query
 from tvg.types import Segment
 
 _KNOWN = (
@@ -34,36 +33,23 @@ _KNOWN = (
 _ANSWER = re.compile(rf"\s*({NUMBER})\s*-\s*({NUMBER})\s*", re.ASCII)
 
 
+@annotation_reader
 def read_tvgbench(
-    annotation_file: str | os.PathLike[str],
-    video_dir: str | os.PathLike[str] | None,
+    path: Path,
     *,
-    extensions: Sequence[str] = EXTENSIONS,
-    on_missing: Literal["error", "skip"] = "error",
-    clamp_ends: bool,
-    drop_invalid: bool,
-) -> ReadResult:
+    extensions: Sequence[str],
+) -> Iterator[Query]:
     """Reads a JSON list of {"path", "question", "answer": "s-e", ...}.
 
     "path" is searched in `video_dir` as given, then by its file name. Optional keys are "duration"
     (of the window), "start" and "end" (the window, in seconds of the file), and "qsemtype" and
     "source", which become "query_type" and "source" in `extra`. A query's id is "VIDEO:index"; the
-    index counts the file's queries on that video. See `tvg.data.readers.rules.read_queries` for
-    the other arguments and rules.
+    index counts the file's queries on that video.
 
     Raises:
         ValueError: the file is missing, is not JSON, has another structure, or gives no example.
     """
-    path = Path(annotation_file)
-    return read_queries(
-        path,
-        _queries(path, extensions),
-        video_dir,
-        extensions=extensions,
-        on_missing=on_missing,
-        clamp_ends=clamp_ends,
-        drop_invalid=drop_invalid,
-    )
+    return _queries(path, extensions)
 
 
 def _queries(path: Path, extensions: Sequence[str]) -> Iterator[Query]:
