@@ -93,10 +93,10 @@ def test_the_processor_of_another_family_is_refused(parts):
     class LlavaProcessor:
         video_processor = parts.processor.video_processor
 
-    expected = "type 'qwen2_5_vl': expected a Qwen2_5_VLProcessor or .*, got a LlavaProcessor"
+    expected = "type 'qwen2_5_vl': expected Qwen2_5_VLProcessor or .*, got LlavaProcessor"
     with pytest.raises(ValueError, match=expected):
         PromptCollator(task=make_task(), processor=LlavaProcessor(), family=parts.family)
-    with pytest.raises(ValueError, match=r"Qwen3VLProcessor, got a Qwen2_5_VLProcessor"):
+    with pytest.raises(ValueError, match=r"Qwen3VLProcessor, got Qwen2_5_VLProcessor"):
         PromptCollator(task=make_task(), processor=parts.processor, family=FAMILIES["qwen3_vl"])
 
 

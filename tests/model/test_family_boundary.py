@@ -6,6 +6,8 @@ import ast
 import json
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,8 @@ INSIDE = PACKAGE / "model" / "families"
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if not file.is_relative_to(INSIDE)]
 # A family or a class of one, as one word: an identifier, a part of a module, a whole string.
 FAMILY_WORD = re.compile(r"\w*(qwen|internvl)\w*", re.IGNORECASE)
+# Modules of some families' models, alone or in a tensor's name.
+MODULE = re.compile(r"([\w.]*\.)?(visual|vision_tower|multi_modal_projector)(\.[\w.]*)?")
 CHOOSERS = ("get", "startswith", "endswith", "pop")  # methods that choose by a text
 ALLOWED = ("c.__name__ in kinds",)  # classes of errors
 
@@ -37,6 +41,10 @@ def family_words(node: ast.AST) -> Iterator[str]:
         yield from node.name.split(".")
     elif isinstance(node, ast.ImportFrom):
         yield from (node.module or "").split(".")
+
+
+def is_family_word(word: str) -> bool:
+    return word == "model_type" or any(rule.fullmatch(word) for rule in (FAMILY_WORD, MODULE))
 
 
 def outside_texts(node: ast.AST) -> Iterator[ast.AST]:
@@ -67,8 +75,7 @@ def problems(source: str) -> list[str]:
     """Places where a source treats families differently, or asks for the family."""
     found = []
     for node in ast.walk(ast.parse(source)):
-        words = [w for w in family_words(node) if FAMILY_WORD.fullmatch(w) or w == "model_type"]
-        if words or asks_class(node):
+        if any(map(is_family_word, family_words(node))) or asks_class(node):
             found.append(f"line {getattr(node, 'lineno', '?')}: {ast.unparse(node)}")
     return found
 
@@ -84,6 +91,9 @@ def test_no_other_file_knows_a_family(file):
         "if config.model_type == kind: pass",
         "kind = json.loads(text)['model_type']",
         "TIMED = ('qwen3_vl',)",
+        "TRUNKS = ('visual.', other)",
+        "name = 'model.vision_tower.encoder'",
+        "tower = model.model.visual",
         "texts = {'InternVLProcessor': 1}",
         "from transformers import Qwen2VLProcessor",
         "from tvg.model.families.qwen2_vl import Family",
@@ -123,10 +133,16 @@ def test_an_unknown_model_type_is_refused(tmp_path):
 def test_a_folder_with_another_familys_processor_is_refused(tiny_checkpoint, monkeypatch):
     source = make_checkpoint(tiny_checkpoint)
     monkeypatch.setattr(source, "load_family", lambda: FAMILIES["internvl"])
-    expected = "'internvl': expected a InternVLProcessor, got a Qwen2_5_VLProcessor"
+    expected = "'internvl': expected InternVLProcessor, got Qwen2_5_VLProcessor"
     with pytest.raises(ValueError, match=expected) as caught:
         source.load_processor()
     assert str(caught.value).startswith(f"model.path: {tiny_checkpoint}: ")
+
+
+@pytest.mark.parametrize("module", ["tvg.data.collate", "tvg.preparation.video_check"])
+def test_reading_cached_clips_imports_no_transformers(module):
+    code = f"import sys, {module}; sys.exit('transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_registry_and_the_families_agree():

@@ -70,8 +70,8 @@ class Family(ABC):
         found = type(processor).__name__
         if found not in self.processor_classes:
             raise ValueError(
-                f"the processor of a model of type {self.model_type!r}: expected a "
-                f"{' or '.join(self.processor_classes)}, got a {found}"
+                f"the processor of a model of type {self.model_type!r}: expected "
+                f"{' or '.join(self.processor_classes)}, got {found}"
             )
 
     def patching(self, processor: Any) -> Patching:
