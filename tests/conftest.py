@@ -95,5 +95,10 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     return write_tiny_checkpoint(
-        folder, corpus=all_queries(), seed=0, num_layers=2, initializer_range=0.1
+        folder,
+        family="qwen2_5_vl",
+        corpus=all_queries(),
+        seed=0,
+        num_layers=2,
+        initializer_range=0.1,
     )

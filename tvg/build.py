@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from tvg.config import build
 from tvg.data.annotations import Split
+from tvg.model.families import Family
 from tvg.model.loading import ModelSource
 from tvg.model.policy import Policy
 from tvg.reward.weighted import WeightedReward
@@ -40,8 +41,9 @@ def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
     forward_by = cfg.policy.forward if "policy" in cfg else "shared_prefix"
     task = build(cfg.prompt)
     source: ModelSource = build(cfg.model)
+    family = source.load_family()
     processor = source.load_processor()
-    data = build_data(cfg, task=task, processor=processor)
+    data = build_data(cfg, task=task, processor=processor, family=family)
     data.prepare_data()
     data.examples(split)
     return RunComponents(
@@ -54,10 +56,16 @@ def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
 
 
 def build_data(
-    cfg: DictConfig, *, task: Task | None = None, processor: Any | None = None
+    cfg: DictConfig,
+    *,
+    task: Task | None = None,
+    processor: Any | None = None,
+    family: Family | None = None,
 ) -> PromptDataModule:
-    """Builds the data module; without task and processor, it gives examples but no batches."""
-    data: PromptDataModule = build(cfg.data)(task=task, processor=processor, seed=cfg.seed)
+    """Builds the data module; without task, processor and family, it gives no batches."""
+    data: PromptDataModule = build(cfg.data)(
+        task=task, processor=processor, family=family, seed=cfg.seed
+    )
     return data
 
 

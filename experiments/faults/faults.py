@@ -238,7 +238,9 @@ def run(work: Path, *, num_kills: int, num_signals: int, variants: list[str]) ->
     if not (work / "tiny").exists():
         child = os.fork()
         if not child:  # what torch starts for this must not be in the processes forked later
-            write_tiny_checkpoint(work / "tiny", corpus=all_queries(), seed=0, num_layers=2)
+            write_tiny_checkpoint(
+                work / "tiny", family="qwen2_5_vl", corpus=all_queries(), seed=0, num_layers=2
+            )
             os._exit(0)
         assert wait(child) == 0
     common = [*COMMON, f"model.path={work / 'tiny'}", f"data.world.root={work / 'world'}"]

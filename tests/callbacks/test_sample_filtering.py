@@ -119,7 +119,8 @@ def fit(tiny_checkpoint, tiny_world, train_file, tmp_path):
             "eval_batch_size": 2, "num_workers": 0, "shuffle": True, "memory_cache": True,
             "use_windows": True,
             "max_prompt_tokens": None, "limit_train": None, "limit_val": None, "limit_test": None,
-            "task": task, "processor": parts.processor, "seed": 0, "reader": read_charades,
+            "task": task, "processor": parts.processor, "family": parts.family,
+            "seed": 0, "reader": read_charades,
             "world": None, "annotation_file": None, "annotation_split": None,
             "extensions": ["mp4"], "video_dir": str(tiny_world / "videos"), "test_file": None,
         }  # fmt: skip

@@ -13,8 +13,9 @@ from tvg.config import compose
 from tvg.data.order import BatchOrder
 from tvg.data.video.clip import ClipLoader
 from tvg.estimate.activations import Precision
-from tvg.estimate.from_config import STEP_TOKENS, make_job, training_list
+from tvg.estimate.from_config import make_job, training_list
 from tvg.estimate.text import run_size, size
+from tvg.model.families.clip_text import STEP_TOKENS
 from tvg.model.loading import ModelSource
 
 ESTIMATE = "train.estimate=true"

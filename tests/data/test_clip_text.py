@@ -1,19 +1,21 @@
 """What stands for a clip in a prompt: one run, or every time step behind its time."""
 
+import pickle
+
 import pytest
 import torch
 from helpers.completions import LENGTHS, completions, learn, worst_errors
 from helpers.tiny_policy import make_parts, make_rollout, make_task
 
-from tvg.data.clip_text import (
+from tvg.data.collate import PromptCollator, step_times
+from tvg.model.families import FAMILIES
+from tvg.model.families.clip_text import (
+    NumberedFrames,
     OneRun,
     TimedSteps,
-    clip_text_of,
     first_time,
     middle_time,
-    qwen3,
 )
-from tvg.data.collate import PromptCollator, step_times
 from tvg.rollout.hf import HFEngine
 from tvg.rollout.shared_prefix import SharedPrefixEngine
 from tvg.training.preflight import Preflight
@@ -35,7 +37,9 @@ def samples(parts):
 
 
 def batch_of(parts, samples, **changes):
-    return PromptCollator(task=make_task(**changes), processor=parts.processor)(samples)
+    return PromptCollator(
+        task=make_task(**changes), processor=parts.processor, family=parts.family
+    )(samples)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,7 @@ def test_every_step_stands_behind_the_time_of_its_first_frame():
 
 def test_qwen3_tells_the_middle_of_a_step_in_its_own_words():
     assert [middle_time(times) for times in TIMES] == [0.25, 1.25, 2.0]
+    qwen3 = FAMILIES["qwen3_vl"].clip_text
     assert qwen3(None)(num_steps=1, tokens_per_step=1, step_times_s=[[1.0, 1.5]]) == (
         f"<1.2 seconds>{START}{PAD}{END}"
     )
@@ -63,13 +68,44 @@ def test_qwen3_tells_the_middle_of_a_step_in_its_own_words():
     assert own == f"1.25: {START}{PAD}{END}"
 
 
-def test_the_processor_says_which_family_it_is_of():
-    class Qwen3VLProcessor:
-        pass
+def test_each_family_writes_its_own_clip_text():
+    asked = TimedSteps(text="{time_s}", time_of=first_time)
+    middle = TimedSteps(text="<{time_s:.1f} seconds>", time_of=middle_time)
+    expected = {
+        "qwen2_vl": (OneRun(), asked),
+        "qwen2_5_vl": (OneRun(), asked),
+        "qwen3_vl": (middle, TimedSteps(text="{time_s}", time_of=middle_time)),
+        "internvl": (NumberedFrames(text=None), NumberedFrames(text="{time_s}")),
+    }
+    found = {
+        name: (family.clip_text(None), family.clip_text("{time_s}"))
+        for name, family in FAMILIES.items()
+    }
+    assert found == expected
 
-    assert clip_text_of(object(), None) == OneRun()
-    assert clip_text_of(object(), "{time_s}") == TimedSteps(text="{time_s}", time_of=first_time)
-    assert clip_text_of(Qwen3VLProcessor(), None) == qwen3(None)
+
+def test_steps_with_text_count_in_the_estimate():
+    found = {name: family.clip_text(None).step_tokens for name, family in FAMILIES.items()}
+    assert found == {"qwen2_vl": 0, "qwen2_5_vl": 0, "qwen3_vl": 12, "internvl": 12}
+    assert FAMILIES["qwen2_5_vl"].clip_text("{time_s}").step_tokens == 12
+
+
+def test_the_processor_of_another_family_is_refused(parts):
+    class LlavaProcessor:
+        video_processor = parts.processor.video_processor
+
+    expected = "type 'qwen2_5_vl': expected Qwen2_5_VLProcessor or .*, got LlavaProcessor"
+    with pytest.raises(ValueError, match=expected):
+        PromptCollator(task=make_task(), processor=LlavaProcessor(), family=parts.family)
+    with pytest.raises(ValueError, match=r"Qwen3VLProcessor, got Qwen2_5_VLProcessor"):
+        PromptCollator(task=make_task(), processor=parts.processor, family=FAMILIES["qwen3_vl"])
+
+
+def test_the_collator_can_be_pickled(parts, samples):
+    again = pickle.loads(pickle.dumps(parts.collator))
+    ours, theirs = parts.collator(samples), again(samples)
+    assert torch.equal(ours.input_ids, theirs.input_ids)
+    assert torch.equal(ours.pixel_values_videos, theirs.pixel_values_videos)
 
 
 def test_the_last_frame_stands_in_for_one_that_is_missing():

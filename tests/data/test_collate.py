@@ -7,11 +7,11 @@ import pytest
 import torch
 from helpers.tiny_policy import make_parts, make_task
 
-from tvg.data.clip_text import VIDEO_TOKEN
 from tvg.data.collate import PromptCollator, pad_rows
 from tvg.data.dataset import GroundingDataset, LeftOut, Sample
 from tvg.data.video.decode import VideoError
 from tvg.data.video.sampling import FrameSampling
+from tvg.model.families.clip_text import VIDEO_TOKEN
 from tvg.types import GroundingExample, PromptBatch, RolloutBatch, Segment, VideoClip
 
 
@@ -122,7 +122,9 @@ def test_pixels_are_normalised_and_not_resized(parts):
 
 def test_a_prompt_too_long_is_refused_with_its_name(parts, samples):
     longest = int(parts.collator(samples).attention_mask.sum(1).max())
-    limited = PromptCollator(task=parts.task, processor=parts.processor, max_prompt_tokens=longest)
+    limited = PromptCollator(
+        task=parts.task, processor=parts.processor, family=parts.family, max_prompt_tokens=longest
+    )
     assert limited(samples).input_ids.shape[1] == longest
     limited.max_prompt_tokens = longest - 1
     message = rf"^c: the prompt has {longest} tokens, data.max_prompt_tokens={longest - 1}$"
@@ -137,7 +139,7 @@ def test_a_query_that_holds_the_placeholder_is_refused_with_its_name(parts):
 
 def test_the_text_is_the_chat_template_around_the_task(parts):
     task = make_task(system="Be brief.", template="Find: {query}!", video_first=False)
-    collator = PromptCollator(task=task, processor=parts.processor)
+    collator = PromptCollator(task=task, processor=parts.processor, family=parts.family)
     ids = collator([sample("a", query="A Ball.")]).input_ids[0]
     assert parts.tokenizer.decode(ids) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
@@ -148,7 +150,9 @@ def test_the_text_is_the_chat_template_around_the_task(parts):
 
 def test_a_prefill_stands_behind_the_generation_prompt_and_belongs_to_the_prompt(parts):
     plain, opened = (
-        PromptCollator(task=make_task(prefill=prefill), processor=parts.processor)([sample("a")])
+        PromptCollator(
+            task=make_task(prefill=prefill), processor=parts.processor, family=parts.family
+        )([sample("a")])
         for prefill in (None, "<think>\n\n</think>\n\n")
     )
     text = parts.tokenizer.decode(opened.input_ids[0])
@@ -352,7 +356,9 @@ def test_training_fits_segments_to_the_clip_that_was_found(on_unreadable):
 
 
 def test_queries_that_differ_in_blanks_have_prompts_of_their_own(parts):
-    collator = PromptCollator(task=make_task(query_blanks="keep"), processor=parts.processor)
+    collator = PromptCollator(
+        task=make_task(query_blanks="keep"), processor=parts.processor, family=parts.family
+    )
     clip = sample("a")
     raw = ["a red ball", "a red ball ", None]
     samples = [clip._replace(example=replace(clip.example, raw_query=query)) for query in raw]

@@ -122,8 +122,6 @@ def without_float32_inside(monkeypatch: Any) -> None:
     """
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as library
 
-    from tvg.model import vision_attention
-
     def norm(self: Any, states: Tensor) -> Tensor:
         mean_square = states.pow(2).mean(-1, keepdim=True)
         return self.weight * (states * torch.rsqrt(mean_square + self.variance_epsilon))
@@ -134,5 +132,4 @@ def without_float32_inside(monkeypatch: Any) -> None:
         return q * cos + half(q) * sin, k * cos + half(k) * sin
 
     monkeypatch.setattr(library.Qwen2_5_VLRMSNorm, "forward", norm)
-    for user in (library, vision_attention):
-        monkeypatch.setattr(user, "apply_rotary_pos_emb_vision", rotate)
+    monkeypatch.setattr(library, "apply_rotary_pos_emb_vision", rotate)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
 from tvg.synthetic.tiny import write_tiny_checkpoint
-from tvg.synthetic.tiny_families import write_tiny_qwen2_vl, write_tiny_qwen3_vl
-from tvg.synthetic.tiny_internvl import write_tiny_internvl
 from tvg.types import PromptBatch
 
 
@@ -24,16 +20,20 @@ class Oracle:
     """A family: Qwen2-VL's conventions, and what differs from them below.
 
     Attributes:
-        write: makes a tiny checkpoint.
+        family: the model type.
         side: of a token in pixels.
         is_released: whether transformers' own positions are those of the release also behind a
             clip; else they are so up to its end.
     """
 
-    write: Callable[..., Path]
+    family: str
     side: int
     is_released: bool
     is_square: bool = False  # frames of one size
+
+    def write(self, folder: Path, **sizes: Any) -> Path:
+        """Makes a tiny checkpoint."""
+        return write_tiny_checkpoint(folder, family=self.family, frame_side=56, **sizes)
 
     def texts(self, parts: Parts, text: str) -> str:
         """What the processor is to be given in place of a chat text."""
@@ -126,10 +126,11 @@ class ImagesOracle(Oracle):
 
 
 ORACLES: dict[str, Oracle] = {
-    "qwen2_vl": Oracle(write_tiny_qwen2_vl, 28, is_released=False),
-    "qwen2_5_vl": SecondsOracle(write_tiny_checkpoint, 28, is_released=False),
-    "qwen3_vl": TimedOracle(write_tiny_qwen3_vl, 32, is_released=True),
-    "internvl": ImagesOracle(
-        partial(write_tiny_internvl, frame_side=56), 28, is_released=True, is_square=True
-    ),
+    oracle.family: oracle
+    for oracle in (
+        Oracle("qwen2_vl", 28, is_released=False),
+        SecondsOracle("qwen2_5_vl", 28, is_released=False),
+        TimedOracle("qwen3_vl", 32, is_released=True),
+        ImagesOracle("internvl", 28, is_released=True, is_square=True),
+    )
 }

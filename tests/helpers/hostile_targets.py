@@ -81,7 +81,7 @@ def hostile_nodes(folder: Path, marker: Path) -> dict[str, Any]:
         ),
         "tvg.core.text_files.write_json": call("tvg.core.text_files.write_json", path=to, value={}),
         "tvg.synthetic.tiny.write_tiny_checkpoint": call(
-            "tvg.synthetic.tiny.write_tiny_checkpoint", folder=to, seed=0
+            "tvg.synthetic.tiny.write_tiny_checkpoint", folder=to, family="qwen2_5_vl", seed=0
         ),
         "hydra.utils.call": call("hydra.utils.call", call("os.mkdir", to)),
         "omegaconf.OmegaConf.save": call("omegaconf.OmegaConf.save", {"a": 1}, to),

@@ -13,6 +13,7 @@ from tvg.data.video.clip import ClipLoader
 from tvg.data.video.decord_decoder import DecordDecoder
 from tvg.data.video.sampling import FrameSampling
 from tvg.model.adapters import no_adapter
+from tvg.model.families import Family, family_of
 from tvg.model.loading import ModelSource
 from tvg.model.policy import Policy
 from tvg.rollout.engine import RolloutEngine
@@ -32,6 +33,10 @@ class Parts:
     task: GroundingTask
     dataset: GroundingDataset
     collator: PromptCollator
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.policy.model.config)
 
     @property
     def tokenizer(self) -> Any:
@@ -69,7 +74,7 @@ def make_parts(checkpoint: Path, world: Path, *, sampling: FrameSampling = SMALL
         processor=processor,
         task=task,
         dataset=GroundingDataset(examples=examples, loader=loader, memory_cache=True),
-        collator=PromptCollator(task=task, processor=processor),
+        collator=PromptCollator(task=task, processor=processor, family=spec.load_family()),
     )
 
 

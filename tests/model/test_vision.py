@@ -100,6 +100,6 @@ def test_the_fingerprint_is_of_the_trunk_alone(tiny_checkpoint, tmp_path):
 
 
 def test_a_folder_without_a_tower_is_named(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     with pytest.raises(ValueError, match=r"model.path: .*vision tower"):
         trunk_fingerprint(tmp_path)

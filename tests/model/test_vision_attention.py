@@ -8,8 +8,8 @@ from helpers.family_oracles import ORACLES
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tvg.model.families import FAMILIES
+from tvg.model.families.qwen_attention import batch_windows
 from tvg.model.shape import shape_of
-from tvg.model.vision_attention import batch_windows
 
 
 @pytest.fixture(scope="module")

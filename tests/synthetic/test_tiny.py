@@ -19,7 +19,9 @@ from tvg.synthetic.tiny_tokenizer import ADDED_TOKENS, SPECIAL_TOKENS, train_tok
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model", seed=0)
+    return write_tiny_checkpoint(
+        tmp_path_factory.mktemp("tiny") / "model", family="qwen2_5_vl", seed=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,7 @@ def test_processor_and_model_take_a_video(folder):
 _WRITE = """
 import sys
 from tvg.synthetic.tiny import write_tiny_checkpoint
-write_tiny_checkpoint(sys.argv[1], seed=0)
+write_tiny_checkpoint(sys.argv[1], family="qwen2_5_vl", seed=0)
 """
 
 
@@ -170,7 +172,7 @@ def test_another_seed_changes_the_weights_and_leaves_the_callers_randomness_alon
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    other = write_tiny_checkpoint(tmp_path / "other", seed=1)
+    other = write_tiny_checkpoint(tmp_path / "other", family="qwen2_5_vl", seed=1)
     assert torch.equal(torch.rand(3), expected)
     weights = [(f / "model.safetensors").read_bytes() for f in (folder, other)]
     assert weights[0] != weights[1]
@@ -178,8 +180,12 @@ def test_another_seed_changes_the_weights_and_leaves_the_callers_randomness_alon
 
 
 def test_sizes_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"num_heads=3, mrope_section=\(4, 6, 6\)"):
-        write_tiny_checkpoint(tmp_path / "x", seed=0, num_heads=3)
+    with pytest.raises(ValueError, match=r"hidden_size: expected a multiple of 64 .*, got 96"):
+        write_tiny_checkpoint(tmp_path / "x", family="qwen2_5_vl", seed=0, hidden_size=96)
+    with pytest.raises(ValueError, match="frame_side: expected a multiple of 28 pixels, got 30"):
+        write_tiny_checkpoint(tmp_path / "x", family="internvl", seed=0, frame_side=30)
+    with pytest.raises(ValueError, match=r"of type 'qwen', supported: .*'qwen2_vl'"):
+        write_tiny_checkpoint(tmp_path / "x", family="qwen", seed=0)
     assert not (tmp_path / "x").exists()
     with pytest.raises(ValueError, match="at least 278"):
         train_tokenizer(["a"], vocab_size=100)

@@ -51,9 +51,9 @@ def test_blind_predictions_are_scored_like_any_other():
     queries = [example((0.0, 5.0), qid="a"), example((4.0, 8.0), 8.0, qid="b"), example(None)]
     half = Segment(0.0, 0.5)
     first, second, third = blind_predictions(queries, [half, half, half])
-    assert (first.qid, first.segment, first.iou) == ("a", (0.0, 5.0), 1.0)
-    assert (second.qid, second.segment, second.iou) == ("b", (0.0, 4.0), 0.0)
-    assert (third.truth, third.iou) == (None, None)
+    assert (first.qid, first.segment, first.score) == ("a", (0.0, 5.0), 1.0)
+    assert (second.qid, second.segment, second.score) == ("b", (0.0, 4.0), 0.0)
+    assert (third.truth, third.score) == (None, None)
     assert first.text == "0.00 to 5.00"
     assert first.is_parsed
     assert second.duration_s == 8.0

@@ -13,6 +13,7 @@ from tvg.config import CONF_DIR, build, compose
 from tvg.data.collate import PromptCollator
 from tvg.data.dataset import Sample
 from tvg.data.readers import read_charades
+from tvg.model.families import FAMILIES
 from tvg.task.grounding import GroundingTask
 from tvg.training.preflight import merges_with_prefill
 from tvg.training.sft import target_tokens
@@ -56,7 +57,7 @@ def batch_of(task: GroundingTask, processor: Any, examples: list[GroundingExampl
         frame_times_s=torch.arange(4, dtype=torch.float64) / 2,
         duration_s=2.0,
     )
-    collate = PromptCollator(task=task, processor=processor)
+    collate = PromptCollator(task=task, processor=processor, family=FAMILIES["qwen2_5_vl"])
     return collate([Sample(example, clip) for example in examples])
 
 

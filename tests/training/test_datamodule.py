@@ -58,6 +58,7 @@ def make_data(tiny_world, parts):
             "limit_test": None,
             "task": parts.task,
             "processor": parts.processor,
+            "family": parts.family,
             "seed": 0,
             **{f"{split}_file": str(tiny_world / f"{split}.json") for split in SPLITS},
         }

@@ -15,7 +15,6 @@ from helpers.tiny_policy import SMALL_FRAMES, make_parts
 
 from tvg.data.annotations import AnnotationSet
 from tvg.data.cache.frames import FrameCache
-from tvg.data.clip_text import VIDEO_TOKEN
 from tvg.data.collate import PromptCollator
 from tvg.data.dataset import uncached
 from tvg.data.padding import no_padding, pad_examples
@@ -25,6 +24,7 @@ from tvg.data.selection import keep_all, select_random
 from tvg.data.video.clip import ClipLoader
 from tvg.data.video.decode import VideoDecoder
 from tvg.data.video.decord_decoder import DecordDecoder
+from tvg.model.families.clip_text import VIDEO_TOKEN
 from tvg.training.datamodule import GroundingDataModule, MixedDataModule
 from tvg.training.datamodule_loaders import Envelope
 
@@ -59,6 +59,7 @@ def settings(parts):
         "limit_test": None,
         "task": parts.task,
         "processor": parts.processor,
+        "family": parts.family,
         "seed": 0,
     }
 
@@ -525,6 +526,9 @@ def test_prompt_lengths_are_predicted_exactly(make_data, parts):
         num_tokens = int(batch.attention_mask.sum())
         for limit, is_problem in ((num_tokens, False), (num_tokens - 1, True)):
             collator = PromptCollator(
-                task=parts.task, processor=parts.processor, max_prompt_tokens=limit
+                task=parts.task,
+                processor=parts.processor,
+                family=parts.family,
+                max_prompt_tokens=limit,
             )
             assert (collator.prompt_problem(sample) is not None) == is_problem

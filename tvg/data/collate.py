@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tvg.data.chat_template import DEFAULT_LIMITS, TemplateLimits, render_chat
-from tvg.data.clip_text import ClipText, clip_text_of
 from tvg.data.dataset import LeftOut, Sample
-from tvg.data.patches import clip_patches, patching_of
+from tvg.model.families import Family
+from tvg.model.families.patching import clip_patches
 from tvg.task.protocol import Task
 from tvg.types import EncodedClip, GroundingExample, PromptBatch, VideoClip
 
@@ -27,15 +27,14 @@ class PromptCollator:
     Args:
         task: builds the chat messages.
         processor: a Hugging Face processor with `tokenizer`, `video_processor` and chat template.
-        clip_text: text that represents a clip in a prompt; None chooses it by the processor's
-            family and `prompt.frame_times`.
+        family: the model's family; writes the text of clips and cuts their patches.
         max_prompt_tokens: longest prompt accepted; None for no limit.
         template_limits: time and memory limits of the checkpoint's chat template.
 
     Raises:
-        ValueError: the chat template fails or exceeds a limit, or a prompt is longer than
-            `max_prompt_tokens`, lacks the clip's mark, or has an extra mark or placeholder (names
-            the example).
+        ValueError: the processor is of another family, the chat template fails or exceeds a limit,
+            or a prompt is longer than `max_prompt_tokens`, lacks the clip's mark, or has an extra
+            mark or placeholder (names the example).
     """
 
     def __init__(
@@ -43,13 +42,14 @@ class PromptCollator:
         *,
         task: Task,
         processor: Any,
-        clip_text: ClipText | None = None,
+        family: Family,
         max_prompt_tokens: int | None = None,
         template_limits: TemplateLimits = DEFAULT_LIMITS,
     ) -> None:
         self.task = task
         self.processor = processor
-        self.clip_text = clip_text or clip_text_of(processor, task.frame_times)
+        self.clip_text = family.clip_text(task.frame_times)
+        self.patching = family.patching(processor)
         self.max_prompt_tokens = max_prompt_tokens
         self._prompt_bytes: int | None = None  # of one prompt, without the clip
         self.template_limits = template_limits
@@ -126,7 +126,7 @@ class PromptCollator:
         """Returns the grid of a clip in patches, int64 [3], as `_vision` does."""
         if isinstance(clip, EncodedClip):
             return clip.grid_thw
-        patching = patching_of(self.processor)
+        patching = self.patching
         num_frames, _, height, width = clip.frames.shape
         sides = (side // patching.token_side * patching.merge for side in (height, width))
         return torch.tensor([-(-num_frames // patching.num_frames), *sides])
@@ -157,7 +157,7 @@ class PromptCollator:
 
     def _text_of_clip(self, sample: Sample, grid_thw: Tensor) -> str:
         """Returns the text that represents one clip, given its grid in patches, int64 [3]."""
-        patching = patching_of(self.processor)
+        patching = self.patching
         num_steps, height, width = grid_thw.tolist()
         return self.clip_text(
             num_steps=num_steps,
@@ -170,7 +170,7 @@ class PromptCollator:
         encoded = [s.clip for s in samples if isinstance(s.clip, EncodedClip)]
         if not encoded:
             clips = [s.clip for s in samples if isinstance(s.clip, VideoClip)]
-            pixels, grid_thw = clip_patches(clips, self.processor)
+            pixels, grid_thw = clip_patches(clips, self.patching)
             return pixels, None, grid_thw
         assert len(encoded) == len(samples), "frames and features in one batch"
         features = torch.cat([clip.features for clip in encoded])

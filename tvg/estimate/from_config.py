@@ -20,6 +20,7 @@ from tvg.estimate.job import Job, Sharding, optimizer_cost
 from tvg.estimate.memory import estimate
 from tvg.estimate.meta import meta_model
 from tvg.estimate.text import GIB, make_table, run_size, verdict
+from tvg.model.families import Family, family_of
 from tvg.model.loading import DTYPES, ModelSource
 from tvg.model.shape import ModelShape, Parameters, count_parameters, shape_of
 from tvg.training.quiet_logs import quiet_libraries
@@ -27,8 +28,6 @@ from tvg.training.quiet_logs import quiet_libraries
 FILE_FPS = 30.0  # assumed frame rate of the video files
 CHARS_PER_TOKEN = 3  # pessimistic: Qwen2.5's tokenizer makes fewer tokens of English
 CHAT_TOKENS = 64  # added by the chat template
-STEP_TOKENS = 12  # of the text that some prompts put before each time step of a clip
-TIMED_FAMILIES = ("qwen3_vl", "internvl")  # their prompts always have such text
 LONG_QUERY = "x" * 200
 
 
@@ -56,7 +55,7 @@ def make_job(cfg: DictConfig, *, clip_s: float | None) -> Job:
     precision = _precision(settings)
     has_masters = _is_cast(settings) and is_deepspeed(settings)
     trained_bytes = _trained_bytes(settings, precision, params)
-    prompt_tokens, patches = _prompt(cfg, shape, clip_s, model_type=model.config.model_type)
+    prompt_tokens, patches = _prompt(cfg, shape, clip_s, family=family_of(model.config))
     group_size = int(number(settings, "objective.group_size") or 1)
     sharding = _sharding(settings)
     optimizer = value(settings, "objective.optimizer")
@@ -176,7 +175,8 @@ def training_list(cfg: DictConfig) -> TrainingList:
         if key in node:
             node[key] = None  # annotations only
     try:
-        examples = build(node)(task=None, processor=None, seed=cfg.seed).examples("train")
+        data = build(node)(task=None, processor=None, family=None, seed=cfg.seed)
+        examples = data.examples("train")
     except (ValueError, OSError):  # no such file, or it is not drawn yet
         return TrainingList(num_examples=None, clip_s=None)
     lengths = [e.window.length_s if e.window else e.duration_s for e in examples]
@@ -186,7 +186,7 @@ def training_list(cfg: DictConfig) -> TrainingList:
 
 
 def _prompt(
-    cfg: DictConfig, shape: ModelShape, clip_s: float | None, *, model_type: str
+    cfg: DictConfig, shape: ModelShape, clip_s: float | None, *, family: Family
 ) -> tuple[int, int]:
     """Tokens and patches of the largest prompt, with frames as large as sampling allows."""
     sampling: FrameSampling = build(cfg.data.clip).keywords["sampling"]
@@ -198,8 +198,8 @@ def _prompt(
     video_tokens = num_steps * max(int(a_frame), 1)
     template = str(cfg.prompt.get("template") or "") + str(cfg.prompt.get("system") or "")
     text_tokens = CHAT_TOKENS + len(template + LONG_QUERY) // CHARS_PER_TOKEN
-    if cfg.prompt.get("frame_times") or model_type in TIMED_FAMILIES:
-        text_tokens += STEP_TOKENS * num_steps
+    clip_text = family.clip_text(cfg.prompt.get("frame_times") or None)
+    text_tokens += clip_text.step_tokens * num_steps
     limit = cfg.data.get("max_prompt_tokens")
     prompt_tokens = video_tokens + text_tokens
     if limit is not None and prompt_tokens > limit:  # longer prompts are refused

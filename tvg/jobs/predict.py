@@ -86,9 +86,13 @@ def _predict(cfg: DictConfig, sample: Sample, device: torch.device) -> Predictio
     task: Task = build(cfg.prompt)
     rollout: RolloutEngine = build(cfg.rollout)
     source: ModelSource = build(cfg.model)
+    family = source.load_family()
     processor = source.load_processor()
     collator = PromptCollator(
-        task=task, processor=processor, template_limits=build(cfg.template_limits)
+        task=task,
+        processor=processor,
+        family=family,
+        template_limits=build(cfg.template_limits),
     )
     prompts = collator([sample])
     policy = source.load_policy(processor).to(device)

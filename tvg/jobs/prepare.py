@@ -60,7 +60,7 @@ def _prepare(cfg: DictConfig, folder: RunFolder, console: Console) -> dict[str, 
     started = time.monotonic()
     _check_outputs(cfg)
     # Missing videos must not stop the check before everything has been looked at.
-    data = build(cfg.data)(task=None, processor=None, seed=cfg.seed, on_missing="skip")
+    data = build(cfg.data)(task=None, processor=None, family=None, seed=cfg.seed, on_missing="skip")
     if not cfg.prepare.check_only:
         data.prepare_data()
     results = _read(data, cfg.prepare.split)

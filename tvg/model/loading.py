@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
 
 from tvg.model.adapters import Adapter
 from tvg.model.exporting import savable_generation_config
-from tvg.model.families import family_of, read_config
+from tvg.model.families import Family, family_of, read_config
 from tvg.model.folder_files import check_folder_files, one_line
 from tvg.model.freezing import freeze_parts
 from tvg.model.policy import Policy
@@ -88,8 +87,22 @@ class ModelSource:
             self._is_checked = True
         return self.path
 
+    def load_family(self) -> Family:
+        """Reads the checkpoint's model type and returns its family.
+
+        Raises:
+            ValueError: the folder or its config cannot be used, or the type is not supported.
+        """
+        return family_of(read_config(self.folder()))
+
     def load_processor(self) -> Any:
-        """Loads tokenizer, video processor and chat template."""
+        """Loads tokenizer, video processor and chat template.
+
+        Raises:
+            ValueError: the files make no processor, or that of another family than the model's.
+        """
+        from transformers import AutoProcessor
+
         folder = self.folder()
         try:
             processor = AutoProcessor.from_pretrained(
@@ -106,6 +119,11 @@ class ModelSource:
             )
         if processor.chat_template is None:
             raise ValueError(f"model.path: the processor in {folder} has no chat template")
+        family = self.load_family()
+        try:
+            family.check_processor(processor)
+        except ValueError as error:
+            raise ValueError(f"model.path: {folder}: {error}") from error
         return processor
 
     def load_policy(self, processor: Any, *, forward_by: str = "shared_prefix") -> Policy:

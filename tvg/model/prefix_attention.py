@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from tvg.model.attention_choice import choose_attention, chosen_attention
 from tvg.model.attention_kernels import Attended, attend, attend_backward
@@ -34,6 +33,8 @@ def share_prefix(model: Any) -> None:
     Raises:
         ValueError: a layer uses sliding-window attention, or the model uses attention dropout.
     """
+    from transformers import AttentionInterface  # imported late: it loads most of the library
+
     AttentionInterface.register(NAME, _attend)
     layers = model.model.language_model.layers
     if not hasattr(layers[-1].self_attn, "tvg_is_last"):
@@ -132,6 +133,8 @@ def _at_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor
 
 def _as_before(module: Any, *states: Any, **options: Any) -> tuple[Tensor, Any]:
     """Calls the model's original attention function, with the config that names it."""
+    from transformers import AttentionInterface
+
     eager = sys.modules[type(module).__module__].eager_attention_forward
     ours, module.config = module.config, module.tvg_config
     try:

@@ -15,10 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tvg.model.families import VideoTokens, family_of, mergers, tower
-
-TRUNKS = ("visual.", "vision_tower.")
-MERGERS = ("visual.merger.", "visual.deepstack_merger_list.")
+from tvg.model.families import VideoTokens, family_of, family_of_json, mergers, tower
 
 
 def encode_trunk(model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
@@ -55,26 +52,27 @@ def trunk_fingerprint(folder: Path) -> str:
     Reads the files of a checkpoint, without loading a model.
 
     Raises:
-        ValueError: the folder contains no safetensors with a vision tower.
+        ValueError: the folder contains no safetensors with a vision tower, or its model type is
+            not supported.
     """
     digest = hashlib.blake2b(digest_size=8)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    family = family_of_json(config, folder)
     digest.update(json.dumps(config.get("vision_config"), sort_keys=True).encode())
     found = False
     for name, file in sorted(_tensor_files(folder).items()):
-        trunk = next((trunk for trunk in TRUNKS if trunk in name), None)
-        if trunk is not None and not any(merger in name for merger in MERGERS):
+        is_merger = any(prefix in name for prefix in family.merger_prefixes)
+        if family.trunk_prefix in name and not is_merger:
             found = True
             with safe_open(file, framework="pt") as tensors:
                 value = tensors.get_tensor(name)
-            digest.update(
-                f"{name.rpartition(trunk)[2]} {tuple(value.shape)} {value.dtype}".encode()
-            )
+            tensor = name.rpartition(family.trunk_prefix)[2]
+            digest.update(f"{tensor} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
     if not found:
         raise ValueError(
             f"model.path: {folder}: expected safetensors files with a vision tower "
-            f"(tensors named {' or '.join(TRUNKS)}*), found none"
+            f"(tensors named {family.trunk_prefix}*), found none"
         )
     return digest.hexdigest()
 

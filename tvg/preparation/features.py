@@ -13,10 +13,10 @@ from tqdm import tqdm
 from tvg.core.worker_process import WORKERS
 from tvg.data.cache.errors import CorruptEntry
 from tvg.data.cache.features import FeatureCache
-from tvg.data.patches import clip_patches
 from tvg.data.video.clip import ClipLoader
 from tvg.data.video.decode import VideoError, VideoInfo
 from tvg.model.families import family_of
+from tvg.model.families.patching import Patching, clip_patches
 from tvg.model.policy import Policy
 from tvg.model.vision import encode_trunk
 from tvg.preparation.frames import (
@@ -50,8 +50,9 @@ def prepare_features(
         timeout_s: time limit of the decoder per clip; None: no limit.
 
     Raises:
-        ValueError: another process is preparing this folder.
+        ValueError: another process is preparing this folder, or the processor is of another family.
     """
+    patching = family_of(policy.model.config).patching(processor)
     with locked_cache(cache.folder):
         cache.store.remove_leftovers()
         present, rebuilt, to_do = _missing(requests, cache)
@@ -64,7 +65,7 @@ def prepare_features(
                     failed[request] = clip.problem
                     cache.note_failure(*request, clip.problem)
                 else:
-                    cache.keep(*request, _encode(policy, processor, clip))
+                    cache.keep(*request, _encode(policy, patching, clip))
                 bar.update()
         kept = [request for request in requests if request not in failed]
         num_bytes = sum(cache.store.path(cache.key(*r)).stat().st_size for r in kept)
@@ -162,8 +163,8 @@ def _clips(
     return iter(DataLoader(_Clips(requests, loader), **options))
 
 
-def _encode(policy: Policy, processor: Any, clip: VideoClip) -> EncodedClip:
-    pixels, grid_thw = clip_patches([clip], processor)
+def _encode(policy: Policy, patching: Patching, clip: VideoClip) -> EncodedClip:
+    pixels, grid_thw = clip_patches([clip], patching)
     with torch.no_grad():
         features = encode_trunk(policy.model, pixels.to(policy.device), grid_thw.to(policy.device))
     return EncodedClip(

@@ -17,6 +17,7 @@ from tvg.data.dataset import ClipSource, GroundingDataset, OnUnreadable
 from tvg.data.order import BatchOrder, ResumableLoader
 from tvg.data.video.clip import ClipLoader
 from tvg.data.video.decode import VideoDecoder
+from tvg.model.families import Family
 from tvg.task.protocol import Task
 from tvg.training.datamodule_examples import Examples, ExamplesDataModule, check_counts
 from tvg.training.datamodule_loaders import Envelope, EnvelopeCollator, EvalLoader, UnreadableClips
@@ -44,6 +45,7 @@ class PromptDataModule(ExamplesDataModule):
             Segments still count from the window's start.
         task: builds the prompts; None if only annotations and files are inspected.
         processor: tokenizer, video processor and chat template; None in the same case.
+        family: the model's family; None in the same case.
         seed: seed of the shuffle.
         template_limits: time and memory limits of the checkpoint's chat template.
 
@@ -63,6 +65,7 @@ class PromptDataModule(ExamplesDataModule):
     use_windows: bool
     task: Task | None
     processor: Any | None
+    family: Family | None
     seed: int
     template_limits: TemplateLimits = DEFAULT_LIMITS
     clips: ClipSource = field(init=False)  # source of the clips in batches
@@ -78,9 +81,11 @@ class PromptDataModule(ExamplesDataModule):
         self.training = TrainingList(partial(self.examples, "train"))
         self.collator = None
         if self.task is not None and self.processor is not None:
+            assert self.family is not None, "batches need the model's family"
             self.collator = PromptCollator(
                 task=self.task,
                 processor=self.processor,
+                family=self.family,
                 max_prompt_tokens=self.max_prompt_tokens,
                 template_limits=self.template_limits,
             )

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from tvg.model.families.qwen_attention import batch_windows
 from tvg.model.freezing import freeze_parts
 from tvg.model.policy import Policy
-from tvg.model.vision_attention import batch_windows
 from tvg.types import GroundingExample, PromptBatch
 
 FRAME_TOKENS = 8 * 8  # merged tokens of one frame pair

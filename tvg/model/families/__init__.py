@@ -1,16 +1,16 @@
 """The supported families of video-language models, by the `model_type` of their config.
 
 One object per family implements everything that differs; no other code checks a model's family. To
-add a family, add a file here and an entry in `FAMILIES`.
+add a family, add a file here and an entry in `FAMILIES` (docs/models.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig
 
 from tvg.model.families.base import Family, VideoTokens, VisionSizes
 from tvg.model.families.internvl import InternVL
@@ -20,16 +20,47 @@ from tvg.model.families.qwen3_vl import Qwen3VL
 from tvg.model.folder_files import one_line
 
 FAMILIES: dict[str, Family] = {
-    "qwen2_vl": Qwen2VL(),
-    "qwen2_5_vl": Qwen2_5VL(),
-    "qwen3_vl": Qwen3VL(),
-    "internvl": InternVL(),
+    family.model_type: family
+    for family in (
+        Qwen2VL(),
+        Qwen2_5VL(),
+        Qwen3VL(),
+        InternVL(),
+    )
 }
 
 
+def family_named(model_type: Any, where: str) -> Family:
+    """Returns the family of a model type.
+
+    Args:
+        model_type: as in a checkpoint's config.json; of any type, since the file is untrusted.
+        where: begins the error message, e.g. "model.path: FOLDER".
+
+    Raises:
+        ValueError: the model type is not supported.
+    """
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(f"{where} is of type {model_type!r}, supported: {sorted(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
 def family_of(config: Any) -> Family:
-    """Returns the family of a model, given its config."""
-    return FAMILIES[config.model_type]
+    """Returns the family of a model, given its config.
+
+    Raises:
+        ValueError: the model type is not supported.
+    """
+    return family_named(config.model_type, f"a {type(config).__name__}")
+
+
+def family_of_json(config: Mapping[str, Any], folder: Path) -> Family:
+    """Returns the family of a checkpoint, given the content of its config.json.
+
+    Raises:
+        ValueError: the model type is not supported.
+    """
+    return family_named(config.get("model_type"), f"model.path: {folder}")
 
 
 def tower(model: Any) -> nn.Module:
@@ -51,6 +82,8 @@ def read_config(folder: Path) -> Any:
     Raises:
         ValueError: the config cannot be read, or its model type is not supported.
     """
+    from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # an untrusted file can make the library raise anything
@@ -58,10 +91,7 @@ def read_config(folder: Path) -> Any:
             f"model.path: {folder / 'config.json'} cannot be read by transformers: "
             f"{one_line(error)}"
         ) from error
-    if config.model_type not in FAMILIES:
-        raise ValueError(
-            f"model.path: {folder} is of type {config.model_type!r}, supported: {sorted(FAMILIES)}"
-        )
+    family_named(config.model_type, f"model.path: {folder}")
     return config
 
 
@@ -70,7 +100,9 @@ __all__ = [
     "Family",
     "VideoTokens",
     "VisionSizes",
+    "family_named",
     "family_of",
+    "family_of_json",
     "mergers",
     "read_config",
     "tower",

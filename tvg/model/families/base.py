@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tvg.model.families.clip_text import ClipText
+from tvg.model.families.patching import Patching
+from tvg.model.families.tiny import TinyParts, TinySizes
 from tvg.types import PromptBatch
 
 
@@ -39,15 +42,65 @@ class VisionSizes:
 class Family(ABC):
     """Implements everything that differs between families; stateless.
 
-    `model` is always an instance of `model_class`, and `config` is its config.
+    `model` is always an instance of `model_class`, and `config` is its config. A family's file
+    imports transformers only inside methods, because data workers import it, too.
 
     Attributes:
-        model_class: the transformers class that loads a checkpoint.
+        model_type: the `model_type` of the family's configs.
+        processor_classes: names of the transformers classes of its processors.
         vision_tokens: special tokens of vision inputs; never sampled.
+        trunk_prefix: precedes the tower's part of a tensor name in a checkpoint.
+        merger_prefixes: the same for the mergers.
     """
 
-    model_class: Any
+    model_type: str
+    processor_classes: tuple[str, ...]
     vision_tokens: tuple[str, ...]
+    trunk_prefix: str
+    merger_prefixes: tuple[str, ...]
+
+    # -- prompts and clips ----------------------------------------------------------------------
+
+    def check_processor(self, processor: Any) -> None:
+        """Refuses the processor of another family.
+
+        Raises:
+            ValueError: names the class found and those expected.
+        """
+        found = type(processor).__name__
+        if found not in self.processor_classes:
+            raise ValueError(
+                f"the processor of a model of type {self.model_type!r}: expected "
+                f"{' or '.join(self.processor_classes)}, got {found}"
+            )
+
+    def patching(self, processor: Any) -> Patching:
+        """Returns what cuts clips into normalised patches.
+
+        Raises:
+            ValueError: the processor is of another family.
+        """
+        self.check_processor(processor)
+        return self.make_patching(processor.video_processor)
+
+    @abstractmethod
+    def make_patching(self, video_processor: Any) -> Patching:
+        """Returns what cuts clips into patches, given the checkpoint's video processor."""
+
+    @abstractmethod
+    def clip_text(self, frame_times: str | None) -> ClipText:
+        """Returns what writes the text of a clip in a prompt.
+
+        Args:
+            frame_times: `prompt.frame_times`; None selects the family's own format.
+        """
+
+    # -- the model ------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def model_class(self) -> Any:
+        """The transformers class that loads a checkpoint."""
 
     @abstractmethod
     def prepare(self, model: Any) -> None:
@@ -102,3 +155,14 @@ class Family(ABC):
     @abstractmethod
     def vision_sizes(self, config: Any) -> VisionSizes:
         """Returns the vision tower's sizes."""
+
+    # -- tiny checkpoints -----------------------------------------------------------------------
+
+    @abstractmethod
+    def tiny(self, tokenizer: Any, sizes: TinySizes) -> TinyParts:
+        """Returns config and processor of a tiny model; see `tvg.synthetic.tiny`.
+
+        Args:
+            tokenizer: has Qwen's special tokens; a family may add its own.
+            sizes: sizes of the language model; the family chooses those of its vision tower.
+        """

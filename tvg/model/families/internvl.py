@@ -10,19 +10,67 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import InternVLForConditionalGeneration
 
 from tvg.model.families.base import Family, VideoTokens, VisionSizes
+from tvg.model.families.clip_text import ClipText, NumberedFrames
+from tvg.model.families.patching import FramePatches, Patching
+from tvg.model.families.tiny import (
+    VISION_HEADS,
+    VISION_HIDDEN,
+    TinyParts,
+    TinySizes,
+    text_config,
+    token_id,
+)
 from tvg.types import PromptBatch
 
-PATCH, MERGE = 14, 2  # as in every released checkpoint; see tvg.data.patches
+PATCH, MERGE = 14, 2  # as in every released checkpoint
+TOKEN_SIDE = PATCH * MERGE  # in pixels
+# The names in the released tokenizers.
+_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+# The released format: one placeholder per clip, and no default system turn.
+_CHAT_TEMPLATE = """\
+{% for message in messages %}<|im_start|>{{ message['role'] }}\n\
+{% if message['content'] is string %}{{ message['content'] }}\
+{% else %}{% for content in message['content'] %}\
+{% if content['type'] == 'image' %}<IMG_CONTEXT>\n\
+{% elif content['type'] == 'video' %}<video>\n\
+{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}\
+{% endfor %}{% endif %}<|im_end|>\n{% endfor %}\
+{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
 
 
 class InternVL(Family):
     """InternVL3; see the module docstring."""
 
-    model_class = InternVLForConditionalGeneration
+    model_type = "internvl"
+    processor_classes = ("InternVLProcessor",)
     vision_tokens = ("<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+    trunk_prefix = "vision_tower."
+    merger_prefixes = ("multi_modal_projector.",)
+
+    def make_patching(self, video_processor: Any) -> Patching:
+        return FramePatches(
+            video_processor=video_processor,
+            clip_config="data/clip=internvl",
+            merge=MERGE,
+            token_side=TOKEN_SIDE,
+        )
+
+    def clip_text(self, frame_times: str | None) -> ClipText:
+        """Numbered frames, with times if requested."""
+        return NumberedFrames(text=frame_times)
+
+    @property
+    def model_class(self) -> Any:
+        from transformers import InternVLForConditionalGeneration
+
+        return InternVLForConditionalGeneration
 
     def prepare(self, model: Any) -> None:
         config = model.config
@@ -92,6 +140,61 @@ class InternVL(Family):
             merger_hidden=config.text_config.hidden_size,
             patch_values=vision.num_channels * PATCH**2,
         )
+
+    def tiny(self, tokenizer: Any, sizes: TinySizes) -> TinyParts:
+        from transformers import (
+            GotOcr2ImageProcessor,
+            InternVLConfig,
+            InternVLProcessor,
+            InternVLVideoProcessor,
+        )
+
+        if sizes.frame_side < 1 or sizes.frame_side % TOKEN_SIDE:
+            raise ValueError(
+                f"frame_side: expected a multiple of {TOKEN_SIDE} pixels, got {sizes.frame_side}"
+            )
+        num_tokens = (sizes.frame_side // TOKEN_SIDE) ** 2  # tokens per frame
+        tokenizer = _with_own_tokens(tokenizer)
+        text = text_config(tokenizer, sizes, rope={"rope_theta": 1e6})
+        config = InternVLConfig(
+            text_config=text | {"model_type": "qwen2"},
+            vision_config={
+                "num_hidden_layers": 2,
+                "hidden_size": VISION_HIDDEN,
+                "intermediate_size": 2 * VISION_HIDDEN,
+                "num_attention_heads": VISION_HEADS,
+                "attention_bias": True,
+                "image_size": [sizes.frame_side] * 2,
+                "initializer_range": sizes.initializer_range,
+            },
+            image_token_id=token_id(tokenizer, "<IMG_CONTEXT>"),
+            image_seq_length=num_tokens,
+            tie_word_embeddings=True,
+        )
+        size = {"height": sizes.frame_side, "width": sizes.frame_side}
+        processor = InternVLProcessor(
+            image_processor=GotOcr2ImageProcessor(size=size),
+            tokenizer=tokenizer,
+            video_processor=InternVLVideoProcessor(size=size),
+            image_seq_length=num_tokens,
+            chat_template=_CHAT_TEMPLATE,
+        )
+        return TinyParts(config=config, processor=processor)
+
+
+def _with_own_tokens(tokenizer: Any) -> Any:
+    """Returns the tokenizer with the family's image tokens, and no chat template."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer.add_special_tokens({"additional_special_tokens": list(_TOKENS.values())})
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=_TOKENS,
+        clean_up_tokenization_spaces=False,
+        model_max_length=32768,
+    )
 
 
 def _images(patches: Tensor, grid: tuple[int, int, int]) -> Tensor:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from tvg.core.positions import mrope_position_ids
 from tvg.model.families.base import Family, VideoTokens
-from tvg.model.vision_attention import batch_windows
+from tvg.model.families.clip_text import ClipText, OneRun, TimedSteps, first_time
+from tvg.model.families.patching import GridPatches, Patching
+from tvg.model.families.qwen_attention import batch_windows
 from tvg.types import PromptBatch
 
 
@@ -23,6 +25,16 @@ class QwenVL(Family):
         "<|image_pad|>",
         "<|video_pad|>",
     )
+    trunk_prefix = "visual."
+    merger_prefixes: tuple[str, ...] = ("visual.merger.",)
+    clip_config = "data/clip=qwen"  # frames that the family's patches divide
+
+    def make_patching(self, video_processor: Any) -> Patching:
+        return GridPatches(video_processor=video_processor, clip_config=self.clip_config)
+
+    def clip_text(self, frame_times: str | None) -> ClipText:
+        """One run of placeholders, or timed steps if times are requested."""
+        return OneRun() if frame_times is None else TimedSteps(text=frame_times, time_of=first_time)
 
     def prepare(self, model: Any) -> None:
         batch_windows(model)

@@ -10,17 +10,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tvg.model.families.base import VisionSizes
 from tvg.model.families.qwen import QwenVL, patch_values, second_per_grid_s
+from tvg.model.families.tiny import (
+    PIXEL_LIMITS,
+    VISION_HEADS,
+    VISION_HIDDEN,
+    TinyParts,
+    TinySizes,
+    text_config,
+    vision_ids,
+)
 from tvg.types import PromptBatch
 
 
 class Qwen2_5VL(QwenVL):  # noqa: N801  (the name of the model)
     """Qwen2.5-VL; see the module docstring."""
 
-    model_class = Qwen2_5_VLForConditionalGeneration
+    model_type = "qwen2_5_vl"
+    processor_classes = ("Qwen2_5_VLProcessor", "Qwen2VLProcessor")
+
+    @property
+    def model_class(self) -> Any:
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        return Qwen2_5_VLForConditionalGeneration
 
     def encode_trunk(self, model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         features = super().encode_trunk(model, pixel_values, grid_thw)
@@ -59,6 +74,39 @@ class Qwen2_5VL(QwenVL):  # noqa: N801  (the name of the model)
             merger_hidden=vision.spatial_merge_size**2 * vision.hidden_size,
             patch_values=patch_values(vision),
         )
+
+    def tiny(self, tokenizer: Any, sizes: TinySizes) -> TinyParts:
+        from transformers import (
+            Qwen2_5_VLConfig,
+            Qwen2_5_VLProcessor,
+            Qwen2VLImageProcessor,
+            Qwen2VLVideoProcessor,
+        )
+
+        config = Qwen2_5_VLConfig(
+            text_config=text_config(
+                tokenizer, sizes, rope={"rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+            ),
+            vision_config={
+                "depth": 2,
+                "hidden_size": VISION_HIDDEN,
+                "intermediate_size": 2 * VISION_HIDDEN,
+                "num_heads": VISION_HEADS,
+                "out_hidden_size": sizes.hidden_size,
+                "fullatt_block_indexes": [1],
+                "tokens_per_second": 2,
+                "initializer_range": sizes.initializer_range,
+            },
+            tie_word_embeddings=True,
+            **vision_ids(tokenizer),
+        )
+        processor = Qwen2_5_VLProcessor(
+            image_processor=Qwen2VLImageProcessor(size=dict(PIXEL_LIMITS)),
+            tokenizer=tokenizer,
+            video_processor=Qwen2VLVideoProcessor(size=dict(PIXEL_LIMITS)),
+            chat_template=tokenizer.chat_template,
+        )
+        return TinyParts(config=config, processor=processor)
 
 
 def window_order(grid_thw: Tensor, *, spatial_merge: int, window_tokens: int) -> Tensor:

@@ -8,16 +8,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import Qwen2VLForConditionalGeneration
-
 from tvg.model.families.base import VisionSizes
 from tvg.model.families.qwen import QwenVL, patch_values
+from tvg.model.families.tiny import (
+    PIXEL_LIMITS,
+    VISION_HEADS,
+    VISION_HIDDEN,
+    TinyParts,
+    TinySizes,
+    text_config,
+    vision_ids,
+)
 
 
 class Qwen2VL(QwenVL):
     """Qwen2-VL; see the module docstring."""
 
-    model_class = Qwen2VLForConditionalGeneration
+    model_type = "qwen2_vl"
+    processor_classes = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")
+
+    @property
+    def model_class(self) -> Any:
+        from transformers import Qwen2VLForConditionalGeneration
+
+        return Qwen2VLForConditionalGeneration
 
     def feature_width(self, vision_config: Any) -> int:
         # In this family, `hidden_size` is the width of the language model.
@@ -37,3 +51,34 @@ class Qwen2VL(QwenVL):
             merger_hidden=vision.spatial_merge_size**2 * vision.embed_dim,
             patch_values=patch_values(vision),
         )
+
+    def tiny(self, tokenizer: Any, sizes: TinySizes) -> TinyParts:
+        from transformers import (
+            Qwen2VLConfig,
+            Qwen2VLImageProcessor,
+            Qwen2VLProcessor,
+            Qwen2VLVideoProcessor,
+        )
+
+        config = Qwen2VLConfig(
+            text_config=text_config(
+                tokenizer, sizes, rope={"rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+            ),
+            vision_config={
+                "depth": 2,
+                "embed_dim": VISION_HIDDEN,
+                "mlp_ratio": 2,
+                "num_heads": VISION_HEADS,
+                "hidden_size": sizes.hidden_size,
+                "initializer_range": sizes.initializer_range,
+            },
+            tie_word_embeddings=True,
+            **vision_ids(tokenizer),
+        )
+        processor = Qwen2VLProcessor(
+            image_processor=Qwen2VLImageProcessor(size=dict(PIXEL_LIMITS)),
+            tokenizer=tokenizer,
+            video_processor=Qwen2VLVideoProcessor(size=dict(PIXEL_LIMITS)),
+            chat_template=tokenizer.chat_template,
+        )
+        return TinyParts(config=config, processor=processor)

@@ -12,16 +12,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen3VLForConditionalGeneration
 
 from tvg.model.families.base import VideoTokens, VisionSizes
+from tvg.model.families.clip_text import ClipText, TimedSteps, middle_time
 from tvg.model.families.qwen import QwenVL, patch_values
+from tvg.model.families.tiny import (
+    HEAD_SIZE,
+    VISION_HEADS,
+    VISION_HIDDEN,
+    TinyParts,
+    TinySizes,
+    text_config,
+    vision_ids,
+)
+
+# Pixel limits of the released processor.
+PIXEL_LIMITS = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
 
 
 class Qwen3VL(QwenVL):
     """Qwen3-VL. Trunk features are those of the last layer, then of each deepstack layer."""
 
-    model_class = Qwen3VLForConditionalGeneration
+    model_type = "qwen3_vl"
+    processor_classes = ("Qwen3VLProcessor",)
+    merger_prefixes = ("visual.merger.", "visual.deepstack_merger_list.")
+    clip_config = "data/clip=qwen3"
+
+    def clip_text(self, frame_times: str | None) -> ClipText:
+        """Timed steps, by default in the model's own format."""
+        return TimedSteps(text=frame_times or "<{time_s:.1f} seconds>", time_of=middle_time)
+
+    @property
+    def model_class(self) -> Any:
+        from transformers import Qwen3VLForConditionalGeneration
+
+        return Qwen3VLForConditionalGeneration
 
     def prepare(self, model: Any) -> None:
         num_deep = len(model.config.vision_config.deepstack_visual_indexes)
@@ -73,6 +98,39 @@ class Qwen3VL(QwenVL):
             merger_hidden=vision.spatial_merge_size**2 * vision.hidden_size,
             patch_values=patch_values(vision),
         )
+
+    def tiny(self, tokenizer: Any, sizes: TinySizes) -> TinyParts:
+        """Has two deepstack layers, so `num_layers` must be at least 3."""
+        from transformers import (
+            Qwen2VLImageProcessor,
+            Qwen3VLConfig,
+            Qwen3VLProcessor,
+            Qwen3VLVideoProcessor,
+        )
+
+        rope = {"rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+        config = Qwen3VLConfig(
+            text_config=text_config(tokenizer, sizes, rope=rope) | {"head_dim": HEAD_SIZE},
+            vision_config={
+                "depth": 3,
+                "hidden_size": VISION_HIDDEN,
+                "intermediate_size": 2 * VISION_HIDDEN,
+                "num_heads": VISION_HEADS,
+                "out_hidden_size": sizes.hidden_size,
+                "num_position_embeddings": 8 * 8,
+                "deepstack_visual_indexes": [0, 1],
+                "initializer_range": sizes.initializer_range,
+            },
+            tie_word_embeddings=True,
+            **vision_ids(tokenizer),
+        )
+        processor = Qwen3VLProcessor(
+            image_processor=Qwen2VLImageProcessor(size=dict(PIXEL_LIMITS), patch_size=16),
+            tokenizer=tokenizer,
+            video_processor=Qwen3VLVideoProcessor(size=dict(PIXEL_LIMITS)),
+            chat_template=tokenizer.chat_template,
+        )
+        return TinyParts(config=config, processor=processor)
 
 
 def _deepstack_mergers(model: Any) -> list[nn.Module]:

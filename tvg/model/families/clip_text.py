@@ -7,13 +7,14 @@ by the time of its frames. The chat template writes a `mark` at the clip's posit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Protocol
 
 VIDEO_TOKEN = "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+STEP_TOKENS = 12  # estimated tokens of the text that goes with a time step
 
 StepTimes = Sequence[Sequence[float]]  # for each time step, the times of its frames in seconds
 
@@ -29,6 +30,10 @@ class ClipText(Protocol):
     def placeholder(self) -> str:
         """The token whose positions receive the clip's features."""
 
+    @property
+    def step_tokens(self) -> int:
+        """Estimated tokens of text per time step, without its placeholders; 0 without such text."""
+
     def __call__(self, *, num_steps: int, tokens_per_step: int, step_times_s: StepTimes) -> str:
         """Returns the text that replaces the mark.
 
@@ -41,10 +46,11 @@ class ClipText(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OneRun:
-    """One run of placeholders; only the position ids encode time (Qwen2.5-VL, Qwen2-VL)."""
+    """One run of placeholders; only the position ids encode time."""
 
     mark: str = VIDEO_TOKEN
     placeholder: str = VIDEO_TOKEN
+    step_tokens: int = 0
 
     def __call__(self, *, num_steps: int, tokens_per_step: int, step_times_s: StepTimes) -> str:
         return self.placeholder * (num_steps * tokens_per_step)
@@ -66,6 +72,7 @@ class TimedSteps:
     time_of: Callable[[Sequence[float]], float]
     mark: str = f"{VISION_START}{VIDEO_TOKEN}{VISION_END}"
     placeholder: str = VIDEO_TOKEN
+    step_tokens: int = STEP_TOKENS
 
     def __call__(self, *, num_steps: int, tokens_per_step: int, step_times_s: StepTimes) -> str:
         assert len(step_times_s) == num_steps
@@ -85,6 +92,7 @@ class NumberedFrames:
     text: str | None
     mark: str = "<video>"
     placeholder: str = "<IMG_CONTEXT>"
+    step_tokens: int = STEP_TOKENS
 
     def __call__(self, *, num_steps: int, tokens_per_step: int, step_times_s: StepTimes) -> str:
         assert len(step_times_s) == num_steps
@@ -101,35 +109,3 @@ def first_time(times_s: Sequence[float]) -> float:
 def middle_time(times_s: Sequence[float]) -> float:
     """Returns the midpoint of a step's first and last frame (Qwen3-VL's own prompts)."""
     return fmean((times_s[0], times_s[-1]))
-
-
-def qwen(frame_times: str | None) -> ClipText:
-    """Returns the text of Qwen2.5-VL and Qwen2-VL: one run, or timed steps if requested."""
-    return OneRun() if frame_times is None else TimedSteps(text=frame_times, time_of=first_time)
-
-
-def qwen3(frame_times: str | None) -> ClipText:
-    """Returns the text of Qwen3-VL: timed steps, by default in the model's own format."""
-    return TimedSteps(text=frame_times or "<{time_s:.1f} seconds>", time_of=middle_time)
-
-
-def internvl(frame_times: str | None) -> ClipText:
-    """Returns the text of InternVL: numbered frames, with times if requested."""
-    return NumberedFrames(text=frame_times)
-
-
-# Class of the checkpoint's processor -> its clip text, given `prompt.frame_times`.
-CLIP_TEXTS: Mapping[str, Callable[[str | None], ClipText]] = {
-    "Qwen3VLProcessor": qwen3,
-    "InternVLProcessor": internvl,
-}
-
-
-def clip_text_of(processor: Any, frame_times: str | None) -> ClipText:
-    """Returns the clip text of the processor's model family.
-
-    Args:
-        processor: the checkpoint's processor.
-        frame_times: `prompt.frame_times`; None selects the family's own format.
-    """
-    return CLIP_TEXTS.get(type(processor).__name__, qwen)(frame_times)

@@ -13,37 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VisionPatchEmbed,
-    Qwen2_5_VLVisionAttention,
-    apply_rotary_pos_emb_vision,
-)
-from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed, VisionAttention
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLVisionAttention,
-    Qwen3VLVisionPatchEmbed,
-)
 
 from tvg.model.attention_choice import chosen_attention
 
-# These have the same attributes and signatures, and all three modules use the same rotation.
-ATTENTION = (Qwen2_5_VLVisionAttention, VisionAttention, Qwen3VLVisionAttention)
-EMBEDDING = (Qwen2_5_VisionPatchEmbed, PatchEmbed, Qwen3VLVisionPatchEmbed)
-
 
 def batch_windows(model: Any) -> None:
-    """Makes the vision tower of a Qwen-VL model attend in few large calls.
+    """Makes a vision tower that is built like Qwen2-VL's attend in few large calls.
+
+    Such a tower has a `patch_embed` and `blocks`, each with an `attn`. The attributes, signatures
+    and rotation of these modules are the same in Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 
     Applies only to `attn_implementation="sdpa"`: flash-attention does not need it, and "eager" is
     meant for inspection. Parameters and state dict do not change.
     """
     if chosen_attention(model.config) != "sdpa":
         return
-    for module in model.model.visual.modules():
-        if isinstance(module, ATTENTION):
-            module.forward = MethodType(_attend, module)
-        elif isinstance(module, EMBEDDING):
-            module.forward = MethodType(_embed, module)
+    visual = model.model.visual
+    visual.patch_embed.forward = MethodType(_embed, visual.patch_embed)
+    for block in visual.blocks:
+        block.attn.forward = MethodType(_attend, block.attn)
 
 
 def _embed(embedding: Any, patches: Tensor) -> Tensor:
@@ -71,6 +59,8 @@ def _attend(
         position_embeddings: (cos, sin) of the rotary embedding, each [S, head size].
         ignored: arguments of other attention functions (longest window and the like).
     """
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
     num_patches = hidden_states.shape[0]
     query, key, value = (
         attention.qkv(hidden_states).reshape(num_patches, 3, attention.num_heads, -1).unbind(1)

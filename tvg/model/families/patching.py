@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,15 +29,20 @@ class Patching(Protocol):
     def token_side(self) -> int:
         """Side of a token in pixels."""
 
+    @property
+    def clip_config(self) -> str:
+        """A config whose frames have sides that are multiples of `token_side`."""
+
     def __call__(self, clips: Sequence[VideoClip]) -> tuple[Tensor, Tensor]:
         """Returns all patches, [patches, values per patch], and grids, int64 [clips, 3]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GridPatches:
     """Patches of Qwen-VL, cut by its video processor, with two frames per patch."""
 
     video_processor: Any
+    clip_config: str
 
     @property
     def merge(self) -> int:
@@ -64,14 +69,15 @@ class GridPatches:
         return out["pixel_values_videos"], out["video_grid_thw"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FramePatches:
-    """Patches of InternVL: its processor normalises each frame; 14 px patches are cut here."""
+    """Patches of single frames: the video processor normalises each frame, and it is cut here."""
 
     video_processor: Any
-    merge: int = 2
+    clip_config: str
+    merge: int
+    token_side: int
     num_frames: int = 1
-    token_side: int = 28
 
     def __call__(self, clips: Sequence[VideoClip]) -> tuple[Tensor, Tensor]:
         cut = [self._cut(clip) for clip in clips]
@@ -90,29 +96,19 @@ class FramePatches:
         return patches, (num_frames, rows * self.merge, columns * self.merge)
 
 
-# Class of the checkpoint's processor -> its patching.
-PATCHINGS: Mapping[str, Callable[[Any], Patching]] = {"InternVLProcessor": FramePatches}
-
-
-def patching_of(processor: Any) -> Patching:
-    """Returns the patching of the processor's model family."""
-    return PATCHINGS.get(type(processor).__name__, GridPatches)(processor.video_processor)
-
-
-def clip_patches(clips: Sequence[VideoClip], processor: Any) -> tuple[Tensor, Tensor]:
+def clip_patches(clips: Sequence[VideoClip], patching: Patching) -> tuple[Tensor, Tensor]:
     """Returns normalised patches of all clips and the grid of each, int64 [clips, 3].
 
     Raises:
         ValueError: a frame side is not a multiple of the model's token size.
     """
-    patching = patching_of(processor)
     side = patching.token_side
     for height, width in {tuple(clip.frames.shape[-2:]) for clip in clips}:
         if height % side or width % side:
             raise ValueError(
                 f"data.clip.sampling.resize_factor: a token of this model is {side} pixels wide, "
-                f"and frames of {width} x {height} are no multiple of it (Qwen3-VL: "
-                "data/clip=qwen3, InternVL: data/clip=internvl)"
+                f"and frames of {width} x {height} are no multiple of it (its frames: "
+                f"{patching.clip_config})"
             )
     return patching(clips)
 
