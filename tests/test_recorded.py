@@ -132,7 +132,7 @@ def test_a_prompt_with_interpolation_marks_is_recorded_as_text(tmp_path):
 def test_the_time_limit_of_a_checkpoint_can_be_overridden(tmp_path):
     folder = folder_with(tmp_path / "a", yaml.safe_dump(new_record()))
     words = [f"model.path={folder}", "video=a.mp4", "query=a", "clip.timeout_s=3"]
-    loader = build(compose("predict", words).cfg.loader)(decoder=PyAVDecoder(num_threads=1))
+    loader = build(compose("predict", words).cfg.clip)(decoder=PyAVDecoder(num_threads=1))
     assert loader.timeout_s == 3
 
 
