@@ -105,6 +105,11 @@ def build_all(nodes: DictConfig | None) -> list[Any]:
     return [build(node) for node in (nodes or {}).values() if node is not None]
 
 
+def automatic_strategy() -> str:
+    """Lightning's name for its own choice of a strategy; the target of strategy=auto."""
+    return "auto"
+
+
 def build_trainer(
     cfg: DictConfig, *, first: Sequence[Callback] = (), last: Sequence[Callback] = ()
 ) -> Trainer:

@@ -260,7 +260,10 @@ def test_a_lone_config_tells_steps_and_checkpoint_size(command, config_3b, tiny_
 def test_answers_that_rate_the_list_count_at_their_length(tiny):
     words = ["rollout.max_new_tokens=20", "data.eval_batch_size=5"]
     assert (job(tiny, *words).eval_prompts, job(tiny, *words).eval_tokens) == (5, 20)
-    words += ["+callbacks=[checkpoint,sample_filtering]", "filtering.max_new_tokens=1024"]
+    words += [
+        "+callbacks=[checkpoint,sample_filtering]",
+        "callbacks.sample_filtering.max_new_tokens=1024",
+    ]
     assert job(tiny, *words).eval_tokens == 1024
 
 

@@ -8,7 +8,7 @@ from tvg.config import CONF_DIR
 from tvg.config.help import DESCRIPTIONS
 
 # Chosen by other keys: compat, data=mix, hydra's own.
-INDIRECT = {"compat/evaluation", "compat/training", "data/set"}
+INDIRECT = {"compat/evaluation", "compat/training", "data/role"}
 
 
 def groups_of(text: str) -> dict[str, list[str]]:

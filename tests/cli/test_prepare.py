@@ -293,9 +293,9 @@ def test_a_mixture(command, collection, tmp_path, tiny_world):
             if not word.startswith(("data=", "data.annotation", "data.video"))
         ],
         "data=mix",
-        "~data/set@data.sets.activitynet",
+        "~data@data.sets.activitynet",
         "~data.weights.activitynet",
-        "+data/set@data.sets.drawn=charades",
+        "+data@data.sets.drawn=charades",
         "+data.weights.drawn=2",
         f"data.sets.drawn.train_file={tiny_world}/train.json",
         f"data.sets.drawn.video_dir={tiny_world}/videos",
@@ -319,7 +319,7 @@ def test_a_share_of_a_mixture_is_counted_and_all_of_it_looked_at(command, collec
     collection(4, ["text"])
     words = [
         "data=mix",
-        "~data/set@data.sets.activitynet",
+        "~data@data.sets.activitynet",
         "~data.weights.activitynet",
         "data.weights.charades=0.1",
         f"data.sets.charades.train_file={tmp_path}/a.json",
@@ -387,7 +387,7 @@ def test_report_and_overview_reach_mlflow(command, collection, tmp_path):
         f"run_dir={tmp_path / 'run'}",
     )
     assert done.code == 0, done.err
-    from mlflow.tracking import MlflowClient
+    from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{store}")
     run_id = json.loads((tmp_path / "run" / "mlflow_run.json").read_text())["run_id"]

@@ -39,7 +39,7 @@ def words_of(world: Path, checkpoint: Path, run: Path) -> list[str]:
 
 
 def state_of(run: Path) -> tuple[str, int]:
-    from mlflow.tracking import MlflowClient
+    from mlflow import MlflowClient
 
     held = json.loads((run / "mlflow_run.json").read_text())
     info = MlflowClient(held["tracking_uri"]).get_run(held["run_id"]).info

@@ -180,7 +180,7 @@ def test_what_lightning_refuses_is_one_line_with_the_key():
         "accelerator": "cpu",
         "limit_val_batches": 1.5,
     }
-    strategy = {"_target_": "builtins.str", "object": "auto"}
+    strategy = {"_target_": "tvg.build.automatic_strategy"}
     with pytest.raises(Exception, match="limit_val_batches") as caught:
         build_trainer(OmegaConf.create({"trainer": trainer, "strategy": strategy}))
     message = user_message(caught.value)

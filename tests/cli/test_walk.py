@@ -129,7 +129,7 @@ def test_3_reinforced_with_everything_in_mlflow(command, world, walked):
 
 
 def check_mlflow(run_dir: Path, uri: str) -> None:
-    from mlflow.tracking import MlflowClient
+    from mlflow import MlflowClient
 
     client = MlflowClient(uri)
     run_id = json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from helpers.recipes import RECIPES
-from omegaconf import OmegaConf
 
 from tvg.config import CONF_DIR, compose
 from tvg.config.check import find_problems
 from tvg.config.compose import Composition
+from tvg.config.nodes import plain
 from tvg.estimate.from_config import make_job
 from tvg.estimate.memory import estimate, total
 from tvg.estimate.text import GIB, USABLE
@@ -130,7 +130,7 @@ def switched(command: str, *words: str) -> dict[str, tuple[Any, Any]]:
             else:
                 found[path] = node
 
-        walk(OmegaConf.to_container(cfg, resolve=False), "")
+        walk(plain(cfg), "")
         return found
 
     ours, theirs = flat("none"), flat("time_r1")
@@ -141,21 +141,22 @@ def switched(command: str, *words: str) -> dict[str, tuple[Any, Any]]:
 
 
 def test_compat_switches_these_keys_of_training_and_no_others():
-    assert switched("train", "prompt=think") == {
+    words = ["reward=[iou_v2]", "callbacks=[sample_filtering]"]
+    assert switched("train", "prompt=think", *words) == {
         "prompt.parser._target_": PARSERS,
         "prompt.system": ("You are a helpful assistant.", None),
         "prompt.video_first": (True, False),
         "prompt.lowercase": (False, True),
         "data.use_windows": (True, False),
-        "policy.token_mean": ("token_mean", "group_token_mean"),
+        "compat": ("none", "time_r1"),
+        "objective.loss.reduction": ("token_mean", "group_token_mean"),
         "policy.scoring_fps": (None, 2.0),
         "policy.sampler_may_cut": (False, True),
         "rollout.top_k": (0, 50),
         "prompt.query_blanks": ("strip", "before_period"),
         "prompt.rate_any_numbers": (False, True),
-        "policy.iou_v2_duration": ("clip", "annotation"),
-        "filtering.max_new_tokens": (None, 1024),
-        "filtering.round_max_new_tokens": (200, 20),
+        "reward.iou_v2.reward.duration": ("clip", "annotation"),
+        "callbacks.sample_filtering.max_new_tokens": (None, 1024),
     }
 
 
@@ -172,6 +173,7 @@ def test_compat_switches_these_keys_of_evaluation_and_no_others():
         "prompt.query_blanks": ("strip", "keep"),
         "prompt.rate_any_numbers": (False, True),
         "evaluate.strict_recall": (False, True),
+        "compat": ("none", "time_r1"),
     }
 
 

@@ -32,12 +32,12 @@ def rates(**component_lr: float | None) -> dict[str, Any]:
 CASES = {
     "adapters on a frozen part": (
         {**lora("language", freeze_language=True), **SFT},
-        "model.adapter: parts and full_components name language, but model.freeze_language is true",
+        "model.adapter.components: language is to be trained, but model.freeze_language is true",
         {**lora("language", freeze_vision=True, freeze_merger=True), **SFT},
     ),
     "a frozen part in full": (
         {**lora("language", full=("merger",), freeze_merger=True), **SFT},
-        "model.adapter: parts and full_components name merger, but model.freeze_merger is true",
+        "model.adapter.full_components: merger is to be trained, but model.freeze_merger is true",
         {**lora("language", full=("merger",), freeze_merger=False), **SFT},
     ),
     "dropout beside a sampler": (

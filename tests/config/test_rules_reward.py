@@ -8,7 +8,7 @@ import pytest
 
 from tvg.config import compose
 from tvg.config.check import find_problems
-from tvg.config.rules_reward import reward_cannot_be_called, reward_cannot_be_named
+from tvg.config.rules.learning import reward_cannot_be_called, reward_cannot_be_named
 from tvg.reward.iou import IoUReward
 from tvg.reward.weighted import WeightedReward
 

@@ -20,11 +20,12 @@ OPTIONS = sorted(
     and path.relative_to(CONF_DIR).parts[0] not in NOT_COMPOSED_ALONE
     and not path.stem.startswith("_")  # what others are made of
 )
-HERE = {"data/set": "data"}  # group -> where its options put their keys
+HERE = {"data/role": "data"}  # group -> where its options put their keys
 OFFLOADED = ("strategy=deepspeed_zero2_offload", "objective/optimizer=adamw_cpu")
 TOGETHER = {  # options that make sense beside others alone
     "strategy/deepspeed_zero2_offload": OFFLOADED,
     "objective/optimizer/adamw_cpu": OFFLOADED,
+    "data/role/part": ("data=mix",),
     "data/cache/features": ("data/cache=features", "model.freeze_vision=true"),
     **{  # logged, not paid
         f"reward/{name}": (f"reward=[iou,{name}]",)
@@ -81,7 +82,7 @@ def test_command(command):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option(option, monkeypatch):
     # As where every extra is installed.
-    monkeypatch.setattr("tvg.config.rules_machine.find_spec", lambda name: object())
+    monkeypatch.setattr("tvg.core.limits.find_spec", lambda name: object())
     group, _, name = option.rpartition("/")
     commands = sorted((c for c in COMMANDS if group in groups(c)), key=lambda c: (c != "train", c))
     assert commands, f"no command takes conf/{group}"
@@ -108,7 +109,7 @@ def test_loggers(loggers):
 
 
 def test_a_set_joins_the_mixture_from_the_command_line():
-    words = ["+data/set@data.sets.timerft=timerft", "+data.weights.timerft=0.5", "data=mix"]
+    words = ["+data@data.sets.timerft=timerft", "+data.weights.timerft=0.5", "data=mix"]
     assert not set(problems("train", *words)) - set(problems_once("train"))
     cfg = compose("train", [*words, "data.on_missing=skip"]).cfg
     assert cfg.data.sets.timerft.train_file == "data/timer1/train_2k5.json"

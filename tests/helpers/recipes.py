@@ -15,7 +15,7 @@ def _recipes() -> list[str]:
         if name not in found and any(f"\n  - {base}\n" in text for base in found)
     }:
         found |= more
-    return sorted(found - {"_published"})
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 RECIPES = _recipes()

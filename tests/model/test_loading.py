@@ -74,6 +74,13 @@ def test_flash_attention_that_is_missing_says_how_to_install_it(tiny_checkpoint)
         spec(tiny_checkpoint, attn_implementation="flash_attention_2")
 
 
+def test_flash_attention_needs_half_precision(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    with pytest.raises(ValueError, match=r"cannot compute in model\.dtype=float32"):
+        spec(tiny_checkpoint, attn_implementation="flash_attention_2")
+    spec(tiny_checkpoint, attn_implementation="flash_attention_2", dtype="bfloat16")
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"model\.path: no such folder: .*nowhere"):
         spec(tmp_path / "nowhere").folder()

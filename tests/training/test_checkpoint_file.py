@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tvg.training.checkpoint import LAST, AtomicCheckpointIO
 from tvg.training.checkpoint_file import ChecksumWriter

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tvg.training import optimizers
+from tvg.core import limits
 from tvg.training.optimizers import adamw_8bit
 
 SETTINGS = {"lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1}
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
+    monkeypatch.setattr(limits, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"objective\.optimizer: .*pip install 'tvg\[bnb\]'"):
         adamw_8bit([{"params": [torch.zeros(2)]}], **SETTINGS)
 
@@ -25,7 +25,7 @@ def test_groups_and_settings_are_handed_on(monkeypatch):
         given.update(params=params, **settings)
         return "made"
 
-    monkeypatch.setattr(optimizers, "find_spec", lambda name: object())
+    monkeypatch.setattr(limits, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=stand_in))
     groups = [{"params": [torch.zeros(2)], "weight_decay": 0.0}]

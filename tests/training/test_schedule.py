@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from tvg.training.schedule import NAMES, warmup_schedule
+from tvg.core.limits import SCHEDULES
+from tvg.training.schedule import warmup_schedule
 
 
 def rates(name: str, *, num_steps: int = 8, warmup_steps: int = 0) -> list[float]:
@@ -34,7 +35,7 @@ def test_rates(name, warmup_steps, expected):
     assert rates(name, warmup_steps=warmup_steps) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_every_name_is_known(name):
     assert len(rates(name)) == 8
 

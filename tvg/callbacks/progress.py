@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from tvg.training.lightning_internals import Tqdm
 from tvg.training.step_output import StepOutput
 
 _WINDOW = 20  # optimizer steps over which the rates shown are measured

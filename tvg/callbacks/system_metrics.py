@@ -8,6 +8,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import MLFlowLogger
 
+from tvg.tracking.mlflow_internals import start_system_monitor
+
 
 class SystemMetrics(Callback):
     """Logs MLflow's `system/*` metrics during a fit; does nothing without an MLflow logger.
@@ -29,17 +31,13 @@ class SystemMetrics(Callback):
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
-            if not isinstance(logger, MLFlowLogger):
+            if not isinstance(logger, MLFlowLogger) or logger.run_id is None:
                 continue
-            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-            monitor = SystemMetricsMonitor(
+            monitor = start_system_monitor(
                 logger.run_id,
-                sampling_interval=self.interval_s,
-                resume_logging=True,
                 tracking_uri=logger.experiment.tracking_uri,
+                interval_s=self.interval_s,
             )
-            monitor.start()
             self._monitors.append(monitor)
 
     def _stop(self) -> None:

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tvg.config.errors import ConfigError
-from tvg.config.nodes import full_key
+from tvg.config.omegaconf_internals import full_key
 
 
 def build(node: DictConfig | ListConfig | dict[str, Any], **kwargs: Any) -> Any:

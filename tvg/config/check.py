@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tvg.config.compose import Composition, current_composition
 from tvg.config.errors import ConfigError, did_you_mean
@@ -12,8 +13,7 @@ from tvg.config.nodes import (
     at,
     has_target,
     has_target_within,
-    is_null,
-    is_section,
+    is_interpolation,
     missing,
     plain,
     raw,
@@ -48,10 +48,10 @@ def find_problems(composition: Composition) -> list[str]:
     Targets are imported only if there are no other problems, because this may take many seconds.
     """
     cfg = composition.cfg
-    values = plain(cfg)
+    values, unresolved = plain(cfg), raw(cfg)
     problems = (
         unknown_keys(composition)
-        + [f"{path}: a value is needed ({path}=...)" for path in missing(cfg)]
+        + [f"{path}: a value is needed ({path}=...)" for path in missing(unresolved)]
         + entries_without_target(composition)
         + unresolvable(cfg)
         + [problem for rule in RULES for problem in rule(values)]
@@ -68,44 +68,45 @@ def unknown_keys(composition: Composition) -> list[str]:
     allowed: whole new components, components set to null, keys that an interpolation refers to, and
     keys that the user added with a plus.
     """
-    asked_for = referenced(composition.cfg) | set(composition.added)
+    unresolved = raw(composition.cfg)
+    asked_for = referenced(unresolved) | set(composition.added)
     whence = " and ".join(composition.overlays) or "the config"
     problems: list[str] = []
 
-    def is_wanted(path: str, node: Any) -> bool:
+    def is_wanted(path: str, value: Any) -> bool:
         if any(path == name or path.startswith(f"{name}.") for name in asked_for):
             return True
-        inner = [str(key) for key in node] if is_section(node) else []
-        return bool(inner) and all(is_wanted(f"{path}.{key}", at(node, key)) for key in inner)
+        inner = value if isinstance(value, dict) else {}
+        return bool(inner) and all(is_wanted(f"{path}.{key}", inner[key]) for key in inner)
 
-    def compare(node: DictConfig, known: DictConfig, prefix: str) -> None:
-        for key in map(str, node):
-            path, value = prefix + key, at(node, key)
-            if key in list(known):
-                expected = at(known, key)
-                if is_section(expected) and is_section(value):
-                    compare(value, expected, path + ".")
-                elif is_section(expected) and not (isinstance(value, DictConfig) or is_null(value)):
+    def compare(node: dict[Any, Any], known: dict[Any, Any], prefix: str) -> None:
+        for key, value in node.items():
+            path = f"{prefix}{key}"
+            if key in known:
+                if not isinstance(known[key], dict):
+                    continue
+                if isinstance(value, dict):
+                    compare(value, known[key], path + ".")
+                elif value not in (None, "???") and not is_interpolation(value):
                     problems.append(_section_overwritten(path, value, whence))
             elif not (has_target(node) or has_target_within(value) or is_wanted(path, value)):
-                hint = did_you_mean(key, map(str, known))
+                hint = did_you_mean(str(key), map(str, known))
                 problems.append(f"{path}: unknown key in {whence}{hint}")
 
-    compare(composition.cfg, composition.known, "")
+    compare(unresolved, raw(composition.known), "")
     return problems
 
 
 def _section_overwritten(path: str, value: Any, whence: str) -> str:
-    choice = raw(value)
     return (
-        f"{path}: {whence} puts {choice!r} where a section is expected; an option is chosen in its "
-        f"defaults list: - override /{path.replace('.', '/')}: {choice}"
+        f"{path}: {whence} puts {value!r} where a section is expected; an option is chosen in its "
+        f"defaults list: - override /{path.replace('.', '/')}: {value}"
     )
 
 
 def entries_without_target(composition: Composition) -> list[str]:
     """Reports chosen options and entries of collections that describe no object."""
-    cfg = composition.cfg
+    values = raw(composition.cfg)
     problems = []
     for entry in composition.entries:
         group = entry.name.partition("/")[0]
@@ -113,12 +114,22 @@ def entries_without_target(composition: Composition) -> list[str]:
             continue
         if entry.package == "experiment":
             problems.append(f"{entry.name}: its first line has to be '# @package _global_'")
-        elif not has_target_within(at(cfg, entry.package)):
+        elif not has_target_within(at(values, entry.package)):
             problems.append(f"{entry.package}: the option {entry.name} has no _target_")
     for group in COLLECTIONS:
-        node = at(cfg, group)
-        for name in node if is_section(node) else ():
-            child = at(node, str(name))
-            if not is_null(child) and not has_target_within(child):
+        node = values.get(group)
+        for name, child in node.items() if isinstance(node, dict) else ():
+            if is_interpolation(child):
+                child = _resolved(composition.cfg, f"{group}.{name}")
+            if child is not None and not has_target_within(child):
                 problems.append(f"{group}.{name}: an entry needs a _target_")
     return problems
+
+
+def _resolved(cfg: DictConfig, path: str) -> Any:
+    """What an interpolation refers to; None if it cannot be resolved, which is another problem."""
+    try:
+        found = OmegaConf.select(cfg, path)
+    except OmegaConfBaseException:
+        return None
+    return raw(found) if OmegaConf.is_config(found) else found

@@ -10,27 +10,23 @@ from string import Template
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tvg.config.errors import ConfigError
-from tvg.config.nodes import raw_at, walk
+from tvg.config.hydra_internals import (
+    Entry,
+    added_keys,
+    compose_without,
+    entries_of,
+    outside_any_run,
+)
+from tvg.config.nodes import interpolations, raw, walk
 from tvg.config.resolvers import register_resolvers
 
 # In the repository, a link to the top-level folder; in a wheel, the folder itself.
 CONF_DIR = (Path(__file__).resolve().parents[1] / "conf").resolve()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A chosen option of a config group."""
-
-    name: str  # group/option, e.g. data/synthetic
-    package: str  # path of its keys in the config, e.g. data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +90,10 @@ def help_text(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CO
         return template.substitute(CONFIG=OmegaConf.to_yaml(cfg))
 
 
-def have_sweep(overrides: Sequence[str]) -> bool:
-    """True if a word of the command line gives several values (seed=1,2)."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return any(override.is_sweep_override() for override in parsed)
-
-
 def keys_of(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CONF_DIR) -> set[str]:
     """Returns the paths of all keys of a config."""
     with _initialised(conf_dir, config_name):
-        return {path for path, _, _ in walk(hydra.compose(config_name, list(overrides)))}
+        return {path for path, _ in walk(raw(hydra.compose(config_name, list(overrides))))}
 
 
 def compose_option(group: str, option: str, *, conf_dir: Path = CONF_DIR) -> DictConfig:
@@ -123,9 +113,8 @@ def compose_option(group: str, option: str, *, conf_dir: Path = CONF_DIR) -> Dic
 
 def _settle_hydra_values(cfg: DictConfig) -> None:
     """Resolves `${hydra:...}`, which would later refer to another run, or to none."""
-    for _, parent, key in list(walk(cfg)):
-        value = raw_at(parent, key)
-        if isinstance(value, str) and "${hydra:" in value:
+    for _, parent, key, text in list(interpolations(cfg)):
+        if "${hydra:" in text:
             parent[key] = parent[key]
 
 
@@ -134,50 +123,22 @@ def _initialised(conf_dir: Path, job_name: str) -> Iterator[None]:
     """Lets Hydra compose from a folder, whether or not a command is running."""
     register_resolvers()
     with (
-        _outside_any_run(),
+        outside_any_run(),
         hydra.initialize_config_dir(str(conf_dir), version_base="1.3", job_name=job_name),
     ):
         yield
 
 
-@contextmanager
-def _outside_any_run() -> Iterator[None]:
-    """Sets Hydra's global state aside, so that a running command can compose another one."""
-    running, settings = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra = running
-        HydraConfig.instance().cfg = settings
-
-
 def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Composition:
-    loader = GlobalHydra.instance().config_loader()
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-    defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN).defaults
-    mine = [
-        d for d in defaults if d.config_path and not d.config_path.startswith(("hydra/", "_dummy"))
-    ]
-    overlays = [d for d in mine if d.package == "" and "/" in str(d.config_path)]
-    named = tuple(p for d in overlays if not (p := str(d.config_path)).endswith("/none"))
-    known = cfg
-    if named:  # options `none` add no key, and a composition takes half a second
-        # Hydra has no public way to compose part of a defaults list.
-        repo = loader._parse_overrides_and_create_caching_repo(config_name, overrides)[1]  # type: ignore[attr-defined]
-        known = loader._compose_config_from_defaults_list(  # type: ignore[attr-defined]
-            defaults=[d for d in defaults if d not in overlays], repo=repo
-        )
-        OmegaConf.set_struct(known, False)
-        known.pop("hydra", None)
+    entries = entries_of(config_name, overrides)
+    overlays = [entry.name for entry in entries if entry.package == ""]
+    named = tuple(name for name in overlays if not name.endswith("/none"))
+    # Options `none` add no key, and a composition takes half a second.
+    known = compose_without(overlays, config_name, overrides) if named else cfg
     return Composition(
         cfg=cfg,
         known=known,
-        added=tuple(o.key_or_group for o in parsed if o.is_add() or o.is_force_add()),
-        entries=tuple(
-            Entry(name=str(d.config_path), package=str(d.package))
-            for d in mine
-            if d not in overlays and d.package
-        ),
+        added=added_keys(overrides),
+        entries=tuple(entry for entry in entries if entry.package),
         overlays=named,
     )

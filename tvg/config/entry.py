@@ -23,11 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from tvg.config.check import check
-from tvg.config.compose import CONF_DIR, compose, have_sweep, help_text
+from tvg.config.compose import CONF_DIR, compose, help_text
 from tvg.config.console import warnings_as_log_lines
 from tvg.config.errors import ConfigError
 from tvg.config.help import register_help
 from tvg.config.hydra_folders import remove_unused
+from tvg.config.hydra_internals import have_sweep
 from tvg.config.resolvers import register_resolvers
 from tvg.config.words import (
     NO_SUCH_KEY,

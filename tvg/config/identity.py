@@ -24,10 +24,12 @@ IDENTITY_FILE = "identity.json"
 _SHOWN = 3  # differing keys that an error names
 _SHOWN_CHARACTERS = 60  # of a value
 
-# Top-level keys that do not affect the result: places, loggers, machine. `callbacks` is in
+# Top-level keys that do not affect the result: places, loggers, machine; `compat` only through the
+# keys that it sets. `callbacks` is in
 # _PLACES, except for those that choose training data.
 _ELSEWHERE = {
-    "hydra", "name", "run_dir", "resume", "train", "logger", "device", "picture", "prepare", "demo"
+    "hydra", "name", "run_dir", "resume", "train", "logger", "device", "picture", "prepare", "demo",
+    "compat",
 }  # fmt: skip
 _PLACES = (
     "callbacks.*",
@@ -40,7 +42,7 @@ _PLACES = (
     "prompt.template_file",
     "video",
     "job.*",
-    "*loader.folder",
+    "*clip.folder",
     "*timeout_s",
     "*num_workers",
     "*cache.folder",

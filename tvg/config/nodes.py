@@ -1,4 +1,8 @@
-"""Functions that walk through a config without resolving it."""
+"""Functions that walk through a config, most of them without resolving its interpolations.
+
+Unresolved values are plain: a section is a dict, a list is a list, and an interpolation (`${...}`)
+or a missing value (`???`) is a text.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import Container, DictConfig, ListConfig, Node, OmegaConf
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     InterpolationToMissingValueError,
     MissingMandatoryValue,
@@ -16,17 +20,34 @@ from omegaconf.errors import (
 _REFERENCE = re.compile(r"\$\{\s*(\.*)([A-Za-z_][\w.]*)\s*\}")
 
 
-def walk(node: Any, path: str = "") -> Iterator[tuple[str, Container, Any]]:
-    """Yields (path, parent, key) of every value below a node, parents first."""
-    if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_missing():
-        return
-    if node._is_interpolation():
-        return
-    keys: Any = range(len(node)) if isinstance(node, ListConfig) else list(node)
-    for key in keys:
+def raw(cfg: Container) -> Any:
+    """Returns the unresolved values of a config as dicts and lists."""
+    return OmegaConf.to_container(cfg, resolve=False)
+
+
+def walk(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (path, value) of everything below a section or list, parents first."""
+    if isinstance(values, dict | list):
+        items: Any = values.items() if isinstance(values, dict) else enumerate(values)
+        for key, value in items:
+            inner = f"{path}.{key}" if path else str(key)
+            yield inner, value
+            yield from walk(value, inner)
+
+
+def interpolations(cfg: Container) -> Iterator[tuple[str, Any, Any, str]]:
+    """Yields (path, parent node, key, text) of every value that is an interpolation."""
+    yield from _interpolations(cfg, raw(cfg), "")
+
+
+def _interpolations(node: Any, values: Any, path: str) -> Iterator[tuple[str, Any, Any, str]]:
+    items: Any = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, value in items:
         inner = f"{path}.{key}" if path else str(key)
-        yield inner, node, key
-        yield from walk(node._get_node(key), inner)
+        if isinstance(value, dict | list):
+            yield from _interpolations(node[key], value, inner)
+        elif isinstance(value, str) and OmegaConf.is_interpolation(node, key):
+            yield inner, node, key, value
 
 
 def parent_of(path: str) -> str:
@@ -34,63 +55,37 @@ def parent_of(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def at(cfg: DictConfig, path: str) -> Any:
-    """Returns the node at a path, unresolved; None if there is none."""
-    node: Any = cfg
+def at(values: Any, path: str) -> Any:
+    """Returns the unresolved value at a path; None if there is none."""
     for key in path.split(".") if path else []:
-        if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_missing():
-            return None
-        if isinstance(node, ListConfig):
-            node = node._get_node(int(key)) if key.isdigit() and int(key) < len(node) else None
+        if isinstance(values, dict):
+            values = values.get(key)
+        elif isinstance(values, list) and key.isdigit() and int(key) < len(values):
+            values = values[int(key)]
         else:
-            node = node._get_node(key, validate_access=False)
-    return node
+            return None
+    return values
 
 
-def raw(node: Any) -> Any:
-    """Returns the unresolved value of a node; returns anything else as it is."""
-    return node._value() if isinstance(node, Node) else node
+def has_target(value: Any) -> bool:
+    """True if an unresolved value is a section that describes an object itself."""
+    return isinstance(value, dict) and "_target_" in value
 
 
-def raw_at(parent: Any, key: Any) -> Any:
-    """Returns the unresolved value of a key in a section."""
-    return raw(parent._get_node(key))
+def has_target_within(value: Any) -> bool:
+    """True if an unresolved value, or one below it, describes an object."""
+    return has_target(value) or any(has_target(inner) for _, inner in walk(value))
 
 
-def full_key(node: Any) -> str:
-    """Dotted path of a node in its config; empty for the root."""
-    return str(node._get_full_key(None))
+def is_interpolation(value: Any) -> bool:
+    """True if an unresolved value is an interpolation, which may refer to a section."""
+    return isinstance(value, str) and "${" in value
 
 
-def is_section(node: Any) -> bool:
-    """True if the node is a mapping with its own contents: not null, `???` or `${...}`."""
-    return isinstance(node, DictConfig) and not (
-        node._is_none() or node._is_missing() or node._is_interpolation()
-    )
-
-
-def is_null(node: Any) -> bool:
-    """True if the node is null."""
-    return isinstance(node, Node) and node._is_none()
-
-
-def has_target(node: Any) -> bool:
-    """True if the node itself describes an object."""
-    return is_section(node) and "_target_" in list(node)  # `in node` is False for ???
-
-
-def has_target_within(node: Any) -> bool:
-    """True if the node or one below it describes an object; interpolations count, as they may."""
-    if isinstance(node, DictConfig | ListConfig) and node._is_interpolation():
-        return True
-    return has_target(node) or any(key == "_target_" for _, _, key in walk(node))
-
-
-def referenced(cfg: DictConfig) -> set[str]:
-    """Paths that interpolations of the config refer to."""
+def referenced(values: Any) -> set[str]:
+    """Paths that interpolations of a config's unresolved values refer to."""
     found = set()
-    for path, parent, key in walk(cfg):
-        value = raw_at(parent, key)
+    for path, value in walk(values):
         for dots, name in _REFERENCE.findall(value) if isinstance(value, str) else ():
             base = path
             for _ in dots:
@@ -99,25 +94,22 @@ def referenced(cfg: DictConfig) -> set[str]:
     return found
 
 
-def missing(cfg: DictConfig) -> list[str]:
+def missing(values: Any) -> list[str]:
     """Paths of the values that are `???`."""
-    nodes = [(path, parent._get_node(key)) for path, parent, key in walk(cfg)]
-    return [path for path, node in nodes if isinstance(node, Node) and node._is_missing()]
+    return [path for path, value in walk(values) if value == "???"]
 
 
 def unresolvable(cfg: DictConfig) -> list[str]:
     """One line for every interpolation that has no value, except those to a missing value."""
     problems = []
-    for path, parent, key in walk(cfg):
-        if not OmegaConf.is_interpolation(parent, key):
-            continue
+    for path, parent, key, text in interpolations(cfg):
         try:
             parent[key]
         except (InterpolationToMissingValueError, MissingMandatoryValue):
             continue  # reported at the missing value
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
-            problems.append(f"{path}: {raw_at(parent, key)} cannot be resolved ({reason})")
+            problems.append(f"{path}: {text} cannot be resolved ({reason})")
     return problems
 
 
@@ -125,8 +117,6 @@ def plain(node: Any) -> Any:
     """Converts a config to dicts and lists, without values that are missing or unresolvable."""
     if not isinstance(node, DictConfig | ListConfig):
         return node
-    if node._is_none() or node._is_missing():
-        return None
     keys: Any = range(len(node)) if isinstance(node, ListConfig) else list(node)
     values = {}
     for key in keys:

@@ -129,6 +129,11 @@ def _without(value: Any, unwanted: str) -> Any:
     return None if value == unwanted else value
 
 
+def by_compat(ours: Any, time_r1: Any, *, _root_: DictConfig) -> Any:
+    """Returns the second value with compat=time_r1, else the first."""
+    return time_r1 if OmegaConf.select(_root_, "compat") == "time_r1" else ours
+
+
 def mul(*factors: float) -> float:
     """Product of numbers; an integer if all are integers."""
     product: float = 1
@@ -139,6 +144,7 @@ def mul(*factors: float) -> float:
 
 _RESOLVERS = (
     basename,
+    by_compat,
     identity,
     job_folder,
     module_doc,

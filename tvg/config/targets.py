@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from inspect import Parameter
 from typing import Any
 
-from omegaconf import DictConfig, Node
+from omegaconf import DictConfig
 
 from tvg.config.errors import did_you_mean
-from tvg.config.nodes import at, has_target, parent_of, raw, raw_at, walk
+from tvg.config.nodes import at, has_target, is_interpolation, parent_of, raw, walk
 
 _TEXT_KINDS = {"str", "Path", "os.PathLike[str]", "None"}
 _HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
@@ -20,9 +20,12 @@ _HYDRA_KEYS = {"_target_", "_convert_", "_recursive_", "_partial_", "_args_"}
 def target_problems(cfg: DictConfig) -> list[str]:
     """Reports targets that cannot be imported, unknown arguments and missing arguments."""
     problems = []
-    for path, node in target_nodes(cfg):
-        target = raw_at(node, "_target_")
-        if not isinstance(target, str) or "${" in target or target == "???":
+    values = raw(cfg)
+    for path, node in walk(values):
+        if not has_target(node):
+            continue
+        target = node["_target_"]
+        if not isinstance(target, str) or is_interpolation(target) or target == "???":
             continue  # reported elsewhere as missing or unresolvable
         try:
             function = locate(target)
@@ -33,21 +36,13 @@ def target_problems(cfg: DictConfig) -> list[str]:
         if not callable(function):
             problems.append(f"{path}._target_: {target} is not callable")
             continue
-        nested = has_target(at(cfg, parent_of(path))) if "." in path else False
+        nested = has_target(at(values, parent_of(path))) if "." in path else False
         problems += _argument_problems(path, node, function, nothing_added=nested)
     return problems
 
 
-def target_nodes(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """Yields every node with a `_target_`, with its path."""
-    for path, _, key in walk(cfg):
-        node = at(cfg, path)
-        if key != "_target_" and has_target(node):
-            yield path, node
-
-
 def _argument_problems(
-    path: str, node: DictConfig, function: Callable[..., Any], *, nothing_added: bool
+    path: str, node: dict[str, Any], function: Callable[..., Any], *, nothing_added: bool
 ) -> list[str]:
     """`nothing_added`: the node is nested in another one and gets only the config's arguments."""
     try:
@@ -79,7 +74,7 @@ def _argument_problems(
 
 
 def _numbers_for_text(
-    path: str, node: DictConfig, parameters: Mapping[str, Parameter]
+    path: str, node: dict[str, Any], parameters: Mapping[str, Parameter]
 ) -> list[str]:
     """Reports numbers (e.g. a folder 2024) for arguments of ours that accept only text."""
     problems = []
@@ -87,8 +82,7 @@ def _numbers_for_text(
         if name not in node or not isinstance(parameter.annotation, str):  # ours are strings
             continue
         kinds = {kind.strip() for kind in parameter.annotation.split("|")}
-        found = at(node, name)
-        value = raw(found) if isinstance(found, Node) else None
+        value = node[name]
         if kinds - {"None"} and kinds <= _TEXT_KINDS and type(value) in (int, float, bool):
             key = f"{path}.{name}"
             problems.append(f"{key}: expected text, got {value}: quote it ({key}='\"{value}\"')")

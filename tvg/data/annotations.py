@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from tvg.core.limits import on_missing_problems, refuse
 from tvg.data.readers.record import ReadResult, merge_reports
 from tvg.types import GroundingExample
 
@@ -59,8 +60,7 @@ class AnnotationSet:
     ) -> None:
         if annotation_split is not None:
             _check_split("data.annotation_split", annotation_split)
-        if on_missing not in ("error", "skip"):
-            raise ValueError(f"data.on_missing: expected 'error' or 'skip', got {on_missing!r}")
+        refuse(on_missing_problems(on_missing))
         self.name = name
         self.reader = reader
         self.world = world

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from tvg.config import build
-from tvg.config.nodes import at, is_section, plain
-from tvg.config.rules_machine import is_deepspeed
+from tvg.config.nodes import at, plain, raw
+from tvg.config.rules.machine import is_deepspeed
 from tvg.config.values import number, value
 from tvg.data.video.sampling import FrameSampling, max_pixels_per_frame, num_sampled_frames
 from tvg.estimate.activations import FLOAT, Precision
@@ -104,7 +104,7 @@ def _model(cfg: DictConfig) -> tuple[ModelShape, Any, ModelSource]:
     """Builds the model; one that the config creates goes to a temporary folder."""
     cfg = cfg.copy()
     with tempfile.TemporaryDirectory() as folder:
-        if is_section(at(cfg.model, "create")) and "folder" in cfg.model.create:
+        if "folder" in (at(raw(cfg.model), "create") or ()):
             cfg.model.create.folder = folder
         source: ModelSource = build(cfg.model)
         model = meta_model(source)

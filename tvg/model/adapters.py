@@ -17,7 +17,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tvg.model.freezing import PARTS, component_of_each
+from tvg.core.limits import PARTS, frozen_adapter_problems, refuse
+from tvg.model.freezing import component_of_each
 
 Adapter = Callable[[Any], None]
 ADAPTER_NAME = "default"  # peft's name for an unnamed adapter
@@ -118,15 +119,8 @@ class LoRA:
                 layer.reset_lora_parameters(ADAPTER_NAME, True)
 
     def _refuse_frozen(self, trainable: set[str]) -> None:
-        for key, chosen in (
-            ("components", self.components),
-            ("full_components", self.full_components),
-        ):
-            if frozen := [part for part in chosen if part not in trainable]:
-                raise ValueError(
-                    f"model.adapter.{key}: {frozen[0]} is to be trained, but "
-                    f"model.freeze_{frozen[0]} is true"
-                )
+        chosen = {"components": self.components, "full_components": self.full_components}
+        refuse(frozen_adapter_problems(chosen, set(PARTS) - trainable))
 
 
 def target_layers(

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from tvg.core.limits import PARTS, frozen_model_problems, refuse
 from tvg.model.families import mergers, tower
-
-PARTS = ("vision", "merger", "language")  # the vision trunk, its projection, and everything else
 
 
 def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> None:
@@ -23,12 +22,8 @@ def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> N
     Raises:
         ValueError: nothing is left to train.
     """
-    if vision and merger and language:
-        raise ValueError(
-            "model.freeze_vision, model.freeze_merger and model.freeze_language are all true: "
-            "nothing is left to train"
-        )
     is_frozen = {"vision": vision, "merger": merger, "language": language}
+    refuse(frozen_model_problems([part for part in PARTS if is_frozen[part]]))
     parts = component_of_each(model)
     for parameter in model.parameters():
         parameter.requires_grad_(not is_frozen[parts[id(parameter)]])

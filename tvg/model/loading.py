@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tvg.core.limits import model_path_problems, refuse
 from tvg.model.adapters import Adapter
 from tvg.model.exporting import savable_generation_config
 from tvg.model.families import Family, family_of, read_config
@@ -52,8 +53,7 @@ class ModelSource:
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"model.dtype: expected one of {sorted(DTYPES)}, got {dtype!r}")
-        if path is None and create is None:
-            raise ValueError("model.path: a checkpoint folder is needed, got null")
+        refuse(model_path_problems(has_path=path is not None, can_create=create is not None))
         self.path = Path(path) if path is not None else None
         self.create = create
         self.dtype = DTYPES[dtype]
@@ -64,7 +64,7 @@ class ModelSource:
         self.gradient_checkpointing = gradient_checkpointing
         self.adapter = adapter
         self._is_checked = False
-        _check_attention(attn_implementation)
+        _check_attention(attn_implementation, dtype)
 
     def folder(self) -> Path:
         """Returns the checkpoint's folder; creates the checkpoint first if `path` is None.
@@ -201,7 +201,7 @@ def make_policy(model: Any, tokenizer: Any, *, forward_by: str) -> Policy:
     )
 
 
-def _check_attention(attn_implementation: str) -> None:
+def _check_attention(attn_implementation: str, dtype: str) -> None:
     known = ("sdpa", "eager", "flash_attention_2")
     if attn_implementation not in known:
         raise ValueError(
@@ -210,9 +210,12 @@ def _check_attention(attn_implementation: str) -> None:
     if attn_implementation == "flash_attention_2":
         from transformers.utils import is_flash_attn_2_available
 
+        key, problems = "model.attn_implementation: flash_attention_2", []
         if not is_flash_attn_2_available():
-            raise ValueError(
-                "model.attn_implementation=flash_attention_2 needs a CUDA GPU and the flash-attn "
-                "package: install it with `uv pip install --no-build-isolation flash-attn`, or set "
-                "model.attn_implementation=sdpa"
+            problems.append(
+                f"{key} needs a CUDA GPU and the package flash-attn: pip install 'tvg[flash-attn]' "
+                "(needs nvcc), or model.attn_implementation=sdpa"
             )
+        if dtype == "float32":
+            problems.append(f"{key} cannot compute in model.dtype=float32: use bfloat16")
+        refuse(problems)

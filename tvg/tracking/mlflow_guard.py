@@ -88,6 +88,6 @@ def _set(before: _State | None, now: _State) -> None:
 
 
 def _client(tracking_uri: str) -> Any:
-    from mlflow.tracking import MlflowClient
+    from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri)

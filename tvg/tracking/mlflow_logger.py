@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from tvg.core.text_files import write_json
 from tvg.tracking.mlflow_client import UNSENT_FILE, ResendingClient
+from tvg.tracking.mlflow_internals import with_context_tags
 from tvg.tracking.mlflow_store import (
     SQLITE,
     database_of,
@@ -117,6 +117,24 @@ def _known_run(client: Any, run_dir: Path, tracking_uri: str) -> str | None:
     return str(run_id)
 
 
+class SilentLogger(Logger):
+    """Logs nothing; the logger of ranks other than zero."""
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        pass
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
 def make_mlflow_logger(
     *,
     tracking_uri: str,
@@ -146,15 +164,15 @@ def make_mlflow_logger(
             was deleted. Later, while the run logs, errors of the store are not raised.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
-        return DummyLogger()
+        return SilentLogger()
     # A run uses no network except for its tracking server. The user's setting takes precedence.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Failed writes are sent again later; MLflow's own seven tries of two minutes are too long.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     import mlflow
+    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
     from sqlalchemy.exc import SQLAlchemyError
 
     run_dir = Path(run_dir)
@@ -189,7 +207,5 @@ def make_mlflow_logger(
 
 
 def _new_run(client: Any, experiment_id: str, run_name: str | None, tags: dict[str, Any]) -> str:
-    from mlflow.tracking.context.registry import resolve_tags
-
-    texts = resolve_tags({name: str(value) for name, value in tags.items()})
+    texts = with_context_tags({name: str(value) for name, value in tags.items()})
     return str(client.create_run(experiment_id, tags=texts, run_name=run_name).info.run_id)

@@ -85,7 +85,7 @@ def make_store(database: Path) -> None:
         if problem is not None:
             raise store_error(problem, database)
         return
-    from mlflow.tracking import MlflowClient
+    from mlflow import MlflowClient
 
     rank_zero_info(f"Making the MLflow store {database} (about ten seconds, once)")
     with whole_file(database) as temporary:

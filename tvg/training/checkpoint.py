@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from tvg.core.writing import disk_errors, whole_file

@@ -55,10 +55,6 @@ class ExamplesDataModule(LightningDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         check_counts(least=1, **{f"limit_{split}": n for split, n in self._limits.items()})
-        if self.on_missing not in ("error", "skip"):
-            raise ValueError(
-                f"data.on_missing: expected 'error' or 'skip', got {self.on_missing!r}"
-            )
         self.source = self._make_source()
         self._examples: dict[Split, list[GroundingExample]] = {}
         self._read: dict[Split, tuple[ReadReport, int]] = {}  # and number of examples

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from tvg.core.limits import group_size_problems, reference_problems, refuse
 from tvg.model.flops import rollout_flops
 from tvg.model.policy import Policy
 from tvg.objective.policy_gradient import PolicyObjective
@@ -150,11 +151,7 @@ class GRPOModule(PolicyModule):
             fps=scoring_fps,
         )
         self.reference: Policy | None = None
-        if loss.needs_reference and reference is None:
-            raise ValueError(
-                f"objective.loss.kl_coef: {loss.kl_coef:g} needs a reference, but "
-                "objective.reference is null"
-            )
+        refuse(reference_problems(loss.kl_coef, reference))
         if loss.needs_reference:
             self.reference = frozen_copy(self.policy)
 
@@ -356,8 +353,7 @@ class GRPOModule(PolicyModule):
 def _check(
     group_size: int, num_updates: int, old_logprobs: str, micro_batch_completions: int | None
 ) -> None:
-    if group_size < 2:
-        raise ValueError(f"objective.group_size: expected at least 2, got {group_size}")
+    refuse(group_size_problems(group_size))
     if num_updates < 1:
         raise ValueError(f"objective.num_updates: expected at least 1, got {num_updates}")
     if old_logprobs not in ("policy", "sampler"):

@@ -1,4 +1,4 @@
-"""All uses of Lightning's private members: the state of its loops and the metrics to be logged.
+"""All uses of Lightning's private members and modules: its loops, logged metrics and bar.
 
 Lightning keeps its loader and its number of batches for the whole run. A run resumed at the end of
 an epoch begins in one of three stages of that end. A checkpoint saved in `on_train_batch_end` is
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm as Tqdm  # for other files
 
 
 def num_stepped_batches(trainer: Trainer) -> int:

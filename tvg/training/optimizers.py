@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from torch.optim import Optimizer
+
+from tvg.core.limits import eight_bit_problems, refuse
 
 
 def adamw_8bit(
@@ -19,11 +20,7 @@ def adamw_8bit(
     Raises:
         ValueError: bitsandbytes, an extra, is not installed.
     """
-    if find_spec("bitsandbytes") is None:
-        raise ValueError(
-            "objective.optimizer: 8-bit AdamW needs bitsandbytes: pip install 'tvg[bnb]', or "
-            "objective/optimizer=adamw"
-        )
+    refuse(eight_bit_problems())
     made: Optimizer = import_module("bitsandbytes.optim").AdamW8bit(
         params, lr=lr, betas=tuple(betas), weight_decay=weight_decay, min_8bit_size=4096
     )

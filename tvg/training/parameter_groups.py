@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from tvg.core.limits import ADAPTER, PARTS, refuse, untrained_rate_problems
 from tvg.model.adapters import adapter_ids
-from tvg.model.freezing import PARTS, component_of_each
-
-ADAPTER = "adapter"  # LoRA weights, in any part of the model
+from tvg.model.freezing import component_of_each
 
 
 def parameter_groups(
@@ -32,12 +31,7 @@ def parameter_groups(
     adapters, parts = adapter_ids(model), component_of_each(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     part_of = {id(p): ADAPTER if id(p) in adapters else parts[id(p)] for p in trained}
-    for part, rate in component_lr.items():
-        if rate is not None and part not in part_of.values():
-            raise ValueError(
-                f"objective.component_lr.{part}: {rate} is the learning rate of a part that is not "
-                "trained (see model.freeze_* and model.adapter)"
-            )
+    refuse(untrained_rate_problems(component_lr, set(part_of.values())))
     groups: list[dict[str, Any]] = []
     for rate in dict.fromkeys([None, *component_lr.values()]):
         mine = [p for p in trained if component_lr.get(part_of[id(p)]) == rate]

@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-NAMES = ("constant", "constant_with_warmup", "linear", "cosine")
+from tvg.core.limits import refuse, schedule_problems
 
 
 def warmup_schedule(
@@ -17,18 +17,7 @@ def warmup_schedule(
     Raises:
         ValueError: unknown name, more warm-up than steps, or warm-up for a schedule without any.
     """
-    if name not in NAMES:
-        raise ValueError(f"objective.schedule.name: expected one of {NAMES}, got {name!r}")
-    if not 0 <= warmup_steps <= num_steps:
-        raise ValueError(
-            f"objective.schedule.warmup_steps: expected 0 to {num_steps} (all steps of the run), "
-            f"got {warmup_steps}"
-        )
-    if name == "constant" and warmup_steps:
-        raise ValueError(
-            f"objective.schedule.warmup_steps: got {warmup_steps}, but 'constant' has no warm-up; "
-            "use objective.schedule.name=constant_with_warmup"
-        )
+    refuse(schedule_problems(name, warmup_steps, num_steps))
     return get_scheduler(
         name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=num_steps
     )

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
 
 from tvg.core import interruption
 from tvg.training.checkpoint import CHECKPOINTS, LAST, save_last
@@ -124,7 +123,7 @@ class StoppableModule(LightningModule):
     def _stop_in_validation(self) -> None:
         if stop_is_asked(self.trainer):
             # Outside of a fit nothing was trained since the last checkpoint.
-            if self.trainer.state.fn == TrainerFn.FITTING and not self.is_stopped:
+            if self.trainer.state.fn == "fit" and not self.is_stopped:
                 self._save_for_stop()
             interruption.check(is_agreed=True)
 

@@ -1,0 +1,279 @@
+"""Rules for what a trainer, a strategy, a precision or a machine cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvg.config.rules.learning import is_adapted
+from tvg.config.values import Config, Rule, number, value
+from tvg.core.limits import eight_bit_problems, on_missing_problems
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+HALF_PRECISIONS = ("16-mixed", "16-true")  # another rule allows them only with DeepSpeed
+PRECISION_ALIASES = ("32", "64", "16", "bf16")  # Lightning's short names
+DEEPSPEED_STAGES = (1, 2)
+
+# -- precision and strategy ------------------------------------------------------------------------
+
+
+def is_deepspeed(cfg: Config) -> bool:
+    """True if the strategy is one of DeepSpeed's."""
+    return "deepspeed" in str(value(cfg, "strategy._target_", "")).lower()
+
+
+def updates_lost_in_half_precision(cfg: Config) -> list[str]:
+    """Half precision loses updates: bfloat16 cannot represent a step of 1e-6 on a weight of 1e-2.
+
+    DeepSpeed keeps its own float32 master weights, and adapters are always float32.
+    """
+    dtype = value(cfg, "model.dtype")
+    strategy = str(value(cfg, "strategy._target_", ""))
+    if value(cfg, "objective.optimizer") is None or dtype in (None, "float32"):
+        return []
+    if strategy.endswith("DeepSpeedStrategy") or is_adapted(cfg):
+        return []
+    return [
+        f"model.dtype: training {dtype} weights loses small updates: take model.dtype=float32 with "
+        "trainer.precision=bf16-mixed, or a deepspeed strategy, which keeps float32 masters"
+    ]
+
+
+def float16_training(cfg: Config) -> list[str]:
+    """Float16 needs scaled gradients, which our clipping would see before they are unscaled.
+
+    DeepSpeed scales and clips gradients itself.
+    """
+    precision = str(value(cfg, "trainer.precision", ""))
+    if not precision.startswith("16") or is_deepspeed(cfg):
+        return []
+    return [f"trainer.precision: {precision} is not supported: use bf16-mixed or 32-true"]
+
+
+def flash_attention_without_gpu(cfg: Config) -> list[str]:
+    """flash-attn runs only on GPUs."""
+    if value(cfg, "model.attn_implementation") != "flash_attention_2":
+        return []
+    if value(cfg, "trainer.accelerator") != "cpu":
+        return []
+    return [
+        "model.attn_implementation: flash_attention_2 cannot run on trainer.accelerator=cpu: "
+        "use sdpa"
+    ]
+
+
+def eight_bit_optimizer_not_possible(cfg: Config) -> list[str]:
+    """See `eight_bit_problems`."""
+    target = str(value(cfg, "objective.optimizer._target_", ""))
+    return eight_bit_problems() if target.endswith("adamw_8bit") else []
+
+
+def offload_without_its_optimizer(cfg: Config) -> list[str]:
+    """Optimizer states in CPU memory need DeepSpeed's CPU optimizer, and only they do."""
+    target = str(value(cfg, "objective.optimizer._target_", ""))
+    has_own, wanted = target.endswith("DeepSpeedCPUAdam"), "deepspeed.ops.adam.DeepSpeedCPUAdam"
+    offloads = is_deepspeed(cfg) and bool(value(cfg, "strategy.offload_optimizer"))
+    if offloads and target and not has_own:
+        return [
+            f"objective.optimizer._target_: strategy.offload_optimizer needs {wanted}, got {target}"
+        ]
+    if has_own and value(cfg, "strategy") is not None and not offloads:
+        return [
+            f"objective.optimizer._target_: {wanted} steps states in CPU memory: "
+            "it needs a DeepSpeed strategy with strategy.offload_optimizer=true"
+        ]
+    return []
+
+
+def parameters_offloaded(cfg: Config) -> list[str]:
+    """Offloading parameters needs ZeRO-3, which is not supported."""
+    if not is_deepspeed(cfg) or not value(cfg, "strategy.offload_parameters"):
+        return []
+    return ["strategy.offload_parameters: needs ZeRO-3, which is not supported"]
+
+
+def strategy_without_gpu(cfg: Config) -> list[str]:
+    """DeepSpeed's Lightning strategy refuses CPUs."""
+    if not is_deepspeed(cfg) or value(cfg, "trainer.accelerator") != "cpu":
+        return []
+    return ["strategy: DeepSpeed runs on GPUs, but trainer.accelerator is cpu: use strategy=ddp"]
+
+
+def unsupported_strategy(cfg: Config) -> list[str]:
+    """Refuses strategies whose gradients, clipping or exports the modules do not support.
+
+    With ZeRO-3 or FSDP, a run would train on its last micro-batch only and export empty weights.
+    """
+    target = value(cfg, "strategy._target_")
+    if not isinstance(target, str):
+        return []
+    known = "strategy=auto, ddp, deepspeed_zero1, deepspeed_zero2 and deepspeed_zero2_offload"
+    name = target.rpartition(".")[2]
+    if name == "DeepSpeedStrategy":
+        stage = value(cfg, "strategy.stage", 2)
+        if stage in DEEPSPEED_STAGES:
+            return []
+        return [f"strategy.stage: ZeRO-{stage} is not supported, only stages 1 and 2 are"]
+    if name not in ("automatic_strategy", "DDPStrategy"):
+        return [f"strategy: {name} is not supported; there are {known}"]
+    return []
+
+
+def cpu_devices(cfg: Config) -> list[str]:
+    """On CPUs a device is a process, so `devices` must be a number."""
+    devices = value(cfg, "trainer.devices")
+    if value(cfg, "trainer.accelerator") != "cpu" or devices == "auto" or devices is None:
+        return []
+    if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
+        return []
+    return [f"trainer.devices: on CPU expected a number of processes, got {devices!r}"]
+
+
+# -- trainer ---------------------------------------------------------------------------------------
+
+
+def trainer_steps_in_our_place(cfg: Config) -> list[str]:
+    """The modules clip and accumulate gradients themselves, so Lightning must not do so."""
+    problems = []
+    clip = value(cfg, "trainer.gradient_clip_val")
+    if clip is not None:
+        problems.append(
+            f"trainer.gradient_clip_val: must be null, got {clip}: use objective.max_grad_norm"
+        )
+    accumulate = value(cfg, "trainer.accumulate_grad_batches", 1)
+    if accumulate not in (1, None):
+        problems.append(
+            f"trainer.accumulate_grad_batches: must be 1, got {accumulate}: data.batch_size is the "
+            "batch of a whole step, objective.micro_batch_size what goes through at once"
+        )
+    return problems
+
+
+def run_without_end(cfg: Config) -> list[str]:
+    """A run needs a limit; without one, Lightning would stop after 1,000 epochs."""
+    if not isinstance(value(cfg, "trainer"), Mapping):
+        return []
+    limits = (value(cfg, "trainer.max_steps"), value(cfg, "trainer.max_epochs"))
+    if any(limit not in (None, -1) for limit in limits) or value(cfg, "trainer.max_time"):
+        return []
+    return ["trainer.max_steps: set it or trainer.max_epochs: nothing would end the run"]
+
+
+def unknown_choice(cfg: Config) -> list[str]:
+    """Accelerator and precision must be known ones."""
+    problems = []
+    for key, known, aliases in (
+        ("trainer.accelerator", ACCELERATORS, ()),
+        ("trainer.precision", PRECISIONS, (*PRECISION_ALIASES, *HALF_PRECISIONS)),
+    ):
+        found = value(cfg, key)
+        if found is not None and str(found) not in (*known, *aliases):
+            problems.append(f"{key}: expected one of {', '.join(known)}, got {found!r}")
+    return problems
+
+
+def count_out_of_range(cfg: Config) -> list[str]:
+    """Counts of the trainer must be in range."""
+    problems = []
+    for key, least, also in (
+        ("max_steps", 1, (None, -1)),
+        ("max_epochs", 1, (None, -1)),
+        ("num_nodes", 1, ()),
+        ("log_every_n_steps", 0, (None,)),
+        ("num_sanity_val_steps", 0, (None, -1)),
+    ):
+        found = value(cfg, f"trainer.{key}", least)
+        if found not in also and not (_is_count(found) and found >= least):
+            problems.append(
+                f"trainer.{key}: expected a whole number of at least {least}"
+                f"{_or(also)}, got {found!r}"
+            )
+    return problems
+
+
+def _or(values: tuple[Any, ...]) -> str:
+    words = ["null" if item is None else str(item) for item in values]
+    return f" (or {' or '.join(words)})" if words else ""
+
+
+def _is_count(found: Any) -> bool:
+    return isinstance(found, int) and not isinstance(found, bool)
+
+
+def validation_interval(cfg: Config) -> list[str]:
+    """The validation interval is either batches across epochs, or a share of each epoch."""
+    interval = value(cfg, "trainer.val_check_interval")
+    every = value(cfg, "trainer.check_val_every_n_epoch")
+    problems = []
+    if every is not None and not (_is_count(every) and every >= 1):
+        problems.append(
+            f"trainer.check_val_every_n_epoch: expected a number of epochs or null, got {every!r}"
+        )
+    elif every is not None and _is_count(interval):
+        problems.append(
+            f"trainer.check_val_every_n_epoch: {every} needs trainer.val_check_interval=1.0 (or a "
+            f"share of an epoch), got {interval} batches, which may be more than an epoch has; "
+            "null counts the batches over epochs"
+        )
+    if interval is None:
+        return problems
+    if _is_count(interval):
+        if interval < 1:
+            problems.append(f"trainer.val_check_interval: expected at least 1, got {interval}")
+    elif not isinstance(interval, float) or not 0 < interval <= 1:
+        problems.append(
+            "trainer.val_check_interval: expected a number of batches, or a share of an epoch from "
+            f"0.0 to 1.0, got {interval!r}"
+        )
+    elif every is None:
+        problems.append(
+            f"trainer.val_check_interval: {interval} is a share of an epoch, which needs "
+            "trainer.check_val_every_n_epoch=1"
+        )
+    return problems
+
+
+# -- data and preparation --------------------------------------------------------------------------
+
+
+def on_missing_unknown(cfg: Config) -> list[str]:
+    """See `on_missing_problems`."""
+    return on_missing_problems(value(cfg, "data.on_missing", "error"))
+
+
+def preparation_without_end(cfg: Config) -> list[str]:
+    """The number of workers and their time limit must be valid numbers, or null."""
+    problems = []
+    num_workers = value(cfg, "prepare.num_workers")
+    if num_workers is not None and not (type(num_workers) is int and num_workers >= 0):
+        problems.append(
+            "prepare.num_workers: expected a number of processes (0: none, null: one a processor), "
+            f"got {num_workers!r}"
+        )
+    timeout_s, limit_s = value(cfg, "prepare.timeout_s"), number(cfg, "prepare.timeout_s")
+    if timeout_s is not None and not (limit_s is not None and limit_s > 0):
+        problems.append(
+            f"prepare.timeout_s: expected seconds above 0 (null: no limit), got {timeout_s!r}"
+        )
+    return problems
+
+
+RULES: tuple[Rule, ...] = (
+    updates_lost_in_half_precision,
+    flash_attention_without_gpu,
+    offload_without_its_optimizer,
+    eight_bit_optimizer_not_possible,
+    parameters_offloaded,
+    strategy_without_gpu,
+    cpu_devices,
+    float16_training,
+    trainer_steps_in_our_place,
+    run_without_end,
+    unknown_choice,
+    count_out_of_range,
+    validation_interval,
+    unsupported_strategy,
+    on_missing_unknown,
+    preparation_without_end,
+)
