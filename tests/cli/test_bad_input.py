@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ANNOTATED = ("train", "evaluate", "prepare")
+# Evaluation reads annotations by the same code as training.
+ANNOTATED = ("train", pytest.param("evaluate", marks=pytest.mark.slow), "prepare")
 WITH_MODEL = ("train", "evaluate", "predict")
 HALF_DONE = ("*.tmp", "*.partial*", "export", ".export*", "*.ckpt", "*.png", "predict*.json*")
 
@@ -111,7 +112,8 @@ def test_a_video_that_is_no_video(attempt, files, name, damage):
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        *((name, "", "the annotation file is empty; expected JSON") for name in ANNOTATED),
+        ("train", "", "the annotation file is empty; expected JSON"),
+        ("prepare", "", "the annotation file is empty; expected JSON"),
         ("train", "{}", "the annotation file holds no video id"),
         ("train", '{"clip": ', "not JSON: Expecting value at line 1, column 10"),
     ],

@@ -40,6 +40,7 @@ def count(report: dict, defect: str) -> int:
     return report["defects"].get(defect, {"count": 0})["count"]
 
 
+@pytest.mark.slow  # the files have 10,000 queries and more
 @pytest.mark.parametrize(
     ("option", "file", "videos", "queries", "late", "num_reversed", "behind"),
     REAL,

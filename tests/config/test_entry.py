@@ -27,6 +27,14 @@ main()
 
 
 @pytest.fixture
+def conf_dir(conf_dir: Path) -> Path:
+    """The small config without rewards, whose check imports torch and takes seconds."""
+    main = conf_dir / "train.yaml"
+    main.write_text(main.read_text().replace("  - reward: [iou]\n", ""))
+    return conf_dir
+
+
+@pytest.fixture
 def run(tmp_path, conf_dir):
     def run(*words: str, body: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         script = tmp_path / "tvg-train.py"

@@ -43,7 +43,7 @@ def trimmed(rollout, pad_id):
         attention_mask=rollout.prompts.attention_mask[:, first:],
     )
     values = {f.name: getattr(rollout, f.name) for f in fields(RolloutBatch)}
-    for name in ("completion_ids", "completion_mask", "old_logprobs"):
+    for name in ("completion_ids", "completion_mask", "sampler_logprobs"):
         values[name] = values[name][:, :longest]
     return RolloutBatch(**{**values, "prompts": prompts})
 
@@ -78,7 +78,7 @@ def test_joined_groups_are_the_batch_they_were_taken_from(sampled):
     )
     assert torch.equal(ids, expected.completion_ids)
     assert torch.equal(prompt_ids, expected.prompts.input_ids)
-    for name in ("completion_mask", "old_logprobs", "is_finished"):
+    for name in ("completion_mask", "sampler_logprobs", "is_finished"):
         assert torch.equal(getattr(joined, name), getattr(expected, name)), name
     assert joined.texts == expected.texts
     assert joined.prompts.examples == expected.prompts.examples

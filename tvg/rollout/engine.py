@@ -59,11 +59,12 @@ class RolloutEngine(Protocol):
 
     The random draws of a completion depend only on the seed, the query and the completion's index
     in its group, so a resumed run samples the same completions.
+
+    Attributes:
+        sampling: the settings of this engine.
     """
 
-    @property
-    def sampling(self) -> SamplingSettings:
-        """The settings of this engine."""
+    sampling: SamplingSettings
 
     def setup(self, *, policy: Policy, tokenizer: Any) -> None:
         """Binds the engine to the policy that it samples from.

@@ -43,7 +43,7 @@ class InProcessEngine(RolloutEngine, ABC):
         top_k: int,
         prompts_per_call: int | None,
     ) -> None:
-        self._sampling = SamplingSettings(
+        self.sampling = SamplingSettings(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
         )
         is_valid = prompts_per_call is None or prompts_per_call >= 1
@@ -51,10 +51,6 @@ class InProcessEngine(RolloutEngine, ABC):
         self.prompts_per_call = prompts_per_call
         self._policy: Policy | None = None
         self._tokenizer: Any = None
-
-    @property
-    def sampling(self) -> SamplingSettings:
-        return self._sampling
 
     def setup(self, *, policy: Policy, tokenizer: Any) -> None:
         self._policy, self._tokenizer = policy, tokenizer
@@ -70,7 +66,7 @@ class InProcessEngine(RolloutEngine, ABC):
 
     def _with(self, sampling: SamplingSettings) -> Self:
         other = copy(self)
-        other._sampling = sampling
+        other.sampling = sampling
         return other
 
     def generate(self, prompts: PromptBatch, *, group_size: int, seed: int) -> RolloutBatch:
