@@ -7,7 +7,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,10 +23,11 @@ OUTSIDE_SHARE = "outside this epoch's share"  # why a mixture drops a query
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-class AnnotationSet:
-    """One data set: its annotation file for each split, and the reader of these files.
+@dataclass(kw_only=True, eq=False, repr=False)
+class AnnotationFiles:
+    """Where the annotations and videos of one data set are, and the reader of its files.
 
-    Args:
+    Attributes:
         name: name of the data set, used in reports.
         reader: reads one annotation format; called with the annotation file and the video folder.
         world: generates the data, for a synthetic set; called by `prepare`. None for other sets.
@@ -37,45 +38,52 @@ class AnnotationSet:
             split, or "train" if the set has no files.
         video_dir: folder of the videos; None reads only the annotations.
         extensions: extensions of video files, tried in this order.
+    """
+
+    name: str
+    reader: Callable[..., ReadResult]
+    world: Callable[[], Any] | None
+    train_file: str | None
+    val_file: str | None
+    test_file: str | None
+    annotation_file: str | None
+    annotation_split: Split | None
+    video_dir: str | None
+    extensions: Sequence[str]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class AnnotationSet(AnnotationFiles):
+    """One data set: the annotation file for each of its splits, read on demand.
+
+    Attributes:
         on_missing: "error" stops at missing videos; "skip" drops and counts their queries.
+        files: split -> annotation file, after `annotation_file` has replaced one; None: no split.
 
     Raises:
         ValueError: `annotation_split` or `on_missing` has an unknown value.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        reader: Callable[..., ReadResult],
-        world: Callable[[], Any] | None,
-        train_file: str | None,
-        val_file: str | None,
-        test_file: str | None,
-        annotation_file: str | None,
-        annotation_split: Split | None,
-        video_dir: str | None,
-        extensions: Sequence[str],
-        on_missing: OnMissing,
-    ) -> None:
-        if annotation_split is not None:
-            _check_split("data.annotation_split", annotation_split)
-        refuse(on_missing_problems(on_missing))
-        self.name = name
-        self.reader = reader
-        self.world = world
-        self.files: dict[Split, str | None] = {
-            "train": train_file,
-            "val": val_file,
-            "test": test_file,
-        }
-        self.annotation_split: Split | None = None  # the split that `annotation_file` replaces
-        if annotation_file is not None:
-            self.annotation_split = annotation_split or split_of_file(annotation_file, self.files)
-            self.files[self.annotation_split] = annotation_file
-        self.video_dir = video_dir
-        self.extensions = tuple(extensions)
-        self.on_missing: OnMissing = on_missing
+    on_missing: OnMissing
+    files: dict[Split, str | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.annotation_split is not None:
+            _check_split("data.annotation_split", self.annotation_split)
+        refuse(on_missing_problems(self.on_missing))
+        self.extensions = tuple(self.extensions)
+        self.files = {"train": self.train_file, "val": self.val_file, "test": self.test_file}
+        if self.annotation_file is None:
+            self.annotation_split = None
+        else:
+            split = self.annotation_split or split_of_file(self.annotation_file, self.files)
+            self.files[split], self.annotation_split = self.annotation_file, split
+
+    @classmethod
+    def of(cls, files: AnnotationFiles, *, on_missing: OnMissing) -> AnnotationSet:
+        """The set of some files."""
+        settings = {f.name: getattr(files, f.name) for f in fields(AnnotationFiles)}
+        return cls(**settings, on_missing=on_missing)
 
     def prepare(self) -> None:
         """Generates the synthetic data, if the set has any."""

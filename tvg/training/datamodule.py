@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from tvg.data.annotations import AnnotationSet, MixedSets, Split
-from tvg.data.readers.record import ReadResult
+from tvg.data.annotations import AnnotationFiles, AnnotationSet, MixedSets
 from tvg.training.datamodule_base import PromptDataModule
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class GroundingDataModule(PromptDataModule):
-    """Prompts of one data set; adds the keys of `AnnotationSet` to those of `PromptDataModule`.
+class GroundingDataModule(AnnotationFiles, PromptDataModule):
+    """Prompts of one data set; the keys of `AnnotationFiles` beside those of `PromptDataModule`.
 
     Raises:
         ValueError: see `PromptDataModule` and `AnnotationSet`.
     """
 
-    reader: Callable[..., ReadResult]
-    world: Callable[[], Any] | None
-    train_file: str | None
-    val_file: str | None
-    test_file: str | None
-    annotation_file: str | None
-    annotation_split: Split | None
-    video_dir: str | None
-    extensions: Sequence[str]
+    name: str
 
     def _make_source(self) -> AnnotationSet:
-        return AnnotationSet(
-            name=self.name,
-            reader=self.reader,
-            world=self.world,
-            train_file=self.train_file,
-            val_file=self.val_file,
-            test_file=self.test_file,
-            annotation_file=self.annotation_file,
-            annotation_split=self.annotation_split,
-            video_dir=self.video_dir,
-            extensions=self.extensions,
-            on_missing=self.on_missing,
-        )
+        return AnnotationSet.of(self, on_missing=self.on_missing)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
