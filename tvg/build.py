@@ -43,14 +43,17 @@ def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
     source: ModelSource = build(cfg.model)
     family = source.load_family()
     processor = source.load_processor()
-    data = build_data(cfg, task=task, processor=processor, family=family)
+    rollout: RolloutEngine = build(cfg.rollout)
+    data = build_data(
+        cfg, task=task, processor=processor, family=family, keep_frames=rollout.needs_frames
+    )
     data.prepare_data()
     data.examples(split)
     return RunComponents(
         processor=processor,
         policy=source.load_policy(processor, forward_by=forward_by),
         task=task,
-        rollout=build(cfg.rollout),
+        rollout=rollout,
         data=data,
     )
 
@@ -61,10 +64,11 @@ def build_data(
     task: Task | None = None,
     processor: Any | None = None,
     family: Family | None = None,
+    keep_frames: bool = False,
 ) -> PromptDataModule:
     """Builds the data module; without task, processor and family, it gives no batches."""
     data: PromptDataModule = build(cfg.data)(
-        task=task, processor=processor, family=family, seed=cfg.seed
+        task=task, processor=processor, family=family, seed=cfg.seed, keep_frames=keep_frames
     )
     return data
 

@@ -89,6 +89,16 @@ class _Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnexpandedPrompt:
+    """A prompt for rollout engines that process clips themselves, such as vLLM."""
+
+    token_ids: list[int]  # with the clip's mark in its place, not yet its placeholders
+    frames: Tensor  # uint8 [T, 3, H, W], sampled and resized, on the CPU
+    frame_times_s: Tensor  # float64 [T], when each frame appears, from the clip's start
+    sampled_fps: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromptBatch(_Batch):
     """B tokenised prompts with their clips, ready for a rollout or a forward pass."""
 
@@ -103,6 +113,8 @@ class PromptBatch(_Batch):
     examples: list[GroundingExample] = field(default_factory=list)  # length B
     unreadable: list[str] = field(default_factory=list)  # clips left out or replaced, and why
     duration_s: Tensor  # float64 [B], lengths of the clips, read from the files
+    # length B if the rollout engine needs them, else empty
+    unexpanded: list[UnexpandedPrompt] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -122,6 +134,7 @@ class PromptBatch(_Batch):
             sampled_fps=self.sampled_fps[start:stop],
             examples=self.examples[start:stop],
             duration_s=self.duration_s[start:stop],
+            unexpanded=self.unexpanded[start:stop],
         )
 
     def repeat(self, num: int) -> PromptBatch:
@@ -142,6 +155,7 @@ class PromptBatch(_Batch):
             sampled_fps=joined("sampled_fps"),
             examples=[example for row in rows for example in row.examples],
             duration_s=joined("duration_s"),
+            unexpanded=[prompt for row in rows for prompt in row.unexpanded],
         )
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from helpers.tiny_policy import make_parts, make_task
 
+from tvg.core.batches import join_prompts
 from tvg.data.collate import PromptCollator, pad_rows
 from tvg.data.dataset import GroundingDataset, LeftOut, Sample
 from tvg.data.video.decode import VideoError
 from tvg.data.video.sampling import FrameSampling
 from tvg.model.families.clip_text import VIDEO_TOKEN
-from tvg.types import GroundingExample, PromptBatch, RolloutBatch, Segment, VideoClip
+from tvg.types import EncodedClip, GroundingExample, PromptBatch, RolloutBatch, Segment, VideoClip
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,42 @@ def test_the_rate_really_sampled_and_the_length_found_are_carried(parts, samples
     assert batch.sampled_fps.tolist() == [s.clip.sampled_fps for s in samples]
     assert batch.duration_s.tolist() == [s.clip.duration_s for s in samples]
     assert [e.qid for e in batch.examples] == ["a", "b", "c"]
+
+
+def test_an_engine_can_have_frames_and_unexpanded_prompts(parts, samples):
+    collator = PromptCollator(
+        task=parts.task, processor=parts.processor, family=parts.family, keep_frames=True
+    )
+    batch = collator(samples)
+    assert parts.collator(samples).unexpanded == []
+    mark = parts.tokenizer.convert_tokens_to_ids("<|video_pad|>")
+    for sample_, ids, prompt in zip(samples, batch.input_ids, batch.unexpanded, strict=True):
+        assert torch.equal(prompt.frames, sample_.clip.frames)
+        assert prompt.sampled_fps == sample_.clip.sampled_fps
+        assert prompt.token_ids.count(mark) == 1
+        expanded = [token for token in ids.tolist() if token != parts.policy.pad_id]
+        without = [token for token in expanded if token != mark]
+        assert without == [token for token in prompt.token_ids if token != mark]
+    assert batch.rows(1, 3).unexpanded == batch.unexpanded[1:3]
+    doubled = batch.repeat(2).unexpanded
+    assert [id(p) for p in doubled] == [id(p) for p in batch.unexpanded for _ in range(2)]
+    joined = join_prompts([batch.rows(0, 1), batch.rows(1, 3)], pad_id=parts.policy.pad_id)
+    assert joined.unexpanded == batch.unexpanded
+
+
+def test_cached_features_cannot_give_frames(parts, samples):
+    collator = PromptCollator(
+        task=parts.task, processor=parts.processor, family=parts.family, keep_frames=True
+    )
+    clip = EncodedClip(
+        features=torch.zeros(8, 4),
+        grid_thw=torch.tensor([2, 2, 2]),
+        sampled_fps=2.0,
+        frame_times_s=torch.arange(4.0),
+        duration_s=2.0,
+    )
+    with pytest.raises(ValueError, match=r"^a: this rollout engine needs frames.*data/cache"):
+        collator([samples[0]._replace(clip=clip)])
 
 
 def test_a_batch_is_its_rows_alone(parts, samples):

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,8 +57,30 @@ def refuse_changes(before: Mapping[str, Any], now: Identity, *, where: str) -> N
         ValueError: such settings differ; the message names the keys, with both values.
     """
     found = differences(before, now.decides, may_change=may_change)
-    if found:
-        raise ValueError(
-            f"resume: {where} was trained with other settings, which a resumed run cannot change: "
-            f"{found}; give them as they were, or start a new run (another name)"
+    if not found:
+        return
+    advice = "give them as they were, or start a new run (another name)"
+    if former := _former_classes(before):
+        advice = (
+            f"the run was started by an older version of tvg ({former[0]} has another name now): "
+            "finish it with that version, or start a new run from its weights "
+            "(model.path=RUN_FOLDER/export)"
         )
+    raise ValueError(
+        f"resume: {where} was trained with other settings, which a resumed run cannot change: "
+        f"{found}; {advice}"
+    )
+
+
+def _former_classes(settings: Mapping[str, Any]) -> list[str]:
+    """Modules of tvg that dotted settings name and that this version does not have."""
+    named = [value for key, value in settings.items() if key.endswith("._target_")]
+    return [str(name) for name in named if str(name).startswith("tvg.") and not _exists(str(name))]
+
+
+def _exists(target: str) -> bool:
+    module = target.rpartition(".")[0]
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

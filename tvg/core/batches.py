@@ -28,6 +28,7 @@ def join_prompts(parts: Sequence[PromptBatch], *, pad_id: int) -> PromptBatch:
         examples=[example for part in parts for example in part.examples],
         unreadable=[problem for part in parts for problem in part.unreadable],
         duration_s=torch.cat([part.duration_s for part in parts]),
+        unexpanded=[prompt for part in parts for prompt in part.unexpanded],
     )
 
 

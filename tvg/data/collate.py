@@ -13,7 +13,7 @@ from tvg.data.dataset import LeftOut, Sample
 from tvg.model.families import Family
 from tvg.model.families.patching import clip_patches
 from tvg.task.protocol import Task
-from tvg.types import EncodedClip, GroundingExample, PromptBatch, VideoClip
+from tvg.types import EncodedClip, GroundingExample, PromptBatch, UnexpandedPrompt, VideoClip
 
 MOST_QUERY_PLACES = 4  # how often a prompt's template may show the query
 
@@ -30,9 +30,12 @@ class PromptCollator:
         family: the model's family; writes the text of clips and cuts their patches.
         max_prompt_tokens: longest prompt accepted; None for no limit.
         template_limits: time and memory limits of the checkpoint's chat template.
+        keep_frames: also pass on frames and unexpanded token ids, for rollout engines that process
+            clips themselves.
 
     Raises:
-        ValueError: the processor is of another family, the chat template fails or exceeds a limit,
+        ValueError: the processor is of another family, `keep_frames` meets cached features instead
+            of frames, the chat template fails or exceeds a limit,
             or a prompt is longer than `max_prompt_tokens`, lacks the clip's mark, or has an extra
             mark or placeholder (names the example).
     """
@@ -45,7 +48,9 @@ class PromptCollator:
         family: Family,
         max_prompt_tokens: int | None = None,
         template_limits: TemplateLimits = DEFAULT_LIMITS,
+        keep_frames: bool = False,
     ) -> None:
+        self.keep_frames = keep_frames
         self.task = task
         self.processor = processor
         self.clip_text = family.clip_text(task.frame_times)
@@ -83,6 +88,21 @@ class PromptCollator:
             examples=[sample.example for sample in samples],
             unreadable=unreadable,
             duration_s=_float64(sample.clip.duration_s for sample in samples),
+            unexpanded=[self._unexpanded(s) for s in samples] if self.keep_frames else [],
+        )
+
+    def _unexpanded(self, sample: Sample) -> UnexpandedPrompt:
+        if not isinstance(sample.clip, VideoClip):
+            raise ValueError(
+                f"{sample.example.qid}: this rollout engine needs frames, but data/cache=features "
+                "holds none: choose data/cache=frames"
+            )
+        text = self._chat_text(sample.example)
+        return UnexpandedPrompt(
+            token_ids=self.processor.tokenizer([text], add_special_tokens=False)["input_ids"][0],
+            frames=sample.clip.frames,
+            frame_times_s=sample.clip.frame_times_s,
+            sampled_fps=sample.clip.sampled_fps,
         )
 
     def query_problem(self, example: GroundingExample) -> str | None:

@@ -93,6 +93,7 @@ def _predict(cfg: DictConfig, sample: Sample, device: torch.device) -> Predictio
         processor=processor,
         family=family,
         template_limits=build(cfg.template_limits),
+        keep_frames=rollout.needs_frames,
     )
     prompts = collator([sample])
     policy = source.load_policy(processor).to(device)

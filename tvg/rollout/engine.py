@@ -62,9 +62,11 @@ class RolloutEngine(Protocol):
 
     Attributes:
         sampling: the settings of this engine.
+        needs_frames: the engine processes clips itself, from `PromptBatch.unexpanded`.
     """
 
     sampling: SamplingSettings
+    needs_frames: bool = False
 
     def setup(self, *, policy: Policy, tokenizer: Any) -> None:
         """Binds the engine to the policy that it samples from.

@@ -48,6 +48,7 @@ class PromptDataModule(ExamplesDataModule):
         family: the model's family; None in the same case.
         seed: seed of the shuffle.
         template_limits: time and memory limits of the checkpoint's chat template.
+        keep_frames: the rollout engine processes clips itself; see `PromptCollator`.
 
     Raises:
         ValueError: a count is too small, or see `ExamplesDataModule`; the message names the key.
@@ -68,6 +69,7 @@ class PromptDataModule(ExamplesDataModule):
     family: Family | None
     seed: int
     template_limits: TemplateLimits = DEFAULT_LIMITS
+    keep_frames: bool = False
     clips: ClipSource = field(init=False)  # source of the clips in batches
     unreadable: UnreadableClips = field(init=False)  # collected from batches
     training: TrainingList = field(init=False)  # examples of the training epochs
@@ -88,6 +90,7 @@ class PromptDataModule(ExamplesDataModule):
                 family=self.family,
                 max_prompt_tokens=self.max_prompt_tokens,
                 template_limits=self.template_limits,
+                keep_frames=self.keep_frames,
             )
         self._datasets: dict[str, tuple[Examples, GroundingDataset]] = {}
 

@@ -1,0 +1,38 @@
+"""What a resumed run may change, and what the refusal advises."""
+
+from __future__ import annotations
+
+import pytest
+
+from tvg.config.identity import Identity
+from tvg.config.resume_rules import may_change, refuse_changes
+
+NOW = {"model._target_": "tvg.model.loading.ModelSource", "seed": 0, "trainer.max_steps": 10}
+
+
+def refusal(**before) -> str:
+    with pytest.raises(ValueError, match=r"^resume: run/last\.ckpt was trained") as caught:
+        refuse_changes(
+            {**NOW, **before}, Identity(command="train", decides=NOW), where="run/last.ckpt"
+        )
+    return str(caught.value)
+
+
+def test_a_longer_run_may_be_resumed():
+    refuse_changes(
+        {**NOW, "trainer.max_steps": 5}, Identity(command="train", decides=NOW), where="run"
+    )
+    assert may_change("data.decoder.num_threads")
+    assert not may_change("data.batch_size")
+
+
+def test_a_changed_setting_is_refused_with_both_values():
+    message = refusal(seed=3)
+    assert "seed was 3, is 0" in message
+    assert message.endswith("give them as they were, or start a new run (another name)")
+
+
+def test_a_run_of_an_older_version_can_start_a_new_one():
+    message = refusal(**{"data.clip._target_": "tvg.data.clip.ClipLoader"})
+    assert "an older version of tvg (tvg.data.clip.ClipLoader has another name now)" in message
+    assert message.endswith("(model.path=RUN_FOLDER/export)")
