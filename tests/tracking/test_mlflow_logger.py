@@ -97,7 +97,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path):
 def test_store_creation_by_another_process_is_awaited(store, tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow_store, "_LOCK_TIMEOUT_S", 0.1)
     lock = FileLock(store.removeprefix("sqlite:///") + ".lock")
-    with lock, pytest.raises(ValueError, match="another process has been making"):
+    with lock, pytest.raises(ValueError, match="another process has been creating"):
         make(store, tmp_path)
     make(store, tmp_path)
 
