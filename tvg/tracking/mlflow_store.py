@@ -138,5 +138,6 @@ def store_error(problem: str, database: Path | None) -> ValueError:
         f"{KEY}: {database} is not a complete MLflow store ({first}): it was damaged, "
         "left incomplete by a kill, or made by another version of MLflow. For that, run "
         f"`mlflow db upgrade {shlex.quote(f'{SQLITE}{database}')}` after a "
-        f"backup; else move it away (`mv {file} {shlex.quote(f'{database}.broken')}`), and the next start makes a new one"
+        f"backup; else move it away (`mv {file} {shlex.quote(f'{database}.broken')}`), "
+        "and the next start makes a new one"
     )
