@@ -229,7 +229,7 @@ def test_an_output_folder_that_cannot_be_written(attempt, files, name, key, leaf
     [
         ("evaluate", "split=tets", "split: expected one of train, val, test, got 'tets'"),
         ("evaluate", "device=gpu", "device: expected a device such as cpu or cuda:0, got 'gpu'"),
-        ("predict", "query=''", "query: a sentence is needed, got an empty one"),
+        ("predict", "query=''", "query: expected a sentence, got an empty text"),
         ("predict", "window=[5,2]", "window: expected [start_s, end_s] with start_s < end_s"),
         ("predict", "window=5", "window: expected [start_s, end_s] with start_s < end_s, got 5"),
         ("predict", "truth=[a,b]", "truth: expected [start_s, end_s] with start_s < end_s"),

@@ -213,7 +213,7 @@ def test_a_stopped_evaluation_goes_on_after_what_is_done(
     # The size of training batches decides nothing here.
     done = command("evaluate", *words, "data.batch_size=3")
     assert done.code == 0, done.err
-    assert "going on after 2 of " in done.err + done.out
+    assert "resuming after 2 of " in done.err + done.out
 
 
 def test_an_evaluation_that_cannot_be_logged_keeps_its_predictions(
@@ -226,7 +226,7 @@ def test_an_evaluation_that_cannot_be_logged_keeps_its_predictions(
     assert "is not a complete MLflow store" in command("evaluate", *words, uri).error
     done = command("evaluate", *words, "logger=[]")
     assert done.code == 0, done.err
-    assert "going on after 1 of 1 " in done.err + done.out
+    assert "resuming after 1 of 1 " in done.err + done.out
     assert not (tmp_path / "run" / "predictions.partial.jsonl").exists()
 
 

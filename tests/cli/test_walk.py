@@ -219,7 +219,7 @@ def test_5_an_evaluation_that_was_stopped_goes_on(command, world, walked, monkey
     assert (run / "predictions.partial.jsonl").is_file()
     assert not (run / "predictions.jsonl").exists()
     done = command("evaluate", *words)
-    assert "going on after 4 of" in done.err
+    assert "resuming after 4 of" in done.err
     for name in ("predictions.jsonl", "metrics.json"):
         assert (run / name).read_bytes() == (walked / "eval" / name).read_bytes()
 

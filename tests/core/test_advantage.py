@@ -1,4 +1,4 @@
-"""Group advantages against numbers worked out by hand."""
+"""Group advantages compared with hand-computed numbers."""
 
 import math
 from itertools import product
@@ -21,7 +21,7 @@ def advantages_of(
     scale: str = "group_std",
     eps: float = 1e-4,
 ) -> Tensor:
-    """With Time-R1's settings where none is given."""
+    """Advantages, with Time-R1's settings by default."""
     return group_advantages(rewards, group_size=group_size, baseline=baseline, scale=scale, eps=eps)
 
 
@@ -75,7 +75,7 @@ def test_eps_is_added_to_the_std() -> None:
 
 @pytest.mark.parametrize("reward", [0.1, 1 / 3, 1.7, 1e4])
 @pytest.mark.parametrize("group_size", [3, 7, 8])
-def test_equal_rewards_give_exactly_nothing(reward: float, group_size: int) -> None:
+def test_equal_rewards_give_zero_advantages(reward: float, group_size: int) -> None:
     flat = torch.full((group_size,), reward)
     rewards = torch.cat([flat, torch.arange(group_size) / 7, flat])
     for dtype, baseline, scale, eps in product(
@@ -119,7 +119,7 @@ def test_invariances() -> None:
         (4, 2, "std", r"objective\.advantage\.scale.*'std'"),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_rewards_that_do_not_fit_the_groups_are_named(
     num_rewards: int, group_size: int, scale: str, named: str
 ) -> None:
     with pytest.raises(ValueError, match=named):

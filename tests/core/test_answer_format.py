@@ -1,4 +1,4 @@
-"""Exactly the asked format: what counts, and what the parsers still read."""
+"""Answers in exactly the asked format, and other answers that the parsers accept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ THINK = "<think>At {start_s:.0f}.</think> <answer>{start_s:.2f} to {end_s:.2f}</
         ("<answer>1.2 to 6.0</answer>", True, True),
         (" <answer>1.2 to 6.0</answer>\n", True, True),
         ("<answer>8.0 to 1.2</answer>", True, True),  # reversed: the format is right
-        ("<answer>1.2 to 6 6</answer>", False, True),  # where the demo's policy drifted to
+        ("<answer>1.2 to 6 6</answer>", False, True),  # answers to which the demo's policy drifted
         ("<answer>1.2 to 6.0.</answer>", False, True),
         ("<answer>1.2 to 6.0 seconds</answer>", False, True),
         ("<answer>1.2 to 6</answer>", False, True),
@@ -58,7 +58,7 @@ def test_a_thought_before_the_answer(text: str, exact: bool) -> None:
     assert is_exact(text, answer_pattern(THINK), think=True) is exact
 
 
-def test_the_letter_of_an_option() -> None:
+def test_an_option_letter_needs_parentheses_to_be_exact() -> None:
     for text, exact in [("<answer>(B)</answer>", True), ("<answer>B</answer>", False)]:
         assert is_exact(text, answer_pattern(None), think=False) is exact
 
@@ -71,7 +71,7 @@ def test_the_letter_of_an_option() -> None:
         ("<answer>{{{start_s:.1f}, {end_s:.1f}}}</answer>", "<answer>{3.0, 4.5}</answer>", "{3.0}"),
     ],
 )
-def test_formats_of_ones_own(answer_format: str, text: str, other: str) -> None:
+def test_custom_answer_formats(answer_format: str, text: str, other: str) -> None:
     pattern = answer_pattern(answer_format)
     assert is_exact(text, pattern, think=False)
     assert not is_exact(other, pattern, think=False)

@@ -1,4 +1,4 @@
-"""Rollouts taken apart and joined again hold the same groups."""
+"""Splitting and joining rollouts keeps their groups."""
 
 from dataclasses import fields
 
@@ -30,7 +30,7 @@ def sampled(tiny_checkpoint, tiny_world):
 
 
 def trimmed(rollout, pad_id):
-    """A group on its own, without the padding that its batch gave it."""
+    """A single group without the padding of its batch."""
     first = int(rollout.prompts.attention_mask.argmax(1).min())
     longest = int(rollout.completion_mask.sum(1).max())
     prompts = PromptBatch(
@@ -61,7 +61,7 @@ def assert_same(one, other):
             assert mine == its, field.name
 
 
-def test_joined_groups_are_the_batch_they_were_taken_from(sampled):
+def test_splitting_and_joining_groups_restores_the_batch(sampled):
     pad_id = 0
     groups = [sampled.select(range(i, i + 1), range(GROUP)) for i in range(4)]
     joined = join_rollouts([trimmed(group, pad_id) for group in groups], pad_id=pad_id)
@@ -71,7 +71,7 @@ def test_joined_groups_are_the_batch_they_were_taken_from(sampled):
             "prompts": sampled.prompts,
         }
     )
-    # What stands under the padding is the padding's.
+    # Masked values are padding.
     ids = joined.completion_ids.where(joined.completion_mask.bool(), expected.completion_ids)
     prompt_ids = joined.prompts.input_ids.where(
         joined.prompts.attention_mask.bool(), expected.prompts.input_ids
@@ -87,7 +87,7 @@ def test_joined_groups_are_the_batch_they_were_taken_from(sampled):
     assert torch.equal(joined.prompts.duration_s, expected.prompts.duration_s)
 
 
-def test_joined_batches_come_apart_again(sampled):
+def test_joined_batches_can_be_split_again(sampled):
     two = [sampled.select(range(0, 2), range(GROUP)), sampled.select(range(2, 4), range(GROUP))]
     joined = join_rollouts(two[::-1], pad_id=0)
     assert_same(joined.select(range(0, 2), range(GROUP)), two[1])
@@ -95,7 +95,7 @@ def test_joined_batches_come_apart_again(sampled):
 
 
 def test_every_field_is_joined(sampled):
-    """A field that is new in the records would come back with its default."""
+    """A new field that is not joined would get its default value."""
     joined = join_rollouts([sampled], pad_id=0)
     assert_same(joined, sampled)
     batch = sampled.prompts

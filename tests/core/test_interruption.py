@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM become an exception, at once or when the step in progress is done."""
+"""SIGINT and SIGTERM raise an exception, at once or after the step in progress."""
 
 import os
 import signal
@@ -40,10 +40,10 @@ def test_a_second_signal_does_not_wait():
         send(signal.SIGINT)
         with pytest.raises(Interrupted) as caught:
             send(signal.SIGTERM)
-        assert caught.value.signum == signal.SIGINT  # what was asked first
+        assert caught.value.signum == signal.SIGINT  # the first signal
 
 
-def test_a_signal_during_the_clean_up_does_not_disturb_it():
+def test_a_signal_does_not_interrupt_the_clean_up():
     with handled():
         with pytest.raises(Interrupted):
             send(signal.SIGTERM)
@@ -65,7 +65,7 @@ def test_a_third_signal_ends_the_process():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
-def test_hold_takes_signals_back_from_a_library():
+def test_hold_replaces_signal_handlers_of_a_library():
     with handled():
         signal.signal(signal.SIGTERM, lambda *_: None)
         hold()
@@ -92,13 +92,13 @@ def test_outside_of_a_command_nothing_is_held():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_interruption_carries_the_advice_of_the_work():
+def test_an_interruption_contains_the_advice_of_the_work():
     with pytest.raises(Interrupted) as caught, handled(), advising("go on"):
         send(signal.SIGTERM)
     assert caught.value.advice == ["go on"]
 
 
-def test_a_forked_child_ends_as_any_process():
+def test_a_forked_child_has_default_signal_handling():
     with handled():
         child = os.fork()
         if child == 0:
@@ -107,7 +107,7 @@ def test_a_forked_child_ends_as_any_process():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
-def test_a_failed_job_holds_no_signal_of_the_next():
+def test_a_failed_job_does_not_hold_the_next_jobs_signals():
     with handled():
         with suppress(ZeroDivisionError), interruption.holds_end_inside():
             hold()

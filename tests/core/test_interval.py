@@ -1,4 +1,4 @@
-"""Temporal IoU against numbers worked out by hand."""
+"""Temporal IoU compared with hand-computed numbers."""
 
 import math
 import random
@@ -64,7 +64,7 @@ def test_a_missing_segment_scores_zero() -> None:
     assert segment_iou(None, None) == 0.0
 
 
-def test_leading_dimensions_broadcast_and_integers_are_taken() -> None:
+def test_leading_dimensions_broadcast_and_integers_are_accepted() -> None:
     pred = torch.tensor([[[0, 10], [5, 15]], [[20, 30], [15, 5]]])
     iou = temporal_iou(pred, torch.tensor([0, 10]))
     torch.testing.assert_close(iou, torch.tensor([[1.0, 1 / 3], [0.0, 0.0]]))
@@ -83,18 +83,16 @@ def test_gradients_are_finite_even_at_invalid_segments() -> None:
     assert empty.grad.eq(0).all()
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(seconds, seconds, seconds, seconds)
-def test_any_floats_give_a_number_in_the_unit_interval(
-    a: float, b: float, c: float, d: float
-) -> None:
+def test_iou_of_any_floats_is_between_0_and_1(a: float, b: float, c: float, d: float) -> None:
     iou = segment_iou(Segment(a, b), Segment(c, d))
     assert 0 <= iou <= 1
     pair = torch.tensor([[a, b], [c, d]], dtype=torch.float64)
     assert temporal_iou(pair[0], pair[1]).item() == iou
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(sane_seconds, sane_seconds, sane_seconds, sane_seconds, st.integers(-50, 50))
 def test_symmetry_and_shift_invariance(a: float, b: float, c: float, d: float, by: int) -> None:
     first, second = Segment(a, b), Segment(c, d)
@@ -106,11 +104,11 @@ def test_symmetry_and_shift_invariance(a: float, b: float, c: float, d: float, b
 
 GENERALISED = [
     ((0, 10), (0, 10), 1.0),
-    ((0, 10), (5, 15), 5 / 15),  # that of IoU where they overlap
+    ((0, 10), (5, 15), 5 / 15),  # equals IoU if they overlap
     ((0, 5), (5, 10), 0.0),  # touching
     ((0, 4), (6, 10), -2 / 10),  # the gap's share of the hull
     ((0, 2), (8, 10), -6 / 10),
-    ((0, 1e-6), (1e6, 1e6 + 1e-6), -1.0),  # ever nearer to -1
+    ((0, 1e-6), (1e6, 1e6 + 1e-6), -1.0),  # approaches -1
     ((5, 0), (0, 5), -1.0),  # reversed
     ((3, 3), (0, 10), -1.0),  # empty
     ((NAN, 5), (0, 5), -1.0),
@@ -125,13 +123,13 @@ def test_generalised_iou(a, b, giou):
     assert segment_giou(Segment(*b), Segment(*a)) == pytest.approx(giou, abs=1e-9)
 
 
-def test_generalised_iou_of_nothing():
+def test_generalised_iou_of_missing_segments():
     assert segment_giou(None, Segment(0, 1)) == segment_giou(Segment(0, 1), None) == -1.0
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(seconds, seconds, seconds, seconds)
-def test_generalised_iou_is_in_range_and_that_of_iou_where_they_overlap(a0, a1, b0, b1):
+def test_generalised_iou_is_bounded_and_equals_iou_for_overlaps(a0, a1, b0, b1):
     a, b = Segment(a0, a1), Segment(b0, b1)
     giou, iou = segment_giou(a, b), segment_iou(a, b)
     assert -1 <= giou <= 1
@@ -153,7 +151,7 @@ def on_paper(a: tuple[int, int], b: tuple[int, int]) -> Fraction:
     return Fraction(inter, a[1] - a[0] + b[1] - b[0] - inter)
 
 
-def test_ties_on_paper_are_ties() -> None:
+def test_exact_iou_keeps_decimal_ties() -> None:
     # 3.5 / 5.0; in floats 0.6999999999999998.
     assert exact_iou(Segment(3.3, 6.8), Segment(3.3, 8.3)) == Fraction(7, 10)
     rng = random.Random(0)
@@ -179,7 +177,7 @@ def test_ties_on_paper_are_ties() -> None:
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=4, max_size=4))
-def test_an_exact_iou_is_that_of_floats_but_for_rounding(ends: list[float]) -> None:
+def test_exact_iou_equals_float_iou_up_to_rounding(ends: list[float]) -> None:
     a, b = Segment(*ends[:2]), Segment(*ends[2:])
     exact = exact_iou(a, b)
     assert 0 <= exact <= 1

@@ -55,14 +55,14 @@ def test_the_value_is_unbiased(estimator) -> None:
     torch.testing.assert_close(mean, exact_kl(policy, reference))
 
 
-def test_the_value_of_k2_is_near_for_near_policies() -> None:
+def test_k2_approximates_the_kl_of_similar_policies() -> None:
     policy, reference = logs([0.5, 0.3, 0.2]), logs([0.48, 0.31, 0.21])
     mean = (policy.exp() * k2(policy, reference)).sum()
     torch.testing.assert_close(mean, exact_kl(policy, reference), rtol=0.05, atol=0)
     assert mean != exact_kl(policy, reference)
 
 
-def test_what_each_gradient_means_as_a_loss() -> None:
+def test_gradient_of_each_estimator_as_a_loss() -> None:
     logits = torch.tensor([0.4, -0.2, 0.1], dtype=torch.float64, requires_grad=True)
     reference = logs([0.2, 0.2, 0.6])[0]
 

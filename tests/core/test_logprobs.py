@@ -62,7 +62,7 @@ def with_gradients(
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
 @pytest.mark.parametrize("suppressed", [None, [0, 2]])
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.5])
-def test_values_and_gradients_equal_the_plain_way(
+def test_values_and_gradients_equal_a_plain_log_softmax(
     chunk_tokens: int, temperature: float, suppressed: list[int] | None, entropy_coef: float
 ) -> None:
     hidden, weight, token_ids = example()
@@ -99,7 +99,7 @@ def test_lower_precision_stays_near_the_float64_truth(dtype: torch.dtype, atol: 
         torch.testing.assert_close(our.double(), their, rtol=0.02, atol=atol)
 
 
-def test_half_precision_ends_with_the_product() -> None:
+def test_only_the_head_product_is_in_half_precision() -> None:
     hidden, weight, token_ids = example(torch.bfloat16)
     logits = (hidden @ weight.t()).double()  # rounded as a language-model head rounds them
     expected = logits.log_softmax(dim=-1).gather(1, token_ids[:, None])[:, 0].float()
@@ -129,7 +129,7 @@ def test_suppressed_ids_have_no_probability_and_get_no_gradient() -> None:
     assert weight.grad is not None
     assert weight.grad[suppressed].eq(0).all()
     assert torch.isfinite(weight.grad).all()
-    # What is left is a distribution over the other ids.
+    # The other ids form a distribution.
     rest = torch.tensor([v for v in range(VOCABULARY) if v not in (0, 2)])
     one = hidden[:1].expand(len(rest), -1)
     total = token_logprobs(one, weight.detach(), rest, suppressed_ids=suppressed)[0].exp().sum()
@@ -174,7 +174,7 @@ def test_entropy_alone_can_be_differentiated() -> None:
     torch.testing.assert_close(hidden.grad, expected, rtol=0, atol=1e-12)
 
 
-def test_an_entropy_that_nothing_uses_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unused_entropy_adds_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Tensor | None] = []
     inner = logprobs_module._grad_logits
     monkeypatch.setattr(
@@ -186,7 +186,7 @@ def test_an_entropy_that_nothing_uses_costs_nothing(monkeypatch: pytest.MonkeyPa
     assert given == [None]
 
 
-def test_certain_words_have_an_entropy_gradient_of_nothing() -> None:
+def test_certain_tokens_have_zero_entropy_gradient() -> None:
     hidden = torch.tensor([[2000.0]], requires_grad=True)  # log p of the others: -2000
     _, entropy = token_logprobs(hidden, torch.tensor([[1.0], [0.0]]), torch.tensor([0]))
     entropy.sum().backward()
@@ -218,7 +218,7 @@ def test_only_one_side_trained(trained: str) -> None:
     assert (weight if trained == "hidden" else hidden).grad is None
 
 
-def test_no_tokens_at_all_still_reach_the_graph() -> None:
+def test_empty_input_stays_in_the_graph() -> None:
     hidden, weight, token_ids = example()
     hidden = hidden.requires_grad_()
     logprobs, entropy = token_logprobs(hidden[:0], weight, token_ids[:0])
@@ -229,7 +229,7 @@ def test_no_tokens_at_all_still_reach_the_graph() -> None:
 
 
 class LargestOutput(TorchDispatchMode):
-    """Watches every operation, the backward pass's too, for the size of what it returns."""
+    """Records the size of every operation's output, also in the backward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class LargestOutput(TorchDispatchMode):
         return out
 
 
-def test_no_more_logits_than_one_chunk_are_ever_made() -> None:
+def test_at_most_one_chunk_of_logits_exists() -> None:
     chunk_tokens, width, vocabulary = 5, 4, 301
     hidden = torch.randn(64, width, requires_grad=True)
     weight = torch.randn(vocabulary, width, requires_grad=True)
@@ -261,12 +261,12 @@ def test_no_more_logits_than_one_chunk_are_ever_made() -> None:
         (logprobs + entropy).sum().backward()
     assert forward.numbers == chunk_tokens * vocabulary
     assert backward.numbers == chunk_tokens * vocabulary
-    with LargestOutput() as watched:  # the watch itself sees the plain way
+    with LargestOutput() as watched:  # the recorder detects a plain log-softmax
         plain(hidden, weight, token_ids)
     assert watched.numbers == 64 * vocabulary
 
 
-def test_nothing_with_a_vocabulary_axis_is_kept_for_the_backward_pass() -> None:
+def test_no_vocabulary_sized_tensor_is_saved_for_backward() -> None:
     hidden, weight, token_ids = (torch.randn(64, 4), torch.randn(301, 4), torch.zeros(64).long())
     hidden.requires_grad_()
     kept: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Recalls, mIoU and their intervals against numbers worked out by hand."""
+"""Recalls, mIoU and their intervals compared with hand-computed numbers."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def test_the_share_of_exactly_formatted_answers() -> None:
 
 
 def test_recalls_compare_exactly() -> None:
-    """A tie on paper counts; what is below it by 1e-12 does not, and neither does rounding help."""
+    """An exact tie counts; a value 1e-12 below it does not, and rounding does not help."""
     tie, below, above = (
         Fraction(7, 10),
         Fraction(7, 10) - Fraction(1, 10**12),
@@ -59,7 +59,7 @@ def test_other_thresholds() -> None:
     assert "r1_iou_0.5" not in metrics
 
 
-def test_the_interval_is_the_known_one_of_a_proportion() -> None:
+def test_interval_equals_the_normal_approximation_of_a_proportion() -> None:
     # 400 queries, half right: normal approximation 0.5 +- 1.96 * sqrt(0.25 / 400) = 0.049.
     metrics = grounding_metrics([0.0, 1.0] * 200, [True] * 400, resamples=4000)
     for name in ("miou", "r1_iou_0.5"):
@@ -99,7 +99,7 @@ def test_paired_gain_by_hand() -> None:
     assert paired_bootstrap([0.1, 0.5, 0.9], [0.3, 0.5, 0.8], seed=0, resamples=500) == gain
 
 
-def test_pairing_removes_what_both_share() -> None:
+def test_pairing_removes_common_variance() -> None:
     before = [(7 * n % 50) / 100 for n in range(50)]
     after = [iou + 0.25 for iou in before]
     gain = paired_bootstrap(before, after)
@@ -132,7 +132,7 @@ def test_broken_pairs_are_named() -> None:
         paired_bootstrap([0.1], [0.2], resamples=0)
 
 
-def test_a_strict_recall_leaves_out_the_threshold_itself():
+def test_strict_recall_excludes_the_threshold():
     ious = [0.3, 0.5, 0.7, Fraction(3, 10), 0.71]
     names = [f"r1_iou_{threshold}" for threshold in (0.3, 0.5, 0.7)]
     assert [grounding_metrics(ious, [True] * 5)[n] for n in names] == [1.0, 0.6, 0.4]

@@ -1,4 +1,4 @@
-"""Parsing of answers: what models write, junk they write too, and the published patterns."""
+"""Parsing of answers: typical answers, junk, and the published patterns."""
 
 import re
 
@@ -33,7 +33,7 @@ RANGES = [
     ("00:00:05 to 00:00:11.5", 5, 11.5),
     ("10:75 to 80", 75, 80),  # not a clock time
     ("01:02:03.5 to 01:02:10", 3723.5, 3730),
-    ("11 to 5", 11, 5),  # reversed: what was said, to be scored 0
+    ("11 to 5", 11, 5),  # reversed: kept as it is, scores 0
     ("0 to 0", 0, 0),
     ("1 to 2 or rather 3 to 4", 3, 4),  # the last one counts
     ("1 to 2 to 3", 1, 2),  # ranges do not overlap
@@ -88,7 +88,7 @@ def test_the_last_closed_answer_block_counts() -> None:
     assert parse_answer(nested).answer == "1 to 2 <answer>3 to 4"
 
 
-def test_anywhere_is_only_the_fallback() -> None:
+def test_text_outside_the_answer_block_is_only_a_fallback() -> None:
     text = "<think>1 to 2</think> <answer>{}</answer> 5 to 6"
     assert parse_answer(text.format("3 to 4"), anywhere=True).segment == Segment(3, 4)
     assert parse_answer(text.format("none"), anywhere=True).segment == Segment(5, 6)
@@ -133,14 +133,14 @@ THINK_PATTERN = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTA
 ANSWER_PATTERN = re.compile(r"<answer>.*?</answer>", re.DOTALL)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(st.lists(pieces, max_size=14).map("".join))
 def test_format_agrees_with_the_published_pattern(text: str) -> None:
     assert has_format(text, think=True) == bool(THINK_PATTERN.fullmatch(text.strip()))
     assert has_format(text, think=False) == bool(ANSWER_PATTERN.fullmatch(text.strip()))
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(st.text(alphabet="<>/thinkaswer ", max_size=30), st.lists(pieces, max_size=6).map("".join))
 def test_answer_block_agrees_with_the_published_pattern(junk: str, text: str) -> None:
     text = f"<think>{text}</think>{junk}<answer>{text}</answer>{junk}"
@@ -152,7 +152,7 @@ plain_number = st.from_regex(r"[0-9]{1,4}(\.[0-9]{0,3})?", fullmatch=True)
 word_between = st.sampled_from([" to ", " and ", " TO ", ", then ", " / ", " "])
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(st.lists(st.tuples(plain_number, word_between), min_size=1, max_size=8))
 def test_plain_seconds_are_read_like_the_published_pattern(parts: list[tuple[str, str]]) -> None:
     text = "".join(number + word for number, word in parts)
@@ -161,9 +161,9 @@ def test_plain_seconds_are_read_like_the_published_pattern(parts: list[tuple[str
     assert parse_answer(f"<answer>{text}</answer>").segment == expected
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(st.text(max_size=200) | st.lists(pieces, max_size=30).map("".join), st.booleans())
-def test_nothing_raises(text: str, anywhere: bool) -> None:
+def test_parsing_any_text_never_raises(text: str, anywhere: bool) -> None:
     parsed = parse_answer(text, anywhere=anywhere)
     if parsed.segment is not None:
         assert all(0 <= time_s < float("inf") for time_s in parsed.segment)
@@ -173,9 +173,9 @@ def test_nothing_raises(text: str, anywhere: bool) -> None:
 two_decimals = st.integers(0, 99_999).map(lambda n: n / 100)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(two_decimals, two_decimals, st.text(alphabet="abc 0123456789.:-<>", max_size=80))
-def test_a_target_is_read_back_behind_any_thought(start: float, end: float, junk: str) -> None:
+def test_a_target_is_parsed_after_any_thought(start: float, end: float, junk: str) -> None:
     text = f"<think>{junk}</think> <answer>{start:.2f} to {end:.2f}</answer>"
     parsed = parse_answer(text)
     assert parsed.segment == Segment(start, end)
@@ -198,7 +198,7 @@ LONG_JUNK = [
 
 
 @pytest.mark.parametrize("junk", LONG_JUNK, ids=lambda junk: repr(junk[:12]))
-def test_long_junk_ends(junk: str) -> None:
+def test_parsing_long_junk_terminates(junk: str) -> None:
     # A pattern that backtracks would not end within the test run's time limit on some of these.
     text = f"<think>{junk}<answer>{junk} 7 to 8</answer>"
     assert parse_answer(text, anywhere=True).segment is not None

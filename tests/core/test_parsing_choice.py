@@ -37,13 +37,13 @@ def test_option_letters(answer: str, letter: str | None) -> None:
     assert parse_choice(f"<think>(F)?</think> <answer>{answer}</answer> (G)") == letter
 
 
-def test_the_last_block_counts_and_none_is_no_choice() -> None:
+def test_the_last_block_counts_and_no_block_means_no_choice() -> None:
     assert parse_choice("<answer>(A)</answer> no, <answer>(B)</answer>") == "B"
     assert parse_choice("(A)") is None
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(st.text(max_size=80))
-def test_nothing_raises(text: str) -> None:
+def test_parsing_any_text_never_raises(text: str) -> None:
     letter = parse_choice(f"<answer>{text}</answer>")
     assert letter is None or (len(letter) == 1 and letter.isupper())

@@ -1,4 +1,4 @@
-"""The release's way of reading, held against its own regular expressions on texts they can bear."""
+"""The release's parsing, compared with its own regular expressions on short texts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BY_HAND = [
     ("\u0665 to \u0661\u0661.\u0666", (5, 11.6)),  # Arabic-Indic digits
     ("\u00b2 to 3", None),  # a superscript is no decimal digit
     ("5 \u0442\u043e 11", None),  # Cyrillic letters
-    ("9" * 400 + " to 5", None),  # ours: no segment in the place of infinity
+    ("9" * 400 + " to 5", None),  # tvg: no segment instead of infinity
 ]
 
 
@@ -67,7 +67,7 @@ def test_training_reads_the_block_and_evaluation_the_whole_text() -> None:
     text = "<think>1 to 2</think> <answer>3 to 4</answer> or 5 to 6"
     assert parse_answer(text).segment == Segment(3, 4)
     assert parse_answer(text, anywhere=True).segment == Segment(5, 6)
-    # Ours by default falls back to the whole text only where the block holds nothing.
+    # The default uses the whole text only if the block holds no range.
     assert parsing.parse_answer(text, anywhere=True).segment == Segment(3, 4)
     assert parse_answer("5 to 6").segment is None
     nothing = "<answer>1 to 2</answer> <answer>none</answer>"
@@ -93,18 +93,18 @@ def random_texts(count: int, seed: int) -> list[str]:
     return [f"<answer>{text}</answer>" if rng.random() < 0.5 else text for text in texts]
 
 
-def test_a_thousand_random_completions_are_read_alike() -> None:
+def test_random_completions_parse_as_in_the_release() -> None:
     texts = random_texts(1000, seed=0)
     expected = [published(text, anywhere=False) for text in texts]
-    assert 200 < sum(e is not None for e in expected) < 800  # both kinds are there
+    assert 200 < sum(e is not None for e in expected) < 800  # both kinds occur
     assert [parse_answer(text).segment for text in texts] == expected
     everywhere = [published(text, anywhere=True) for text in texts]
     assert [parse_answer(text, anywhere=True).segment for text in texts] == everywhere
 
 
-@settings(deadline=None, max_examples=300)  # a busy machine is no failure
+@settings(deadline=None, max_examples=300)  # a busy machine must not fail the test
 @given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join) | st.text(max_size=60))
-def test_any_text_is_read_alike(text: str) -> None:
+def test_any_text_parses_as_in_the_release(text: str) -> None:
     assert parse_answer(text, anywhere=True).segment == published(text, anywhere=True)
     text = f"<answer>{text}</answer>"
     assert parse_answer(text).segment == published(text, anywhere=False)
@@ -114,7 +114,7 @@ LONG_JUNK = ["9" * 10_000, "9." * 5_000, "1 to " * 2_000, "1 to 2." * 1_400, "."
 
 
 @pytest.mark.parametrize("junk", LONG_JUNK, ids=lambda junk: repr(junk[:12]))
-def test_long_junk_ends(junk: str) -> None:
+def test_parsing_long_junk_terminates(junk: str) -> None:
     # The published pattern would take hours on the first of these.
     assert parse_answer(f"<answer>{junk} 7 to 8</answer>").segment is not None
     assert parse_answer(f"<answer>{junk}</answer>{junk}", anywhere=True) is not None

@@ -1,4 +1,4 @@
-"""Position ids against hand-computed cases and against the definition walked token by token."""
+"""Position ids compared with hand-computed cases and with the definition, token by token."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def test_text_video_text() -> None:
     assert width == [0, 1, 2, 3] + [4, 5, 6] * 4 + [9, 10, 11]
 
 
-def test_text_goes_on_behind_the_largest_axis() -> None:
+def test_text_continues_after_the_largest_axis() -> None:
     # One step in time, 2 rows, 5 columns: the width reaches furthest, 1 + 4 = 5.
     time, height, width = positions([clip(10)], [[1, 4, 10]], [1.0])[:, 0].tolist()
     assert time == [0] + [1] * 10 + [6]
@@ -83,7 +83,9 @@ def test_text_goes_on_behind_the_largest_axis() -> None:
         (2 / 30, [0, 0, 0, 0, 1, 1, 1]),  # 0.2667 a step: neighbours share an id
     ],
 )
-def test_time_follows_the_rate_sampled(second_per_grid_s: float, expected: list[int]) -> None:
+def test_temporal_ids_follow_the_sampled_rate(
+    second_per_grid_s: float, expected: list[int]
+) -> None:
     time = positions([clip(7)], [[7, 2, 2]], [second_per_grid_s])[0, 0]
     assert time.tolist() == [0, *(1 + step for step in expected), 1 + expected[-1] + 1]
 
@@ -110,7 +112,7 @@ def test_two_clips_in_one_prompt() -> None:
     assert height == width == [0, 1, 2, 2, 7, 8, 9, 10, 10, 10, 15, 16]
 
 
-def test_padding_moves_nothing_and_is_masked_by_ones() -> None:
+def test_padding_changes_no_positions_and_gets_ones() -> None:
     rows = [[TEXT] * 2 + clip(4) + [TEXT], clip(2), [TEXT] * 3]
     grids, seconds = [[4, 2, 2], [2, 2, 2]], [1.0, 2.0]
     padded = positions(rows, grids, seconds)
@@ -144,7 +146,7 @@ def test_vision_tokens_under_the_mask_are_padding() -> None:
     assert found[0].tolist() == [[1, 1, 0, 1, 5, 6]]
 
 
-def test_a_clip_cut_off_from_its_start_is_not_a_clip() -> None:
+def test_vision_tokens_without_a_start_token_are_not_a_clip() -> None:
     with pytest.raises(ValueError, match="got 1 grids, 0 clips"):
         mrope_position_ids(
             torch.tensor([[START, VIDEO, TEXT]]),
@@ -181,7 +183,7 @@ def test_dropping_or_permuting_the_rate_changes_the_positions() -> None:
 
 
 def walked(row: list[int], grids: list[list[int]], seconds: list[float]) -> list[list[int]]:
-    """The definition, token by token, with exact fractions of the times given."""
+    """The definition, token by token, with exact fractions of the given times."""
     ids: list[list[int]] = []
     largest, place, clips = -1, 0, iter(zip(grids, seconds, strict=True))
     while place < len(row):
@@ -202,8 +204,8 @@ def walked(row: list[int], grids: list[list[int]], seconds: list[float]) -> list
     return [list(axis) for axis in zip(*ids, strict=True)]
 
 
-def test_one_span_a_step() -> None:
-    # Three steps of 1 x 2 tokens at half a second: alone, each begins anew behind its time's text.
+def test_one_span_per_step() -> None:
+    # Three steps of 1 x 2 tokens at half a second: each starts again after the text of its time.
     row = [TEXT, TEXT, *clip(2), TEXT, TEXT, *clip(2), TEXT, *clip(2), TEXT]
     time, height, width = positions([row], [[3, 2, 4]], [0.5])[:, 0].tolist()
     # Start 2, tokens at 3 (3, 4 along the width), end 5; text 6, 7; start 8, tokens 9; end 11 ...
@@ -239,7 +241,7 @@ def test_spans_and_whole_clips_in_one_batch() -> None:
         ([[*clip(3), *clip(5)]], [[4, 2, 4]]),  # 8 tokens, but steps of 2 are cut in two
         ([[*clip(2), *clip(4)]], [[2, 2, 2], [4, 2, 2], [1, 2, 2]]),  # more clips than spans
         ([[*clip(2), *clip(2), *clip(2)]], [[3, 2, 2], [3, 2, 2]]),  # a span across two clips
-        ([[*clip(2), *clip(2)]], [[3, 2, 2]]),  # a step too many
+        ([[*clip(2), *clip(2)]], [[3, 2, 2]]),  # one step too many
         ([[*clip(2)], [*clip(2)]], [[4, 2, 2]]),  # one clip in two prompts
         ([[*clip(2), TEXT, VIDEO, VIDEO]], [[4, 2, 2]]),  # tokens without a start of their own
     ],
@@ -274,7 +276,7 @@ def test_a_batch_of_200_prompts_equals_the_walk() -> None:
         assert found[:, n, -len(row) :].tolist() == walked(row, grids_of[n], seconds_of[n])
 
 
-def test_completions_go_on_behind_the_prompt() -> None:
+def test_completions_continue_after_the_prompt() -> None:
     prompt = positions([[TEXT, *clip(2), TEXT], [TEXT]], [[2, 2, 2]], [1.0])
     further = extend_positions(prompt[:, :, -1], 3)
     assert further.shape == (3, 2, 3)
@@ -305,7 +307,7 @@ def test_completions_go_on_behind_the_prompt() -> None:
         ({"rows": [[START, VIDEO, VIDEO, TEXT, VIDEO, VIDEO]]}, "must match their grids"),
     ],
 )
-def test_what_does_not_fit_is_named(change: dict[str, Any], named: str) -> None:
+def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], named: str) -> None:
     right: dict[str, Any] = {
         "rows": [clip(4)],
         "grids": [[4, 2, 2]],

@@ -26,7 +26,7 @@ def test_control_characters_become_escapes(text: str, shown: str) -> None:
     assert shown.encode().isascii()
 
 
-def test_ordinary_text_stays() -> None:
+def test_ordinary_text_is_unchanged() -> None:
     text = "A café, 東京 🎬: 50 % done\n\tnext"
     assert printable(text) == text
     assert printable_line(text) == r"A café, 東京 🎬: 50 % done\n\tnext"

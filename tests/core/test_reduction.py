@@ -52,7 +52,7 @@ def test_the_mean_over_each_groups_tokens_by_hand() -> None:
         values, mask, reduction=reduction, denominator=denominator, group_lengths=lengths
     )
     assert whole.item() == pytest.approx((16 / 5 + 5) / 2)
-    # A part of a group knows the length of the whole one.
+    # A part of a group has the length of the whole group.
     parts = [
         reduce_tokens(
             values[rows],
@@ -81,11 +81,11 @@ def test_a_token_mean_carries_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_completion_without_tokens_adds_nothing(reduction: Reduction) -> None:
+def test_an_empty_completion_adds_no_loss_but_is_counted(reduction: Reduction) -> None:
     nothing = torch.zeros_like(MASK)
     denominator = reduction_denominator(nothing, reduction, max_tokens=4)
     assert reduce_tokens(VALUES, nothing, reduction=reduction, denominator=denominator) == 0
-    # Its place counts where completions are counted: the rest is not raised by it.
+    # It still counts as a completion, so the others get no larger weight.
     with_it = torch.cat([MASK, MASK[:1] * 0])
     more = reduction_denominator(with_it, reduction, max_tokens=4)
     assert more == {"token_mean": 6, "sequence_mean": 4, "max_tokens": 16}[reduction]

@@ -1,4 +1,4 @@
-"""Blocks, words and how alike they are, against tables worked out in full."""
+"""Blocks, words and their similarity, compared with full tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def table_lcs(a: list[str], b: list[str]) -> int:
 some_words = st.lists(st.sampled_from("abcd"), max_size=90)  # more than a machine word's bits
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(some_words, some_words)
 def test_lcs_agrees_with_the_table(a: list[str], b: list[str]) -> None:
     assert lcs_length(a, b) == table_lcs(a, b) == lcs_length(b, a)
@@ -63,7 +63,7 @@ def test_words() -> None:
 pieces = st.sampled_from(["<a>", "</a>", "<a", "x", " ", "\n"])
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(st.lists(pieces, max_size=14).map("".join))
 def test_blocks_agree_with_the_pattern(text: str) -> None:
     found = [block.strip() for block in re.findall(r"<a>(.*?)</a>", text, re.DOTALL)]

@@ -1,4 +1,4 @@
-"""Only its parent stops a worker process, and none outlives its parent."""
+"""Only its parent can stop a worker process, and no worker outlives its parent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def test_a_worker_takes_no_signal_but_its_parents() -> None:
+def test_a_worker_accepts_signals_only_from_its_parent() -> None:
     worker = WORKERS.Process(target=time.sleep, args=(60,))
     worker.start()
     pid = worker.pid
@@ -70,7 +70,7 @@ def test_a_worker_ends_at_once_while_it_starts() -> None:
     assert worker.exitcode == -signal.SIGKILL
 
 
-def test_a_worker_leaves_its_parents_signals_as_they_were() -> None:
+def test_starting_a_worker_keeps_the_parents_signal_handlers() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     worker = WORKERS.Process(target=time.sleep, args=(0,))
     worker.start()

@@ -1,4 +1,4 @@
-"""Annotations that are written are read back as they were."""
+"""Written annotations are read back unchanged."""
 
 import functools
 import json
@@ -43,17 +43,17 @@ def read_back(path, examples, **rules):
 
 
 @pytest.mark.parametrize("name", ["list.json", "list.jsonl"])
-def test_what_was_written_is_read_back(tmp_path, name):
+def test_written_annotations_are_read_back(tmp_path, name):
     assert read_back(tmp_path / name, EXAMPLES, **BENCHMARK) == EXAMPLES
 
 
-def test_hints_are_kept_by_our_own_format(tmp_path):
+def test_own_format_keeps_hints(tmp_path):
     hinted = [make("a", hint=Segment(2.0, 19.0))]
     assert read_back(tmp_path / "list.jsonl", hinted, **BENCHMARK) == hinted
     assert read_back(tmp_path / "list.json", hinted, **BENCHMARK) == [make("a")]
 
 
-def test_a_lead_in_is_not_of_the_file(tmp_path):
+def test_a_lead_in_is_not_written(tmp_path):
     pad = functools.partial(pad_examples, pad_s=8.0, kind="blank", seed=1)
     plain = [make("a", prediction=Segment(1.0, 2.0), hint=Segment(0.0, 8.0))]
     assert pad(plain)[0].segment != plain[0].segment
@@ -65,7 +65,7 @@ def test_a_lead_in_is_not_of_the_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["list.json", "list.jsonl"])
 def test_public_lists_are_read_back(tmp_path, shared_dir, name):
-    """Training lists of both shapes, with windows, repaired ends and ids of their own."""
+    """Training lists of both formats, with windows, repaired ends and their own ids."""
     data = shared_dir / "data"
     for reader, file in (
         (read_time_r1, data / "timer1" / "train_2k5.json"),
@@ -79,14 +79,14 @@ def test_public_lists_are_read_back(tmp_path, shared_dir, name):
         assert read_back(tmp_path / name, examples, **TRAINING) == examples
 
 
-def test_what_cannot_be_written(tmp_path):
+def test_examples_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"ends with \.json .* or \.jsonl, got 'list\.csv'"):
         annotation_text("list.csv", EXAMPLES)
     with pytest.raises(ValueError, match="a:0: an annotation file needs its true segment"):
         annotation_text("list.json", [make("a:0", segment=None)])
 
 
-def test_the_list_is_what_time_r1_reads():
+def test_the_written_list_has_time_r1s_format():
     (row,) = json.loads(annotation_text("list.json", [EXAMPLES[1]]))
     assert row == {
         "qid": "7",

@@ -1,4 +1,4 @@
-"""Which file is read for which split, by which rules; sets mixed by weight."""
+"""The file and rules of each split; mixtures of sets by weight."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_charades(path: Path, num: int, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_reader_is_told_what_to_do(split: Split, tmp_path: Path) -> None:
+def test_the_reader_gets_its_arguments(split: Split, tmp_path: Path) -> None:
     calls: list[Any] = []
 
     def reader(*args: Any, **options: Any) -> ReadResult:
@@ -88,14 +88,16 @@ def test_the_reader_is_told_what_to_do(split: Split, tmp_path: Path) -> None:
         ({"train_file": None, "val_file": None, "test_file": None}, "train"),
     ],
 )
-def test_a_file_stands_in_place_of_a_split(changes: dict[str, Any], split: Split) -> None:
+def test_annotation_file_replaces_the_file_of_a_split(
+    changes: dict[str, Any], split: Split
+) -> None:
     without = make_set(**changes).files
     annotations = make_set(annotation_file="elsewhere/f.json", **changes)
     assert annotations.annotation_split == split
     assert annotations.files == {**without, split: "elsewhere/f.json"}
 
 
-def test_no_file_stands_in_place_of_none() -> None:
+def test_null_annotation_file_replaces_no_split() -> None:
     annotations = make_set(annotation_split="test")
     assert annotations.annotation_split is None
     assert annotations.files["test"] == "a/test.json"
@@ -112,7 +114,7 @@ def test_a_missing_split_is_named() -> None:
         make_set(on_missing="drop")
 
 
-def test_the_world_is_drawn() -> None:
+def test_synthetic_data_is_drawn() -> None:
     drawn: list[str] = []
     make_set(world=lambda: drawn.append("a")).prepare()
     make_set().prepare()
@@ -136,7 +138,7 @@ def test_repeat_by_weight() -> None:
     assert half != list(range(50))
     assert half == repeat_by_weight(100, 0.5, 7)
     assert half != repeat_by_weight(100, 0.5, 8)
-    # Every example has its chance: over many seeds each stands about as often as its weight says.
+    # Over many seeds each example occurs about as often as its weight says.
     taken = [index for seed in range(1000) for index in repeat_by_weight(4, 0.5, seed)]
     assert [abs(taken.count(index) - 500) < 80 for index in range(4)] == [True] * 4  # 5 sigma
 
@@ -236,7 +238,7 @@ def test_bad_weights_are_named(
         MixedSets(sets=sets, weights=weights, seed=0)
 
 
-def test_a_mixture_of_nothing(sets: dict[str, AnnotationSet]) -> None:
+def test_an_empty_mixture_is_refused(sets: dict[str, AnnotationSet]) -> None:
     with pytest.raises(ValueError, match=r"data\.sets: expected at least one set"):
         MixedSets(sets={}, weights={}, seed=0)
     with pytest.raises(ValueError, match=r"data\.weights: no example is left"):

@@ -1,4 +1,4 @@
-"""Entries come back bit by bit or not at all; every setting that decides a clip is in its key."""
+"""Entries are read back bit for bit or not at all; keys include every setting of a clip."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALL = FrameSampling(min_pixels=4 * 28 * 28, max_pixels=16 * 28 * 28, max_frame
 
 
 class CountingDecoder(PyAVDecoder):
-    """Decodes, and remembers how often."""
+    """Decodes, and counts the calls."""
 
     num_opened = 0
 
@@ -161,10 +161,10 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(store.path(KEY).parent.iterdir()) == [store.path(KEY)]
 
 
-def test_leftovers_of_ended_processes_go(tmp_path: Path) -> None:
+def test_leftovers_of_ended_processes_are_removed(tmp_path: Path) -> None:
     store = EntryStore(tmp_path)
     path = store.write(KEY, tensors(), {})
-    # A process that is killed in the middle of a write, and this one, which lives.
+    # A process killed during a write, and this process, which is alive.
     script = (
         "import os, sys, pathlib; from tvg.data.cache.store import EntryStore; import torch\n"
         "os.replace = lambda *_: os._exit(9)\n"
@@ -234,8 +234,8 @@ def test_every_setting_changes_the_key() -> None:
     assert again == keys[5]
 
 
-def test_keys_stay_what_they_are() -> None:
-    # A change that is not meant would have every cache out there built anew.
+def test_cache_keys_are_stable() -> None:
+    # An unintended change would rebuild every existing cache.
     key = entry_key(
         kind="frames",
         identity={"size": 1, "mtime_ns": 2, "edges": "00"},
@@ -247,7 +247,7 @@ def test_keys_stay_what_they_are() -> None:
     assert key == "1761cf3eeb7c8752c03cef73496104ff364c8be0"
 
 
-def test_a_moved_file_keeps_its_identity_and_a_changed_one_does_not(tmp_path: Path) -> None:
+def test_moving_keeps_a_files_identity_and_changing_does_not(tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     path.write_bytes(bytes(3 * EDGE_BYTES))
     identity = file_identity(path)
@@ -276,7 +276,7 @@ def test_a_moved_file_keeps_its_identity_and_a_changed_one_does_not(tmp_path: Pa
         (Segment(0.4, 1.5), LeadIn(0.7, "freeze", 0)),
     ],
 )
-def test_clips_from_the_cache_are_the_loaders(
+def test_cached_clips_equal_those_of_the_loader(
     window: Segment | None,
     lead_in: LeadIn | None,
     cache: FrameCache,
@@ -333,7 +333,7 @@ def test_a_damaged_entry_is_named_and_rebuilt(
 @pytest.mark.parametrize(
     "number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ENOENT]
 )
-def test_what_cannot_be_kept_is_decoded_with_one_warning(
+def test_unwritable_cache_decodes_with_one_warning(
     number: int,
     cache: FrameCache,
     videos: dict[str, Path],
@@ -355,7 +355,7 @@ def test_what_cannot_be_kept_is_decoded_with_one_warning(
     assert str(cache.folder) in str(caught.value)
 
 
-def test_what_cannot_be_read_is_decoded_with_one_warning(
+def test_unreadable_cache_decodes_with_one_warning(
     cache: FrameCache,
     videos: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -377,7 +377,7 @@ def test_what_cannot_be_read_is_decoded_with_one_warning(
         cache.ensure(videos["plain"])
 
 
-def test_a_failing_disk_is_no_warning(
+def test_a_failing_disk_is_an_error(
     cache: FrameCache, videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -388,7 +388,7 @@ def test_a_failing_disk_is_no_warning(
         cache.load(videos["plain"])
 
 
-def test_bad_videos_are_the_loaders_errors(
+def test_bad_videos_raise_the_loaders_errors(
     cache: FrameCache, bad_files: dict[str, tuple[Path, str]]
 ) -> None:
     for path, problem in bad_files.values():

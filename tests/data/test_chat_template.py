@@ -1,4 +1,4 @@
-"""Chat templates come with checkpoints: rendered as transformers does, within limits."""
+"""Chat templates of checkpoints are rendered as transformers does, within limits."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_template_is_rendered_as_transformers_does(template):
     assert render_chat(processor(template), MESSAGES, LIMITS) == expected[0]
 
 
-def test_the_prompt_of_a_checkpoint_is_its_processors(tiny_checkpoint, tiny_world):
+def test_a_checkpoints_prompt_equals_its_processors(tiny_checkpoint, tiny_world):
     made = make_parts(tiny_checkpoint, tiny_world).processor
     example = GroundingExample(
         qid="a", video="a", video_path=None, query="a ball", segment=None, duration_s=1.0
@@ -73,7 +73,7 @@ def test_the_prompt_of_a_checkpoint_is_its_processors(tiny_checkpoint, tiny_worl
         )
 
 
-def test_the_template_of_the_release_is_its_processors(shared_dir):
+def test_the_released_template_equals_its_processors(shared_dir):
     folder = shared_dir / "data" / "release_layout" / "qwen2_5_vl"
     template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
     expected, _ = render_jinja_template(
@@ -85,7 +85,7 @@ def test_the_template_of_the_release_is_its_processors(shared_dir):
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
-def test_a_template_without_end_is_stopped():
+def test_an_endless_template_is_stopped():
     assert "it takes more than 1 s" in refused(
         ENDLESS, TemplateLimits(timeout_s=1.0, memory_mib=256)
     )
@@ -122,11 +122,11 @@ def test_a_template_that_fills_the_memory_is_stopped(template):
         ({"default": 3}, "expected a text, got int"),
     ],
 )
-def test_a_template_that_fails_is_one_line(template, told):
+def test_a_failing_template_gives_one_error_line(template, told):
     assert told in refused(template)
 
 
-def test_a_forked_process_renders_with_a_process_of_its_own():
+def test_a_forked_process_starts_its_own_renderer():
     assert render_chat(processor("a"), MESSAGES, LIMITS) == "a"
     child = os.fork()
     if child == 0:
@@ -175,14 +175,14 @@ def test_a_killed_process_leaves_no_renderer(template):
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and is no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def test_a_signal_to_the_process_group_does_not_end_the_renderer():
+def test_a_signal_to_the_group_keeps_the_renderer():
     script = """
 import os, signal
 from types import SimpleNamespace

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     ("video", "file"),
     [
         ("aB", "aB.mp4"),
-        ("Ab", "Ab.mp4"),  # two videos whose ids differ in nothing but case
+        ("Ab", "Ab.mp4"),  # two videos whose ids differ only in case
         ("c", "c.MKV"),
         ("C", "c.MKV"),
         ("d.e", "d.e.webm"),
@@ -37,9 +37,9 @@ def folder(tmp_path: Path) -> Path:
         ("f.mp4", "f.mkv"),  # another download of the same video
         ("part/g.mp4", "part/g.mp4"),
         ("part/g", "part/g.mp4"),
-        ("./elsewhere/clips/f.avi", "f.avi"),  # a path of another disk: by its name
+        ("./elsewhere/clips/f.avi", "f.avi"),  # a path on another disk: found by its name
         ("/elsewhere/c.mkv", "c.MKV"),
-        ("g.mp4", None),  # sub-folders are looked into only where the path says so
+        ("g.mp4", None),  # subfolders are searched only if the path names them
         ("d", None),
         ("i.flv", "i.flv"),  # a file of just this name, whatever its extension
         ("far/I.FLV", "i.flv"),
@@ -63,19 +63,19 @@ def test_a_path_counts_before_its_name(folder: Path) -> None:
     assert VideoFinder(folder, EXTENSIONS).find(str(absolute)) == absolute
 
 
-def test_what_was_looked_for_is_told(folder: Path) -> None:
+def test_the_error_lists_the_names_tried(folder: Path) -> None:
     finder = VideoFinder(folder, EXTENSIONS)
     assert finder.looked_for("./far/x.mp4") == f"{folder}/x.{{mp4,mkv,webm,avi}}"
 
 
-def test_an_unusual_extension_is_told_as_it_is(folder: Path) -> None:
+def test_the_error_keeps_an_unusual_extension(folder: Path) -> None:
     finder = VideoFinder(folder, ("mp4", "mkv"))
     assert finder.looked_for("x.rm") == f"{folder}/x.rm and {folder}/x.rm.{{mp4,mkv}}"
 
 
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
 @pytest.mark.parametrize("stated", ["NFC", "NFD"])
-def test_accents_may_be_written_in_two_ways(
+def test_both_unicode_forms_of_accents_are_found(
     tmp_path: Path, on_disk: Literal["NFC", "NFD"], stated: Literal["NFC", "NFD"]
 ) -> None:
     name = unicodedata.normalize(on_disk, "Café/Über.mp4")
@@ -90,7 +90,7 @@ def test_accents_may_be_written_in_two_ways(
         assert found == tmp_path / Path(name).name
 
 
-def test_a_name_in_another_case_is_left_to_the_video_of_that_name(folder: Path) -> None:
+def test_a_name_in_other_case_belongs_to_its_own_video(folder: Path) -> None:
     finder = VideoFinder(folder, EXTENSIONS)
     found = finder.find_all(["C", "c", "part/G", "F"])
     assert found == {

@@ -1,4 +1,4 @@
-"""Which examples each rank sees in which order, and how a loader picks up where it stopped."""
+"""The examples and order of each rank, and the resume of a loader at its position."""
 
 import re
 
@@ -24,7 +24,7 @@ def flat(order: BatchOrder) -> list[int]:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_examples", [1, 2, 7, 8, 12])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_every_example_once_an_epoch_and_as_much_for_every_rank(world_size, num_examples, shuffle):
+def test_each_epoch_has_every_example_and_equal_ranks(world_size, num_examples, shuffle):
     ranks = [
         make_order(num_examples, 3, shuffle=shuffle, rank=rank, world_size=world_size, epoch=2)
         for rank in range(world_size)
@@ -36,7 +36,7 @@ def test_every_example_once_an_epoch_and_as_much_for_every_rank(world_size, num_
         assert [len(batch) for batch in batches[:-1]] == [3] * (len(batches) - 1)
         assert 1 <= len(batches[-1]) <= 3
         assert sum(map(len, batches)) == per_rank
-    # Dealt out like cards, the ranks hold the epoch's order, and its beginning once more.
+    # Interleaved, the ranks give the epoch's order, followed by its beginning.
     whole = flat(make_order(num_examples, 3, shuffle=shuffle, epoch=2))
     dealt = [flat(ranks[i % world_size])[i // world_size] for i in range(per_rank * world_size)]
     assert sorted(whole) == list(range(num_examples))
@@ -65,7 +65,7 @@ def test_without_shuffling_the_file_order_stays_every_epoch():
         ({"batch_size": 0}, "data.batch_size: expected at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_ordered(changes, message):
+def test_impossible_orders_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_order(**changes)
 
@@ -89,14 +89,14 @@ def take(loader: ResumableLoader, num_batches: int) -> list[list[int]]:
 EPOCHS = [batch for epoch in range(3) for batch in make_order(7, 2, epoch=epoch)]
 
 
-def test_an_epoch_after_the_other():
+def test_epochs_follow_one_another():
     assert take(make_loader(), 12) == EPOCHS
 
 
 @pytest.mark.parametrize(
     ("num_workers", "num_seen"), [*((0, k) for k in range(9)), (2, 1), (2, 3), (2, 4), (2, 6)]
 )
-def test_a_fresh_loader_goes_on_behind_the_last_batch_seen(num_workers, num_seen):
+def test_a_new_loader_continues_after_the_last_batch(num_workers, num_seen):
     first = make_loader(num_workers)
     assert take(first, num_seen) == EPOCHS[:num_seen]
     fresh = make_loader(num_workers)
@@ -116,7 +116,7 @@ def test_a_fresh_loader_goes_on_behind_the_last_batch_seen(num_workers, num_seen
         ({"seed": 6}, "seed: the run that is resumed had seed=5, got 6: "),
     ],
 )  # fmt: skip
-def test_a_place_in_another_order_is_refused(changes, message):
+def test_a_position_from_another_order_is_refused(changes, message):
     first = make_loader()
     take(first, 2)
     order = make_order(**{"num_examples": 7, "batch_size": 2, **changes})
@@ -125,12 +125,12 @@ def test_a_place_in_another_order_is_refused(changes, message):
         other.load_state_dict(first.state_dict())
     assert "start a new run" in str(caught.value)
     assert (other.epoch, other.batches_done) == (0, 0)
-    # A checkpoint from before says nothing of its order; another rank of the same run is welcome.
+    # Older checkpoints do not record the order; other ranks of the same run are accepted.
     other.load_state_dict({"epoch": 1, "batches_done": 1})
     assert (other.epoch, other.batches_done) == (1, 1)
 
 
-def test_every_rank_takes_up_the_place_that_one_has_saved():
+def test_every_rank_resumes_at_the_saved_position():
     orders = [make_order(7, 2, rank=rank, world_size=2) for rank in (0, 1)]
     first, second = (ResumableLoader(list(range(7)), order=order) for order in orders)
     take(first, 1)
@@ -139,7 +139,7 @@ def test_every_rank_takes_up_the_place_that_one_has_saved():
 
 
 class Noting(LightningModule):
-    """Notes the batches that it is given."""
+    """Records its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,17 +190,17 @@ def test_no_epoch_of_a_trainer_is_empty(tmp_path):
     assert (trainer.current_epoch, loader.epoch, loader.batches_done) == (3, 3, 0)
 
 
-def test_a_place_at_the_end_of_an_epoch_is_the_start_of_the_next():
+def test_the_end_of_an_epoch_is_the_next_start():
     first = make_loader()
     take(first, 4)
     assert (first.epoch, first.batches_done) == (1, 0)
-    older = make_loader()  # checkpoints from before said that the epoch's batches are done
+    older = make_loader()  # older checkpoints recorded the end of the epoch
     older.load_state_dict({"epoch": 0, "batches_done": 4})
     assert (older.epoch, older.batches_done) == (1, 0)
     assert take(older, 4) == EPOCHS[4:8]
 
 
-def test_a_resumed_trainer_sees_what_was_left(tmp_path):
+def test_a_resumed_trainer_gets_the_remaining_batches(tmp_path):
     assert fit(tmp_path, 10) == EPOCHS[:10]
     for step in (1, 3, 4, 5, 8, 9):  # 4 and 8 are the ends of epochs
         assert fit(tmp_path / "again", 10, tmp_path / f"step={step}.ckpt") == EPOCHS[step:10], step

@@ -1,4 +1,4 @@
-"""Lead-ins: one a clip whatever the order, and everything that is said about the clip moves."""
+"""Lead-ins: one per clip in any order, and all times of the clip are shifted."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_times_move_by_the_lead_in():
         assert getattr(after, name) == getattr(before, name), name
 
 
-def test_what_is_not_known_stays_unknown():
+def test_unknown_values_stay_unknown():
     (after,) = pad([example(segment=None, duration_s=None)])
     assert after.segment is after.duration_s is after.hint is after.prediction is None
     assert after.lead_in is not None
 
 
-def test_one_lead_in_a_clip_whatever_the_order():
+def test_each_clip_has_one_lead_in_in_any_order():
     window = Segment(2.0, 20.0)
     examples = [example(f"v{n % 40}", qid=str(n)) for n in range(80)]
     examples += [example("v3", qid="w", window=window)]
@@ -89,7 +89,7 @@ def test_lengths_are_uniform_and_kinds_even():
 
 
 @pytest.mark.parametrize("kind", ["blank", "noise", "freeze"])
-def test_a_kind_can_be_fixed(kind: str):
+def test_the_kind_of_lead_in_can_be_fixed(kind: str):
     examples = [example(f"v{n}") for n in range(20)]
     fixed, free = pad(examples, kind=kind), pad(examples)
     assert {e.lead_in.kind for e in fixed} == {kind}
@@ -115,8 +115,10 @@ def test_impossible_settings_are_refused(changes: dict[str, Any], problem: str):
         pad([example()], **changes)
 
 
-def test_the_moment_is_where_the_truth_says(tmp_path: Path, write_video: Callable[..., Path]):
-    """The frame that was at the start of the moment is at the start of the moved moment."""
+def test_the_padded_truth_points_to_the_same_frame(
+    tmp_path: Path, write_video: Callable[..., Path]
+):
+    """The shifted segment starts at the same frame as the original one."""
     path = write_video(tmp_path / "v.mp4", num_frames=100)
     loader = ClipLoader(
         sampling=FrameSampling(fps=25, max_pixels=28 * 28 * 16),

@@ -1,4 +1,4 @@
-"""Annotation files: what is read, what is counted, what is refused."""
+"""Annotation files: values read, defects counted, errors raised."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_examples(write: Write) -> None:
     assert result.report.num_examples == 4
 
 
-def test_duration_may_be_called_otherwise_or_be_missing(write: Write) -> None:
+def test_the_duration_key_may_differ_or_be_missing(write: Write) -> None:
     other = entry()
     other["video_duration"] = other.pop("duration")
     without = entry(timestamps=[[1, 2], [3, 900]])

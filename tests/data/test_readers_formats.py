@@ -1,4 +1,4 @@
-"""Each format: what it states reaches the query; what does not fit is named."""
+"""Each format: its values reach the query; invalid values are named."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_charades_as_text_with_numbers_in_other_forms(
     assert [example.segment for example in result.examples] == [(0.5, 10)]
 
 
-def test_a_length_is_missed_only_where_it_is_asked_for(write: Write, lengths: Path) -> None:
+def test_a_missing_length_matters_only_for_its_queries(write: Write, lengths: Path) -> None:
     lengths.write_text("length,id\n30.5,AB\n,EF\n0,GH\n12\n")
     result = read_charades_txt(write("AB 1 2##s"), None, lengths_file=lengths, **TRAINING)
     assert [example.duration_s for example in result.examples] == [30.5]
@@ -286,7 +286,7 @@ CHARADES = {"a": {"timestamps": [[1, 2]], "sentences": ["someone knocks"]}}
         *("list", "indented list", "charades", "indented"),
     ],
 )
-def test_own_files_are_told_by_their_content(write: Write, content: str) -> None:
+def test_own_files_are_recognised_by_content(write: Write, content: str) -> None:
     (example,) = read_custom(write(content), None, **TRAINING).examples
     assert (example.qid, example.query, example.segment) == ("a:0", "someone knocks", (1, 2))
 
@@ -410,7 +410,7 @@ def test_bad_content_is_named(
     ],
     ids=["charades", "txt", "time_r1", "tvgbench", "timelens", "jsonl", "custom"],
 )
-def test_every_reader_hands_the_rules_on(
+def test_every_reader_applies_the_rules(
     write: Write,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -433,7 +433,7 @@ def durations(result: ReadResult) -> list[float | None]:
     return [example.duration_s for example in result.examples]
 
 
-def test_null_leaves_the_other_name_of_the_duration(write: Write) -> None:
+def test_a_null_duration_leaves_the_other_duration_key(write: Write) -> None:
     stated = {"duration": None, "video_duration": 10}
     assert durations(read_jsonl(write(lines(changed(OWN, **stated))), None, **TRAINING)) == [10]
     entry = {**CHARADES["a"], **stated}
@@ -451,7 +451,7 @@ def test_numbers_may_be_texts(write: Write) -> None:
 
 
 @pytest.mark.parametrize("rules", [TRAINING, BENCHMARK], ids=["training", "benchmark"])
-def test_a_duration_of_0_is_none(write: Write, rules: dict[str, bool]) -> None:
+def test_a_zero_duration_means_unknown(write: Write, rules: dict[str, bool]) -> None:
     entry = {"duration": 0, "timestamps": [[1, 2]], "sentences": ["s"], "hints": [[0, 5]]}
     result = read_charades(write({"a": entry}), None, **rules)
     assert told(result) == [("a:0", "a", "s", (1, 2), None)]
@@ -480,13 +480,13 @@ def test_one_end_of_a_window_may_be_missing(
         assert durations(result) == [None if window is None else window[1] - window[0]]
 
 
-def test_hints_of_another_kind_are_passed_over(write: Write) -> None:
+def test_hints_of_other_types_are_ignored(write: Write) -> None:
     for hints in ("look left", {"a": 1}, 3, True):
         result = read_charades(write({"a": {**CHARADES["a"], "hints": hints}}), None, **TRAINING)
         assert [example.hint for example in result.examples] == [None]
 
 
-def test_spans_within_a_list_of_their_own(write: Write) -> None:
+def test_spans_may_be_nested_in_a_list(write: Write) -> None:
     entry = {"spans": [[[1, 2]], [3, 4], [[5, 6], [7, 8]]], "queries": ["one", "two", "three"]}
     result = read_charades(write({"a": entry}), None, **TRAINING)
     assert [example.segment for example in result.examples] == [(1, 2), (3, 4)]
@@ -495,7 +495,7 @@ def test_spans_within_a_list_of_their_own(write: Write) -> None:
     assert [example.segment for example in kept] == [(1, 2), (3, 4), (5, 6)]
 
 
-def test_a_film_of_a_phone_is_found_by_every_reader(write: Write, tmp_path: Path) -> None:
+def test_every_reader_finds_a_phone_video(write: Write, tmp_path: Path) -> None:
     (tmp_path / "a.mov").touch()
     (tmp_path / "b.M4V").touch()
     own = [changed(OWN, video="a.mov"), changed(OWN, video="b")]

@@ -1,4 +1,4 @@
-"""The public files, by the counts and the table of defects of the facts page, to the last one."""
+"""The public files have the expected counts of queries and defects."""
 
 from __future__ import annotations
 

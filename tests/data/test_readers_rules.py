@@ -1,4 +1,4 @@
-"""What becomes of defective queries, whatever the format: counted, repaired, dropped."""
+"""Defective queries are counted, repaired or dropped in every format."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_training_repairs_or_drops() -> None:
         "without a sentence": (1, "dropped"),
         "with several spans": (1, "dropped"),
         "repeated word for word": (1, "dropped"),
-        LATE: (4, "clamped"),  # with the one behind the end, which was dropped
+        LATE: (4, "clamped"),  # with the one after the end, which was dropped
         EARLY: (2, "clamped"),
     }
     assert report.repaired == {LATE: 3, EARLY: 1}
@@ -96,7 +96,7 @@ def test_a_benchmark_keeps_all_and_counts_the_same() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_late_ends_by_how_late(training: bool) -> None:
+def test_late_ends_are_counted_by_excess(training: bool) -> None:
     # 12 behind 10: 2 s; 10.5: exactly 0.5, which is not more than 0.5; 11.5; 1e-7.
     assert read(DEFECTIVE, training=training).report.late_ends == {
         "0": 4,
@@ -106,7 +106,7 @@ def test_late_ends_by_how_late(training: bool) -> None:
     }
 
 
-def test_the_same_words_elsewhere_are_no_repetition() -> None:
+def test_the_same_query_on_other_clips_is_no_repetition() -> None:
     first = query("a", 1, 3, sentence="x")
     window = Segment(0, 10)
     others = [
@@ -119,7 +119,7 @@ def test_the_same_words_elsewhere_are_no_repetition() -> None:
     assert [example.qid for example in result.examples] == ["a", "b", "c", "d", "e"]
 
 
-def test_ids_that_stood_before_are_renamed() -> None:
+def test_repeated_ids_are_renamed() -> None:
     ids = ["a", "a", "a#2", "b", "a"]
     queries = [query(qid, index, index + 1) for index, qid in enumerate(ids)]
     result = read(queries, training=False)
@@ -127,7 +127,7 @@ def test_ids_that_stood_before_are_renamed() -> None:
     assert counts(result.report) == {"with a repeated id": (3, "renamed")}
 
 
-def test_thousands_of_equal_ids_take_no_time() -> None:
+def test_thousands_of_equal_ids_are_renamed_quickly() -> None:
     queries = [query("a", index, index + 1, duration_s=None) for index in range(20_000)]
     begin = time.process_time()
     result = read(queries, training=False)
@@ -161,7 +161,7 @@ def test_a_duration_of_the_whole_file_beside_a_window(training: bool) -> None:
     assert result.report.late_ends["1"] == 2
 
 
-def test_one_video_spelled_two_ways_is_one(tmp_path: Path) -> None:
+def test_one_video_with_two_spellings_is_counted_once(tmp_path: Path) -> None:
     (tmp_path / "ABC.mp4").touch()
     queries = [
         query("a", 1, 3, video="ABC", sentence="x"),
@@ -176,7 +176,7 @@ def test_one_video_spelled_two_ways_is_one(tmp_path: Path) -> None:
     assert (report.num_videos, report.missing) == (2, ["abc"])
 
 
-def test_no_video_is_shown_for_another_that_differs_in_case(tmp_path: Path) -> None:
+def test_videos_that_differ_in_case_are_not_confused(tmp_path: Path) -> None:
     (tmp_path / "ABC.mp4").touch()
     queries = [query("a", 1, 3, video="abc"), query("b", 1, 3, video="ABC")]
     for order in (queries, queries[::-1]):
@@ -188,7 +188,7 @@ def test_no_video_is_shown_for_another_that_differs_in_case(tmp_path: Path) -> N
     assert alone.video_path == tmp_path / "ABC.mp4"
 
 
-def test_everything_a_query_states_reaches_its_example() -> None:
+def test_all_fields_of_a_query_reach_its_example() -> None:
     stated = query(
         "a",
         1,
@@ -202,7 +202,7 @@ def test_everything_a_query_states_reaches_its_example() -> None:
     (example,) = read([stated], training=True).examples
     assert example.window == (5, 15)
     assert example.difficulty == 40.0
-    assert example.prediction == (2, 30)  # what a model said is not repaired
+    assert example.prediction == (2, 30)  # a model's prediction is not repaired
     assert example.hint == (0, 10)
     assert example.extra == {"source": "x"}
     assert example.duration_s == 10.0
@@ -227,7 +227,7 @@ def test_missing_videos(tmp_path: Path) -> None:
         assert report.dropped == {"video missing": 3} | (
             {"with start >= end": 1} if training else {}
         )
-        assert report.repaired == {}  # the late one is not among the examples
+        assert report.repaired == {}  # the late one is not one of the examples
         assert counts(report)["without a video file"] == (2, "skipped")
         assert counts(report)["with start >= end"][0] == 2
         assert report.late_ends["1"] == 1
@@ -244,7 +244,7 @@ def test_an_id_does_not_depend_on_which_videos_are_there(tmp_path: Path) -> None
     assert [example.qid for example in result.examples] == ["a#2"]
 
 
-def test_nothing_left_is_an_error_with_a_report() -> None:
+def test_no_remaining_query_is_an_error_with_report() -> None:
     with pytest.raises(ReadError, match=r"file\.json: no example is left") as caught:
         read([query("a", 5, 5)], training=True)
     assert caught.value.report.dropped == {"with start >= end": 1}

@@ -1,4 +1,4 @@
-"""Selections against hand-computed weights and orders."""
+"""Selections compared with hand-computed weights and orders."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_gaussian_draws_by_its_weights():
     assert set(pairs) == {(2, 3), (0, 2), (0, 3)}
 
 
-def test_gaussian_is_its_seed_and_keeps_the_order():
+def test_gaussian_depends_on_the_seed_and_keeps_order():
     values = np.random.default_rng(0).random(500).tolist()
     drawn = gaussian(values, mean=0.3, std=0.2, k=60, seed=1)
     assert drawn == sorted(set(drawn))
@@ -74,12 +74,12 @@ def test_gaussian_is_its_seed_and_keeps_the_order():
 
 
 @pytest.mark.parametrize("k", [None, 3, 4])
-def test_gaussian_of_no_more_than_there_is(k: int | None):
+def test_gaussian_selects_all_if_k_is_large(k: int | None):
     values = [0.9, 0.0, 1e-9, -1.0, 0.3]
     assert gaussian(values, mean=0.3, std=0.2, k=k, seed=0) == [0, 2, 4]
 
 
-def test_gaussian_goes_on_where_weights_underflow():
+def test_gaussian_handles_underflowing_weights():
     # exp(-(0.9 - 0.05)^2 / (2 * 0.01^2)) is 0 in float64: the nearer of the far ones comes first.
     values = [0.9, 0.05, 0.8]
     assert gaussian(values, mean=0.05, std=0.01, k=2, seed=3) == [1, 2]
@@ -109,7 +109,7 @@ def test_band_gives_k_different_positions(num: int, k: int):
     assert k == 1 or chosen[-1] == 0
 
 
-def test_uniform_draws_each_alike():
+def test_uniform_draws_each_equally_often():
     counts = Counter(i for s in range(3000) for i in uniform(5, k=2, seed=s))
     assert all(counts[i] / 3000 == pytest.approx(0.4, abs=0.04) for i in range(5))
     drawn = uniform(1000, k=50, seed=0)
@@ -142,7 +142,7 @@ def test_impossible_settings_are_refused(choose: Callable[[], object], problem: 
         choose()
 
 
-def test_any_number_of_an_example_is_a_field():
+def test_any_numeric_field_of_an_example_can_select():
     examples = [example(70.0, pass_rate=0.25)]
     expected = {"difficulty": 70.0, "duration_s": 30.0, "length_s": 3.5, "pass_rate": 0.25}
     for field, value in expected.items():

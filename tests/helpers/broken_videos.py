@@ -1,4 +1,4 @@
-"""Files that are no usable videos, in the kinds that collections of downloads hold."""
+"""Unusable video files of the kinds found among downloads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 UNDECODABLE_KINDS = ("empty", "truncated", "text", "directory", "denied", "no_frames", "audio")
-KINDS = (*UNDECODABLE_KINDS, "av1")  # whether AV1 can be decoded is up to the installation
+KINDS = (*UNDECODABLE_KINDS, "av1")  # AV1 support depends on the installation
 
 
 def write_broken(path: Path, kind: str, write_good: Callable[[Path], Path]) -> Path:
@@ -19,7 +19,7 @@ def write_broken(path: Path, kind: str, write_good: Callable[[Path], Path]) -> P
     elif kind == "truncated":
         write_good(path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif kind == "garbled":  # found out when it is decoded only
+    elif kind == "garbled":  # detected only while decoding
         write_good(path)
         raw = bytearray(path.read_bytes())
         begin, end = raw.find(b"mdat") + 8, raw.find(b"moov")

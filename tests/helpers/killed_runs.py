@@ -1,4 +1,4 @@
-"""Training runs as processes, to be killed at a place that they reach, not at a time."""
+"""Training processes that are killed at a point of their work, not after a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Process = subprocess.Popen[str]
 
 
 def start_training(run_dir: Path, overrides: Sequence[str], **environment: str) -> Process:
-    """tvg-train, which finds modules beside `run_dir`."""
+    """Starts tvg-train, which can import modules next to `run_dir`."""
     return subprocess.Popen(
         [sys.executable, "-m", "tvg.cli.train", f"hydra.run.dir={run_dir}", *overrides],
         env={
@@ -33,14 +33,14 @@ def start_training(run_dir: Path, overrides: Sequence[str], **environment: str) 
 
 
 def finish(process: Process) -> str:
-    """What a run prints that has to end well."""
+    """Output of a run that has to succeed."""
     output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output[-3000:]
     return output
 
 
 def kill_when_there(process: Process, marker: Path) -> None:
-    """SIGKILL as soon as a file is there."""
+    """Sends SIGKILL as soon as a file exists."""
     while not marker.exists():
         assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.05)
@@ -50,7 +50,7 @@ def kill_when_there(process: Process, marker: Path) -> None:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Equal to the last bit, tensors in nested containers included."""
+    """Asserts bitwise equality, including tensors in nested containers."""
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
     elif isinstance(one, dict):

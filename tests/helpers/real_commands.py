@@ -65,7 +65,7 @@ def start(name: str, words: Sequence[str], folder: Path, pause: str = "") -> Pro
 
 
 def run(*processes: Process) -> None:
-    """Lets ready processes begin."""
+    """Starts the command in ready processes."""
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("\n")
@@ -73,7 +73,7 @@ def run(*processes: Process) -> None:
 
 
 def until_paused(process: Process, folder: Path) -> None:
-    """Waits until a process is at the place of its pause."""
+    """Waits until a process reaches its pause."""
     deadline = time.monotonic() + LIMIT_S
     while not (folder / "paused").exists():
         assert process.poll() is None, process.communicate()
@@ -91,13 +91,13 @@ def first_to_end(*processes: Process) -> Process:
 
 
 def finish(process: Process) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a process that ends by itself."""
+    """Waits for a process; returns exit code, stdout and stderr."""
     out, err = process.communicate(timeout=LIMIT_S)
     return process.returncode, out, err
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Locks that nobody holds, and unfinished files."""
+    """Locks without a holder, and unfinished files."""
     return [p for p in folder.rglob(".*") if p.suffix in (".lock", ".tmp", ".old", ".new")]
 
 
@@ -141,7 +141,7 @@ def _lives(pid: int) -> bool:
 
 
 def kill(process: Process) -> None:
-    """Ends what a failed test has left."""
+    """Kills processes left by a failed test."""
     for pid in (*descendants(process.pid), process.pid):
         if process.poll() is None:
             os.kill(pid, signal.SIGKILL)

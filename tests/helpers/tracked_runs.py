@@ -1,4 +1,4 @@
-"""One tiny run with every callback and every logger on, and the means to make others."""
+"""A tiny run with every callback and logger, and functions to make others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METRICS = {"reward": "train/reward/total", "loss": "train/loss"}
 
 
 class TinyGRPO(pl.LightningModule):
-    """A weight that learns nothing, with the outputs and the metrics of a GRPO step."""
+    """A module with one constant weight and the outputs and metrics of a GRPO step."""
 
     def __init__(self, *, updates_per_batch: int = 1, extras: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @dataclass
 class Run:
-    """A finished run and where to look at it."""
+    """A finished run and its locations."""
 
     run_dir: Path
     trainer: pl.Trainer

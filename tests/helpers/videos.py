@@ -1,4 +1,4 @@
-"""Videos that decoding and clip loading are tested on."""
+"""Videos for the tests of decoding and clip loading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ONE = 1 << 30  # one in its 2.30 fixed point
 def videos(
     tmp_path_factory: pytest.TempPathFactory, write_video: Callable[..., Path]
 ) -> dict[str, Path]:
-    """Good videos by name; in all but "plain" something is unusual."""
+    """Valid videos by name; all but "plain" have something unusual."""
     folder = tmp_path_factory.mktemp("videos")
     plain = write_video(folder / "plain.mp4", num_frames=60, codec_options={"g": "15", "bf": "0"})
     bframes = {"preset": "fast", "g": "24", "bf": "3"}
@@ -73,7 +73,7 @@ def videos(
 def bad_files(
     tmp_path_factory: pytest.TempPathFactory, write_video: Callable[..., Path]
 ) -> dict[str, tuple[Path, str]]:
-    """Unusable files by name, with what their error must say."""
+    """Unusable files by name, with the text that their error must contain."""
     folder = tmp_path_factory.mktemp("bad")
     start_first = write_video(
         folder / "faststart.mp4", num_frames=100, container_options={"movflags": "+faststart"}
@@ -131,7 +131,7 @@ def _audio(path: Path) -> Path:
 
 
 def _frameless(path: Path) -> Path:
-    """An MP4 header whose video stream is declared, and nothing behind it."""
+    """An MP4 header that declares a video stream, and no data."""
     import av
 
     with av.open(str(path), "w", options={"movflags": "+empty_moov+frag_keyframe"}) as container:

@@ -1,4 +1,4 @@
-"""Losses, their gradients, advantages and metrics against TRL's GRPOTrainer on the same tensors."""
+"""Losses, gradients, advantages and metrics equal TRL's GRPOTrainer on the same tensors."""
 
 from dataclasses import replace
 from itertools import pairwise, product
@@ -98,7 +98,7 @@ EXTRAS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     [
         case
         for case in product(LOSS_TYPES, LEVELS, EXTRAS)
-        if (case[0], case[2]) != ("cispo", "narrow")  # its bounds are other things there
+        if (case[0], case[2]) != ("cispo", "narrow")  # its bounds have another meaning there
     ],
 )
 def test_loss_and_gradients(loss_type: str, level: str, extra: str) -> None:
@@ -163,8 +163,8 @@ def test_advantages(scale: str, seed: int) -> None:
         torch.testing.assert_close(found, expected, **IN_FLOAT32)
 
 
-def test_the_oracle_sees_every_setting() -> None:
-    """Each setting that the table above compares changes TRL's loss: none is lost on the way."""
+def test_every_setting_changes_trls_loss() -> None:
+    """Each setting in the table above changes TRL's loss, so none is ignored."""
     batch = make_batch()
     losses = {
         (loss_type, level, extra): float(

@@ -1,4 +1,4 @@
-"""What must not change a step's loss, and finite differences of it."""
+"""Changes that must keep a step's loss, and its finite differences."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_parts_of_a_step_add_up_in_loss_gradient_and_every_metric(variant):
+def test_micro_batches_sum_to_the_steps_loss_and_metrics(variant):
     def gradient(parts):
         logprobs = RATIOS.log().requires_grad_()
         outs = [step(part, logprobs=logprobs, **variant) for part in parts]
@@ -53,7 +53,7 @@ def test_parts_of_a_step_add_up_in_loss_gradient_and_every_metric(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_step_of_every_completion_twice_is_the_same_step(variant):
+def test_duplicating_all_completions_keeps_loss_and_gradient(variant):
     objective = make_objective(**{"max_tokens": 4, **variant})
     settings = {
         "logprobs": RATIOS.log(),
@@ -74,7 +74,7 @@ def test_a_step_of_every_completion_twice_is_the_same_step(variant):
     torch.testing.assert_close(loss_of(twice), loss_of(settings), rtol=1e-12, atol=0)
 
 
-def test_neither_shifted_rewards_nor_the_order_within_a_group_change_the_loss():
+def test_reward_shifts_and_group_order_keep_the_loss():
     generator = torch.Generator().manual_seed(0)
     logprobs, old = -torch.rand(2, 8, 5, generator=generator, dtype=torch.float64)
     rewards = torch.rand(8, generator=generator, dtype=torch.float64)

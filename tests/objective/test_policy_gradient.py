@@ -1,4 +1,4 @@
-"""The objective by hand, where the policy has moved away from the sampler."""
+"""The objective by hand, for a policy that differs from the sampler."""
 
 import logging
 import math
@@ -52,10 +52,10 @@ def test_kl_in_the_loss_by_hand():
     assert "kl" not in step().metrics
 
 
-def test_kl_in_the_reward_leaves_the_loss_and_is_summed_over_tokens():
+def test_reward_kl_is_summed_and_not_in_the_loss():
     out = step(kl_coef=0.1, kl_in="reward", kl_estimator="k1")
     assert float(out.loss) == pytest.approx(float(step().loss))
-    assert float(out.metrics["kl"]) == pytest.approx(-2 * math.log(2) / 5)  # still looked at
+    assert float(out.metrics["kl"]) == pytest.approx(-2 * math.log(2) / 5)  # still logged
     objective = make_objective(kl_coef=0.1, kl_in="reward", kl_estimator="k1")
     logprobs = torch.tensor([[-1.0, -2.0], [-1.0, -2.0]], requires_grad=True)
     reference = torch.tensor([[-1.5, -2.25], [-1.5, torch.nan]])
@@ -105,7 +105,7 @@ def test_the_sampler_weight_compares_with_the_policy_that_sampled():
     assert doubled.loss.item() == pytest.approx(2 * alike.loss.item())
 
 
-def test_truncated_completions_carry_no_loss_but_their_place_counts():
+def test_truncated_completions_have_no_loss_but_are_counted():
     objective = make_objective(mask_truncated=True, max_tokens=4)
     mask = objective.loss_mask(MASK, FINISHED)
     assert mask.tolist() == [[1, 1], [1, 0], [0, 0]]
@@ -115,7 +115,7 @@ def test_truncated_completions_carry_no_loss_but_their_place_counts():
     assert float(by_sequence) == pytest.approx((-1.7 / 2 + 1.5) / 3)
     of_limit = step(mask_truncated=True, reduction="max_tokens").loss
     assert float(of_limit) == pytest.approx((-1.7 + 1.5) / 12)
-    # Nothing finished at all: no loss, and a gradient of exactly 0.
+    # No completion finished: no loss, and a gradient of exactly 0.
     logprobs = RATIOS.log().requires_grad_()
     nothing = torch.zeros_like(MASK)
     for reduction in ("token_mean", "sequence_mean", "max_tokens"):
@@ -135,7 +135,7 @@ def test_truncated_completions_carry_no_loss_but_their_place_counts():
         assert torch.autograd.grad(out.loss, [logprobs])[0].eq(0).all()
 
 
-def test_entropy_keeps_its_gradient_only_where_it_is_paid():
+def test_entropy_has_a_gradient_only_with_a_bonus():
     entropy = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
     for coef in (0.0, 0.1):
         objective = make_objective(entropy_coef=coef)
@@ -180,7 +180,7 @@ def test_settings_out_of_range_name_their_key(key, value):
         make_objective(**{key: value})
 
 
-def test_k1_in_the_loss_is_warned_of(caplog):
+def test_k1_in_the_loss_gives_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         make_objective(kl_estimator="k1")
         make_objective(kl_estimator="k1", kl_coef=0.1, kl_in="reward")
@@ -189,6 +189,6 @@ def test_k1_in_the_loss_is_warned_of(caplog):
     assert "objective.loss.kl_estimator" in caplog.text
 
 
-def test_a_reference_is_needed_only_for_a_kl():
+def test_only_a_kl_needs_a_reference():
     assert make_objective(kl_coef=0.1, kl_in="reward").needs_reference
     assert not make_objective().needs_reference

@@ -1,4 +1,4 @@
-"""What the options of conf/objective state about themselves."""
+"""The options of conf/objective behave as their comments state."""
 
 from functools import cache
 from typing import Any
@@ -58,12 +58,12 @@ DENOMINATORS = {  # of two finished completions with 2 and 3 tokens, and two cut
 }
 
 
-def test_each_objective_is_known_here() -> None:
+def test_every_shipped_objective_is_listed() -> None:
     assert set(OBJECTIVES) == set(DENOMINATORS)
 
 
 @pytest.mark.parametrize("name", DENOMINATORS)
-def test_the_denominator_that_the_file_states(name: str) -> None:
+def test_denominators_match_the_config_files(name: str) -> None:
     assert "ivided by" in (CONF_DIR / "objective" / f"{name}.yaml").read_text()
     loss = build(objective(name).loss)
     assert loss.denominator(loss.loss_mask(MASK, FINISHED)) == DENOMINATORS[name]
@@ -75,7 +75,7 @@ def test_the_denominator_that_the_file_states(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "twin"), [("gspo", "grpo"), ("cispo", "grpo_token_mean")])
-def test_what_is_another_objective_for_one_update_a_rollout(name: str, twin: str) -> None:
+def test_objectives_that_coincide_with_one_update_per_rollout(name: str, twin: str) -> None:
     torch.testing.assert_close(gradient(name), gradient(twin), rtol=0, atol=1e-12)
     assert (gradient(name, moved=0.5) - gradient(twin, moved=0.5)).abs().max() > 1e-3
 

@@ -1,4 +1,4 @@
-"""Filmstrips and timelines: what stands where, and files that are whole or not there."""
+"""Filmstrips and timelines: positions of their elements, and files that are complete or absent."""
 
 import math
 import warnings
@@ -63,7 +63,7 @@ def test_filmstrip_draws_both_segments_and_their_iou():
     assert "a person sits down" in shown
 
 
-def test_filmstrip_says_whose_time_its_axis_shows():
+def test_filmstrip_labels_the_time_of_its_axis():
     assert "time (s)" in texts(film())
     assert "time in the window (s)" in texts(film(time_label="time in the window (s)"))
 
@@ -110,7 +110,7 @@ def test_filmstrip_of_any_length_and_shape(shape: tuple[int, int, int], tmp_path
         assert 300 < picture.size[1] < 900
 
 
-def test_any_query_is_text_and_not_mathematics(tmp_path: Path):
+def test_queries_are_not_drawn_as_math_text(tmp_path: Path):
     query = "costs $5_{ to $\\frac{ 一个人 🪑 \x00\ud800 <b>" + "long " * 200
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""The overview counts every value once: in a bar, or in words beside the axis."""
+"""The overview counts every value once: in a bar or in a note beside the axis."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_medians_by_hand():
         assert label in texts(figure, panel)
 
 
-def test_what_the_axes_leave_out_is_counted():
+def test_values_outside_the_axes_are_counted():
     segments = [(Segment(n / 100, n / 100 + 5), 10.0) for n in range(399)]
     odd = [
         (Segment(5, 3), 10.0),  # its centre, 4 of 10 s, is shown
@@ -108,7 +108,7 @@ def test_what_the_axes_leave_out_is_counted():
     assert median_line(figure, DURATIONS) == 30.0
 
 
-def test_many_queries_a_video_share_bars():
+def test_many_queries_per_video_share_bars():
     figure = overview(queries_per_video=range(1, 101))
     assert len(bars(figure, COUNTS)) == 20
     assert set(bars(figure, COUNTS).values()) == {5}
@@ -127,7 +127,7 @@ def test_equal_values_are_one_bar(seconds: float):
     assert high == pytest.approx(place[1], rel=1e-5)
 
 
-def test_nothing_to_show_is_said(tmp_path: Path):
+def test_an_empty_panel_says_so(tmp_path: Path):
     empty = overview(durations_s=[], segments=[], queries_per_video=[])
     assert texts(empty).count("nothing to show") == 4
     unknown = overview(durations_s=[math.nan] * 3)
@@ -136,7 +136,7 @@ def test_nothing_to_show_is_said(tmp_path: Path):
     save_figure(empty, tmp_path / "empty.png")
 
 
-def test_any_title_is_text(tmp_path: Path):
+def test_titles_are_not_drawn_as_math_text(tmp_path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         path = save_figure(

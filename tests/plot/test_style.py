@@ -1,4 +1,4 @@
-"""Text that any query survives, and segments as far as they can be seen."""
+"""Text of any query, and the visible part of segments."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_wrap_text_counts_wide_characters_twice():
     assert wrap_text("一个人坐", num_columns=4, max_lines=3) == ["一个", "人坐"]
 
 
-def test_wrap_text_says_where_it_left_off():
+def test_wrap_text_marks_where_it_cut():
     assert wrap_text("aaaa bbbb cccc", num_columns=4, max_lines=2) == ["aaaa", "bbb…"]
 
 

@@ -1,4 +1,4 @@
-"""Features of a frozen trunk: prepared once, found again, and never another model's."""
+"""Features of a frozen trunk are prepared once, reused, and never mixed between models."""
 
 import json
 import shutil
@@ -63,12 +63,12 @@ def test_few_or_cached_clips_start_no_workers(parts, make_cache, monkeypatch):
     cache = make_cache()
     requests = unique_requests(parts.dataset.examples)
     first = prepare(parts, cache, num_workers=2, timeout_s=60.0)
-    again = prepare(parts, cache, num_workers=2)  # all there: no limit of time matters
+    again = prepare(parts, cache, num_workers=2)  # all cached: the time limit has no effect
     assert (first.written, again.present) == (len(requests), len(requests))
 
 
 class Odd(VideoDecoder):
-    """Does to clips what their names say: hangs, raises anything, or fails while decoding."""
+    """Treats clips by name: hangs, raises, or fails while decoding."""
 
     @contextmanager
     def open(self, path):
@@ -96,7 +96,7 @@ def odd_loader(timeout_s=None) -> ClipLoader:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_no_odd_decoder_ends_the_others_or_waits_for_ever(
+def test_odd_decoders_do_not_stop_or_block_the_others(
     parts, make_cache, tmp_path, num_workers, monkeypatch
 ):
     monkeypatch.setattr("tvg.preparation.frames.FEW_CLIPS", 0)
@@ -115,14 +115,14 @@ def test_no_odd_decoder_ends_the_others_or_waits_for_ever(
     assert alone.failures[str(bad[1])] == "made the decoder fail (RuntimeError: an odd thing)"
 
 
-def test_what_can_have_no_features_is_an_unreadable_clip(parts, make_cache, tmp_path):
+def test_a_clip_without_features_is_unreadable(parts, make_cache, tmp_path):
     good = unique_requests(parts.dataset.examples)[0].path
     garbled = Path(shutil.copy(good, tmp_path / "garbled.mp4"))
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     cache = make_cache(loader=odd_loader())
     with pytest.raises(ValueError, match="run tvg-prepare") as caught:
-        cache.load(garbled)  # nobody has tried yet
+        cache.load(garbled)  # not tried yet
     assert not isinstance(caught.value, VideoError)
     with pytest.raises(VideoError, match="window"):
         cache.load(garbled, Segment(900.0, 990.0))
@@ -142,7 +142,7 @@ def test_what_can_have_no_features_is_an_unreadable_clip(parts, make_cache, tmp_
     assert len(data[0].replaces) == 2
 
     note = cache.store.path(cache.key(garbled, None, None)).with_suffix(".failed.json")
-    note.write_text("{")  # half a note is none
+    note.write_text("{")  # an incomplete note does not count
     with pytest.raises(ValueError, match="run tvg-prepare"):
         cache.load(garbled)
     cache.note_failure(garbled, None, None, "is garbled inside")
@@ -152,7 +152,7 @@ def test_what_can_have_no_features_is_an_unreadable_clip(parts, make_cache, tmp_
     cache.load(garbled)
 
 
-def test_training_from_features_sees_what_the_trunk_sees(parts, make_cache):
+def test_training_gets_the_features_of_the_trunk(parts, make_cache):
     cache = make_cache()
     prepared = prepare(parts, cache)
     assert (prepared.written, prepared.present, prepared.failures) == (6, 0, {})
@@ -178,7 +178,7 @@ def test_a_second_run_computes_nothing(parts, make_cache):
     assert {f: f.read_bytes() for f in files} == files
 
 
-def test_a_stopped_run_goes_on(parts, make_cache):
+def test_a_stopped_preparation_continues(parts, make_cache):
     whole = prepare(parts, make_cache())
     wanted = {f.name: f.read_bytes() for f in make_cache().store.folder.glob("??/*")}
     shutil.rmtree(make_cache().folder)
@@ -188,7 +188,7 @@ def test_a_stopped_run_goes_on(parts, make_cache):
     assert {f.name: f.read_bytes() for f in make_cache().store.folder.glob("??/*")} == wanted
 
 
-def test_a_damaged_entry_is_named_and_built_again(parts, make_cache):
+def test_a_damaged_entry_is_named_and_recomputed(parts, make_cache):
     cache = make_cache()
     prepare(parts, cache)
     path, window, lead_in = unique_requests(parts.dataset.examples)[0]
@@ -201,7 +201,7 @@ def test_a_damaged_entry_is_named_and_built_again(parts, make_cache):
     assert entry.read_bytes() == whole
 
 
-def test_features_are_of_one_model_one_precision_and_one_processor(
+def test_features_depend_on_model_precision_and_processor(
     parts, make_cache, tiny_checkpoint, tmp_path
 ):
     prepare(parts, make_cache())
@@ -234,7 +234,7 @@ def test_a_bad_video_is_named_and_the_rest_prepared(parts, make_cache, tmp_path)
     assert list(prepared.failures) == [str(bad)]
 
 
-def test_the_estimate_is_what_is_written(parts, make_cache):
+def test_the_size_estimate_equals_the_bytes_written(parts, make_cache):
     cache = make_cache()
     requests = unique_requests(parts.dataset.examples)
     infos = {request.path: cache.decoder.probe(request.path) for request in requests}

@@ -1,4 +1,4 @@
-"""A cache is filled whatever some videos do, and to the same bytes however often it is killed."""
+"""A cache is filled despite bad videos, and kills do not change its bytes."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def example(qid: str, path: Path | None, **values: Any) -> GroundingExample:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a cache with its bytes, but for the lock."""
+    """Every file of a cache with its bytes, except the lock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -146,7 +146,7 @@ def many_videos(folder: Path, num: int, write_video: Callable[..., Path]) -> Pat
     return folder
 
 
-def test_every_clip_stands_once(videos: dict[str, Path]) -> None:
+def test_every_clip_has_one_entry(videos: dict[str, Path]) -> None:
     plain, cuts = videos["plain"], videos["cuts"]
     window, lead_in = Segment(0.0, 1.0), LeadIn(1.0, "blank", 0)
     examples = [
@@ -166,7 +166,9 @@ def test_every_clip_stands_once(videos: dict[str, Path]) -> None:
     ]
 
 
-def test_estimate_is_what_is_written(cache: FrameCache, videos: dict[str, Path]) -> None:
+def test_the_size_estimate_equals_the_bytes_written(
+    cache: FrameCache, videos: dict[str, Path]
+) -> None:
     names = ["plain", "cuts", "narrow", "rotated_90"]
     requests = [ClipRequest(videos[name]) for name in names]
     requests += [
@@ -208,11 +210,11 @@ def test_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_probing_goes_on(
+def test_probing_continues_after_failures(
     num_workers: int, videos: dict[str, Path], bad_files: dict[str, tuple[Path, str]]
 ) -> None:
     paths = [videos["plain"], *(path for path, _ in bad_files.values()), videos["narrow"]]
-    # A decoder with a limit of its own gives way to the one that is asked for.
+    # The requested time limit replaces the decoder's own.
     decoder = TimeLimitedDecoder(decoder=PyAVDecoder(num_threads=1), timeout_s=0.001)
     found = probe_videos(paths * 2, decoder, num_workers=num_workers, timeout_s=60.0)
     assert list(found) == paths
@@ -226,7 +228,7 @@ def test_probing_goes_on(
 
 
 @pytest.mark.slow
-def test_hung_and_dying_workers_are_named_and_the_rest_goes_on(
+def test_hung_and_dying_workers_do_not_stop_the_rest(
     planted: VideoDecoder, tmp_path: Path, videos: dict[str, Path]
 ) -> None:
     names = ["good0", "hangs", "good1", "leaves", "bug", "good2", "killed", "good3", "good4"]
@@ -234,7 +236,7 @@ def test_hung_and_dying_workers_are_named_and_the_rest_goes_on(
     for index, name in enumerate(names):
         path = tmp_path / f"{name}.mp4"
         shutil.copy(videos["plain"], path)
-        os.utime(path, (index, index))  # or all would be one file to the cache
+        os.utime(path, (index, index))  # otherwise the cache would treat all as one file
         requests.append(ClipRequest(path))
     requests.append(ClipRequest(requests[0].path, Segment(50.0, 60.0)))
     loader = ClipLoader(sampling=SMALL, decoder=planted, timeout_s=None)
@@ -270,7 +272,7 @@ def test_a_hung_decoder_is_timed_out_without_workers(
     assert "time limit of 1 s" in done.failures[str(hangs)]
 
 
-def test_whole_entries_stay_and_damaged_ones_are_named(
+def test_whole_entries_are_kept_and_damaged_ones_named(
     cache: FrameCache, videos: dict[str, Path]
 ) -> None:
     requests = [ClipRequest(videos[name]) for name in ("plain", "cuts", "narrow")]
@@ -291,7 +293,7 @@ def test_whole_entries_stay_and_damaged_ones_are_named(
     assert first.num_entries == again.num_entries == 3
 
 
-def test_entries_that_are_there_start_no_process(
+def test_existing_entries_start_no_process(
     cache: FrameCache, videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [ClipRequest(videos["plain"]), ClipRequest(videos["matroska"])]
@@ -329,7 +331,7 @@ def test_copies_of_a_file_are_one_entry(
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_disk_that_fills_up_ends_it(
+def test_a_disk_that_fills_up_stops_the_preparation(
     num_workers: int, loader: ClipLoader, videos: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "cache" / "frames").mkdir(parents=True)
@@ -424,7 +426,7 @@ def test_killed_and_resumed_equals_undisturbed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_their_master(
+def test_workers_end_with_their_parent(
     number: signal.Signals, planted_folder: Path, tmp_path: Path, write_video: Callable[..., Path]
 ) -> None:
     videos = many_videos(tmp_path / "videos", 200, write_video)
@@ -460,7 +462,7 @@ def children(pid: int) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not yet waited for does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

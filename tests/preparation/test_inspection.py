@@ -1,4 +1,4 @@
-"""Annotations held against videos: what fails is counted, durations and windows are compared."""
+"""Annotations are checked against videos: failures, durations and windows."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def inspected(examples, infos, failed=None, splits=("train",), **counts):
     return inspect(ReadResult(examples=examples, report=report), splits, failed or {}, files)
 
 
-def test_queries_of_a_clip_that_failed_are_dropped_and_its_file_named():
+def test_queries_of_failed_clips_are_dropped_and_files_named():
     examples = [
         example("a:0"),
         example("b:0", video="b"),
@@ -78,7 +78,7 @@ def test_queries_of_a_clip_that_failed_are_dropped_and_its_file_named():
     [(10.0, 10.0, 0), (10.0, 11.0, 0), (10.0, 11.1, 1), (10.0, 8.9, 1), (100.0, 104.9, 0),
      (100.0, 105.2, 1), (100.0, 94.9, 1)],
 )  # fmt: skip
-def test_a_stated_duration_may_differ_by_a_second_or_5_percent(stated_s, found_s, is_other):
+def test_stated_durations_may_differ_by_1_s_or_5_percent(stated_s, found_s, is_other):
     queries = [example("a:0", duration_s=stated_s), example("a:1", duration_s=stated_s)]
     found = inspected(queries, {"a": info(found_s)})
     assert found.num_other_duration == is_other  # once a clip
@@ -87,7 +87,7 @@ def test_a_stated_duration_may_differ_by_a_second_or_5_percent(stated_s, found_s
     assert len(found.examples) == 2
 
 
-def test_any_query_of_a_clip_may_state_a_wrong_duration():
+def test_every_query_is_checked_for_a_wrong_duration():
     queries = [
         example("a:0"),
         example("a:1", duration_s=10.0),
@@ -99,7 +99,7 @@ def test_any_query_of_a_clip_may_state_a_wrong_duration():
     assert [d.example_ids for d in found.report.defects.values()] == [["a:2"]]
 
 
-def test_a_window_is_compared_with_its_own_part():
+def test_a_window_is_compared_with_the_windows_length():
     inside = example("a:0", window=Segment(20.0, 30.0))
     precut = example("b:0", video="b", window=Segment(20.0, 30.0))
     found = inspected([inside, precut], {"a": info(60), "b": info(10)})
@@ -113,7 +113,7 @@ def test_a_lead_in_counts_on_both_sides():
     assert inspected([padded], {"a": info(10)}).num_other_duration == 0
 
 
-def test_without_a_stated_duration_the_file_tells():
+def test_without_a_stated_duration_the_files_is_used():
     queries = [
         example("a:0", duration_s=None, segment=(8.0, 10.9)),
         example("a:1", duration_s=None, segment=(8.0, 11.1)),
@@ -126,9 +126,9 @@ def test_without_a_stated_duration_the_file_tells():
     assert [e.segment for e in found.examples] == [e.segment for e in queries]
 
 
-@pytest.mark.parametrize("stated_s", [None, 200.0])  # not at all, or falsely
+@pytest.mark.parametrize("stated_s", [None, 200.0])  # missing or wrong
 @pytest.mark.parametrize("is_training", [True, False])
-def test_segments_are_held_against_the_file(stated_s, is_training):
+def test_segments_are_checked_against_the_file(stated_s, is_training):
     spans = {"in": (1.0, 4.0), "late": (1.0, 50.0), "behind": (4.0, 110.0)}
     queries = [example(qid, duration_s=stated_s, segment=span) for qid, span in spans.items()]
     queries += queries[1:]  # a mixture repeats, the file does not
@@ -162,7 +162,7 @@ def test_segments_are_held_against_the_file(stated_s, is_training):
     assert (found.report.repaired, found.report.dropped) == ({}, {})
 
 
-def test_what_shows_before_anything_is_decoded():
+def test_problems_that_need_no_decoding_are_found():
     loader = ClipLoader(sampling=FrameSampling(), decoder=VideoDecoder, timeout_s=None)
     good, bad, late = (
         ClipRequest(Path("a.mp4")),
@@ -206,7 +206,7 @@ def test_totals_name_both_actions():
     assert total_of([train]) is train
 
 
-def test_what_is_left_out_later_counts_as_repaired_no_more():
+def test_dropped_queries_no_longer_count_as_repaired():
     report = ReadReport(annotation_file="f", num_queries=4, num_examples=4)
     report.repaired = {"ending behind": 3, "starting before": 1}
     report.repaired_ids = {"ending behind": {"a:0", "a:1", "b:0"}, "starting before": {"b:0"}}

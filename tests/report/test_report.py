@@ -1,4 +1,4 @@
-"""Predictions and metrics as files, folders that can be written, tables to read."""
+"""Prediction and metric files, checks of output folders, and printed tables."""
 
 import io
 import json
@@ -32,7 +32,7 @@ FOUND = Prediction(
 LOST = replace(FOUND, qid="OHOFG:1", segment=None, truth=None, score=None, text="", is_parsed=False)
 
 
-def test_predictions_come_back_as_they_went(tmp_path: Path):
+def test_predictions_are_read_back_unchanged(tmp_path: Path):
     path = write_predictions(tmp_path / "new" / "predictions.jsonl", [FOUND, LOST])
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     assert rows[0]["segment"] == [2.0, 9.5]
@@ -43,7 +43,7 @@ def test_predictions_come_back_as_they_went(tmp_path: Path):
     assert isinstance(read_predictions(path)[0].segment, Segment)
 
 
-def test_files_of_older_versions_say_nothing_of_the_format(tmp_path: Path):
+def test_older_prediction_files_have_no_exact_format_flag(tmp_path: Path):
     row = {key: value for key, value in FOUND.__dict__.items() if key != "is_exact"}
     row["iou"] = row.pop("score")
     path = tmp_path / "p.jsonl"
@@ -69,7 +69,7 @@ def test_nan_is_refused_and_the_old_file_stays(tmp_path: Path):
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"qid": "a"}', json.dumps({**FOUND.__dict__, "segment": [1]})]
 )
-def test_a_line_that_is_no_prediction_is_named(line: str, tmp_path: Path):
+def test_an_invalid_prediction_line_is_named(line: str, tmp_path: Path):
     path = write_predictions(tmp_path / "p.jsonl", [FOUND])
     path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"p\.jsonl, line 2"):
@@ -88,7 +88,7 @@ def test_output_folder_check_creates_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_output_folder_check_refuses_a_file_and_what_lies_below_it(tmp_path: Path):
+def test_output_folder_check_refuses_files_and_paths_below(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
         with pytest.raises(ValueError, match="file is a file, not a folder"):

@@ -1,4 +1,4 @@
-"""Whatever a policy writes, every shipped reward earns it a finite number, in bounded work."""
+"""Every shipped reward gives any completion a finite number in bounded time."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ RANGES = {
 }
 
 
-def test_every_shipped_reward_is_here() -> None:
+def test_every_shipped_reward_is_listed() -> None:
     assert {*RANGES, "iou_v2"} == set(NAMES)  # which is not bounded below, as published
     for name in NAMES:
         node = yaml.safe_load((CONF_DIR / "reward" / f"{name}.yaml").read_text())
@@ -76,7 +76,7 @@ HOSTILE = [
     "1 to " * 2_000,
     "1:11:" * 2_000,
     "\x00\xff\x7f\u202e" * 2_500,
-    "\ud800\udfff" * 5_000,  # surrogates without their halves
+    "\ud800\udfff" * 5_000,  # lone surrogates
     "\u0663 to \u0669" * 1_600,  # Arabic-Indic digits
     "\uff15\u0967\u09e7" * 3_300,
     "<answer>5 to 6</answer>" * 500,
@@ -105,7 +105,7 @@ def test_long_junk_earns_a_finite_reward(text: str, parser: Any) -> None:
     check([text, text, "<think>a</think><answer>1 to 2</answer>", ""], parser)
 
 
-def test_times_without_bound_in_a_short_clip() -> None:
+def test_unbounded_times_in_a_short_clip() -> None:
     texts = ["<answer>" + "0" * n + f" to 1{'0' * n}</answer>" for n in (1, 50, 300, 307, 308, 309)]
     check(texts, truth=Segment(0.0, 0.25), duration_s=0.25)
 
@@ -118,7 +118,7 @@ junk = st.binary(max_size=200).map(lambda b: b.decode("utf-8", errors="surrogate
 surrogates = st.text(st.characters(categories=["Cs", "Nd", "Zs", "Lo"]), max_size=100)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(st.lists(pieces | junk | surrogates, min_size=1, max_size=4), st.sampled_from(PARSERS))
 def test_any_text_earns_a_finite_reward(texts: list[str], parser: Any) -> None:
     check(texts, parser)
@@ -128,7 +128,7 @@ times_s = st.floats(allow_nan=False, allow_infinity=False)
 true_times_s = st.floats(min_value=0, max_value=1e5)
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(times_s, times_s, true_times_s, true_times_s, st.floats(min_value=1e-3, max_value=1e5))
 def test_any_times_earn_a_finite_reward(
     start_s: float, end_s: float, truth_start_s: float, truth_end_s: float, duration_s: float
@@ -156,7 +156,7 @@ def test_texts_are_compared_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> No
     assert max(steps) == (64, 64)
 
 
-def test_words_are_not_looked_for_behind_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_after_the_bound_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     class Pattern:

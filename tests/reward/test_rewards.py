@@ -1,4 +1,4 @@
-"""The shipped rewards against numbers worked out by hand."""
+"""The shipped rewards compared with hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_iou_v2_can_take_the_stated_duration() -> None:
         IoUV2Reward(duration="file")  # type: ignore[arg-type]
 
 
-def test_a_reversed_truth_earns_nothing() -> None:
+def test_a_reversed_truth_gives_zero_reward() -> None:
     assert score(IoUReward(), completion("4 to 12"), truth=Segment(12.0, 4.0)) == 0.0
     assert score(IoUV2Reward(), completion("4 to 12"), truth=Segment(12.0, 4.0)) == 0.0
 
@@ -95,7 +95,7 @@ def test_format_reward() -> None:
     assert score(FormatReward(think=True), completion("1 to 2") + ".", truth=truth) == 0.0
 
 
-def test_an_exact_format_reward_looks_into_the_answer() -> None:
+def test_format_exact_checks_the_answer() -> None:
     texts = [completion(answer) for answer in ("1.00 to 2.00", "1.00 to 2 2", "1 to 2", "junk")]
     assert scores(ExactFormatReward(), texts) == [1.0, 0.0, 0.0, 0.0]
     assert scores(FormatReward(think=True), texts) == [1.0] * 4  # as Time-R1: the tags alone
@@ -124,7 +124,7 @@ def test_dense_rewards(answer: str, giou: float, distance: float) -> None:
         assert value == pytest.approx(math.exp(-sharpness * distance / 8))
 
 
-def test_dense_rewards_tell_near_from_far_where_iou_is_flat() -> None:
+def test_dense_rewards_distinguish_misses_that_iou_does_not() -> None:
     texts = [completion(f"{s} to {s + 8}") for s in (12, 14, 20, 40, 400)]
     assert scores(IoUReward(), texts, truth=Segment(4.0, 12.0)) == [0.0] * 5
     for reward in (GIoUReward(), BoundaryReward(sharpness=1.0)):
@@ -133,7 +133,7 @@ def test_dense_rewards_tell_near_from_far_where_iou_is_flat() -> None:
         assert len(values) == 5
 
 
-def test_a_reversed_truth_is_the_same_to_all() -> None:
+def test_all_answers_score_alike_for_a_reversed_truth() -> None:
     texts = [completion("4 to 12"), completion("5 to 6"), "nothing"]
     assert scores(GIoUReward(), texts, truth=Segment(12.0, 4.0)) == [-1.0] * 3
     assert scores(BoundaryReward(sharpness=1.0), texts, truth=Segment(12.0, 4.0)) == [0.0] * 3
@@ -173,7 +173,7 @@ def test_overlong_punishment() -> None:
             OverlongReward(max_tokens=100, cache_tokens=cache_tokens)
 
 
-def test_what_a_thought_looks_like() -> None:
+def test_thought_rewards_by_hand() -> None:
     thought = (
         "First he sits.\n  \nThen <timestep> 2.10 to 4.00 </timestep>, because\n"
         "<timestep>5 to 6</timestep> it is AFTER that; <timestep>x</timestep>"
@@ -210,7 +210,7 @@ def test_diversity_within_the_group() -> None:
         DiversityReward(max_words=0)
 
 
-def test_times_of_three_hundred_digits_earn_a_number() -> None:
+def test_times_of_300_digits_give_a_finite_reward() -> None:
     truth = Segment(0.0, 0.4)
     for num_digits in (100, 308, 309):
         text = completion("0 to " + "1" * num_digits)

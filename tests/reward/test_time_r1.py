@@ -80,7 +80,7 @@ def completion(rng: random.Random, kind: str, duration_s: float) -> str:
 
 
 def written() -> list[Written]:
-    """Groups of 8 on clips of their own; many kinds in each."""
+    """Groups of 8, each on its own clip and with many kinds of answers."""
     rng = random.Random(2503_13377)
     rows: list[Written] = []
     for _ in range(NUM // GROUP_SIZE):
@@ -116,7 +116,7 @@ def naive_rewards(row: Written) -> dict[str, float]:
     iou = iou_v2 = 0.0
     if segment is not None:
         intersection = max(0.0, min(segment[1], e) - max(segment[0], s))
-        hull = max(segment[1], e) - min(segment[0], s)  # in the place of the union, as released
+        hull = max(segment[1], e) - min(segment[0], s)  # instead of the union, as released
         iou = intersection / hull
         start_miss = abs(s / row.duration_s - segment[0] / row.duration_s)
         end_miss = abs(e / row.duration_s - segment[1] / row.duration_s)
@@ -136,7 +136,7 @@ def naive_advantages(totals: list[float]) -> list[float]:
 def naive_loss(
     logprobs: Tensor, ref: Tensor, advantages: list[float], mask: Tensor, *, beta: float
 ) -> dict[str, float]:
-    """One update a rollout, so the ratio is 1 and the clip never acts."""
+    """One update per rollout, so the ratio is 1 and the clip never acts."""
     sums, means, num_tokens = 0.0, [], 0
     groups: dict[int, list[float]] = {}
     for n, advantage in enumerate(advantages):
@@ -152,7 +152,7 @@ def naive_loss(
     of_groups = [sum(losses) / len(losses) for losses in groups.values()]
     return {
         "token_mean": sums / num_tokens,
-        "group_token_mean": sum(of_groups) / len(of_groups),  # as released: a group a pass
+        "group_token_mean": sum(of_groups) / len(of_groups),  # as released: one group per pass
         "sequence_mean": sum(means) / len(means),
     }
 
@@ -177,7 +177,7 @@ def our_rewards(names: list[str], parser) -> tuple[Tensor, dict[str, Tensor]]:
     return output.total, output.components
 
 
-def test_there_is_some_of_every_kind() -> None:
+def test_the_random_completions_cover_every_kind() -> None:
     assert len(ROWS) == NUM
     kinds = {kind: sum(row.kind == kind for row in ROWS) for kind in {r.kind for r in ROWS}}
     assert set(kinds) == {*PLAIN, *UNDERSTOOD_BY_DEFAULT_ALONE}
@@ -243,7 +243,7 @@ def test_loss(reduction: str, beta: float) -> None:
 # -- the default ---------------------------------------------------------------------------------
 
 
-def test_the_default_differs_only_where_more_is_understood() -> None:
+def test_the_default_parser_differs_only_by_accepting_more() -> None:
     differing = {}
     for row in ROWS:
         released, ours = parse_as_released(row.text).segment, parse_by_default(row.text).segment
@@ -258,7 +258,7 @@ def test_the_default_differs_only_where_more_is_understood() -> None:
         assert 120 <= ours.end_s < 240
 
 
-def test_so_do_its_rewards() -> None:
+def test_default_rewards_differ_only_for_those_answers() -> None:
     _, released = our_rewards(["iou", "format"], parse_as_released)
     _, ours = our_rewards(["iou", "format"], parse_by_default)
     for name in released:

@@ -1,4 +1,4 @@
-"""The weighted sum, what rewards may ask for, and what is said when one misbehaves."""
+"""The weighted sum, the inputs of rewards, and the errors about invalid ones."""
 
 import functools
 import math
@@ -43,13 +43,13 @@ def test_total_and_raw_parts() -> None:
     assert list(output.components) == ["format", "iou", "length"]
     torch.testing.assert_close(output.components["format"], torch.tensor([1.0, 0.0, 1.0]))
     torch.testing.assert_close(output.components["iou"], torch.tensor([1.0, 0.0, 1 / 3]))
-    # Weight 0: logged, not paid.
+    # Weight 0: logged, but not in the total.
     torch.testing.assert_close(output.components["length"], torch.tensor([24.0, 7.0, 24.0]))
     torch.testing.assert_close(output.total, torch.tensor([2.5, 0.0, 0.5 + 2 / 3]))
     assert output.total.dtype == torch.float32
 
 
-def test_no_completions_no_rewards() -> None:
+def test_no_completions_give_no_rewards() -> None:
     output = score(only(IoUReward(), "iou"), [])
     assert output.total.shape == output.components["iou"].shape == (0,)
 
@@ -57,7 +57,7 @@ def test_no_completions_no_rewards() -> None:
 # -- what a reward may ask for --------------------------------------------------------------------
 
 
-def test_a_reward_is_called_with_what_it_names() -> None:
+def test_a_reward_gets_the_inputs_it_names() -> None:
     seen: dict[str, Any] = {}
 
     def names_some(*, num_tokens, group_size, seen_by=1.0):
@@ -93,7 +93,7 @@ def test_settings_of_a_plain_function_are_bound_beforehand() -> None:
     assert output.total.tolist() == [0.0, 1.0, 0.0]
 
 
-def test_arguments_that_nobody_gives_are_named_at_the_start() -> None:
+def test_unknown_arguments_are_named_at_the_start() -> None:
     def asks(*, texts: list[str], frames: list[Any]) -> list[float]:
         raise AssertionError("never called")
 
@@ -107,7 +107,7 @@ def test_arguments_that_nobody_gives_are_named_at_the_start() -> None:
         only(functools.partial(lengths, num_tokens=200))
 
 
-def test_a_reward_that_changes_its_lists_does_no_harm() -> None:
+def test_a_reward_may_modify_its_lists_safely() -> None:
     def greedy(*, texts: list[str], truths: list[Segment]) -> list[float]:
         texts.clear()
         truths.reverse()
@@ -149,7 +149,7 @@ def test_numbers_come_in_many_types(values: Any) -> None:
     "value", [math.nan, math.inf, -math.inf, 1e300, 10**400, None, "1.0", [1.0], 1j, {}]
 )
 @pytest.mark.parametrize("weight", [1.0, 0.0])
-def test_what_is_no_finite_number_is_named(value: Any, weight: float) -> None:
+def test_non_finite_reward_values_are_named(value: Any, weight: float) -> None:
     def broken(*, texts: list[str]) -> list[Any]:
         return [0.0] * (len(texts) - 1) + [value]
 
@@ -161,7 +161,7 @@ def test_what_is_no_finite_number_is_named(value: Any, weight: float) -> None:
 @pytest.mark.parametrize(
     "values", [None, 1.0, "000", {"a": 1, "b": 2, "c": 3}, {1, 2, 3}, torch.tensor(1.0)]
 )
-def test_what_is_no_list_is_named(values: Any) -> None:
+def test_a_reward_result_that_is_no_list_is_named(values: Any) -> None:
     with pytest.raises(ValueError, match=r"'mine' must return a list or a tensor of numbers"):
         score(only(lambda texts: values))
 
@@ -197,7 +197,7 @@ def test_the_reward_and_the_completion_are_named_when_one_raises() -> None:
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_one_that_compares_within_groups_is_tried_group_by_group() -> None:
+def test_a_group_reward_is_retried_group_by_group() -> None:
     def compares(*, texts: list[str], group_size: int) -> list[float]:
         if group_size < 2 or len(texts) % group_size:
             raise RuntimeError("a whole group, please")  # the probe must not set this off
@@ -209,7 +209,7 @@ def test_one_that_compares_within_groups_is_tried_group_by_group() -> None:
         score(only(compares), texts, group_size=2)
 
 
-def test_a_reward_that_fails_on_the_batch_alone_is_named() -> None:
+def test_a_reward_that_fails_only_on_batches_is_named() -> None:
     def lonely(*, texts: list[str]) -> list[float]:
         if len(texts) > 1:
             raise RuntimeError("too many")

@@ -1,4 +1,4 @@
-"""A store that is locked, gone, broken or half made never ends a run, and misses nothing later."""
+"""A locked, missing or broken store never ends a run, and later receives all metrics."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from tvg.tracking.mlflow_logger import make_mlflow_logger
 
 @pytest.fixture
 def database(store, tmp_path, monkeypatch):
-    """A store of this test's own, copied, which takes seconds less than making one."""
+    """A copied store for each test, which is seconds faster than creating one."""
     make(store, tmp_path / "first_use")
     path = tmp_path / "mlflow.db"
     shutil.copy(store.removeprefix("sqlite:///"), path)
@@ -63,7 +63,7 @@ def log(logger, *steps):
         logger.log_metrics({"loss": step / 2}, step=step)
 
 
-def test_metrics_of_a_locked_store_are_sent_later_once(database, tmp_path, monkeypatch):
+def test_metrics_for_a_locked_store_are_sent_once_later(database, tmp_path, monkeypatch):
     logger = make(database, tmp_path)
     log(logger, 1, 2)
     asked = []
@@ -83,7 +83,7 @@ def test_metrics_of_a_locked_store_are_sent_later_once(database, tmp_path, monke
     assert logger.experiment.get_run(logger.run_id).info.status == "FINISHED"
 
 
-def test_a_locked_store_is_not_asked_at_every_step(database, tmp_path, monkeypatch):
+def test_a_locked_store_is_not_retried_at_every_step(database, tmp_path, monkeypatch):
     logger = make(database, tmp_path)
     monkeypatch.setattr(mlflow_client, "_FIRST_PAUSE_S", 100.0)
     logger.experiment._pause_s = 100.0
@@ -97,7 +97,7 @@ def test_a_locked_store_is_not_asked_at_every_step(database, tmp_path, monkeypat
     assert len(unsent(tmp_path)) == 50
 
 
-def test_a_deleted_store_is_not_made_anew_and_told_at_the_end(database, tmp_path):
+def test_a_deleted_store_is_reported_and_not_recreated(database, tmp_path):
     logger = make(database, tmp_path / "run")
     log(logger, 1)
     database.rename(tmp_path / "moved.db")
@@ -113,7 +113,7 @@ def test_a_deleted_store_is_not_made_anew_and_told_at_the_end(database, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:.*(the run goes on|could not be sent)")
-def test_what_waits_goes_to_the_run_that_replaces_a_lost_one(database, store, tmp_path):
+def test_queued_metrics_go_to_the_replacement_run(database, store, tmp_path):
     logger = make(database, tmp_path / "run")
     database.unlink()
     log(logger, 1, 2)
@@ -123,7 +123,7 @@ def test_what_waits_goes_to_the_run_that_replaces_a_lost_one(database, store, tm
     assert history(again) == [(1, 0.5), (2, 1.0)]
 
 
-def test_what_a_killed_run_left_is_sent_without_doubles(database, tmp_path):
+def test_metrics_left_by_a_kill_are_sent_without_duplicates(database, tmp_path):
     first = make(database, tmp_path)
     log(first, 1)
     (sent,) = first.experiment.get_metric_history(first.run_id, "loss")
@@ -140,7 +140,7 @@ def test_what_a_killed_run_left_is_sent_without_doubles(database, tmp_path):
     assert not (tmp_path / UNSENT_FILE).exists()
 
 
-def test_an_artifact_that_cannot_be_stored_lets_metrics_pass(database, tmp_path, monkeypatch):
+def test_a_failed_artifact_does_not_block_metrics(database, tmp_path, monkeypatch):
     logger = make(database, tmp_path)
     picture = tmp_path / "picture.png"
     picture.write_bytes(b"png")
@@ -162,7 +162,7 @@ def test_an_artifact_that_cannot_be_stored_lets_metrics_pass(database, tmp_path,
     assert names == ["pictures/picture.png"]
 
 
-def test_a_refused_value_is_told_and_not_sent_again(database, tmp_path):
+def test_a_refused_value_is_reported_and_not_resent(database, tmp_path):
     logger = make(database, tmp_path)
     logger.experiment.log_param(logger.run_id, "lr", 1)
     with pytest.warns(UserWarning, match="MLflow refuses to log log_param"):
@@ -191,7 +191,7 @@ class LosesStore(pl.Callback):
 
 @pytest.mark.filterwarnings("ignore:.*(the run goes on|could not be sent)")
 @pytest.mark.parametrize("how", ["locked", "deleted"])
-def test_a_training_outlives_its_store(database, tmp_path, fit, tiny_grpo, how):
+def test_training_continues_without_its_store(database, tmp_path, fit, tiny_grpo, how):
     run_dir = tmp_path / "run"
     logger = make(database, run_dir)
     callbacks = [
@@ -211,13 +211,13 @@ def test_a_training_outlives_its_store(database, tmp_path, fit, tiny_grpo, how):
     assert len(tables) == 6
 
 
-def test_a_store_locked_at_the_start_is_one_line(database, tmp_path, monkeypatch):
+def test_a_store_locked_at_start_gives_one_error_line(database, tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow_store, "_BUSY_TIMEOUT_S", 0.05)
     with locked(database), pytest.raises(ValueError, match=r"tracking_uri: another .* locked"):
         make(database, tmp_path / "run")
 
 
-def test_a_full_disk_is_not_called_damage(database):
+def test_a_full_disk_is_not_reported_as_damage(database):
     error = mlflow_store.store_error("database or disk is full", database)
     assert str(error).startswith(f"logger.tracking_uri: the disk of {database} is full")
     assert "move it away" not in str(error)
@@ -236,7 +236,7 @@ def test_a_stopped_run_does_not_wait_for_a_locked_store(database, tmp_path, monk
 
 
 def half_made(path):
-    """As a kill in the middle of the migrations left it: columns without their revision."""
+    """The state after a kill during the migrations: columns without their revision."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("DELETE FROM alembic_version")
         connection.execute("DROP TABLE webhooks")
@@ -259,7 +259,7 @@ def test_a_broken_store_is_named_with_its_remedy(database, tmp_path, spoil, prob
 
 
 @pytest.mark.parametrize("spoil", [half_made, no_database, Path.unlink])
-def test_a_failed_start_on_a_broken_store_raises_its_own_error(database, tmp_path, spoil):
+def test_a_failed_start_keeps_its_error_despite_broken_store(database, tmp_path, spoil):
     make(database, tmp_path / "run")
     spoil(database)
     with pytest.raises(ValueError, match=r"^mine$"), state_kept(tmp_path / "run", lambda: False):
@@ -268,10 +268,10 @@ def test_a_failed_start_on_a_broken_store_raises_its_own_error(database, tmp_pat
 
 
 class Stop(BaseException):
-    """As a kill, but for what `finally` does."""
+    """Like a kill, except that `finally` blocks run."""
 
 
-def test_a_stopped_start_leaves_no_half_store(tmp_path, monkeypatch):
+def test_an_interrupted_start_leaves_no_half_made_store(tmp_path, monkeypatch):
     def stop(engine):
         raise Stop
 
@@ -281,7 +281,7 @@ def test_a_stopped_start_leaves_no_half_store(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["mlflow.db.lock"]
 
 
-def test_a_server_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
+def test_an_unreachable_server_gives_one_error_line(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ValueError, match=r"^logger\.tracking_uri: the MLflow server does not ans"):
         make("http://127.0.0.1:9", tmp_path)
@@ -312,7 +312,7 @@ make_mlflow_logger(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_start_killed_while_the_store_is_made_spoils_nothing(tmp_path):
+def test_a_kill_during_store_creation_is_harmless(tmp_path):
     for statement in (1, 40, 200, 10**9):
         command = [sys.executable, "-c", KILLED, str(statement)]
         done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""One MLflow run a run folder, in one store that is made once."""
+"""One MLflow run per run folder, in one store that is created once."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def make(store: str, run_dir: Path, **changes) -> MLFlowLogger:
     return logger
 
 
-def test_a_run_has_its_name_its_tags_its_parent_and_its_folder(store, tmp_path):
+def test_a_run_has_name_tags_parent_and_folder(store, tmp_path):
     parent = make(store, tmp_path / "parent")
     logger = make(store, tmp_path / "child", parent_run_id=parent.run_id, tags={"stage": 1})
     run = logger.experiment.get_run(logger.run_id)
@@ -34,7 +34,7 @@ def test_a_run_has_its_name_its_tags_its_parent_and_its_folder(store, tmp_path):
     assert run.info.artifact_uri.startswith((folder / "mlartifacts" / "runs").as_uri())
 
 
-def test_a_resumed_folder_goes_on_with_its_run(store, tmp_path):
+def test_a_resumed_folder_continues_its_mlflow_run(store, tmp_path):
     first = make(store, tmp_path)
     first.log_metrics({"loss": 1.0}, step=1)
     first.finalize("failed")
@@ -60,7 +60,7 @@ def test_a_run_that_is_gone_is_replaced_with_a_warning(store, tmp_path, how):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}"])
-def test_a_run_file_that_names_no_run_is_replaced_with_a_warning(store, tmp_path, text):
+def test_an_invalid_run_file_is_replaced_with_a_warning(store, tmp_path, text):
     (tmp_path / "mlflow_run.json").write_text(text)
     with pytest.warns(UserWarning, match="names no MLflow run"):
         make(store, tmp_path)
@@ -94,10 +94,10 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_store_that_another_process_makes_is_waited_for(store, tmp_path, monkeypatch):
+def test_store_creation_by_another_process_is_awaited(store, tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow_store, "_LOCK_TIMEOUT_S", 0.1)
     lock = FileLock(store.removeprefix("sqlite:///") + ".lock")
-    with lock, pytest.raises(ValueError, match="another process has been making"):
+    with lock, pytest.raises(ValueError, match="another process has been creating"):
         make(store, tmp_path)
     make(store, tmp_path)
 
@@ -112,7 +112,7 @@ make_mlflow_logger(
 
 
 @pytest.mark.slow
-def test_two_processes_may_make_one_store_at_once_and_quietly(tmp_path):
+def test_two_processes_may_create_one_store_at_once(tmp_path):
     command = [sys.executable, "-c", PROGRAM]
     started = [
         subprocess.Popen(

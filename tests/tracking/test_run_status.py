@@ -1,4 +1,4 @@
-"""MLflow says how a run ended."""
+"""MLflow records how a run ended."""
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
@@ -11,7 +11,7 @@ from tvg.tracking.run_status import ending_runs
 @pytest.mark.parametrize(
     ("error", "status"), [(Interrupted(15), "KILLED"), (RuntimeError("full"), "FAILED")]
 )
-def test_a_run_that_ends_early_says_how(store, tmp_path, error, status):
+def test_an_early_end_sets_the_run_status(store, tmp_path, error, status):
     logger = make_mlflow_logger(
         tracking_uri=store, experiment_name="ends", run_name="early", run_dir=tmp_path
     )
@@ -20,7 +20,7 @@ def test_a_run_that_ends_early_says_how(store, tmp_path, error, status):
     assert logger.experiment.get_run(logger.run_id).info.status == status
 
 
-def test_a_store_that_is_gone_does_not_hide_the_reason(store, tmp_path, monkeypatch, caplog):
+def test_a_missing_store_does_not_hide_the_error(store, tmp_path, monkeypatch, caplog):
     logger = make_mlflow_logger(
         tracking_uri=store, experiment_name="ends", run_name="gone", run_dir=tmp_path
     )

@@ -1,11 +1,11 @@
-"""Where numbers of callbacks stand in the loggers."""
+"""The step axis of metrics that callbacks log."""
 
 from lightning.pytorch import Trainer
 
 from tvg.training.lightning_internals import num_stepped_batches
 
 
-def test_the_axis_counts_batches_as_lightnings_own_metrics_do():
+def test_callback_metrics_use_lightnings_batch_axis():
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     loop = trainer.fit_loop.epoch_loop
     loop._batches_that_stepped = 3

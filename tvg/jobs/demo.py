@@ -145,7 +145,7 @@ def _decode_all(world: PromptDataModule) -> None:
             unique_requests(examples), clips, num_workers=num_workers, timeout_s=DECODING_LIMIT_S
         )
     except ValueError as error:  # full disk, or another demo fills it: the cache is optional
-        log.warning("%s; clips are decoded when they are trained on", error)
+        log.warning("%s; clips will be decoded during training", error)
 
 
 def blind_baselines(
@@ -203,7 +203,7 @@ def _refuse_lost_overrides() -> None:
         words = ",".join(f'"{word}"' for word in lost)
         raise ValueError(
             f"experiment=demo runs stages with configs of their own, which {', '.join(lost)} would "
-            f"not reach: hand it on by 'job.shared=[\"data=synthetic_demo\",{words}]', or, for one "
+            f"not reach: pass it with 'job.shared=[\"data=synthetic_demo\",{words}]', or, for one "
             "stage, by job.sft, job.grpo or job.evaluation"
         )
 
@@ -212,7 +212,7 @@ def _begin(run_dir: Path, overrides: Sequence[Any]) -> None:
     """Clears an earlier demo's results, unless it was interrupted and had the same overrides."""
     marker, kind = run_dir / UNFINISHED, json.dumps(list(overrides))
     if marker.is_file() and marker.read_text(encoding="utf-8") == kind:
-        log.info("demo: going on with the interrupted one in %s", run_dir)
+        log.info("demo: resuming the interrupted run in %s", run_dir)
         return
     (run_dir / RESULTS_FILE).unlink(missing_ok=True)  # of the previous demo
     for stage in STAGES:

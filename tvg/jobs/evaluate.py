@@ -55,7 +55,7 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     parts = build_components(cfg, split=cfg.split)
     if difficulty_file is not None and isinstance(parts.data.source, MixedSets):
         raise ValueError(
-            "evaluate.write_difficulty: one file stands for one data set, but "
+            "evaluate.write_difficulty: one file holds one data set, but "
             f"data={cfg.data.name} mixes several: evaluate each of them"
         )
     if difficulty_file is not None and cfg.split != "train":
@@ -128,7 +128,7 @@ def _predict(
     examples = parts.data.examples(cfg.split)
     skip = min(partial.num_batches * parts.data.eval_batch_size, len(examples))
     if skip:
-        log.info("going on after %d of %d queries done before", skip, len(examples))
+        log.info("resuming after %d of %d queries", skip, len(examples))
     parts.rollout.setup(policy=parts.policy.to(device), tokenizer=parts.processor.tokenizer)
     progress = tqdm(total=len(examples), initial=skip, unit="query", desc="evaluate")
     with closing(parts.rollout), progress as bar:

@@ -49,7 +49,7 @@ def _predicted(cfg: DictConfig, console: Console) -> Prediction:
     remove_leftovers(picture.parent)
     device = choose_device(cfg.device)
     if not str(cfg.query).strip():
-        raise ValueError("query: a sentence is needed, got an empty one")
+        raise ValueError("query: expected a sentence, got an empty text")
     if (problem := query_problem(str(cfg.query), max_chars=None)) is not None:
         raise ValueError(f"query: {problem}")
     window, truth = _segment(cfg, "window"), _segment(cfg, "truth")

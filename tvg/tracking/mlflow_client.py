@@ -153,7 +153,7 @@ class ResendingClient:
                 log.warning("cannot write %s: %s", self._file, error)
         if self._waiting:
             return False
-        log.info("MLflow: the %d writes that waited have been sent", number)
+        log.info("MLflow: sent %d queued writes", number)
         self._pause_s, self._has_warned = _FIRST_PAUSE_S, False
         return True
 

@@ -62,7 +62,7 @@ def store_lock(database: Path | None) -> Iterator[None]:
             held.enter_context(lock.acquire(timeout=_LOCK_TIMEOUT_S))
         except Timeout as error:
             raise ValueError(
-                f"{KEY}: another process has been making {database} for "
+                f"{KEY}: another process has been creating {database} for "
                 f"{_LOCK_TIMEOUT_S:.0f} s; remove {lock.lock_file} if there is none"
             ) from error
         except OSError as error:
@@ -87,7 +87,7 @@ def make_store(database: Path) -> None:
         return
     from mlflow import MlflowClient
 
-    rank_zero_info(f"Making the MLflow store {database} (about ten seconds, once)")
+    rank_zero_info(f"Creating the MLflow store {database} (about ten seconds, once)")
     with whole_file(database) as temporary:
         MlflowClient(f"{SQLITE}{temporary}").search_experiments(max_results=1)
 
@@ -129,14 +129,15 @@ def store_error(problem: str, database: Path | None) -> ValueError:
         )
     if "disk is full" in first:
         return ValueError(
-            f"{KEY}: the disk of {database} is full ({first}): free some room, or choose another "
+            f"{KEY}: the disk of {database} is full ({first}): free some space, or choose another "
             "store"
         )
     if "readonly" in first or "unable to open" in first:
         return ValueError(f"{KEY}: cannot write {database}: {first}")
     return ValueError(
         f"{KEY}: {database} is not a complete MLflow store ({first}): it was damaged, "
-        f"left half made by a kill, or made by another version of MLflow. For that, run `mlflow db "
-        f"upgrade {shlex.quote(f'{SQLITE}{database}')}` after a backup; else move it away (`mv "
-        f"{file} {shlex.quote(f'{database}.broken')}`), and the next start makes a new one"
+        "left incomplete by a kill, or made by another version of MLflow. For that, run "
+        f"`mlflow db upgrade {shlex.quote(f'{SQLITE}{database}')}` after a "
+        f"backup; else move it away (`mv {file} {shlex.quote(f'{database}.broken')}`), "
+        "and the next start makes a new one"
     )

@@ -123,7 +123,7 @@ def test_frame_rates_equal_oracle(
 def test_rounded_times_equal_oracle(
     fps: float, tmp_path: Path, write_video: Callable[..., Path], oracle: Callable[..., Any]
 ) -> None:
-    """Matroska rounds times to milliseconds; the rate is constant all the same."""
+    """Matroska rounds times to milliseconds; the rate still counts as constant."""
     path = write_video(tmp_path / "v.mkv", fps=fps, num_frames=150, codec_options={"bf": "2"})
     for window in (None, Segment(0.4, 2.1)):
         assert_equal_to_oracle(path, SMALL, window, oracle)
@@ -241,7 +241,7 @@ def test_bad_windows_name_the_file(
         loader(timeout_s=timeout_s).load(videos["plain"], window)
 
 
-def test_a_file_that_is_cut_already_is_shown_whole(tmp_path: Path, write_video: Any) -> None:
+def test_a_pre_cut_file_is_used_whole(tmp_path: Path, write_video: Any) -> None:
     path = write_video(tmp_path / "cut.mp4", fps=5, num_frames=60)  # 12 s
     whole = loader("pyav", SMALL).load(path)
     cut = loader("pyav", SMALL).load(path, Segment(40.0, 51.5))
@@ -288,7 +288,7 @@ def test_lead_in_comes_before_the_window(kind: Any, backend: str, videos: dict[s
 def test_lead_in_is_sampled_like_part_of_the_file(
     tmp_path: Path, write_video: Callable[..., Path]
 ) -> None:
-    """Counts, sizes and times are those of a file that really has the frames in front."""
+    """Counts, sizes and times equal those of a file that contains the extra frames."""
     short = write_video(tmp_path / "short.mp4", num_frames=61, fps=12.5, width=96, height=64)
     long = write_video(tmp_path / "long.mp4", num_frames=161, fps=12.5, width=96, height=64)
     for rate in (0.5, 2.0, 3.7):
@@ -319,7 +319,7 @@ def test_lead_in_of_no_frame_changes_nothing(
     ("backend", "timeout_s"), [("decord", None), ("pyav", None), ("pyav", 60.0)]
 )
 @pytest.mark.parametrize("kind", ["blank", "freeze"])
-def test_one_frame_that_falls_into_the_lead_in(
+def test_a_single_frame_may_fall_into_the_lead_in(
     kind: Any, backend: str, timeout_s: float | None, videos: dict[str, Path]
 ) -> None:
     one = replace(SMALL, frame_factor=1, min_frames=1, max_frames=1)
@@ -381,7 +381,7 @@ def test_count_and_size_by_hand() -> None:
 
 
 class Faulty(VideoDecoder):
-    """Claims a file that it does not deliver."""
+    """Reports a file that it cannot decode."""
 
     def __init__(self, info: VideoInfo, num_delivered: int) -> None:
         self.info, self.num_delivered = info, num_delivered
@@ -396,7 +396,7 @@ class Faulty(VideoDecoder):
         raise VideoError(self.path, "cannot be decoded any further")
 
 
-def test_half_a_clip_is_no_clip() -> None:
+def test_an_incomplete_clip_is_refused() -> None:
     decoder = Faulty(VideoInfo(num_frames=100, fps=25.0, height=56, width=56), num_delivered=3)
     clip_loader = ClipLoader(sampling=FrameSampling(), decoder=decoder, timeout_s=None)
     with pytest.raises(VideoError, match="any further"):

@@ -1,4 +1,4 @@
-"""Damaged frames, which FFmpeg patches up without an error, make a clip unreadable."""
+"""Damaged frames, which FFmpeg repairs without an error, make a clip unreadable."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def damage(path: Path, packets: Iterable[int]) -> Path:
 
 
 def decoded(path: Path) -> tuple[int, int]:
-    """Returns how many frames FFmpeg gives without an error, and how many of them are damaged."""
+    """Returns the number of frames that FFmpeg decodes, and how many of them are damaged."""
     with av.open(str(path)) as container:
         try:
             states = [frame.is_corrupt for frame in container.decode(video=0)]
@@ -92,7 +92,7 @@ def test_damaged_frames_make_a_clip_unreadable(
 
 
 @pytest.mark.parametrize("backend", DECODERS)
-def test_damage_elsewhere_spoils_no_window(backend: str, damaged: dict[str, Path]) -> None:
+def test_damage_outside_the_window_is_ignored(backend: str, damaged: dict[str, Path]) -> None:
     for window in (Segment(0.0, 1.9), Segment(3.0, 4.0)):
         load(damaged["plain.mp4"], backend, window)
 

@@ -61,7 +61,7 @@ DECODERS = {
 
 
 def decode_all(path: Path) -> NDArray[np.uint8]:
-    """Every frame from first to last, turned as the file asks for: the oracle."""
+    """Every frame from first to last, rotated as the file states: the oracle."""
     import av
 
     with av.open(str(path)) as container:
@@ -102,7 +102,7 @@ def test_frames_equal_plain_decord(name: str, videos: dict[str, Path]) -> None:
         assert np.array_equal(frames, expected)
 
 
-def test_an_avi_that_lost_its_index_alone_is_whole(tmp_path: Path, videos: dict[str, Path]) -> None:
+def test_an_avi_without_index_is_whole(tmp_path: Path, videos: dict[str, Path]) -> None:
     data = videos["avi"].read_bytes()
     path = tmp_path / "no_index.avi"
     path.write_bytes(data[: data.rindex(b"idx1")])
@@ -137,7 +137,7 @@ def test_rotation_turns_the_picture(videos: dict[str, Path]) -> None:
     assert np.array_equal(half, plain[::-1, ::-1])
 
 
-def test_few_frames_are_sought_and_not_decoded_up_to(
+def test_few_frames_are_reached_by_seeking(
     tmp_path: Path, write_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tvg.data.video import pyav_decoder as decode_pyav
@@ -239,15 +239,15 @@ def test_bad_files_are_named(
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "secret.mp4"
     path.write_bytes(b"x" * 100)
-    # Whoever runs the tests may be allowed everything, so the answer is planted.
+    # The user of the tests may have all permissions, so the error is simulated.
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(VideoError, match=r"secret\.mp4: permission denied"):
         DECODERS["pyav"].probe(path)
 
 
-def test_a_pipe_is_no_video(tmp_path: Path) -> None:
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pipe.mp4"
-    os.mkfifo(path)  # opening it would wait for a writer for ever
+    os.mkfifo(path)  # opening it would wait forever for a writer
     with pytest.raises(VideoError, match="not a regular file"):
         DECODERS["decord"].probe(path)
 
@@ -367,7 +367,7 @@ def test_dying_decoder_is_named_and_replaced(
     assert limited.probe(videos["plain"]).num_frames == 60
 
 
-def test_bug_of_a_decoder_is_no_video_error(
+def test_a_decoder_bug_is_not_a_video_error(
     limited: TimeLimitedDecoder, videos: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError, match="a bug of the decoder"):
@@ -377,7 +377,7 @@ def test_bug_of_a_decoder_is_no_video_error(
     assert child_of(limited) == child
 
 
-def test_leaving_in_the_middle_does_no_harm(
+def test_abandoning_a_clip_midway_is_safe(
     limited: TimeLimitedDecoder, videos: dict[str, Path]
 ) -> None:
     def leave() -> None:
@@ -390,7 +390,9 @@ def test_leaving_in_the_middle_does_no_harm(
     assert np.array_equal(limited.read(videos["plain"], [9]), decode_all(videos["plain"])[[9]])
 
 
-def test_child_ends_with_its_owner(planted: VideoDecoder, videos: dict[str, Path]) -> None:
+def test_the_child_process_ends_with_its_owner(
+    planted: VideoDecoder, videos: dict[str, Path]
+) -> None:
     decoder = TimeLimitedDecoder(decoder=planted, timeout_s=5.0)
     decoder.probe(videos["plain"])
     child = child_of(decoder)
@@ -425,7 +427,7 @@ def test_hung_child_ends_by_itself_when_its_owner_was_killed(
 
 
 class Firsts(Dataset[torch.Tensor]):
-    """Two frames of each video, or -1 where the time limit struck."""
+    """Two frames of each video, or -1 after a timeout."""
 
     def __init__(self, decoder: VideoDecoder, paths: Sequence[Path]) -> None:
         self.decoder, self.paths = decoder, paths
@@ -458,7 +460,7 @@ def test_time_limit_holds_in_data_loader_workers(
     assert np.array_equal(decoder.read(videos["plain"], [0, 20]), first.numpy())
 
 
-def test_decoder_that_cannot_start_says_so(planted: VideoDecoder, tmp_path: Path) -> None:
+def test_a_decoder_that_cannot_start_is_reported(planted: VideoDecoder, tmp_path: Path) -> None:
     class Unknown(PyAVDecoder):
         __module__ = "no_such_module"
 
@@ -480,7 +482,7 @@ def child_of(decoder: TimeLimitedDecoder) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not yet waited for does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

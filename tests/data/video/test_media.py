@@ -1,4 +1,4 @@
-"""A video's name is never a URL, its content never names other files, its claims are bounded."""
+"""Video names are never URLs, contents never refer to other files, and sizes are limited."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_file_name_is_not_a_url(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_name_of_any_bytes_is_opened(
+def test_a_file_name_may_have_any_bytes(
     backend: str, tmp_path: Path, videos: dict[str, Path]
 ) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
@@ -105,7 +105,7 @@ def test_decord_gets_only_formats_known_by_their_first_bytes(
     assert decoder("decord").probe(videos["transport"]).num_frames == 60
 
 
-def test_titles_in_another_encoding_do_not_matter(
+def test_titles_in_other_encodings_are_ignored(
     tmp_path: Path, write_video: Callable[..., Path]
 ) -> None:
     import av
@@ -140,7 +140,7 @@ def test_a_file_at_the_limits_is_read(backend: str, videos: dict[str, Path]) -> 
         ({"max_duration_s": 2.3}, "lasts 2 s; expected at most 2.3 s"),
     ],
 )
-def test_a_file_beyond_a_limit_is_refused_by_key(
+def test_a_file_above_a_limit_is_refused_with_its_key(
     limits: dict[str, float], found: str, name: str, backend: str, videos: dict[str, Path]
 ) -> None:
     changed = MediaLimits(**{**vars(LIMITS), **limits})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The arithmetic equals qwen-vl-utils 0.0.14's, wherever that accepts its input."""
+"""The arithmetic equals qwen-vl-utils 0.0.14's for all input that it accepts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_short_clips_fill_a_temporal_patch(total: int, factor: int) -> None:
     assert set(indices) <= set(range(total))
 
 
-def test_one_frame_is_shown_twice() -> None:
+def test_a_single_frame_is_repeated() -> None:
     assert num_sampled_frames(1, 25.0, FrameSampling()) == 2
     assert frame_indices(0, 0, 2) == [0, 0]
 
@@ -210,7 +210,7 @@ def test_impossible_streams_are_refused(total: int, fps: float) -> None:
         frame_range(total, fps, None)
 
 
-CUT = None  # the file is the window already
+CUT = None  # the file is already the window
 
 
 @pytest.mark.parametrize(
@@ -229,11 +229,11 @@ CUT = None  # the file is the window already
         (Segment(1.0, 11.0), 9.5, CUT),  # 1.5 / 0.5: both would do, the smaller wins
         (Segment(1.0, 11.0), 10.6, Segment(1.0, 11.0)),  # 0.4 / 0.6
         (Segment(100.0, 400.0), 314.0, CUT),  # 86 / 14, of 15 accepted
-        (Segment(2.0, math.inf), 30.0, Segment(2.0, math.inf)),  # open at its end
+        (Segment(2.0, math.inf), 30.0, Segment(2.0, math.inf)),  # open-ended
         (None, 30.0, None),
     ],
 )
-def test_a_window_is_cut_out_or_the_file_is_it(
+def test_a_window_is_cut_or_the_file_is_the_window(
     window: Segment | None, file_duration_s: float, expected: Segment | None
 ) -> None:
     assert resolve_window(window, file_duration_s) == expected
@@ -255,7 +255,7 @@ def test_a_window_is_cut_out_or_the_file_is_it(
         (Segment(math.nan, 5.0), 30.0, "start < end"),
     ],
 )
-def test_a_window_that_fits_in_no_way_is_refused(
+def test_a_window_that_fits_neither_way_is_refused(
     window: Segment, file_duration_s: float, problem: str
 ) -> None:
     with pytest.raises(ValueError, match=problem):

@@ -1,4 +1,4 @@
-"""Frame times come from the file: what a frame shows is from the time that it is said to have."""
+"""Frame times come from the file and match the content of the frames."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_still_picture_appears_when_its_lead_in_ends(tmp_path: Path) -> None:
 def test_time_starts_with_the_first_frame(
     suffix: str, times_s: list[float], tmp_path: Path
 ) -> None:
-    """Neither a delay of the video nor longer audio counts, at any rate."""
+    """A delay of the video or longer audio changes no times, at any frame rate."""
     path = write_painted(tmp_path / f"late{suffix}", times_s, delay_s=1.5, audio_s=14.0)
     clip = load(path)
     assert clip.duration_s == pytest.approx(9.7, abs=0.01)
@@ -157,7 +157,7 @@ def test_time_starts_with_the_first_frame(
 
 
 @pytest.mark.parametrize("fps", [10, 24_000 / 1001, 25, 30_000 / 1001, 50, 60])
-def test_rounded_times_are_a_constant_rate(fps: float) -> None:
+def test_rounded_times_count_as_a_constant_rate(fps: float) -> None:
     times = np.arange(5000) / fps
     assert variable_rate(times.round(3), last_frame_s=None, stated_fps=fps) is None
     jitter = np.random.default_rng(0).uniform(-0.2, 0.2, 5000) / fps
@@ -177,7 +177,7 @@ def test_rounded_times_are_a_constant_rate(fps: float) -> None:
         ([0, 0.001, 0.002, 2.0], 0.001, 2.0, 240, 2.001),  # a burst: 120 at most
     ],
 )
-def test_other_times_are_a_variable_rate(
+def test_other_times_count_as_a_variable_rate(
     times_s: list[float],
     last_frame_s: float | None,
     stated_fps: float,
@@ -230,7 +230,7 @@ def test_packets_are_read_once_per_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert opened == [path, path]
 
 
-def test_hidden_references_of_vp8_are_no_frames(tmp_path: Path) -> None:
+def test_hidden_vp8_references_are_not_frames(tmp_path: Path) -> None:
     plain = write_painted(tmp_path / "plain.webm", [n / 30 for n in range(90)])
     path = tmp_path / "hidden.webm"
     with av.open(str(plain)) as source, av.open(str(path), "w") as copy:
