@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.sizes import write_config
 
 import tvg.estimate.from_config
 from tvg.config import compose
@@ -24,33 +25,7 @@ ESTIMATE = "train.estimate=true"
 @pytest.fixture
 def config_3b(tmp_path) -> Path:
     """A folder with nothing but the released 3B checkpoint's sizes."""
-    folder = tmp_path / "3b"
-    folder.mkdir()
-    text = {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    }
-    vision = {
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "depth": 32,
-        "num_heads": 16,
-        "out_hidden_size": 2048,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-    }
-    config = {
-        "model_type": "qwen2_5_vl",
-        "text_config": text,
-        "vision_config": vision,
-        "tie_word_embeddings": True,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return write_config(tmp_path / "3b", "3b")
 
 
 @pytest.fixture

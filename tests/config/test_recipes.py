@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.recipes import RECIPES
+from helpers.sizes import write_config
 
 from tvg.config import CONF_DIR, compose
 from tvg.config.check import find_problems
@@ -35,27 +35,7 @@ PUBLISHED = {
 @pytest.fixture(scope="module")
 def config_7b(tmp_path_factory) -> Path:
     """A folder with nothing but the released 7B checkpoint's sizes."""
-    folder = tmp_path_factory.mktemp("7b")
-    text = {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "tie_word_embeddings": False,
-    }
-    vision = {
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "depth": 32,
-        "num_heads": 16,
-        "out_hidden_size": 3584,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-    }
-    config = {"model_type": "qwen2_5_vl", "text_config": text, "vision_config": vision}
-    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
-    return folder
+    return write_config(tmp_path_factory.mktemp("7b"), "7b")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.sizes import BY_HAND
 from helpers.tiny_policy import make_parts
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -17,27 +18,12 @@ from tvg.estimate.remedies import remedies
 from tvg.model.adapters import no_adapter
 from tvg.model.freezing import freeze_parts
 from tvg.model.loading import ModelSource
-from tvg.model.shape import ModelShape, Parameters, count_parameters, shape_of
+from tvg.model.shape import Parameters, count_parameters, shape_of
 
 GIB = 2**30
 FULL = Precision(weight=4, compute=4, stream=4)
 MIXED = Precision(weight=4, compute=2, stream=4)
-SHAPE = ModelShape(
-    hidden=2,
-    mlp=5,
-    layers=3,
-    heads=2,
-    key_heads=1,
-    head_size=2,
-    words=7,
-    vision_hidden=3,
-    vision_mlp=4,
-    vision_layers=2,
-    vision_full_layers=1,
-    window=4,
-    merge=4,
-    patch_values=6,
-)
+SHAPE = BY_HAND
 PARAMS = Parameters(
     trained=1000, frozen=500, is_head_trained=True, is_trunk_trained=False, is_merger_trained=True
 )

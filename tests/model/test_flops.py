@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.sizes import BY_HAND
 from helpers.tiny_policy import make_parts, make_rollout, sample_with
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,25 +13,9 @@ from tvg.model.flops import (
     step_flops,
     trunk_flops,
 )
-from tvg.model.shape import ModelShape, shape_of
+from tvg.model.shape import shape_of
 
-# Attention products: 2 * (4 + 4 + 2 + 2) = 24 weights; MLP: 3 * 2 * 5 = 30; keys and values: 8.
-SHAPE = ModelShape(
-    hidden=2,
-    mlp=5,
-    layers=3,
-    heads=2,
-    key_heads=1,
-    head_size=2,
-    words=7,
-    vision_hidden=3,
-    vision_mlp=4,
-    vision_layers=2,
-    vision_full_layers=1,
-    window=4,
-    merge=4,
-    patch_values=6,
-)
+SHAPE = BY_HAND
 
 
 def work(**changes):
