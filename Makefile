@@ -70,7 +70,7 @@ clean: ## remove caches and build leavings; keeps .venv, runs/ and mlflow.db
 
 # --- set-up -------------------------------------------------------------------------------------
 
-# flash-attn and vllm are extras, not in the lock: they need a GPU machine.
+# flash-attn is an extra, not in the lock: it needs a GPU machine.
 $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .

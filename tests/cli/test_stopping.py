@@ -174,11 +174,14 @@ def test_a_signal_saves_the_step_in_progress(train, tmp_path):
         assert f"tvg-train: stopped by {name}" in done.lines
         assert "Traceback" not in done.err
         if step == 0:
-            assert done.lines[-1] == "no checkpoint was saved yet: the same command starts anew"
+            assert (
+                done.lines[-1]
+                == "no checkpoint was saved yet: run the same command to start from the beginning"
+            )
             continue
         path = stopped / "checkpoints" / "last.ckpt"
         assert done.lines[-2] == f"saved {path}"
-        assert done.lines[-1].startswith("to go on: tvg-train data=synthetic")
+        assert done.lines[-1].startswith("to resume: tvg-train data=synthetic")
         assert done.lines[-1].endswith(" resume=true")
         assert torch.load(path, weights_only=True)["global_step"] == step
         assert (str(step - 1), "train/loss") in logged(stopped)
@@ -206,7 +209,7 @@ def test_a_stopped_evaluation_goes_on_after_what_is_done(
     assert done.code == 143, done.err
     assert done.lines[-2:] == [
         "tvg-evaluate: stopped by SIGTERM",
-        "predictions so far are kept: the same command goes on after them",
+        "predictions so far are kept: run the same command to continue",
     ]
     kept = (tmp_path / "run" / "predictions.partial.jsonl").read_text().splitlines()
     assert len(kept) == 1 + 2  # a head and two batches; the third was under way

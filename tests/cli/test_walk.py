@@ -189,7 +189,7 @@ def test_5_an_evaluation_that_was_stopped_goes_on(command, world, walked, monkey
         pass
 
     class Bar:
-        """Stops behind the first batch, as a kill between two batches would."""
+        """Stops after the first batch, as a kill between two batches would."""
 
         def __init__(self, **settings):
             self.initial = settings["initial"]

@@ -115,7 +115,7 @@ def test_a_signal_ends_a_command_with_its_exit_code(run, number, code, name, ful
     done = run(body=body, HYDRA_FULL_ERROR=full_error)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr == (
-        f"tvg-train.py: stopped by {name}\nto go on: run the same command again\n"
+        f"tvg-train.py: stopped by {name}\nto resume: run the same command again\n"
     )
 
 

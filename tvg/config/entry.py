@@ -45,7 +45,7 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _SPIN_COUNT = "20000"  # some microseconds; measured in docs/DECISIONS.md
 _OURS = "TVG_CLEAN_ERRORS"  # set if we, not the user, set HYDRA_FULL_ERROR
 _HINT = f"({_FULL_ERROR}=1 shows where it was raised)"
-_AGAIN = "to go on: run the same command again"
+_AGAIN = "to resume: run the same command again"
 _TRAINER_KEYS = (  # keys of conf/trainer that Lightning's messages name
     "accelerator",
     "devices",

@@ -65,7 +65,7 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         )
     folder.begin()
     remove_leftovers_of_run(run_dir)
-    with advising("predictions so far are kept: the same command goes on after them"):
+    with advising("predictions so far are kept: run the same command to continue"):
         partial = _partial(cfg, parts, folder, device)
         predictions = _predict(cfg, parts, partial, device)
     metrics = {

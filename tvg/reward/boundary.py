@@ -1,4 +1,4 @@
-"""Reward for boundaries close to the true ones; nonzero at any distance."""
+"""Reward for boundaries close to the true ones; above 0 for every segment, however far off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class BoundaryReward:
     """exp(-sharpness * W1 / |truth|).
 
     W1 is the mean distance of both ends, |truth| the length of the true segment. The value is in
-    (0, 1]: 1 for the true segment, exp(-sharpness) if both ends are off by its length. It is dense
+    [0, 1]: 1 for the true segment, exp(-sharpness) if both ends are off by its length. It is dense
     where IoU is flat 0. A missing, reversed or empty prediction gets 0.
 
     Based on the boundary-distance reward of TimeLens2. Its release uses uniform distributions over

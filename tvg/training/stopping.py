@@ -72,14 +72,14 @@ def resume_advice(run_dir: Path, argv: Sequence[str] | None = None) -> list[str]
     words = list(sys.argv if argv is None else argv)[1:]
     last = run_dir / CHECKPOINTS / LAST
     if not last.exists():
-        return ["no checkpoint was saved yet: the same command starts anew"]
+        return ["no checkpoint was saved yet: run the same command to start from the beginning"]
     kept = [word for word in words if word.partition("=")[0] not in ("resume", "+resume")]
     if {"-m", "--multirun"} & set(words):
-        return [f"saved {last}", "to go on: the same sweep with resume=auto"]
+        return [f"saved {last}", "to resume: the same sweep with resume=auto"]
     if not any(w.partition("=")[0] in ("name", "run_dir", "hydra.run.dir") for w in kept):
         kept.append(f"hydra.run.dir={run_dir}")
     command = shlex.join(["tvg-train", *kept, "resume=true"])
-    return [f"saved {last}", f"to go on: {command}"]
+    return [f"saved {last}", f"to resume: {command}"]
 
 
 class StoppableModule(LightningModule):
