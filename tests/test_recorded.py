@@ -209,7 +209,7 @@ def test_code_of_the_users_own_is_named_and_not_loaded(tmp_path):
     record = record_text(compose("train", words).cfg)
     assert yaml.safe_load(record)["prompt"]["parser"] == "own:os.path.join"
     folder = folder_with(tmp_path / "a", record)
-    with pytest.raises(ValueError, match=r"trained with a parser of somebody's own, 'os\.path"):
+    with pytest.raises(ValueError, match=r"trained with a custom parser, 'os\.path"):
         read(folder)
     asked = [f"model.path={folder}", *words]
     task = build(compose("evaluate", asked).cfg.prompt)

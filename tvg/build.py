@@ -74,7 +74,7 @@ def build_data(
 
 
 def build_module(cfg: DictConfig, parts: RunComponents) -> LightningModule:
-    """Builds the objective; it gets the sampler and the rewards only if it takes them."""
+    """Builds the objective, with those of the components that its signature names."""
     module: LightningModule = offer(
         build(cfg.objective),
         policy=parts.policy,

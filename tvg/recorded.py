@@ -188,8 +188,8 @@ def _parser(parser: Any, folder: str | None) -> Any:
     where = f"{folder}/{RECORD_FILE}: {PROMPT}.parser"
     if parser.startswith(OWN):
         raise ConfigError(
-            f"{where}: this checkpoint was trained with a parser of somebody's own, "
-            f"{parser.removeprefix(OWN)!r}, which it does not contain: choose one by "
+            f"{where}: this checkpoint was trained with a custom parser, "
+            f"{parser.removeprefix(OWN)!r}, which is not part of it: choose one by "
             "prompt.parser={_target_:...,_partial_:true}"
         )
     raise ConfigError(f"{where}: expected one of {', '.join(PARSERS)}, got {parser!r}")
@@ -199,7 +199,9 @@ def _prompt_values(folder: str | None, fallback: str) -> dict[str, Any]:
     section = _section(folder, PROMPT, fallback)
     if section is None:
         node = OmegaConf.to_container(compose_option(PROMPT, fallback), resolve=True)
-        return _prompt_record(node)
+        values = _prompt_record(node)
+        _refuse_own(values, "task", f"prompt.fallback={fallback}", "prompt=think")
+        return values
     where = f"{folder}/{RECORD_FILE}: {PROMPT}"
     _refuse_own(section, "task", where, "prompt=think")
     section = _without_target(section, TASK, where)
@@ -219,7 +221,9 @@ def _loader_values(folder: str | None, fallback: str) -> dict[str, Any]:
     section = _section(folder, LOADER, fallback)
     if section is None:
         node = OmegaConf.to_container(compose_option(LOADER, fallback), resolve=True)
-        return _loader_record(node)
+        values = _loader_record(node)
+        _refuse_own(values, "loader", f"data.clip.fallback={fallback}", "data/clip=qwen")
+        return values
     where = f"{folder}/{RECORD_FILE}: {LOADER}"
     _refuse_own(section, "loader", where, "data/clip=qwen")
     section = _without_target(section, CLIP_LOADER, where)

@@ -13,6 +13,7 @@ from tvg.data.dataset import GroundingDataset, LeftOut, Sample
 from tvg.data.video.decode import VideoError
 from tvg.data.video.sampling import FrameSampling
 from tvg.model.families.clip_text import VIDEO_TOKEN
+from tvg.task.grounding import GroundingTask
 from tvg.types import EncodedClip, GroundingExample, PromptBatch, RolloutBatch, Segment, VideoClip
 
 
@@ -102,6 +103,24 @@ def test_an_engine_can_have_frames_and_unexpanded_prompts(parts, samples):
     assert [id(p) for p in doubled] == [id(p) for p in batch.unexpanded for _ in range(2)]
     joined = join_prompts([batch.rows(0, 1), batch.rows(1, 3)], pad_id=parts.policy.pad_id)
     assert joined.unexpanded == batch.unexpanded
+
+
+def test_prompts_follow_all_that_a_task_reads_of_an_example(parts, samples):
+    class Options(GroundingTask):
+        def messages(self, example):
+            text = f"{self.asked_query(example)} {example.extra['options']}"
+            content = [{"type": "video"}, {"type": "text", "text": text}]
+            return [{"role": "user", "content": content}]
+
+    task = make_task()
+    task.__class__ = Options
+    one, other = (
+        samples[0]._replace(example=replace(samples[0].example, extra={"options": options}))
+        for options in ("red", "blue")
+    )
+    collator = PromptCollator(task=task, processor=parts.processor, family=parts.family)
+    ids = collator([one, other]).input_ids
+    assert not torch.equal(ids[0], ids[1])
 
 
 def test_cached_features_cannot_give_frames(parts, samples):

@@ -125,3 +125,12 @@ def test_print_metrics_shows_every_policy_with_its_intervals():
     assert re.search(r"miou .* 0\.100 ", shown)
     assert re.search(r"r1_iou_0\.5 .* - ", shown)
     assert "95 %" in shown
+
+
+def test_predictions_need_no_segments(tmp_path: Path):
+    row = {"qid": "q", "video": "v", "query": "which?", "answer": "B", "expected": "A"}
+    row |= {"score": 0.0, "text": "(B)", "duration_s": 9.0, "is_parsed": True}
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (prediction,) = read_predictions(path)
+    assert (prediction.answer, prediction.segment, prediction.truth) == ("B", None, None)

@@ -17,8 +17,8 @@ from tvg.tracking.steady import reported_only
 class Timelines(Callback):
     """Draws the first predictions of a validation, the same queries every time.
 
-    Reads `pl_module.val_predictions`, a list of Prediction that the module fills by its
-    `on_validation_epoch_end`. A module without that attribute gets no picture. Saves
+    Reads `pl_module.val_predictions`, a list of Prediction that the module fills in its
+    `validation_step`. A module without that attribute gets no picture. Saves
     `run_dir/pictures/val_timelines_step_<step>.png` and shows it in MLflow and TensorBoard.
 
     Args:
@@ -34,7 +34,8 @@ class Timelines(Callback):
         self.num_queries = num_queries
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        predictions: list[Prediction] = getattr(pl_module, "val_predictions", None) or []
+        made: list[Prediction] = getattr(pl_module, "val_predictions", None) or []
+        predictions = [p for p in made if p.segment is not None or p.truth is not None]
         if trainer.sanity_checking or not trainer.is_global_zero or not predictions:
             return
         rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,8 +59,8 @@ class PromptCollator:
         self.max_prompt_tokens = max_prompt_tokens
         self._prompt_bytes: int | None = None  # of one prompt, without the clip
         self.template_limits = template_limits
-        # (query, raw query) -> prompt: the template is slow and queries recur in each epoch
-        self._texts: dict[tuple[str, str | None], str] = {}
+        # messages as JSON -> prompt: the template is slow and queries recur in each epoch
+        self._texts: dict[str, str] = {}
 
     def __call__(self, items: Sequence[Sample | LeftOut]) -> PromptBatch:
         samples = [item for item in items if isinstance(item, Sample)]
@@ -156,9 +157,9 @@ class PromptCollator:
         return int(self.processor.tokenizer.pad_token_id)
 
     def _chat_text(self, example: GroundingExample) -> str:
-        key = (example.query, example.raw_query)
+        messages = self.task.messages(example)
+        key = json.dumps(messages)
         if key not in self._texts:
-            messages = self.task.messages(example)
             text = render_chat(self.processor, messages, self.template_limits)
             text += self.task.prefill or ""
             self._check_once(text, example.qid)

@@ -116,7 +116,12 @@ def _partial(
 ) -> PartialPredictions:
     """Returns the predictions of an earlier, interrupted run of the same evaluation."""
     examples = parts.data.examples(cfg.split)  # the file may have changed but not its name
-    told = repr([(e.qid, e.raw_query or e.query, e.segment, e.window, e.lead_in) for e in examples])
+    told = repr(
+        [
+            (e.qid, e.raw_query or e.query, e.segment, e.window, e.lead_in, sorted(e.extra.items()))
+            for e in examples
+        ]
+    )
     digest = hashlib.sha256((folder.identity.digest + told).encode()).hexdigest()[:16]
     decides = fingerprint(parts.policy.to(device)) + digest
     return PartialPredictions(folder.path / "predictions.partial.jsonl", decides)
@@ -129,9 +134,9 @@ def _predict(
     skip = min(partial.num_batches * parts.data.eval_batch_size, len(examples))
     if skip:
         log.info("resuming after %d of %d queries", skip, len(examples))
-    parts.rollout.setup(policy=parts.policy.to(device), tokenizer=parts.processor.tokenizer)
     progress = tqdm(total=len(examples), initial=skip, unit="query", desc="evaluate")
     with closing(parts.rollout), progress as bar:
+        parts.rollout.setup(policy=parts.policy.to(device), tokenizer=parts.processor.tokenizer)
         return predict_all(
             task=parts.task,
             rollout=parts.rollout.greedy() if cfg.greedy else parts.rollout,

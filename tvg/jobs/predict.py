@@ -97,14 +97,15 @@ def _predict(cfg: DictConfig, sample: Sample, device: torch.device) -> Predictio
     )
     prompts = collator([sample])
     policy = source.load_policy(processor).to(device)
-    rollout.setup(policy=policy, tokenizer=processor.tokenizer)
-    with closing(rollout), awake(rollout):
-        return predict_batch(
-            task=task,
-            rollout=rollout.greedy() if cfg.greedy else rollout,
-            prompts=prompts.to(device),
-            seed=cfg.seed,
-        )[0]
+    with closing(rollout):
+        rollout.setup(policy=policy, tokenizer=processor.tokenizer)
+        with awake(rollout):
+            return predict_batch(
+                task=task,
+                rollout=rollout.greedy() if cfg.greedy else rollout,
+                prompts=prompts.to(device),
+                seed=cfg.seed,
+            )[0]
 
 
 def _segment(cfg: DictConfig, key: str) -> Segment | None:

@@ -57,6 +57,10 @@ class RolloutEngine(Protocol):
     `sleep` (`awake` does all but `generate`); `close` ends it. An engine that samples with the
     policy's own weights has nothing to do in most of these.
 
+    Ranks call `generate` independently of each other, so it must not communicate between them.
+    The engines that `greedy` and `limited` return share everything but the settings with the
+    original: whichever of them is woken or closed, all are.
+
     The random draws of a completion depend only on the seed, the query and the completion's index
     in its group, so a resumed run samples the same completions.
 
@@ -69,10 +73,11 @@ class RolloutEngine(Protocol):
     needs_frames: bool = False
 
     def setup(self, *, policy: Policy, tokenizer: Any) -> None:
-        """Binds the engine to the policy that it samples from.
+        """Binds the engine to the policy that it samples from; called once.
 
         Args:
-            policy: the policy; its weights may change between rollouts.
+            policy: the policy. It may still be on the CPU: take GPU memory in `wake` only. Its
+                weights change between rollouts.
             tokenizer: decodes ids to text.
         """
 
@@ -95,7 +100,7 @@ class RolloutEngine(Protocol):
         """Frees the memory that only sampling needs."""
 
     def close(self) -> None:
-        """Ends the engine for good."""
+        """Ends the engine for good; also while it is awake, if an error ended the run."""
 
     def greedy(self) -> Self:
         """Returns the same engine, with the same binding, that decodes greedily."""

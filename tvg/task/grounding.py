@@ -34,9 +34,9 @@ class GroundingTask:
         think: completions are expected to reason inside `<think>` first.
         lowercase: lower-case the query (as in the training of the Time-R1 release).
         strip_period: drop the query's final full stop.
-        query_blanks: the blanks around the query: "strip" removes them; "before_period" keeps those
-            before a dropped full stop, as the training of the Time-R1 release does; "keep" keeps
-            all that the reader kept, as its evaluation does.
+        query_blanks: whitespace around the query. "strip" removes it; "before_period" keeps it
+            before a dropped full stop, as in Time-R1's training; "keep" changes nothing, as in
+            Time-R1's evaluation.
         rate_any_numbers: rate an answer without a range by the first two numbers of its text, as
             Time-R1's difficulty scoring does; see `rated_segment`.
         strict_answer: a segment counts only if the completion has exactly the requested format
@@ -56,7 +56,7 @@ class GroundingTask:
     main_metric = "miou"
     validation_metrics = ("miou", "r1_", "parse_rate", "exact_format")
 
-    # Arguments with defaults are missing from the records of older exports.
+    # Later arguments have defaults, because the records of older exports lack them.
 
     def __init__(
         self,
@@ -175,7 +175,8 @@ class GroundingTask:
 
     def predict(self, example: GroundingExample, text: str, *, duration_s: float) -> Prediction:
         """Reads a completion's segment, wherever it is; without one, the score is 0."""
-        segment = self.parse(text, anywhere=True).segment
+        answer = self.parse(text, anywhere=True)
+        segment = answer.segment
         return Prediction(
             qid=example.qid,
             video=example.video,
@@ -185,7 +186,7 @@ class GroundingTask:
             score=None if example.segment is None else segment_iou(segment, example.segment),
             text=text,
             duration_s=duration_s,
-            is_parsed=segment is not None,
+            is_parsed=self.is_parsed(answer),
             is_exact=self.has_exact_format(text),
         )
 

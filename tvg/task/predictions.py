@@ -58,7 +58,7 @@ def prediction_of(row: Mapping[str, Any]) -> Prediction:
     row = {_FORMER_NAMES.get(name, name): value for name, value in row.items()}
     known = {f.name: f.default is MISSING for f in fields(Prediction)}
     values = {name: row[name] for name, is_required in known.items() if is_required or name in row}
-    return Prediction(**{**values, **{name: _segment(row[name]) for name in _SEGMENTS}})
+    return Prediction(**{**values, **{name: _segment(row.get(name)) for name in _SEGMENTS}})
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> Path:

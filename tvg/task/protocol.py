@@ -21,8 +21,8 @@ class Task(Protocol):
         prefill: text after the generation prompt that every completion continues; None: none.
         frame_times: text of a time, with one field `time_s`, written before the frames of that
             time; None: times are given in the default way of the model's family.
-        main_metric: the metric of `metrics` that tells how good a policy is. Validation logs it as
-            `val/NAME`, and a training run returns it.
+        main_metric: name of the primary metric. Validation logs it as `val/NAME`, and a training
+            run returns it.
         validation_metrics: names, or beginnings of names, of the metrics that validation logs.
     """
 
@@ -94,4 +94,4 @@ class Task(Protocol):
         """
 
     def columns(self, example: GroundingExample, answer: ParsedAnswer) -> dict[str, Any]:
-        """What tables of completions show of the truth and of a parsed completion: JSON values."""
+        """Table columns of the truth and of a parsed completion: JSON values."""

@@ -132,8 +132,9 @@ class GRPOModule(PolicyModule):
         _check(group_size, num_updates, old_logprobs, micro_batch_completions)
         if loss.sampler_ratio_cap is not None and old_logprobs == "sampler":
             raise ValueError(
-                "objective.loss.sampler_ratio_cap: corrects for the sampler's log-probabilities, "
-                "which objective.old_logprobs=sampler puts into the ratio already: use policy"
+                "objective.loss.sampler_ratio_cap: cannot be combined with "
+                "objective.old_logprobs=sampler, whose ratio already contains this correction: "
+                "set objective.old_logprobs=policy"
             )
         self.reward = reward
         self.loss = loss
@@ -210,7 +211,7 @@ class GRPOModule(PolicyModule):
     def _collect(
         self, rollout: RolloutBatch, rewards: Tensor, *, is_last_batch: bool
     ) -> tuple[tuple[RolloutBatch, Tensor] | None, dict[str, Tensor | float]]:
-        """Returns the groups and rewards [N] to learn from, and metrics; None: sample more first.
+        """Returns ((groups, rewards [N]) to learn from, metrics); None: sample more groups first.
 
         Args:
             rollout: the groups of this batch.

@@ -91,6 +91,7 @@ class PolicyModule(TrainedStateModule):
         self.tokenizer = tokenizer
         self.task = task
         self.rollout = rollout
+        self._is_rollout_bound = False
         self.micro_batch_size = micro_batch_size
         self.make_optimizer = optimizer
         self.make_schedule = schedule
@@ -104,7 +105,9 @@ class PolicyModule(TrainedStateModule):
         self.stages = StageClock()
 
     def setup(self, stage: str) -> None:
-        self.rollout.setup(policy=self.policy, tokenizer=self.tokenizer)
+        if not self._is_rollout_bound:  # a fit may be followed by a validation
+            self.rollout.setup(policy=self.policy, tokenizer=self.tokenizer)
+            self._is_rollout_bound = True
 
     # -- a step ---------------------------------------------------------------------------------
 
@@ -158,8 +161,8 @@ class PolicyModule(TrainedStateModule):
         num_steps = self.num_optimizer_steps()
         if math.isinf(num_steps):
             raise ValueError(
-                "trainer.max_steps: the learning-rate schedule has to know the number of steps: "
-                "set it (or trainer.max_epochs) beside trainer.max_time"
+                "trainer.max_steps: the learning-rate schedule needs a number of steps: with "
+                "trainer.max_time, also set trainer.max_steps or trainer.max_epochs"
             )
         schedule = self.make_schedule(optimizer, int(num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -261,9 +264,12 @@ class PolicyModule(TrainedStateModule):
     def on_validation_epoch_end(self) -> None:
         self.rollout.sleep()
         predictions = self.val_predictions
-        if self.trainer.world_size > 1:  # padding makes ranks answer a query twice; it counts once
+        if self.trainer.world_size > 1:  # ranks repeat queries as padding; each counts once
             gathered = gather_objects(self.trainer, predictions)
             predictions = list({p.qid: p for of_rank in gathered for p in of_rank}.values())
+        if not predictions:
+            log.warning("no clip of the validation split could be read: nothing was validated")
+            return
         metrics = self.task.metrics(predictions)
         for name in (n for n in metrics if n.startswith(self.task.validation_metrics)):
             is_main = name == self.task.main_metric

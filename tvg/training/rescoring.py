@@ -47,7 +47,7 @@ class Rescoring:
         """Returns greedy predictions by id, the same on every rank; call it on all ranks.
 
         A pass that was killed continues after its finished batches if weights, examples, sampler
-        and ranks are the same. The predictions stay on disk until `remove_partials`.
+        and ranks are the same. The predictions stay on disk; the caller removes them.
         """
         examples = list({example.qid: example for example in examples}.values())  # each once
         rollout = self._rollout()
@@ -85,10 +85,6 @@ class Rescoring:
         rounds.end()
         return {prediction.qid: prediction for prediction in self._of_all_ranks(done)}
 
-    def remove_partials(self) -> None:
-        """Deletes this rank's stored predictions of this pass."""
-        self._partial_path().unlink(missing_ok=True)
-
     def _partial_path(self) -> Path:
         return self.folder / f"{self.name}.rank_{self.trainer.global_rank}.partial.jsonl"
 
@@ -101,7 +97,7 @@ class Rescoring:
         told = [
             [
                 *(e.qid, e.raw_query or e.query, e.segment),
-                *(e.window, e.lead_in, str(e.video_path)),
+                *(e.window, e.lead_in, str(e.video_path), sorted(e.extra.items())),
             ]
             for e in examples
         ]

@@ -1,4 +1,4 @@
-"""What was read from a rollout's completions: inputs of the rewards, metrics and table rows."""
+"""Parses rollouts, and builds the inputs of rewards, metrics and table rows from them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor |
         groups = values.view(-1, group_size)
         metrics[f"reward/{name}"] = values.mean()
         metrics[f"reward/{name}_std"] = groups.std(dim=1).mean()
-        # The spread is no test for this: the mean of equal numbers is rounded.
+        # Not std == 0: rounding of the mean makes the std of equal values nonzero.
         is_flat = (groups == groups[:, :1]).all(dim=1)
         metrics[f"reward/{name}_flat_groups"] = is_flat.float().mean()
     return metrics

@@ -35,6 +35,6 @@ class StepOutput:
 
     @staticmethod
     def of(outputs: Any) -> StepOutput | None:
-        """The record in the `outputs` of a callback; None if the module returned another thing."""
+        """The record in the `outputs` of a callback; None if they hold none."""
         found = outputs.get(_KEY) if isinstance(outputs, Mapping) else None
         return found if isinstance(found, StepOutput) else None

@@ -121,7 +121,8 @@ class StoppableModule(LightningModule):
         self._stop_in_validation()
 
     def _stop_in_validation(self) -> None:
-        if stop_is_asked(self.trainer):
+        # Within a step that still collects groups, training goes on until the step is done.
+        if self.is_between_steps and stop_is_asked(self.trainer):
             # Outside of a fit nothing was trained since the last checkpoint.
             if self.trainer.state.fn == "fit" and not self.is_stopped:
                 self._save_for_stop()

@@ -1,4 +1,4 @@
-"""What a training step needs from the strategy that distributes it, with one adapter per engine.
+"""Adapters between a training step and Lightning's strategies, one per engine.
 
 To support another strategy, write an adapter and enter it in `_ADAPTERS`.
 """
@@ -126,7 +126,7 @@ _ADAPTERS: tuple[tuple[type, type[StrategyAdapter]], ...] = ((DeepSpeedStrategy,
 
 
 def adapter_of(trainer: Trainer) -> StrategyAdapter:
-    """The adapter of a trainer's strategy; strategies without their own keep whole gradients."""
+    """The adapter of a trainer's strategy: `TorchAdapter` for those without an entry."""
     for strategy, adapter in _ADAPTERS:
         if isinstance(trainer.strategy, strategy):
             return adapter()

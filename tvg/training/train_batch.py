@@ -27,7 +27,7 @@ class MicroBatch:
     rollout: RolloutBatch  # n completions and their prompts
     rows: Tensor  # int64 [n], their rows in the whole rollout
     ref_logprobs: Tensor | None = None  # [n, C] by the reference; None: there is none
-    # [n, C] by the policy at sampling; None: the policy has not moved since, so its present ones
+    # [n, C] by the policy at sampling; None: no update yet, so its current ones
     old_logprobs: Tensor | None = None
 
 
@@ -115,7 +115,7 @@ def make_train_batch(
         micro_batches: all of the rollout.
         advantages: [N].
         rollout: the whole rollout.
-        loss: the objective, which says which tokens carry loss and what divides it.
+        loss: the objective, which defines the loss mask and the denominator.
         mean_over_ranks: mean of a count over all ranks.
         metrics: metrics found while the batch was prepared.
     """
