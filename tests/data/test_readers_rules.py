@@ -55,6 +55,13 @@ DEFECTIVE = [
 ]
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("segment", [(0.0, float("nan")), (float("inf"), 3.0)])
+def test_segments_must_be_finite(training: bool, segment: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=r"^file\.json: odd: expected a segment in finite seconds"):
+        read([query("good", 1, 3), query("odd", *segment)], training=training)
+
+
 def test_training_repairs_or_drops() -> None:
     result = read(DEFECTIVE, training=True)
     report = result.report

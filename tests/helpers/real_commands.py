@@ -171,7 +171,7 @@ def _main() -> None:
     name, pause, *words = sys.argv[1:]
     sys.argv = [f"tvg-{name}", *words]
     command = importlib.import_module(f"tvg.cli.{name}")
-    importlib.import_module("tvg.jobs.demo" if name == "train" else f"tvg.{name}")
+    importlib.import_module("tvg.jobs.demo" if name == "train" else f"tvg.jobs.{name}")
     if pause:
         _pausing(pause)
     print("ready", flush=True)

@@ -74,6 +74,12 @@ def read_queries(
     examples: list[GroundingExample] = []
     with _no_garbage_collection():
         stated = list(queries)  # all: the matching of files depends on the other ids
+        for query in stated:
+            if not (math.isfinite(query.segment.start_s) and math.isfinite(query.segment.end_s)):
+                raise ValueError(
+                    f"{path}: {query.qid}: expected a segment in finite seconds, got "
+                    f"{list(query.segment)}"
+                )
         videos = dict.fromkeys(query.video for query in stated)
         files = finder.find_all(videos) if finder is not None else dict.fromkeys(videos)
         if finder is not None:
