@@ -34,7 +34,7 @@ EASY_FIRST = functools.partial(select_top, field="difficulty", k=4, largest=True
 
 
 def parse(text, *, anywhere=False):
-    """A segment for any text: random weights answer nothing that could be read."""
+    """A segment for any text, because no output of random weights can be parsed."""
     number = zlib.crc32(text.encode("utf-8", errors="replace"))
     start_s = float(number % 9)
     return ParsedAnswer(Segment(start_s, start_s + 1 + number // 9 % 12), "crc")
@@ -246,7 +246,7 @@ def assert_same_place(one, other):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 7}], ids=["epochs", "steps"])
-def test_killed_anywhere_it_ends_as_if_nothing_had_happened(fit, tmp_path, monkeypatch, limits):
+def test_killed_run_resumes_identically(fit, tmp_path, monkeypatch, limits):
     counting = Counting(monkeypatch)
     whole = fit("whole", **limits)
     num_batches = counting.num // 2  # of one round

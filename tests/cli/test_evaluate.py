@@ -1,4 +1,4 @@
-"""tvg-evaluate where videos are missing or broken: what is not scored is counted."""
+"""tvg-evaluate counts the queries that it cannot score: missing or broken videos."""
 
 import json
 import shutil

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "faults" / "faults.py"
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("variant", ["grpo", "filtering"])
-def test_a_disturbed_run_ends_as_the_undisturbed_one(tmp_path, variant):
+def test_interrupted_run_equals_uninterrupted_run(tmp_path, variant):
     words = ["--kills", "2", "--signals", "1", "--variants", variant]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path), *words],

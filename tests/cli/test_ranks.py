@@ -61,7 +61,7 @@ def train(run_dir, checkpoint, world, *more):
     return load_file(run_dir / "export" / "model.safetensors"), logged
 
 
-# Groups of one rank differ earlier than those of the other: one has to wait.
+# One rank finds groups with unequal rewards sooner, so it has to wait for the other.
 UNEVEN = """
 import os
 
@@ -132,7 +132,7 @@ def test_two_ranks_equal_one(tiny_checkpoint, tiny_world, tmp_path):
         tiny_checkpoint,
         tiny_world,
         "data.batch_size=2",
-        "objective.micro_batch_size=1",  # gradients meet once a step, behind the last one
+        "objective.micro_batch_size=1",  # gradients are synchronised once per step
         "trainer.devices=2",
         "strategy=ddp",
     )

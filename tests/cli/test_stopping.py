@@ -1,4 +1,4 @@
-"""A training that a signal or an error ends, wherever, goes on as if nothing had happened."""
+"""A run stopped by a signal or an error at any point resumes with identical results."""
 
 import csv
 import json
@@ -92,7 +92,7 @@ def train(command, world, tiny_checkpoint, tmp_path, monkeypatch):
     return run
 
 
-# Reads no answers, and sends a signal in the third one.
+# Parses nothing; sends SIGTERM on the third call.
 PARSER = """
 import os
 
@@ -161,7 +161,7 @@ def test_a_killed_run_misses_no_metrics(train, tmp_path):
 def test_a_signal_saves_the_step_in_progress(train, tmp_path):
     assert train("whole").code == 0
     stopped = tmp_path / "stopped"
-    # None but the end of a run is saved, were it not for the signal.
+    # Without the signal, only the end of the run would be saved.
     rarely = "callbacks.checkpoint.every_n_train_steps=100"
     for step, code, words in (
         (0, 143, at("on_fit_start", 1, 15)),
@@ -190,7 +190,7 @@ def test_a_signal_saves_the_step_in_progress(train, tmp_path):
     assert_ended_alike(tmp_path / "whole", stopped)
 
 
-def test_a_stopped_evaluation_goes_on_after_what_is_done(
+def test_stopped_evaluation_resumes_after_finished_batches(
     command, world, tiny_checkpoint, tmp_path, monkeypatch
 ):
     (tmp_path / "signalling.py").write_text(PARSER)
@@ -213,7 +213,7 @@ def test_a_stopped_evaluation_goes_on_after_what_is_done(
     ]
     kept = (tmp_path / "run" / "predictions.partial.jsonl").read_text().splitlines()
     assert len(kept) == 1 + 2  # a head and two batches; the third was under way
-    # The size of training batches decides nothing here.
+    # data.batch_size does not affect an evaluation.
     done = command("evaluate", *words, "data.batch_size=3")
     assert done.code == 0, done.err
     assert "resuming after 2 of " in done.err + done.out
@@ -237,7 +237,7 @@ def test_an_evaluation_that_cannot_be_logged_keeps_its_predictions(
 def test_ranks_that_lightning_started_end_quietly_after_an_agreed_stop(
     monkeypatch, tmp_path, rank, is_agreed
 ):
-    """It kills the first rank, which still reports, where another one ends with a code."""
+    """Lightning kills rank 0, which is still reporting, if another rank exits with a code."""
     monkeypatch.setenv("LOCAL_RANK", rank)
 
     def stop(cfg, folder):

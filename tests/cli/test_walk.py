@@ -1,4 +1,4 @@
-"""The whole way once: supervised, then reinforced, evaluated, shown, prepared, and logged."""
+"""End to end, once: SFT, GRPO, evaluation, prediction, preparation and logging."""
 
 from __future__ import annotations
 
@@ -291,5 +291,5 @@ def test_no_metric_is_left_without_a_number(walked):
             assert all(math.isfinite(value) for value in values), name
 
 
-def test_lightning_does_not_share_out_what_is_shared_out_already():
+def test_lightning_adds_no_distributed_sampler():
     assert compose("train").cfg.trainer.use_distributed_sampler is False

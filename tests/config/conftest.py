@@ -1,4 +1,4 @@
-"""A small folder of config files, so that the checks are tried apart from the shipped ones."""
+"""A small folder of config files, to test the config checks apart from the shipped configs."""
 
 from __future__ import annotations
 

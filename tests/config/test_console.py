@@ -10,7 +10,7 @@ from tqdm import tqdm
 from tvg.config.console import BarAwareHandler, warnings_as_log_lines
 
 
-def test_a_log_line_stands_alone_beside_a_bar(monkeypatch):
+def test_log_line_does_not_break_progress_bar(monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -46,7 +46,7 @@ def test_a_warning_stands_alone_beside_a_bar(monkeypatch):
     assert "bar:" in after
 
 
-def test_warnings_are_shown_as_before_afterwards():
+def test_showwarning_is_restored():
     before = warnings.showwarning
     with warnings_as_log_lines():
         assert warnings.showwarning is not before

@@ -1,4 +1,4 @@
-"""Hydra's private members mean what our one file that uses them takes them for."""
+"""Hydra's private members behave as `tvg.config.hydra_internals` expects."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_entries_are_the_chosen_options_with_their_packages(initialised):
     ]
 
 
-def test_a_config_is_composed_without_an_overlay_but_with_its_choices(initialised):
+def test_compose_without_keeps_the_choices_of_experiment(initialised):
     cfg = compose_without(["experiment/e"], "train", ["experiment=e", "logger=[two]"])
     assert cfg.model.width == 8  # chosen by the overlay
     assert list(cfg.logger) == ["two"]
@@ -58,7 +58,7 @@ def test_a_sweep_is_several_values(word, is_sweep):
     assert have_sweep(["name=x", word]) == is_sweep
 
 
-def test_hydras_state_is_given_back(conf_dir):
+def test_hydra_state_is_restored(conf_dir):
     with hydra.initialize_config_dir(str(conf_dir), version_base="1.3"):
         running, settings = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
         with outside_any_run():

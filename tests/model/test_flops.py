@@ -42,13 +42,13 @@ def test_weights_of_the_products():
 def test_one_run_of_the_trunk():
     # 48 patches; two blocks and the embedding of 6 numbers to 3.
     products = 2 * 48 * (18 + 2 * 72)
-    # Frames of 24 patches whole; or windows of 4 x 4 and 4 x 2 patches.
+    # One layer attends to whole frames of 24 patches, one to windows of 4 x 4 and 4 x 2.
     pairs = 2 * 24**2 + 2 * (16**2 + 8**2)
     assert trunk_flops(SHAPE, (2, 4, 6)) == products + 4 * 3 * pairs
 
 
 def test_sampling_one_prompt_and_two_completions():
-    # Prefill: two whole layers over 10 tokens; of the last one keys and values, and its end.
+    # Prefill: two full layers over 10 tokens; in the last one keys and values, and one token.
     prefill = 2 * (2 * 54 * 10 + 8 * 10 + (54 - 8))
     prefill_pairs = 2 * 55 + 10
     # Two tokens of the first completion are fed back, at 11 and 12 keys; the second is one EOS.
@@ -121,9 +121,8 @@ def test_forward_and_backward_are_what_torch_counts(tiny_checkpoint, tiny_world)
         logprobs.sum().backward()
     counted = policy_work(policy, rollout)
     found = step_flops(*counted)
-    # Each completion's last token, which nothing follows, goes through the model all the same, and
-    # so do the prompts' other tokens through the last layer's queries; backward computes the
-    # logits again.
+    # The model also computes each completion's last token, which predicts nothing. The last layer
+    # also computes queries of all prompt tokens. The backward pass computes the logits again.
     assert found["policy"] < forward.get_total_flops() < 1.15 * found["policy"]
     assert 0.9 * found["backward"] < backward.get_total_flops() < 1.25 * found["backward"]
     with torch.no_grad():
