@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from tvg.config.entry import user_message
 from tvg.data.readers import (
     ReadResult,
+    annotation_reader,
     read_charades,
     read_charades_txt,
     read_custom,
@@ -504,3 +506,18 @@ def test_every_reader_finds_a_phone_video(write: Write, tmp_path: Path) -> None:
         ("a:0", tmp_path / "a.mov"),
         ("b:0", tmp_path / "b.M4V"),
     ]
+
+
+def test_errors_of_an_own_reader_are_messages_for_users(tmp_path: Path) -> None:
+    code = compile(
+        "raise ValueError(f'{path}: line 3: got nonsense')", "/elsewhere/mine.py", "exec"
+    )
+
+    @annotation_reader
+    def read_mine(path: Path, *, extensions: Any) -> Any:
+        exec(code, {"path": path.name})
+        yield
+
+    with pytest.raises(ValueError, match=r"^a\.txt: line 3: got nonsense$") as caught:
+        read_mine(tmp_path / "a.txt", None, clamp_ends=True, drop_invalid=True)
+    assert user_message(caught.value) == "a.txt: line 3: got nonsense"

@@ -48,6 +48,18 @@ class Reader(Protocol):
         """
 
 
+def _as_stated(
+    queries: Callable[..., Iterator[Query]], path: Path, **arguments: Any
+) -> Iterator[Query]:
+    """Yields the queries; a ValueError of a reader outside tvg counts as an error for the user."""
+    try:
+        yield from queries(path, **arguments)
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        raise ValueError(str(error)) from error
+
+
 def annotation_reader(queries: Callable[..., Iterator[Query]]) -> Reader:
     """Decorator: turns `queries(path, *, extensions, ...)` into a `Reader` of the same name.
 
@@ -69,7 +81,7 @@ def annotation_reader(queries: Callable[..., Iterator[Query]]) -> Reader:
         path = Path(annotation_file)
         return read_queries(
             path,
-            queries(path, extensions=extensions, **own),
+            _as_stated(queries, path, extensions=extensions, **own),
             video_dir,
             extensions=extensions,
             on_missing=on_missing,
