@@ -57,5 +57,5 @@ def test_contradictions_are_told_before_anything_is_loaded(command, world, tmp_p
         "train", *world, "model/adapter=lora", "model.path=nowhere", "model.freeze_language=true",
         "model.adapter.dropout=0.1", f"run_dir={tmp_path / 'run'}",
     ).error  # fmt: skip
-    assert "model.adapter: parts and full_components name language" in error
+    assert "model.adapter.components: language is to be trained" in error
     assert "model.adapter.dropout: must be 0" in error
