@@ -13,7 +13,7 @@ NONE = {"prompts_per_s": 0, "tokens_per_s": 0}
 
 
 def taken(*, num_prompts=0, num_tokens=0, **more):
-    """What a step returns."""
+    """The outputs of a step."""
     return with_rows(None, num_prompts=num_prompts, num_tokens=num_tokens, **more)
 
 

@@ -1,4 +1,4 @@
-"""What a library keeps private is used in one file for that library, guarded by its own test.
+"""Private members of a library are used in one file for that library, guarded by its own test.
 
 Private are members and modules that begin with an underscore and, of the libraries in `PUBLIC`,
 modules that their documentation does not offer to users.

@@ -1,4 +1,4 @@
-"""What a resumed run may change, and what the refusal advises."""
+"""Settings that a resumed run may change, and the advice of a refusal."""
 
 from __future__ import annotations
 

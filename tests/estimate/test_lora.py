@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.kept_memory import kept_bytes
 from helpers.tiny_lora import make_lora_parts
 
 from tvg.config import compose
@@ -13,23 +14,6 @@ from tvg.estimate.from_config import make_job
 from tvg.estimate.memory import estimate
 from tvg.estimate.remedies import remedies
 from tvg.model.shape import count_parameters, shape_of
-
-
-def kept_bytes(forward, model) -> int:
-    """The storages that a forward pass keeps for backward, weights left out."""
-    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-    sizes, alive = {}, []
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)  # no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return sum(sizes.values())
 
 
 # Not half precision without autocast: there, each adapter keeps its input in float32.

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.kept_memory import kept_bytes
 from helpers.sizes import BY_HAND
 from helpers.tiny_policy import make_parts
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -345,23 +346,6 @@ def test_a_model_without_weights_has_the_parameters_of_one_with_them(
 def parts(tiny_checkpoint, tiny_world):
     frames = FrameSampling(min_pixels=4 * 28 * 28, max_pixels=12 * 28 * 28)
     return make_parts(tiny_checkpoint, tiny_world, sampling=frames)
-
-
-def kept_bytes(forward, model) -> int:
-    """The storages that a forward pass keeps for backward, weights left out."""
-    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-    sizes, alive = {}, []
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)  # no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return sum(sizes.values())
 
 
 @pytest.mark.parametrize("is_half", [False, True], ids=["float32", "autocast"])

@@ -118,7 +118,7 @@ def sample_with(
 
 
 def with_rows(rows: list[dict[str, Any]] | None, **changes: Any) -> dict[str, Any]:
-    """What a training step returns that sampled these completions."""
+    """The outputs of a training step that sampled these completions."""
     settings: dict[str, Any] = {"num_prompts": 2, "num_tokens": 40, "metrics": {}}
     return StepOutput(rows=rows, **{**settings, **changes}).for_lightning()
 

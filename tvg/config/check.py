@@ -127,7 +127,7 @@ def entries_without_target(composition: Composition) -> list[str]:
 
 
 def _resolved(cfg: DictConfig, path: str) -> Any:
-    """What an interpolation refers to; None if it cannot be resolved, which is another problem."""
+    """Returns the value of an interpolation; None if it cannot be resolved (reported elsewhere)."""
     try:
         found = OmegaConf.select(cfg, path)
     except OmegaConfBaseException:

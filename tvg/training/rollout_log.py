@@ -18,7 +18,7 @@ from tvg.types import GroundingExample, RewardOutput, RolloutBatch
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedCompletions:
-    """What a task read from N completions; row n answers `examples[n]`."""
+    """N completions as a task parsed them; row n answers `examples[n]`."""
 
     examples: list[GroundingExample]
     answers: list[ParsedAnswer]

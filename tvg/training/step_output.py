@@ -1,4 +1,4 @@
-"""What a training step reports: its metrics, counts, times and completions."""
+"""The record that a training step returns: metrics, counts, times and completions."""
 
 from __future__ import annotations
 
