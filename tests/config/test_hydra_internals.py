@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from tvg.config.hydra_internals import (
+    DefaultsList,
     Entry,
     added_keys,
-    compose_without,
-    entries_of,
     have_sweep,
     outside_any_run,
 )
@@ -28,7 +30,7 @@ def initialised(conf_dir):
 
 
 def test_entries_are_the_chosen_options_with_their_packages(initialised):
-    found = entries_of("train", ["experiment=e", "logger=[two]"])
+    found = DefaultsList("train", ["experiment=e", "logger=[two]"]).entries()
     assert found == [
         Entry(name="model/big", package="model"),
         Entry(name="data/a", package="data"),
@@ -39,12 +41,22 @@ def test_entries_are_the_chosen_options_with_their_packages(initialised):
 
 
 def test_compose_without_keeps_the_choices_of_experiment(initialised):
-    cfg = compose_without(["experiment/e"], "train", ["experiment=e", "logger=[two]"])
+    defaults = DefaultsList("train", ["experiment=e", "logger=[two]"])
+    cfg = defaults.compose_without(["experiment/e"])
     assert cfg.model.width == 8  # chosen by the overlay
     assert list(cfg.logger) == ["two"]
     assert cfg.seed == 0
     assert "new" not in cfg
     assert "hydra" not in cfg
+
+
+def test_each_file_is_read_once(initialised, monkeypatch):
+    loaded = []
+    load = OmegaConf.load
+    monkeypatch.setattr(OmegaConf, "load", lambda file: loaded.append(file.name) or load(file))
+    DefaultsList("train", ["experiment=e"]).compose_without(["experiment/e"])
+    assert "e.yaml" in {Path(name).name for name in loaded}
+    assert len(loaded) == len(set(loaded))
 
 
 def test_added_keys_are_those_with_a_plus(initialised):

@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tvg.config.errors import ConfigError
 from tvg.config.hydra_internals import (
+    DefaultsList,
     Entry,
     added_keys,
-    compose_without,
-    entries_of,
     outside_any_run,
 )
 from tvg.config.nodes import interpolations, raw, walk
@@ -130,11 +129,12 @@ def _initialised(conf_dir: Path, job_name: str) -> Iterator[None]:
 
 
 def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Composition:
-    entries = entries_of(config_name, overrides)
+    defaults = DefaultsList(config_name, overrides)
+    entries = defaults.entries()
     overlays = [entry.name for entry in entries if entry.package == ""]
     named = tuple(name for name in overlays if not name.endswith("/none"))
     # Options `none` add no key, and a composition takes half a second.
-    known = compose_without(overlays, config_name, overrides) if named else cfg
+    known = defaults.compose_without(overlays) if named else cfg
     return Composition(
         cfg=cfg,
         known=known,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -47,40 +48,52 @@ def added_keys(overrides: Sequence[str]) -> tuple[str, ...]:
     return tuple(o.key_or_group for o in parsed if o.is_add() or o.is_force_add())
 
 
-def entries_of(config_name: str, overrides: Sequence[str]) -> list[Entry]:
-    """The options and files that a config is made of, without the main config and Hydra's own."""
-    return [
-        Entry(name=str(default.config_path), package=str(default.package))
-        for default in _defaults(config_name, overrides)
-        if default.config_path and not default.config_path.startswith(("hydra/", "_dummy"))
-        if default.config_path != config_name and default.package is not None
-    ]
+class DefaultsList:
+    """The files that a config is composed of, in Hydra's order, each of them read once.
 
-
-def compose_without(
-    left_out: Sequence[str], config_name: str, overrides: Sequence[str]
-) -> DictConfig:
-    """Composes a config with the same options, but without some files and overridden values.
-
-    Hydra has no public way to compose part of a defaults list.
-
-    Args:
-        left_out: names of the files, as in `Entry.name`.
-        config_name: main config.
-        overrides: as on the command line.
+    Hydra has no public way to list these files, nor to compose a part of them.
     """
-    loader, words = GlobalHydra.instance().config_loader(), list(overrides)
-    kept = [d for d in _defaults(config_name, words) if d.config_path not in left_out]
-    repo = loader._parse_overrides_and_create_caching_repo(config_name, words)[1]  # type: ignore[attr-defined]
-    cfg: DictConfig = loader._compose_config_from_defaults_list(defaults=kept, repo=repo)  # type: ignore[attr-defined]
-    OmegaConf.set_struct(cfg, False)
-    cfg.pop("hydra", None)
-    return cfg
 
+    def __init__(self, config_name: str, overrides: Sequence[str]) -> None:
+        """Reads the files.
 
-def _defaults(config_name: str, overrides: Sequence[str]) -> list[ResultDefault]:
-    loader = GlobalHydra.instance().config_loader()
-    found: list[ResultDefault] = loader.compute_defaults_list(
-        config_name, list(overrides), RunMode.RUN
-    ).defaults
-    return found
+        Args:
+            config_name: main config.
+            overrides: as on the command line.
+        """
+        self._config_name = config_name
+        loader: Any = GlobalHydra.instance().config_loader()
+        self._loader = loader
+        words, self._repo = loader._parse_overrides_and_create_caching_repo(
+            config_name, list(overrides)
+        )
+        self._defaults: list[ResultDefault] = create_defaults_list(
+            repo=self._repo,
+            config_name=config_name,
+            overrides_list=words,
+            prepend_hydra=True,
+            skip_missing=False,
+        ).defaults
+
+    def entries(self) -> list[Entry]:
+        """Returns the options and files, without the main config and Hydra's own."""
+        return [
+            Entry(name=str(default.config_path), package=str(default.package))
+            for default in self._defaults
+            if default.config_path and not default.config_path.startswith(("hydra/", "_dummy"))
+            if default.config_path != self._config_name and default.package is not None
+        ]
+
+    def compose_without(self, left_out: Sequence[str]) -> DictConfig:
+        """Composes the config without some files and without values from the command line.
+
+        Args:
+            left_out: names of the files, as in `Entry.name`.
+        """
+        kept = [default for default in self._defaults if default.config_path not in left_out]
+        cfg: DictConfig = self._loader._compose_config_from_defaults_list(
+            defaults=kept, repo=self._repo
+        )
+        OmegaConf.set_struct(cfg, False)
+        cfg.pop("hydra", None)
+        return cfg
