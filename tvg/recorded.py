@@ -25,6 +25,7 @@ from tvg.config.record_options import (
     SAMPLING_OPTIONS,
     check_options,
 )
+from tvg.model.folder_files import check_is_checkpoint
 
 if TYPE_CHECKING:
     from tvg.task.grounding import GroundingTask
@@ -238,12 +239,15 @@ def _loader_values(folder: str | None, fallback: str) -> dict[str, Any]:
 
 def _section(folder: str | None, group: str, fallback: str) -> dict[str, Any] | None:
     """Returns a section of the record in a folder; None if there is no record."""
-    if folder is not None and not Path(folder).is_dir():
-        raise ConfigError(f"model.path: no such folder: {folder}")
-    path = Path(folder) / RECORD_FILE if folder is not None else None
-    if path is None or not path.is_file():
-        if folder is not None:
-            log.warning("%s holds no %s: using %s=%s", folder, RECORD_FILE, group, fallback)
+    if folder is None:
+        return None
+    try:
+        check_is_checkpoint(Path(folder))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    path = Path(folder) / RECORD_FILE
+    if not path.is_file():
+        log.warning("%s contains no %s: using %s=%s", folder, RECORD_FILE, group, fallback)
         return None
     record = {FORMER_SECTIONS.get(name, name): value for name, value in read_record(path).items()}
     if group not in record:

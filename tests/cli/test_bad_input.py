@@ -203,7 +203,14 @@ def test_a_model_folder_that_is_missed_by_its_prompt(attempt, tmp_path, name):
 
 def test_a_folder_that_holds_no_model(attempt, files):
     error = attempt("train", f"model.path={files}")
-    assert error.startswith(f"model.path: {files} holds no config.json")
+    assert error.startswith(f"model.path: {files} contains no config.json")
+
+
+def test_a_folder_without_a_model_gives_no_warning_about_its_record(command, files):
+    words = [f"model.path={files}", "prompt=recorded", "video=x.mp4", "query=a ball"]
+    done = command("predict", *words, "data/clip@clip=recorded")
+    assert done.error.startswith(f"model.path: {files} contains no config.json")
+    assert "tvg.yaml" not in done.err
 
 
 @pytest.mark.parametrize(

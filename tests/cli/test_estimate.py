@@ -84,7 +84,7 @@ def test_no_such_key(command):
 
 def test_no_checkpoint(command, tmp_path):
     error = command("train", ESTIMATE, "model=qwen2_5_vl_3b", f"model.path={tmp_path}").error
-    assert "holds no config.json" in error
+    assert "contains no config.json" in error
 
 
 def job(*words: str, clip_s: float | None = None):

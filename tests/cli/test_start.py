@@ -133,11 +133,23 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(command, monkeypat
 
 def test_every_option_of_a_list_is_offered(command):
     error = command("train", "reward=[iou,foo]", "callbacks=[checkpoint]").error
-    assert error.startswith("reward: no option 'foo'\n\nAvailable options in 'reward':\n\tboundary")
+    assert error.startswith("reward: no option 'foo'; for an option of your own, add --config-dir")
+    assert "\n\nAvailable options in 'reward':\n\tboundary" in error
     assert "\n\tiou\n" in error
     assert "_" not in [line.strip()[0] for line in error.splitlines() if line]
     near = command("train", "callbacks=[chekpoint]").error
     assert near.startswith("callbacks: no option 'chekpoint'; did you mean 'checkpoint'?")
+
+
+def test_unknown_options_and_keys_are_reported_together(command):
+    error = command("train", "reward=[foo]", "sed=1", "+callbacks=[bar]", "data.bach_size=2").error
+    for problem in (
+        "sed: no such config key; did you mean 'seed'?",
+        "data.bach_size: no such config key; did you mean 'data.batch_size'",
+        "reward: no option 'foo'",
+        "callbacks: no option 'bar'",
+    ):
+        assert error.count(problem) == 1, problem
 
 
 @pytest.mark.parametrize("word", ["seed=${sed}", "objective.optimizer.lr=${sed}", "name=${sed}"])

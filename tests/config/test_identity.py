@@ -137,6 +137,10 @@ def test_a_sweep_names_jobs_by_overrides_not_by_number():
     assert first.startswith("objective-grpo_lr-1e-5_")
     assert first != folder("objective=grpo", "objective.optimizer.lr=1e-6")
     assert "/" not in folder("model.path=a/b")
+    constant = ["experiment=demo_grpo", "model.path=runs/demo/sft/export", "trainer=cpu"]
+    swept = folder(*constant, "trainer.val_check_interval=20", "reward.iou.weight=0.5")
+    assert "weight-0.5" in swept
+    assert len(folder(*(f"key.number_{n}=value" for n in range(99)))) <= 255
     assert "," not in folder("reward=[format,iou]")
 
 

@@ -92,7 +92,7 @@ def test_no_path_and_nothing_to_create_is_an_error():
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"model\.path: .* holds no config\.json"):
+    with pytest.raises(ValueError, match=r"model\.path: .* contains no config\.json"):
         spec(tmp_path).folder()
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvg.synthetic.drawing import draw_clip
+from tvg.synthetic.encoding import encode_h264
 from tvg.synthetic.templates import COLOURS, MOTIONS, SENTENCES, all_queries
 from tvg.synthetic.world import (
     DIFFICULTIES,
@@ -231,21 +232,26 @@ def test_a_drawn_world_is_left_alone_and_another_is_not_overwritten(world):
         write_world(world / "videos", settings=MEDIUM, num_clips=SMALL, seed=3, num_workers=0)
 
 
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path):
-    def stop(done, total):
-        assert total == sum(SMALL.values())
-        if done == 2:
-            raise KeyboardInterrupt
+def test_progress_of_generation_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tvg.synthetic.write.SILENT_S", 0)
+    write_world(tmp_path / "w", settings=MEDIUM, num_clips=SMALL, seed=3, num_workers=0)
+    total = sum(SMALL.values())
+    assert "generating videos: 100%" in (shown := capsys.readouterr().err)
+    assert f"{total}/{total}" in shown
 
+
+def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
+    encode, encoded = encode_h264, []
+
+    def stop(path, *args, **kwargs):
+        encoded.append(path)
+        if len(encoded) == 3:
+            raise KeyboardInterrupt
+        encode(path, *args, **kwargs)
+
+    monkeypatch.setattr("tvg.synthetic.write.encode_h264", stop)
     with pytest.raises(KeyboardInterrupt):
-        write_world(
-            tmp_path / "w",
-            settings=MEDIUM,
-            num_clips=SMALL,
-            seed=3,
-            num_workers=0,
-            progress=stop,
-        )
+        write_world(tmp_path / "w", settings=MEDIUM, num_clips=SMALL, seed=3, num_workers=0)
     assert list(tmp_path.iterdir()) == []
 
 

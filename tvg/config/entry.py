@@ -13,9 +13,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import (
-    ConfigCompositionException,
     HydraException,
-    MissingConfigException,
     OverrideParseException,
 )
 from omegaconf import DictConfig
@@ -31,10 +29,8 @@ from tvg.config.hydra_folders import remove_unused
 from tvg.config.hydra_internals import have_sweep
 from tvg.config.resolvers import register_resolvers
 from tvg.config.words import (
-    NO_SUCH_KEY,
     program,
-    unknown_option,
-    unknown_overrides,
+    refused_overrides,
     unreadable_value,
     with_literal_texts,
 )
@@ -197,9 +193,7 @@ def user_message(error: Exception) -> str | None:
     """Returns the message for the user; None if the error is a bug that needs its traceback."""
     if isinstance(error, OmegaConfBaseException) and str(error).startswith(_OF_A_RESOLVER):
         return str(error).removeprefix(_OF_A_RESOLVER).split("\n")[0]
-    if isinstance(error, ConfigCompositionException) and NO_SUCH_KEY.search(str(error)):
-        return unknown_overrides(NO_SUCH_KEY.search(str(error)).group(1))  # type: ignore[union-attr]
-    if isinstance(error, MissingConfigException) and (text := unknown_option(error)) is not None:
+    if isinstance(error, HydraException) and (text := refused_overrides(error)) is not None:
         return text
     if isinstance(error, YAMLError):
         return str(error)  # names file, line and column

@@ -20,7 +20,8 @@ from tvg.config.identity import identity_of
 
 _RUN_NAME = "TVG_RUN_NAME"
 _NO_PART_OF_A_JOB = ("resume=", "name=", "run_dir=", "hydra.")
-_READABLE = 60  # characters of the overrides in the folder name of a job
+_READABLE = 200  # characters of the overrides in a job's folder name; file systems allow 255
+_READABLE_VALUE = 40  # the last characters of a longer value, such as a path
 _attempts = [1]  # numbers tried for a run name that no other run has
 
 
@@ -80,18 +81,20 @@ def identity(command: str, *, _root_: DictConfig) -> str:
 
 
 def job_folder(overrides: ListConfig) -> str:
-    """Folder name of a sweep's job: the start of its overrides and a hash of all of them.
+    """Folder name of a sweep's job: its overrides, shortened, and a hash of all of them.
 
     The same job has the same folder in every sweep, whatever its number.
     """
     words = [str(word) for word in overrides if not str(word).startswith(_NO_PART_OF_A_JOB)]
-    told = "_".join(f"{key.rpartition('.')[2]}-{value}" for key, _, value in _parts(words))
-    readable = re.sub(r"[^\w.-]+", "-", told)[:_READABLE].strip("-._")
+    readable = "_".join(_readable(word) for word in words)[:_READABLE].strip("-._")
     return f"{readable}_{short_hash(sorted(words))}" if readable else short_hash(sorted(words))
 
 
-def _parts(words: list[str]) -> list[tuple[str, str, str]]:
-    return [word.partition("=") for word in words]
+def _readable(word: str) -> str:
+    """Shortens an override to the last parts of its key and value: a.b=c/d -> b-d."""
+    key, _, value = word.partition("=")
+    name = value.rstrip("/").rpartition("/")[2] if value.count("/") else value
+    return re.sub(r"[^\w.-]+", "-", f"{key.rpartition('.')[2]}-{name[-_READABLE_VALUE:]}")
 
 
 def short_hash(*values: Any) -> str:

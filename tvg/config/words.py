@@ -15,7 +15,7 @@ from tvg.config.compose import CONF_DIR, keys_of
 from tvg.config.errors import did_you_mean
 from tvg.config.nodes import parent_of
 
-NO_SUCH_KEY = re.compile(r"Could not override '([^']+)'")
+_NO_SUCH_KEY = re.compile(r"Could not override '([^']+)'")
 _NO_SUCH_OPTION = re.compile(r"Could not load '(.+)/([^/']+)'")
 
 
@@ -60,18 +60,66 @@ def unreadable_value(error: OverrideParseException) -> str:
     return f"{override}: cannot be read; to give this text as it is, quote it twice: {advice}"
 
 
-def unknown_option(error: MissingConfigException) -> str | None:
-    """Message for an unknown option in a list, for which Hydra lists no others; else None."""
-    found = _NO_SUCH_OPTION.search(str(error))
+def refused_overrides(error: HydraException) -> str | None:
+    """Message for all overrides that name an unknown key or an unknown option of a list.
+
+    Hydra stops at the first one. Without the refused overrides, it finds the next one.
+
+    Args:
+        error: the error about the first one.
+
+    Returns:
+        The message; None if the error has another cause.
+    """
+    command = Path(program()).stem.removeprefix("tvg-")
+    rest = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    keys: list[str] = []
+    options: dict[str, str] = {}  # group -> message
+    known: set[str] = set()
+    next_error: HydraException | None = error
+    while next_error is not None:
+        if (found := _NO_SUCH_KEY.search(str(next_error))) is not None:
+            refused, text = found.group(1), None
+        elif (option := _unknown_option(next_error)) is not None:
+            refused, text = option
+        else:
+            break
+        if refused in keys or refused in options:
+            break
+        if text is None:
+            keys.append(refused)
+        else:
+            options[refused] = text
+        rest = [word for word in rest if word.partition("=")[0].lstrip("+~") != refused]
+        next_error = None
+        try:
+            known = keys_of(command, rest)
+        except HydraException as another:
+            next_error = another
+    lines = [f"{key}: no such config key{_near(key, known)}" for key in keys]
+    if keys:
+        lines.append("--help lists the config; +key=value adds a key to it")
+    return "\n".join([*lines, *options.values()]) or None
+
+
+def _unknown_option(error: HydraException) -> tuple[str, str] | None:
+    """The group and the message for an unknown option in a list; Hydra lists no others for it."""
+    found = (
+        _NO_SUCH_OPTION.search(str(error)) if isinstance(error, MissingConfigException) else None
+    )
     if found is None:
         return None
     group, option = found.groups()
     options = options_of(group)
     if not options:
-        return f"{group}: no such group of options"
+        return group, f"{group}: no such group of options"
+    if option in options:
+        return None
+    text = f"{group}: no option {option!r}{did_you_mean(option, options)}"
+    if not _config_dirs(sys.argv[1:]):
+        text += "; for an option of your own, add --config-dir=FOLDER with the folder of its YAML"
     listed = "\n\t".join(options)
-    hint = did_you_mean(option, options)
-    return f"{group}: no option {option!r}{hint}\n\nAvailable options in '{group}':\n\t{listed}"
+    return group, f"{text}\n\nAvailable options in '{group}':\n\t{listed}"
 
 
 def options_of(group: str) -> list[str]:
@@ -87,25 +135,6 @@ def _config_dirs(words: Sequence[str]) -> list[Path]:
     flags = ("--config-dir", "-cd")
     pairs = itertools.pairwise(words)
     return [Path(path) for path in (*given, *(value for flag, value in pairs if flag in flags))]
-
-
-def unknown_overrides(first: str) -> str:
-    """Message with one line for every override whose key does not exist."""
-    name = Path(program()).stem.removeprefix("tvg-")
-    rest = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    bad: list[str] = [first]
-    known: set[str] = set()
-    while not known:
-        rest = [word for word in rest if word.partition("=")[0] not in bad]
-        try:
-            known = keys_of(name, rest)
-        except HydraException as error:
-            found = NO_SUCH_KEY.search(str(error))
-            if found is None or found.group(1) in bad:
-                break
-            bad.append(found.group(1))
-    lines = [f"{key}: no such config key{_near(key, known)}" for key in bad]
-    return "\n".join([*lines, "--help lists the config; +key=value adds a key to it"])
 
 
 def _near(key: str, known: set[str]) -> str:

@@ -23,6 +23,7 @@ from tvg.estimate.text import GIB, make_table, run_size, verdict
 from tvg.model.families import Family, family_of
 from tvg.model.loading import DTYPES, ModelSource
 from tvg.model.shape import ModelShape, Parameters, count_parameters, shape_of
+from tvg.report.console import make_console
 from tvg.training.quiet_logs import quiet_libraries
 
 FILE_FPS = 30.0  # assumed frame rate of the video files
@@ -34,7 +35,7 @@ LONG_QUERY = "x" * 200
 def show_estimate(cfg: DictConfig, *, console: Console | None = None) -> None:
     """Prints the estimate of a composed config of `tvg-train`."""
     quiet_libraries()
-    console = console or Console(width=None if Console().is_terminal else 120)
+    console = console or make_console()
     examples = training_list(cfg)
     job = make_job(cfg, clip_s=examples.clip_s)
     lines = estimate(job)

@@ -32,6 +32,7 @@ from tvg.jobs.train import EXPORT, train
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import save_figure
 from tvg.preparation.frames import prepare_frames, unique_requests
+from tvg.report.console import make_console
 from tvg.task.baseline import best_constant_segment, blind_predictions, random_segments
 from tvg.task.grounding import segment_metrics
 from tvg.task.predictions import Prediction, known_scores, read_predictions
@@ -129,7 +130,7 @@ def _run_stages(
     write_json(run_dir / RESULTS_FILE, {**metrics, "gain": gain, "seconds": seconds, "seed": seed})
     (run_dir / UNFINISHED).unlink()
     _draw_examples(run_dir / "pictures", world, done["grpo"])
-    _print(Console(), run_dir, metrics, gain, seconds)
+    _print(make_console(), run_dir, metrics, gain, seconds)
     return float(metrics["grpo"]["miou"])
 
 

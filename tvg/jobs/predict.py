@@ -27,6 +27,7 @@ from tvg.data.video.sampling import literal_window
 from tvg.model.loading import ModelSource
 from tvg.plot.filmstrip import draw_filmstrip
 from tvg.plot.save import picture_format, save_figure
+from tvg.report.console import make_console
 from tvg.rollout.engine import RolloutEngine, awake
 from tvg.task.predictions import Prediction
 from tvg.task.protocol import Task
@@ -39,7 +40,7 @@ def predict(cfg: DictConfig, console: Console | None = None) -> Prediction:
     """Prints the segment and the reasoning; writes a filmstrip and a JSON file."""
     quiet_libraries()
     with claimed(cfg, "predict"):
-        return _predicted(cfg, console or Console())
+        return _predicted(cfg, console or make_console())
 
 
 def _predicted(cfg: DictConfig, console: Console) -> Prediction:

@@ -35,6 +35,7 @@ from tvg.preparation.inspection_report import (
     size_text,
 )
 from tvg.preparation.video_check import Model, Videos, look_at_videos
+from tvg.report.console import make_console
 from tvg.tracking.evaluation_log import log_evaluation
 from tvg.tracking.steady import steady
 from tvg.training.datamodule_base import PromptDataModule
@@ -53,7 +54,7 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
             is still written), or no example of a file is left.
     """
     with claimed(cfg, "prepare") as folder:
-        return _prepare(cfg, folder, console or Console())
+        return _prepare(cfg, folder, console or make_console())
 
 
 def _prepare(cfg: DictConfig, folder: RunFolder, console: Console) -> dict[str, Any]:

@@ -25,6 +25,21 @@ _SIZE_KEYS = (
 )
 
 
+def check_is_checkpoint(folder: Path) -> None:
+    """Rejects a path that is not a checkpoint folder.
+
+    Raises:
+        ValueError: there is no such folder, or it contains no `config.json`.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"model.path: no such folder: {folder}")
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"model.path: {folder} contains no config.json; expected a Hugging Face checkpoint "
+            "folder, such as the `export/` folder of a run"
+        )
+
+
 def check_folder_files(folder: Path) -> None:
     """Rejects folders that contain more than a model's data; does not read the weights.
 

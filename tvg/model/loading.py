@@ -12,7 +12,7 @@ from tvg.core.limits import model_path_problems, refuse
 from tvg.model.adapters import Adapter
 from tvg.model.exporting import savable_generation_config
 from tvg.model.families import Family, family_of, read_config
-from tvg.model.folder_files import check_folder_files, one_line
+from tvg.model.folder_files import check_folder_files, check_is_checkpoint, one_line
 from tvg.model.freezing import freeze_parts
 from tvg.model.policy import Policy
 from tvg.model.weight_files import check_weight_files
@@ -75,13 +75,7 @@ class ModelSource:
         if self.path is None:
             assert self.create is not None
             self.path = Path(self.create())
-        if not self.path.is_dir():
-            raise ValueError(f"model.path: no such folder: {self.path}")
-        if not (self.path / "config.json").is_file():
-            raise ValueError(
-                f"model.path: {self.path} holds no config.json; expected a Hugging Face checkpoint "
-                "folder (an `export/` folder of a run is one)"
-            )
+        check_is_checkpoint(self.path)
         if not self._is_checked:
             check_folder_files(self.path)
             self._is_checked = True

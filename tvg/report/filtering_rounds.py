@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tvg.core.text_files import write_json, write_text
 from tvg.data.annotation_writer import jsonl_row, lines_text
+from tvg.report.console import make_console
 from tvg.task.predictions import Prediction
 from tvg.types import GroundingExample
 
@@ -102,7 +102,7 @@ def print_rounds(folder: Path) -> None:
     files = sorted(folder.glob("round_*.json"))
     if files:
         rounds = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-        Console().print(rounds_table(rounds))
+        make_console().print(rounds_table(rounds))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tvg.core.printable import printable_line
+from tvg.report.console import make_console
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, Any]], *, title: str | None = None) -> Table:
@@ -47,7 +48,7 @@ def print_metrics(
     console: Console | None = None,
 ) -> None:
     """Prints `metrics_table`, with a line that explains the parentheses."""
-    console = console or Console()
+    console = console or make_console()
     console.print(metrics_table(metrics, title=title))
     if any(values.get("ci95") for values in metrics.values()):
         console.print("In parentheses: 95 % bootstrap interval over the queries.")

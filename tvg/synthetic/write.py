@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+
+from tqdm import tqdm
 
 from tvg.core.worker_process import WORKERS
 from tvg.core.writing import remove_leftovers, whole_folder
@@ -16,9 +19,8 @@ from tvg.synthetic.encoding import encode_h264
 from tvg.synthetic.world import ClipScript, WorldSettings, script_clip
 
 DRAWING_VERSION = 1  # raise if the same settings draw something else
+SILENT_S = 3.0  # seconds before a progress bar appears
 _MANIFEST = "world.json"
-
-Progress = Callable[[int, int], None]  # clips drawn so far, clips in all
 
 
 def write_world(
@@ -28,7 +30,6 @@ def write_world(
     num_clips: dict[str, int],
     seed: int,
     num_workers: int,
-    progress: Progress | None = None,
 ) -> Path:
     """Draw a world of videos with annotations, unless the folder already contains it.
 
@@ -42,7 +43,6 @@ def write_world(
         num_clips: clips per split, e.g. {"train": 2000, "val": 50, "test": 250}.
         seed: the same seed and settings give the same world.
         num_workers: drawing processes; 0 draws in this process.
-        progress: called after each clip.
 
     Returns:
         `root` as a path.
@@ -70,9 +70,17 @@ def write_world(
     with whole_folder(root, replaces=False) as unfinished:
         (unfinished / "videos").mkdir()
         every = [script for split in scripts.values() for script in split]
-        for done, _ in enumerate(_draw_all(every, unfinished / "videos", num_workers), start=1):
-            if progress is not None:
-                progress(done, len(every))
+        generated = _draw_all(every, unfinished / "videos", num_workers)
+        show_s = 0.5 if sys.stderr.isatty() else 30.0  # fewer lines in log files
+        for _ in tqdm(
+            generated,
+            desc="generating videos",
+            total=len(every),
+            unit="video",
+            mininterval=show_s,
+            delay=SILENT_S,
+        ):
+            pass
         for split, members in scripts.items():
             _write_json(unfinished / f"{split}.json", {s.video_id: annotation(s) for s in members})
         _write_json(unfinished / _MANIFEST, manifest)
