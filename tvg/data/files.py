@@ -102,7 +102,7 @@ class VideoFinder:
 
 
 class _Listing:
-    """The file names of one folder; on a network disk faster than four lookups per video."""
+    """Lists one folder once, because four lookups per video are slow on a network disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

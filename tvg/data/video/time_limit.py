@@ -154,7 +154,7 @@ class _RemoteVideo:
         if status == -signal.SIGALRM:
             return self._timed_out()
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        return VideoError(self._path, f"made the decoder process die ({how})")
+        return VideoError(self._path, f"the decoder process died ({how})")
 
 
 class _Child:
