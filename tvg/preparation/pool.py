@@ -174,7 +174,7 @@ class _PoolRun(Generic[I, R]):
         if self.losses[index] < MAX_LOSSES:
             self.waiting.append(index)
         else:
-            self._finish(index, Failure("the worker processes died while this file was queued"))
+            self._finish(index, Failure("the workers died repeatedly while this file was queued"))
 
     def _finish(self, index: int, result: R | Failure) -> None:
         self.results[index] = result
