@@ -241,8 +241,8 @@ def _place(
 
 # `medium` is the world of the demo. Lengths and positions vary so widely that no constant answer
 # scores well. Half of the hints' starts and ends are exact. The others are rounded to a grid that
-# is coarser than the model's resolution. After supervised training, the model's most likely answer is
-# therefore coarse, although the model can locate events better. Reinforcement learning makes its
+# is coarser than the model's resolution. After supervised training, the model's most likely answer
+# is therefore coarse, although the model can locate events better. Reinforcement learning makes its
 # answers more exact. `easy` has one event per clip, so that the query is not needed. `hard` has
 # more events, which look more alike.
 _MEDIUM = WorldSettings(
