@@ -103,9 +103,7 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         problem_of: Callable[[Sample], str | None] | None = None,
         fit_segments: bool = False,
     ) -> None:
-        assert not (fit_segments and on_unreadable == "leave_out"), (
-            "fit_segments trains, leave_out scores"
-        )
+        assert not (fit_segments and on_unreadable == "leave_out"), "fit_segments is for training"
         self.examples = list(examples)
         self.loader = loader
         self.memory_cache = memory_cache

@@ -83,7 +83,7 @@ class ResumableLoader(DataLoader[Any]):
 
     The position advances before a batch is yielded, because the step on that batch may save the
     checkpoint. The last batch of an epoch advances the position to the start of the next epoch,
-    because a caller that knows the number of batches stops there.
+    because a caller that knows the number of batches requests no further one.
 
     Args:
         order: the batches; the loader sets its epoch and first batch.

@@ -1,8 +1,8 @@
 """Trains a small byte-level BPE tokenizer that behaves like Qwen2.5-VL's.
 
 Special tokens (and their order), chat template and splitting rules are the same, except for
-numbers. An integer of up to two digits is one token, while Qwen's tokenizer splits it into digits.
-A policy of a million weights (experiments/demo) then needs a single token for a second.
+numbers. A whole second of a short clip, such as 17, is one token, while Qwen's tokenizer splits
+numbers into digits. A policy of a million weights (experiments/demo) then needs one token for it.
 
 Every text round-trips without loss, because the alphabet is bytes and no Unicode normalisation is
 applied (unlike in Qwen's tokenizer).

@@ -1,4 +1,4 @@
-"""Errors of a cache, in a module of their own so that workers can import them without PyTorch."""
+"""Defines the errors of a cache; workers can import this module without PyTorch."""
 
 from __future__ import annotations
 

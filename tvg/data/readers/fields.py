@@ -152,7 +152,7 @@ def get_hint(where: str, value: Any, duration_s: float | None) -> Segment | None
 def get_window(where: str, start: Any, end: Any) -> Segment | None:
     """Returns the part of a file to show, or None for the whole file.
 
-    A missing start means 0, and a start of 0 without an end means the whole file. A later start
+    A missing start means 0, and a start of 0 without an end means the entire file. A later start
     without an end raises ValueError, because the clip's duration would be unknown: the stated
     duration may belong to the file or to the clip.
     """

@@ -93,9 +93,8 @@ def read_queries(
             if example is not None:
                 examples.append(example)
     report.num_queries = len(stated)
-    report.num_videos = len(
-        {file or video for video, file in files.items()}
-    )  # ids may share a file
+    # Two ids may share one file.
+    report.num_videos = len({file or video for video, file in files.items()})
     report.num_examples = len(examples)
     assert report.num_queries == report.num_examples + sum(report.dropped.values())
     if report.missing and on_missing == "error":

@@ -47,7 +47,7 @@ class ClipLoader:
     """Loads clips as Qwen2.5-VL expects: frames, sizes and pixels as in qwen-vl-utils 0.0.14.
 
     Args:
-        sampling: which frames to take and their size.
+        sampling: number and size of the sampled frames.
         decoder: reads the file.
         timeout_s: maximum time to wait for the decoder per clip, in seconds. None sets no limit
             and runs the decoder in this process.
@@ -84,7 +84,7 @@ class ClipLoader:
 
         Raises:
             VideoError: the file cannot be read completely within the time limit, has no frame in
-                the window, or ends before the window and is not already cut to it.
+                the window, or ends before the window's end and is not already cut to the window.
         """
         with self.decoder.open(path) as video:
             info = video.info
@@ -105,7 +105,7 @@ class ClipLoader:
     def frame_count_and_size(
         self, info: VideoInfo, window: Segment | None = None, lead_in: LeadIn | None = None
     ) -> tuple[int, int, int]:
-        """Returns T, H and W of the clip that `load` would return, without decoding.
+        """Returns T, H and W of the clip that `load` would return, without opening the file.
 
         Raises:
             ValueError: `load` would refuse the file or the window.

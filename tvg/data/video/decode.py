@@ -52,7 +52,7 @@ class VideoInfo:
 
     num_frames: int
     fps: float  # average over the file
-    height: int  # as shown, after the rotation stated in the file
+    height: int  # after the rotation that the file states
     width: int
     variable: VariableRate | None = None  # None: the rate is constant
 

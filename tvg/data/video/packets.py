@@ -29,7 +29,7 @@ INDEXED_FORMATS = {"mov", "mp4", "matroska", "webm"}
 
 @dataclass(frozen=True, kw_only=True)
 class FileIndex:
-    """The shown frames of a file.
+    """The frames of a file that are shown (not hidden by an edit list).
 
     Attributes:
         pts: presentation times in stream units, ascending: frame i is shown at pts[i]. Empty if the

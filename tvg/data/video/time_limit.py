@@ -36,7 +36,7 @@ _CHILD_CODE = (
 
 
 class TimeLimitedDecoder(VideoDecoder):
-    """Runs another decoder in a process that is killed if a clip takes too long.
+    """Runs another decoder in a process that is killed if decoding a clip takes too long.
 
     The limit applies to the time spent waiting for the decoder, from opening the file to its last
     frame. A VideoError is also raised if the decoding process dies (a crash in C, out of memory).

@@ -22,7 +22,7 @@ import numpy as np
 
 MAX_SHIFT_FRAMES = 0.5  # tolerance of a frame's time in a constant-rate file
 MAX_END_SHIFT_FRAMES = 1.5  # tolerance of the end: the last frame's duration is less reliable
-# Limits of steps per second: sample slide shows often enough, but not bursts of frames too often.
+# Limits of steps per second: several steps for each slide of a slide show, not too many in bursts.
 MIN_STEP_FPS, MAX_STEP_FPS = 25.0, 120.0
 USUAL_INTERVAL_SLACK = 0.1  # intervals this near the median are averaged
 
