@@ -284,7 +284,7 @@ def test_features_of_a_model(command, collection, tmp_path, tiny_checkpoint):
         assert f"{there_before} there before" in done.out
         assert report["bytes"] == sum(map(len, entries(tmp_path / "cache").values()))
     error = command("prepare", *words, "model.path=null").error
-    assert "model.path has to name its folder" in error
+    assert "expected its folder as model.path" in error
 
 
 def test_a_mixture(command, collection, tmp_path, tiny_world):
