@@ -75,7 +75,7 @@ def test_a_run_that_does_not_fit_is_told_what_helps(command, config_3b, nothing_
     done = command("train", *words, "train.device_memory_gib=192")
     assert "It fits:" in done.out
     done = command("train", *words)
-    assert "train.device_memory_gib=80 names" in done.out  # no GPU here
+    assert "train.device_memory_gib=80 sets" in done.out  # no GPU here
 
 
 def test_no_such_key(command):
@@ -201,7 +201,7 @@ def test_size_of_the_run(tiny):
     ]
     supervised = run_size(job(tiny, "objective=sft", "reward=[]", "data.batch_size=3"), None)
     assert supervised[0] == "A step takes 3 prompts."
-    assert "not known" in supervised[1]
+    assert "unknown" in supervised[1]
 
 
 def test_steps_of_an_epoch_are_those_that_a_run_makes(tiny):

@@ -156,7 +156,10 @@ def test_queries_that_cannot_be_asked_are_reported(command, collection, tmp_path
     done = command("prepare", *options, "prepare.num_workers=0")
     assert "2 videos or queries cannot be used" in done.error
     assert "good0:0: the query holds \\ud800" in done.error
-    assert "good1:1: the query has 1000004 characters, data.max_query_chars=4000" in done.error
+    assert (
+        "good1:1: the query has 1000004 characters, more than data.max_query_chars=4000"
+        in done.error
+    )
     report = report_of("r.json")
     assert (report["kept"], report["dropped"]) == (2, {"with an unusable query": 2})
     assert list(report["unusable_queries"]) == ["good0:0", "good1:1"]
@@ -281,7 +284,7 @@ def test_features_of_a_model(command, collection, tmp_path, tiny_checkpoint):
         assert f"{there_before} there before" in done.out
         assert report["bytes"] == sum(map(len, entries(tmp_path / "cache").values()))
     error = command("prepare", *words, "model.path=null").error
-    assert "model.path has to name its folder" in error
+    assert "expected its folder as model.path" in error
 
 
 def test_a_mixture(command, collection, tmp_path, tiny_world):

@@ -82,7 +82,7 @@ def test_public_lists_are_read_back(tmp_path, shared_dir, name):
 def test_examples_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"ends with \.json .* or \.jsonl, got 'list\.csv'"):
         annotation_text("list.csv", EXAMPLES)
-    with pytest.raises(ValueError, match="a:0: an annotation file needs its true segment"):
+    with pytest.raises(ValueError, match="a:0: an annotation file needs a true segment, got none"):
         annotation_text("list.json", [make("a:0", segment=None)])
 
 

@@ -215,7 +215,7 @@ def test_a_mixture_in_evaluation(sets: dict[str, AnnotationSet], tmp_path: Path)
         annotation_set.video_dir = str(tmp_path)  # which holds no video
     with pytest.raises(ValueError, match="no example is left"):
         mixture.read("test", on_missing="skip")
-    with pytest.raises(ValueError, match="on_missing='skip' leaves such ids out"):
+    with pytest.raises(ValueError, match="on_missing='skip' leaves these ids out"):
         mixture.read("test")
     with pytest.raises(ValueError, match=r"data\.sets: none of one, two has a val split"):
         mixture.read("val")
@@ -224,11 +224,14 @@ def test_a_mixture_in_evaluation(sets: dict[str, AnnotationSet], tmp_path: Path)
 @pytest.mark.parametrize(
     ("weights", "problem"),
     [
-        ({"one": 1, "two": 1, "tow": 1}, r"data\.weights\.tow: no such set; there are one, two"),
+        (
+            {"one": 1, "two": 1, "tow": 1},
+            r"data\.weights\.tow: no such set; expected one of one, two",
+        ),
         ({"one": 1}, r"data\.weights\.two: expected a weight for every set"),
         ({"one": 1, "two": -0.5}, r"data\.weights\.two: expected 0 or more, got -0\.5"),
         ({"one": 1, "two": float("nan")}, r"data\.weights\.two: expected 0 or more, got nan"),
-        ({"one": 0, "two": 0}, r"data\.weights: expected one above 0"),
+        ({"one": 0, "two": 0}, r"data\.weights: expected at least one above 0"),
     ],
 )
 def test_bad_weights_are_named(

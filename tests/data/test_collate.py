@@ -183,7 +183,9 @@ def test_a_prompt_too_long_is_refused_with_its_name(parts, samples):
     )
     assert limited(samples).input_ids.shape[1] == longest
     limited.max_prompt_tokens = longest - 1
-    message = rf"^c: the prompt has {longest} tokens, data.max_prompt_tokens={longest - 1}$"
+    message = (
+        rf"^c: the prompt has {longest} tokens, more than data.max_prompt_tokens={longest - 1}$"
+    )
     with pytest.raises(ValueError, match=message):
         limited(samples)
 
@@ -350,7 +352,9 @@ def test_in_training_the_next_example_takes_its_place():
     assert [item.replaces for item in items] == [(), problems[0], (), problems[1]]
     assert [item.example.qid for item in (data[1], data[1])] == ["b", "b"]
     assert sum(path.startswith("bad") for path, _ in data.loader.loaded) == 2  # tried once each
-    with pytest.raises(ValueError, match=r"^none of the 2 clips can be used; the first: bad2: is"):
+    with pytest.raises(
+        ValueError, match=r"^none of the 2 clips can be used; the first problem: bad2: is"
+    ):
         of_files("bad1", "bad2", on_unreadable="replace")[1]
 
 

@@ -83,12 +83,12 @@ def test_everything_by_hand():
         "clips": 2 * 24 * (6 + 3) * 4,
         "vision trunk": 2 * 24 * (3 * 4 + 3 * 3) * 4,
         "keys and values": (2 * 10 + 8 * 3) * 3 * (2 + 2) * 4,
-        "prefill or draw": max(2 * 10 * (3 * 5 + 3 * 2) * 4, 8 * 7 * 24),
+        "prefill or decode": max(2 * 10 * (3 * 5 + 3 * 2) * 4, 8 * 7 * 24),
         "reference's forward": 22 * (3 * 5 + 3 * 2) * 4,
         "gradients": 4000,
         "activations": 4 * (kept + working - head),
         "logits": 4 * head,
-        "gradients, still": 4000,
+        "gradients (still kept)": 4000,
         "step": 4000,
     }
     always = 4000 + 2000 + 8000 + 4000 + 2 * 24 * 9 * 4
@@ -102,7 +102,7 @@ def test_a_batch_of_validation_by_hand():
     clips = 24 * (6 + 3) * 4
     cache = (3 * 10 + 3 * 5000) * 3 * (2 + 2) * 4
     drawing = max(3 * 10 * (3 * 5 + 3 * 2) * 4, 3 * 7 * 24)
-    assert table(job)["a batch to score"] == (clips + cache + drawing, 0)
+    assert table(job)["evaluation batch"] == (clips + cache + drawing, 0)
     assert worst_phase(estimate(job)) == "validation"
     fewer = total(estimate(replace(job, eval_prompts=1)))
     one_by_one = next(r for r in remedies(job) if r.words == "data.eval_batch_size=1")

@@ -247,9 +247,9 @@ def test_hung_and_dying_workers_do_not_stop_the_rest(
     assert problems.pop("hangs") == (
         "was not decoded within the time limit of 2 s per clip (timeout_s); the decoder was stopped"
     )
-    assert problems.pop("leaves") == "made the decoder process die (exit status 3)"
-    assert problems.pop("killed") == "made the decoder process die (signal 9)"
-    assert problems.pop("bug") == "made the decoder fail (KeyError: 'a bug of the decoder')"
+    assert problems.pop("leaves") == "the decoder process died (exit status 3)"
+    assert problems.pop("killed") == "the decoder process died (signal 9)"
+    assert problems.pop("bug") == "the decoder failed (KeyError: 'a bug of the decoder')"
     assert "fits this file of 2.40 s in neither way" in problems.pop(
         "good0"
     )  # one of its two clips

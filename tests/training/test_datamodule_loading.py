@@ -424,8 +424,8 @@ def test_no_segment_behind_its_clip_is_trained_on(
 
 BAD_QUERIES = {
     "surrogate": ("a red \ud800 ball", r"holds \ud800, half of a character"),
-    "long": ("x" * 1_000_000, "has 1000000 characters, data.max_query_chars=2000"),
-    "tokens": ("7 " * 900, "tokens without the clip, data.max_prompt_tokens=1000"),
+    "long": ("x" * 1_000_000, "has 1000000 characters, more than data.max_query_chars=2000"),
+    "tokens": ("7 " * 900, "tokens without the clip, more than data.max_prompt_tokens=1000"),
     "placeholder": (f"a {VIDEO_TOKEN} b", f"holds '{VIDEO_TOKEN}', which marks the clip"),
 }
 
@@ -512,7 +512,9 @@ def test_a_prompt_too_long_with_its_clip_is_passed_over(with_bad_query, caplog):
     assert shown[:2] == [second, second]
     assert len(shown) == len(data.examples("train"))
     (line,) = [r.getMessage() for r in caplog.records if bad in r.getMessage()]
-    assert re.search(rf"{bad}: the prompt has \d+ tokens, data.max_prompt_tokens={limit}", line)
+    assert re.search(
+        rf"{bad}: the prompt has \d+ tokens, more than data.max_prompt_tokens={limit}", line
+    )
     scored = flat(qids(data.eval_loader("train")))
     assert scored == [example.qid for example in data.examples("train")[1:]]
 

@@ -1,4 +1,4 @@
-"""Writes annotation rows and files that the readers turn back into the same examples."""
+"""Formats examples as annotation rows and files that the readers can read back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def jsonl_row(example: GroundingExample) -> Row:
-    """Returns an example as a row for `read_jsonl` (`data=custom`), without unknown values."""
+    """Returns an example as a row for `read_jsonl` (`data=custom`); unknown values are omitted."""
     plain = _without_lead_in(example)
     return _stated(
         {
@@ -69,7 +69,7 @@ def annotation_text(path: str | Path, examples: Sequence[GroundingExample]) -> s
     row = format_of(path)
     for example in examples:
         if example.segment is None:
-            raise ValueError(f"{example.qid}: an annotation file needs its true segment")
+            raise ValueError(f"{example.qid}: an annotation file needs a true segment, got none")
     rows = [row(example) for example in examples]
     if row is jsonl_row:
         return lines_text(rows)
@@ -104,7 +104,7 @@ def _json(value: Any, indent: int | None = None) -> str:
 
 
 def _without_lead_in(example: GroundingExample) -> Row:
-    """Returns the example's fields as in its file: padding shifts times only after reading."""
+    """Returns the example's fields with the times of its file, before padding shifted them."""
     names = ("segment", "window", "hint", "prediction", "difficulty", "duration_s", "extra")
     plain: Row = {name: getattr(example, name) for name in names}
     plain |= {"qid": example.qid, "video": example.video, "query": example.query}

@@ -1,4 +1,4 @@
-"""Data sets: their annotation files by split, and mixtures of several sets."""
+"""Defines data sets: their annotation files by split, and mixtures of several sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class AnnotationFiles:
-    """Where the annotations and videos of one data set are, and the reader of its files.
+    """The annotation files, the reader and the video folder of one data set.
 
     Attributes:
         name: name of the data set, used in reports.
@@ -34,8 +34,8 @@ class AnnotationFiles:
         train_file, val_file, test_file: annotation files; None if the set has no such split.
         annotation_file: replaces the file of one split; None uses the files above.
         annotation_split: the split whose file is replaced. None chooses the split whose file has
-            the same file name (test before validation before training), otherwise the set's first
-            split, or "train" if the set has no files.
+            the same file name, in the order test, validation, training. If there is none, it
+            chooses the set's first split, or "train" if the set has no files.
         video_dir: folder of the videos; None reads only the annotations.
         extensions: extensions of video files, tried in this order.
     """
@@ -58,7 +58,8 @@ class AnnotationSet(AnnotationFiles):
 
     Attributes:
         on_missing: "error" stops at missing videos; "skip" drops and counts their queries.
-        files: split -> annotation file, after `annotation_file` has replaced one; None: no split.
+        files: annotation file of each split, after `annotation_file` has replaced one; None if the
+            set has no such split.
 
     Raises:
         ValueError: `annotation_split` or `on_missing` has an unknown value.
@@ -81,7 +82,7 @@ class AnnotationSet(AnnotationFiles):
 
     @classmethod
     def of(cls, files: AnnotationFiles, *, on_missing: OnMissing) -> AnnotationSet:
-        """The set of some files."""
+        """Returns the set of `files`."""
         settings = {f.name: getattr(files, f.name) for f in fields(AnnotationFiles)}
         return cls(**settings, on_missing=on_missing)
 
@@ -112,13 +113,13 @@ class AnnotationSet(AnnotationFiles):
         )
 
     def read_whole(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
-        """Same as `read`: an epoch contains each example once."""
+        """Same as `read`, because an epoch of a single set contains each example once."""
         return self.read(split, on_missing=on_missing)
 
     def limited(
         self, examples: Sequence[GroundingExample], limit: int | None
     ) -> list[GroundingExample]:
-        """Returns the first examples."""
+        """Returns the first `limit` examples, or all if it is None."""
         return list(examples[:limit])
 
 
@@ -138,17 +139,17 @@ def _check_split(key: str, split: str) -> None:
 
 
 class MixedSets:
-    """Several data sets read as one. Ids become "set/id", and `extra["set"]` names the set.
+    """Reads several data sets as one. Ids become "set/id", and `extra["set"]` names the set.
 
     Args:
         sets: data sets by name.
         weights: for each set, how many times its examples occur in a training epoch. Validation and
-            test use every set that has the split once, whatever its weight.
+            test ignore the weights and use every set that has the split once.
         seed: seed of the random subset that a fractional weight selects.
 
     Raises:
-        ValueError: there are no sets, a weight has no set or a set has no weight, a weight is
-            negative, or none is above 0.
+        ValueError: there are no sets, sets and weights have different names, a weight is negative
+            or not finite, or no weight is above 0.
     """
 
     def __init__(
@@ -198,14 +199,14 @@ class MixedSets:
             )
             examples += [named[index] for index in chosen]
         if not examples:
-            raise ValueError(f"data.weights: no example is left of {self.name} in an epoch")
+            raise ValueError(f"data.weights: no example is left in an epoch of {self.name}")
         whole.report.leave_out(OUTSIDE_SHARE, outside)
         return ReadResult(examples=examples, report=whole.report)
 
     def read_whole(self, split: Split, *, on_missing: OnMissing | None = None) -> ReadResult:
         """Reads a split of every set that has it, each example once.
 
-        Training leaves out sets of weight 0.
+        For training, sets of weight 0 are left out.
 
         Raises:
             ValueError: as in `read`.
@@ -239,8 +240,8 @@ class MixedSets:
 def repeat_by_weight(num: int, weight: float, seed: int) -> list[int]:
     """Returns the indices of `num` examples for one epoch, each repeated `weight` times.
 
-    A weight of 2.5 gives every index twice, then a random half of them a third time (the number is
-    rounded, halves up). The indices ascend within each pass.
+    With a weight of 2.5, every index occurs twice, and a random half of them a third time. The
+    number of extra indices is rounded, halves up. The indices ascend within each pass.
     """
     whole = math.floor(weight)
     rest = math.floor((weight - whole) * num + 0.5)
@@ -278,11 +279,11 @@ def _check_weights(sets: Mapping[str, AnnotationSet], weights: Mapping[str, floa
         raise ValueError("data.sets: expected at least one set, got none")
     for name, weight in weights.items():
         if name not in sets:
-            raise ValueError(f"data.weights.{name}: no such set; there are {', '.join(sets)}")
+            raise ValueError(f"data.weights.{name}: no such set; expected one of {', '.join(sets)}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"data.weights.{name}: expected 0 or more, got {weight}")
     for name in sets:
         if name not in weights:
             raise ValueError(f"data.weights.{name}: expected a weight for every set, got none")
     if not any(weight > 0 for weight in weights.values()):
-        raise ValueError(f"data.weights: expected one above 0, got {dict(weights)}")
+        raise ValueError(f"data.weights: expected at least one above 0, got {dict(weights)}")

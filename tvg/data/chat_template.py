@@ -1,7 +1,7 @@
 """Renders the chat templates of checkpoints in a process with time and memory limits.
 
-A template is a program that comes with a checkpoint. Jinja's sandbox keeps it from files and
-modules but does not prevent infinite loops or excessive memory use; the separate process does.
+A chat template is a program in the checkpoint. Jinja's sandbox denies it access to files and
+modules. The separate process also stops infinite loops and excessive memory use.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TemplateLimits:
 
     Attributes:
         timeout_s: maximum time in seconds, including the start of the process.
-        memory_mib: maximum memory of the process in MiB; Python and Jinja take about 50 of it.
+        memory_mib: maximum memory of the process in MiB; Python and Jinja need about 50 MiB.
     """
 
     timeout_s: float

@@ -1,10 +1,10 @@
 """Child process of `tvg.data.chat_template`: renders templates within a memory limit.
 
-It runs as a script, so it imports Jinja but nothing of tvg. Each input line is a JSON request,
-`{"template": ..., "values": {...}}`; each output line is an answer, `{"text": ...}` or
+The file runs as a script and imports Jinja but no module of tvg. Each input line is a JSON request,
+`{"template": ..., "values": {...}}`. Each output line is an answer, `{"text": ...}` or
 `{"error": ...}`. The sandboxed environment follows transformers (utils/chat_template_utils.py).
-The process ends when its input ends. If a template hangs and the parent was killed, the kernel's
-alarm ends it, so no orphan process remains.
+The process exits when its input ends. If the parent is killed while a template hangs, an alarm
+signal ends the process, so that no orphan remains.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _raise(message: str) -> None:
 
 
 def answer(request: dict[str, Any], memory_mib: int) -> dict[str, str]:
-    """Returns the reply to a request; every exception becomes an error of the template."""
+    """Returns the answer to a request; an exception of the template becomes an "error" answer."""
     try:
         text = _compiled(request["template"]).render(**request["values"])
     except MemoryError:
@@ -75,12 +75,15 @@ def answer(request: dict[str, Any], memory_mib: int) -> dict[str, str]:
     except Exception as error:  # a template can raise anything
         return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
     if len(text) > MAX_CHARS:
-        return {"error": f"it writes {len(text):,} characters; at most {MAX_CHARS:,} are taken"}
+        return {"error": f"it writes {len(text):,} characters; at most {MAX_CHARS:,} are allowed"}
     return {"text": text}
 
 
 def main() -> None:
-    """Answers requests until the input ends; arguments: memory in MiB, seconds per request."""
+    """Answers requests until the input ends.
+
+    Command-line arguments: memory limit in MiB, time limit per request in seconds.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     memory_mib, limit_s = int(sys.argv[1]), float(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (memory_mib * 2**20, memory_mib * 2**20))

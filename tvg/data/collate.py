@@ -16,7 +16,7 @@ from tvg.model.families.patching import clip_patches
 from tvg.task.protocol import Task
 from tvg.types import EncodedClip, GroundingExample, PromptBatch, UnexpandedPrompt, VideoClip
 
-MOST_QUERY_PLACES = 4  # how often a prompt's template may show the query
+MOST_QUERY_PLACES = 4  # assumed maximum number of times that a prompt contains the query
 
 
 class PromptCollator:
@@ -31,14 +31,17 @@ class PromptCollator:
         family: the model's family; writes the text of clips and cuts their patches.
         max_prompt_tokens: longest prompt accepted; None for no limit.
         template_limits: time and memory limits of the checkpoint's chat template.
-        keep_frames: also pass on frames and unexpanded token ids, for rollout engines that process
-            clips themselves.
+        keep_frames: also put frames and unexpanded token ids into the batch, for rollout engines
+            that process clips themselves.
 
     Raises:
-        ValueError: the processor is of another family, `keep_frames` meets cached features instead
-            of frames, the chat template fails or exceeds a limit,
-            or a prompt is longer than `max_prompt_tokens`, lacks the clip's mark, or has an extra
-            mark or placeholder (names the example).
+        ValueError: one of these cases. Errors of a prompt name the example.
+
+            - The processor belongs to another family.
+            - `keep_frames` is set, but a clip consists of cached features.
+            - The chat template fails or exceeds a limit.
+            - A prompt is longer than `max_prompt_tokens`, does not contain the clip's mark, or
+              contains an extra mark or placeholder.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class PromptCollator:
         if not isinstance(sample.clip, VideoClip):
             raise ValueError(
                 f"{sample.example.qid}: this rollout engine needs frames, but data/cache=features "
-                "holds none: choose data/cache=frames"
+                "stores none: choose data/cache=frames"
             )
         text = self._chat_text(sample.example)
         return UnexpandedPrompt(
@@ -137,7 +140,7 @@ class PromptCollator:
             return None
         return (
             f"the prompt has {num_tokens} tokens{what}, "
-            f"data.max_prompt_tokens={self.max_prompt_tokens}"
+            f"more than data.max_prompt_tokens={self.max_prompt_tokens}"
         )
 
     def _num_tokens(self, text: str) -> int:
@@ -193,7 +196,7 @@ class PromptCollator:
             clips = [s.clip for s in samples if isinstance(s.clip, VideoClip)]
             pixels, grid_thw = clip_patches(clips, self.patching)
             return pixels, None, grid_thw
-        assert len(encoded) == len(samples), "frames and features in one batch"
+        assert len(encoded) == len(samples), "a batch mixes frames and features"
         features = torch.cat([clip.features for clip in encoded])
         return None, features, torch.stack([clip.grid_thw for clip in encoded])
 

@@ -37,11 +37,11 @@ def uncached(*, loader: ClipLoader) -> ClipLoader:
 
 
 class Sample(NamedTuple):
-    """One item of a dataset."""
+    """A usable item of a dataset: an example and its clip."""
 
     example: GroundingExample
     clip: VideoClip | EncodedClip
-    replaces: tuple[str, ...] = ()  # problems of the examples that this one replaces
+    replaces: tuple[str, ...] = ()  # problems of the examples that this sample replaces
 
 
 class LeftOut(NamedTuple):
@@ -53,8 +53,8 @@ class LeftOut(NamedTuple):
 def fitted_to(example: GroundingExample, duration_s: float) -> GroundingExample | None:
     """Returns the example with segment and hint cut at its clip's end.
 
-    Returns None if the segment starts after the end. A hint that starts after the end is dropped;
-    the segment replaces it. If nothing needs to be cut, returns the same object.
+    Returns None if the segment starts after the end. Drops a hint that starts after the end; the
+    segment is then used instead. If nothing needs to be cut, returns the same object.
     """
     segment, hint = example.segment, example.hint
     if segment is not None and segment.start_s >= duration_s:
@@ -70,7 +70,7 @@ def fitted_to(example: GroundingExample, duration_s: float) -> GroundingExample 
     return replace(example, segment=segment, hint=hint)
 
 
-# Shared by the process: the stages of a job (cold start, GRPO, evaluation) read the same clips.
+# Shared by all datasets of a process: cold start, GRPO and evaluation of a job read the same clips.
 _CLIPS: dict[Hashable, VideoClip | EncodedClip] = {}
 
 
@@ -81,16 +81,16 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         examples: queries with known video files.
         loader: samples, decodes and resizes clips.
         memory_cache: keep every decoded clip (uint8) in memory. Other queries of the video, later
-            epochs and other data sets of the process then decode nothing. Meant for small data
-            sets: each worker has its own copy.
-        on_unreadable: what to do if a clip cannot be read. "error" raises; "replace" takes the next
-            example whose clip can be read (training: every step keeps its size); "leave_out" skips
-            the example (evaluation: nothing is scored twice).
-        problem_of: returns why a sample cannot be used, or None. Such a sample is treated like one
-            with an unreadable clip ("error" does not check it). None accepts every loaded sample.
-        fit_segments: for training: cut segments (and hints) at the end of the loaded clip,
-            whatever duration was stated. If a segment starts after the end, the next example takes
-            its place.
+            epochs and other datasets of the process then reuse it. Meant for small datasets,
+            because each worker has its own copy.
+        on_unreadable: what to do if a clip cannot be read. "error" raises. "replace" uses the next
+            example whose clip can be read, so that every training step keeps its size. "leave_out"
+            skips the example, so that evaluation scores no example twice.
+        problem_of: returns why a sample cannot be used, or None if it can. An unusable sample is
+            treated like an unreadable clip. It is not called if `on_unreadable` is "error".
+        fit_segments: cut segments and hints at the end of the loaded clip, for training. The
+            annotated duration is ignored. If a segment starts after the end, the next example is
+            used instead.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         problem_of: Callable[[Sample], str | None] | None = None,
         fit_segments: bool = False,
     ) -> None:
-        assert not (fit_segments and on_unreadable == "leave_out"), "one trains, the other scores"
+        assert not (fit_segments and on_unreadable == "leave_out"), "fit_segments is for training"
         self.examples = list(examples)
         self.loader = loader
         self.memory_cache = memory_cache
@@ -125,7 +125,9 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
             if self.on_unreadable == "leave_out":
                 return LeftOut(sample)
             problems.append(sample)
-        raise ValueError(f"none of the {len(self)} clips can be used; the first: {problems[0]}")
+        raise ValueError(
+            f"none of the {len(self)} clips can be used; the first problem: {problems[0]}"
+        )
 
     def _sample_or_problem(self, index: int) -> Sample | str:
         if index in self._unusable:
@@ -168,7 +170,7 @@ class GroundingDataset(Dataset[Sample | LeftOut]):
         path = example.video_path
         if path is None:
             raise ValueError(f"{example.qid}: no video file is known for {example.video!r}")
-        if not self.memory_cache or not path.is_file():  # the loader raises the error
+        if not self.memory_cache or not path.is_file():  # the loader reports a missing file
             return self.loader.load(path, example.window, example.lead_in)
         key = self._key(path, example.window, example.lead_in)
         if key not in _CLIPS:

@@ -14,7 +14,7 @@ EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov", "m4v")  # of video files, trie
 
 
 class VideoFinder:
-    """Finds videos by id or by path; each folder is listed once.
+    """Finds videos by id or by path; lists each folder only once.
 
     Raises:
         ValueError: the folder cannot be listed.
@@ -96,13 +96,13 @@ class VideoFinder:
         if folder not in self._listings:
             try:
                 self._listings[folder] = _Listing(folder)
-            except OSError:  # a path on the authors' disk
+            except OSError:  # a folder of the authors' disk
                 return None
         return self._listings[folder]
 
 
 class _Listing:
-    """The file names of one folder; on a network disk one listing beats four lookups per video."""
+    """Lists one folder once, because four lookups per video are slow on a network disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -135,7 +135,7 @@ class _Listing:
 def _composed(name: str) -> str:
     """Returns a name in NFC, in which an accented letter is one character.
 
-    File names written on a Mac use two characters; lists of them mostly use one.
+    macOS writes two characters in file names, but annotation files mostly contain one.
     """
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
@@ -196,7 +196,8 @@ def load_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields the number (from 1) and content of each non-blank line of a JSONL file.
 
     Raises:
-        ValueError: the file cannot be read or is empty, or a line is not JSON; names file and line.
+        ValueError: the file cannot be read or is empty, or a line is not JSON. The message names
+            the file and the line.
     """
     is_empty, name = True, str(path)
     with open_text(path) as file:

@@ -1,4 +1,4 @@
-"""The order of examples, and a loader that can resume in the middle of an epoch."""
+"""Provides the order of examples, and a loader that can resume in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, Sampler
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Batches of one rank for one epoch, determined by the arguments and the epoch.
+    """Yields the batches of one rank for one epoch, determined by the arguments and `epoch`.
 
-    Every rank gets the same number of examples and batches. If the set does not divide evenly, the
-    order starts again from its beginning, which repeats at most `world_size - 1` examples. The last
-    batch may be smaller.
+    Every rank gets the same number of examples and batches. If the examples do not divide evenly,
+    the first ones of the order are repeated (at most `world_size - 1`). The last batch may be
+    smaller.
 
     Args:
         num_examples: size of the set.
@@ -82,8 +82,8 @@ class ResumableLoader(DataLoader[Any]):
     """A data loader that tracks its position; Lightning saves and restores it with the checkpoint.
 
     The position advances before a batch is yielded, because the step on that batch may save the
-    checkpoint. With the last batch of an epoch it advances to the start of the next epoch, because
-    a caller that knows the number of batches does not request another one.
+    checkpoint. The last batch of an epoch advances the position to the start of the next epoch,
+    because a caller that knows the number of batches requests no further one.
 
     Args:
         order: the batches; the loader sets its epoch and first batch.
@@ -121,8 +121,8 @@ class ResumableLoader(DataLoader[Any]):
         do not).
 
         Raises:
-            ValueError: the state belongs to another order, so examples would be lost or repeated;
-                names the key.
+            ValueError: the state belongs to another order, so examples would be lost or repeated.
+                The message names the config key.
         """
         for name, key in ORDER_KEYS.items():
             got = getattr(self.order, name)

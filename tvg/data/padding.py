@@ -1,7 +1,7 @@
-"""Puts filler frames before every clip, which shifts moments past the training positions.
+"""Adds filler frames before every clip, so that moments occur later than in training.
 
-The older release tests out-of-distribution grounding this way: a model that has learnt where
-moments usually lie fails if everything comes some seconds later.
+The older release tests out-of-distribution grounding this way. A model that has only memorised
+typical positions fails if all moments are shifted by some seconds.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _KEY = "data.padding"  # config key of these settings, for messages
 def pad_examples(
     examples: Sequence[GroundingExample], *, pad_s: float, kind: Kind, seed: int
 ) -> list[GroundingExample]:
-    """Gives each clip a lead-in and shifts its annotations accordingly.
+    """Adds a lead-in of filler frames to each clip and shifts the annotations accordingly.
 
-    The length is uniform in [0, pad_s). It depends only on seed and clip (video and window), so
-    all queries of a clip share it, in any order and selection of examples. Loading rounds it to
-    whole frames of the file, so a moment may be off by half a frame.
+    The lead-in's length is uniform in [0, pad_s). It depends only on the seed and the clip (video
+    and window). All queries of a clip therefore share it, in any order and selection of examples.
+    Loading rounds it to full frames of the file, so a moment may be off by half a frame.
 
     Args:
         examples: examples without a lead-in. Segment, hint and prediction are shifted, and the

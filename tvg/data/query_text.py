@@ -17,7 +17,7 @@ def query_problem(query: str, *, max_chars: int | None) -> str | None:
         max_chars: longest query accepted; None for no limit.
     """
     if max_chars is not None and len(query) > max_chars:
-        return f"the query has {len(query)} characters, data.max_query_chars={max_chars}"
+        return f"the query has {len(query)} characters, more than data.max_query_chars={max_chars}"
     if (found := _SURROGATE.search(query)) is not None:
         return (
             f"the query holds \\u{ord(found[0]):04x}, half of a character (a lone surrogate); "

@@ -18,7 +18,7 @@ KEY = "data.selection"  # config key of these settings, for messages
 
 
 class NothingSelectedError(ValueError):
-    """No example meets the criterion of a selection."""
+    """No example satisfies the criterion of a selection."""
 
 
 def gaussian(
@@ -37,8 +37,8 @@ def gaussian(
     _check_k(k)
     if not std > 0:
         raise ValueError(f"{KEY}.std must be above 0: got {std}")
-    # The k largest values of log-weight + Gumbel noise are such a sample. Far values, whose weights
-    # are 0 in floating point, can still be drawn if nothing nearer is left.
+    # Gumbel top-k: the k largest values of log-weight + Gumbel noise are such a sample. In log
+    # space, values far from the mean can be drawn although their weights underflow to 0.
     weights = gaussian_log_weights(values, mean=mean, std=std)
     order = np.argsort(-(weights + np.random.default_rng(seed).gumbel(size=len(values))))
     drawn = order[: min(len(order) if k is None else k, np.isfinite(weights).sum())]
@@ -179,7 +179,7 @@ def select_random(
 def select_top(
     examples: Sequence[GroundingExample], *, field: str, k: int | None, largest: bool
 ) -> list[GroundingExample]:
-    """Applies `top` to `field`, the most extreme value first; k=null sorts a curriculum."""
+    """Applies `top` to `field`, the most extreme value first; k=null gives a curriculum."""
     values = field_values(examples, field=field, unit=1)
     return [examples[index] for index in top(values, k=k, largest=largest)]
 

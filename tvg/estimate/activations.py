@@ -20,7 +20,7 @@ class Precision:
     """Bytes per number."""
 
     weight: int  # stored weights
-    compute: int  # inputs and outputs of matrix products; half precision under autocast
+    compute: int  # inputs and outputs of matrix multiplications; half precision under autocast
     stream: int  # states between layers, and outputs of norms
 
 
@@ -69,7 +69,7 @@ class Activations:
     """Bytes of one forward and backward pass."""
 
     kept: int  # saved by the forward pass until backward has used them
-    recomputed: int  # the one layer that checkpointing is recomputing, in backward
+    recomputed: int  # the layer that gradient checkpointing recomputes, in backward
     working: int  # gradients inside one layer, in backward
     head: int  # chunks of logits, and the accumulated gradient of the head's weight
 
@@ -107,7 +107,7 @@ def activations(
 
 
 def layer_bytes(shape: ModelShape, row: Row, precision: Precision) -> int:
-    """Bytes per token in a language layer: norm and attention, and the MLP.
+    """Returns the bytes per token in a language layer: norm, attention and MLP.
 
     Attention saves query, key, value and output, and one float32 log-sum-exp per head.
     transformers' attention, which "repeated" uses, copies keys and values for every query head that
@@ -122,35 +122,35 @@ def layer_bytes(shape: ModelShape, row: Row, precision: Precision) -> int:
 
 
 def block_bytes(shape: ModelShape, precision: Precision) -> int:
-    """Bytes per patch in a vision-trunk block; windows are reordered before and after attention."""
+    """Returns the bytes per patch in a vision-trunk block, with the reordering of windows."""
     width = shape.vision_hidden
     attention = 5 * width * precision.compute + shape.heads * FLOAT
-    # For each product but the last: its output, and the output of the activation (and gate).
+    # For each linear layer but the last: its output, and the output of the activation (and gate).
     mlp = 2 * (shape.vision_mlp_products - 1) * shape.vision_mlp * precision.compute
     return 2 * _norm_bytes(width, precision) + attention + mlp
 
 
 def head_bytes(shape: ModelShape, params: Parameters, row: Row, precision: Precision) -> int:
-    """Two chunks of float32 logits and, if the head is trained, two copies of its gradient."""
+    """Returns bytes of two chunks of float32 logits and two copies of a trained head's gradient."""
     chunk = min(HEAD_CHUNK, row.drawn) * shape.words
     weight = shape.words * shape.hidden if params.is_head_trained else 0
     return 2 * FLOAT * (chunk + weight)
 
 
 def forward_bytes(shape: ModelShape, tokens: int, precision: Precision) -> int:
-    """Peak bytes of a pass without gradients over `tokens` tokens: the widest point of a layer."""
+    """Returns the peak bytes of a pass without gradients: those at a layer's widest point."""
     wide = 3 * shape.mlp * precision.compute
     return tokens * (wide + shape.hidden * (2 * precision.stream + FLOAT))
 
 
 def trunk_forward_bytes(shape: ModelShape, patches: int, precision: Precision) -> int:
-    """Peak bytes of a pass of the vision trunk without gradients over `patches` patches."""
+    """Returns the peak bytes of a pass of the vision trunk without gradients."""
     wide = 3 * shape.vision_mlp * precision.compute
     return patches * (wide + shape.vision_hidden * (2 * precision.stream + FLOAT))
 
 
 def _ends_bytes(shape: ModelShape, params: Parameters, row: Row, precision: Precision) -> int:
-    """Bytes outside the layers: mergers before them; last norm and the head's input after them."""
+    """Returns the bytes outside the layers: mergers, last norm and the head's input."""
     patches = row.prompts * row.copies * row.patches
     merger = 0
     if params.is_merger_trained or params.is_trunk_trained:
@@ -164,10 +164,10 @@ def _ends_bytes(shape: ModelShape, params: Parameters, row: Row, precision: Prec
 
 
 def _mlp_bytes(shape: ModelShape, precision: Precision) -> int:
-    """Bytes per token of norm, gate, activated gate, up projection, and their product."""
+    """Returns the bytes per token of norm, gate, activated gate, up projection, and product."""
     return _norm_bytes(shape.hidden, precision) + 4 * shape.mlp * precision.compute
 
 
 def _norm_bytes(width: int, precision: Precision) -> int:
-    """Bytes of a norm: float32 input, normalised states, and weighted output."""
+    """Returns the bytes of a norm: float32 input, normalised states, and weighted output."""
     return width * (FLOAT + precision.stream + precision.compute)

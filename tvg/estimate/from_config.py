@@ -1,4 +1,4 @@
-"""`tvg-train train.estimate=true`: estimates the memory of a run, without weights or videos."""
+"""Implements `tvg-train train.estimate=true`, which estimates memory without weights or videos."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tvg.report.console import make_console
 from tvg.training.quiet_logs import quiet_libraries
 
 FILE_FPS = 30.0  # assumed frame rate of the video files
-CHARS_PER_TOKEN = 3  # pessimistic: Qwen2.5's tokenizer makes fewer tokens of English
+CHARS_PER_TOKEN = 3  # pessimistic: Qwen2.5's tokenizer needs fewer tokens for English
 CHAT_TOKENS = 64  # added by the chat template
 LONG_QUERY = "x" * 200
 
@@ -49,7 +49,7 @@ def show_estimate(cfg: DictConfig, *, console: Console | None = None) -> None:
 
 
 def make_job(cfg: DictConfig, *, clip_s: float | None) -> Job:
-    """Builds a job from a config of `tvg-train`; `clip_s`: the longest clip, None if unknown."""
+    """Builds a job from a config of `tvg-train`; `clip_s` is the longest clip, None if unknown."""
     settings = plain(cfg)
     shape, model, checkpoint = _model(cfg)
     params = count_parameters(model)
@@ -95,14 +95,14 @@ def make_job(cfg: DictConfig, *, clip_s: float | None) -> Job:
 
 
 def _rating_tokens(settings: Any) -> int:
-    """Longest completion while a callback rates the training list; 0 if none does."""
+    """Returns the longest completion of callbacks that score the training set, or 0."""
     entries = value(settings, "callbacks") or {}
     limits = [number(entry, "max_new_tokens") for entry in entries.values() if entry]
     return int(max((limit or 0 for limit in limits), default=0))
 
 
 def _model(cfg: DictConfig) -> tuple[ModelShape, Any, ModelSource]:
-    """Builds the model; one that the config creates goes to a temporary folder."""
+    """Builds the model; a checkpoint that the config creates is written to a temporary folder."""
     cfg = cfg.copy()
     with tempfile.TemporaryDirectory() as folder:
         if "folder" in (at(raw(cfg.model), "create") or ()):
@@ -128,7 +128,7 @@ def _precision(settings: Any) -> Precision:
 
 
 def _trained_bytes(settings: Any, precision: Precision, params: Parameters) -> int:
-    """Bytes per trained weight; with adapters, all trained weights are float32 unless cast."""
+    """Returns bytes per trained weight; with adapters, trained weights are float32 unless cast."""
     return FLOAT if params.adapters and not _is_cast(settings) else precision.weight
 
 
@@ -150,14 +150,14 @@ def _sharding(settings: Any) -> Sharding:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingList:
-    """Number of examples that a run trains on, and their longest clip, as annotated."""
+    """The number of training examples and their longest clip, according to the annotations."""
 
     num_examples: int | None  # None: they cannot be read
-    clip_s: float | None  # the longest; None: not every length is stated
+    clip_s: float | None  # the longest; None: an example states no length
 
     @property
     def words(self) -> str:
-        """Text that says how the largest prompt was determined."""
+        """Describes how the largest prompt was determined."""
         if self.clip_s is not None:
             return f"the training annotations' longest clip has {self.clip_s:.0f} s"
         reason = "do not state every length" if self.num_examples is not None else "cannot be read"
@@ -169,7 +169,7 @@ class TrainingList:
 
 def training_list(cfg: DictConfig) -> TrainingList:
     """Reads the training annotations, but no video."""
-    # Resolved first, because file names may refer to the world that is removed below.
+    # Resolve first, because file names may refer to the node `world`, which is removed below.
     node = OmegaConf.create(OmegaConf.to_container(cfg.data, resolve=True))
     assert isinstance(node, DictConfig)
     for key in ("video_dir", "world"):
@@ -178,7 +178,7 @@ def training_list(cfg: DictConfig) -> TrainingList:
     try:
         data = build(node)(task=None, processor=None, family=None, seed=cfg.seed)
         examples = data.examples("train")
-    except (ValueError, OSError):  # no such file, or it is not drawn yet
+    except (ValueError, OSError):  # no such file, or the data are not generated yet
         return TrainingList(num_examples=None, clip_s=None)
     lengths = [e.window.length_s if e.window else e.duration_s for e in examples]
     known = [length for length in lengths if length is not None]
@@ -189,7 +189,7 @@ def training_list(cfg: DictConfig) -> TrainingList:
 def _prompt(
     cfg: DictConfig, shape: ModelShape, clip_s: float | None, *, family: Family
 ) -> tuple[int, int]:
-    """Tokens and patches of the largest prompt, with frames as large as sampling allows."""
+    """Returns tokens and patches of the largest prompt, with the largest frames of the sampling."""
     sampling: FrameSampling = build(cfg.data.clip).keywords["sampling"]
     num_frames = sampling.max_frames
     if clip_s is not None:
@@ -209,7 +209,7 @@ def _prompt(
 
 
 def visible_memory_gib() -> float | None:
-    """Total memory of the first GPU in GiB; None without a GPU."""
+    """Returns the total memory of the first GPU in GiB; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     return float(torch.cuda.get_device_properties(0).total_memory) / GIB

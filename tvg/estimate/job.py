@@ -31,7 +31,7 @@ class Sharding:
     offload_parameters: bool = False
 
     def share(self, least_stage: int) -> int:
-        """Number of devices across which a state is sharded, if sharded from `least_stage` on."""
+        """Returns the number of shards of a state that is sharded from stage `least_stage` on."""
         return self.devices if self.stage >= least_stage else 1
 
 
@@ -47,13 +47,13 @@ class Job:
     has_masters: bool  # the optimizer keeps float32 masters of half-precision weights
     optimizer: OptimizerCost
     sharding: Sharding
-    gradient_copies: int  # 2 if DDP keeps its own buckets
+    gradient_copies: int  # 2 if DDP copies gradients into buckets
     has_reference: bool
     offload_reference: bool
     gradient_checkpointing: bool
     forward: Literal["shared_prefix", "repeated"]
     samples_shared: bool  # the sampler stores a prompt once, not once per completion
-    is_encoded: bool  # clips are given as trunk features
+    is_encoded: bool  # clips are loaded as features of the vision trunk
     prompts: int  # prompts per step
     prompts_per_call: int | None  # prompts that the sampler processes together
     group_size: int  # 1: supervised, no sampling
@@ -82,7 +82,7 @@ class Job:
         return trained + frozen
 
     def steps_per_epoch(self, num_examples: int) -> int:
-        """Optimizer steps that cover every example; the last may have fewer prompts."""
+        """Returns the optimizer steps of one epoch; the last may have fewer prompts."""
         per_device = -(-num_examples // self.sharding.devices)
         return -(-per_device // self.prompts)
 
@@ -100,11 +100,11 @@ class Job:
 
 
 def optimizer_cost(target: str, settings: Mapping[str, Any], *, number: int) -> OptimizerCost:
-    """The cost of an optimizer, by the name of its class or factory; unknown ones count as AdamW.
+    """Returns the cost of an optimizer by its name; unknown optimizers count as AdamW.
 
     Args:
         target: dotted path of the class or factory.
-        settings: its keyword arguments.
+        settings: keyword arguments of the optimizer.
         number: bytes per number of the optimized weights.
     """
     name = target.lower()
@@ -113,7 +113,7 @@ def optimizer_cost(target: str, settings: Mapping[str, Any], *, number: int) -> 
     if "cpuadam" in name:
         return OptimizerCost(states=2 * FLOAT, scratch=0, is_on_cpu=True)
     is_stepped_alone = bool(settings.get("fused")) or settings.get("foreach") is False
-    scratch = 0 if is_stepped_alone else number  # torch's foreach: a temporary as large as weights
+    scratch = 0 if is_stepped_alone else number  # torch's foreach: a temporary of the weights' size
     if name.endswith(".sgd"):
         return OptimizerCost(states=number if settings.get("momentum") else 0, scratch=scratch)
     return OptimizerCost(states=2 * number, scratch=scratch)

@@ -1,10 +1,10 @@
-"""Estimates the GPU memory of a GRPO run arithmetically, without running it.
+"""Estimates the GPU memory of a training run from its sizes, without running it.
 
 Model states follow ZeRO (arXiv 1910.02054, section 3). Under AdamW they take 2 + 2 + 12 bytes per
 parameter in half precision with float32 masters, and 4 + 4 + 8 in float32. Stage 1 shards the
-optimizer states across GPUs, stage 2 also the gradients, stage 3 also the parameters. Activations
-come from `tvg.estimate.activations`. Not included: the CUDA context (about 0.5 GiB), communication
-buffers, layers gathered by stage 3, and allocator fragmentation.
+optimizer states across GPUs, stage 2 also the gradients, stage 3 also the parameters.
+`tvg.estimate.activations` estimates the activations. The estimate does not include the CUDA context
+(about 0.5 GiB), communication buffers, layers gathered by stage 3, and allocator fragmentation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tvg.estimate.job import Job
 
 Phase = Literal["always", "vision", "sampling", "reference", "learning", "optimizer", "validation"]
 PHASES: tuple[Phase, ...] = tuple(phase for phase in get_args(Phase) if phase != "always")
-DRAW_BYTES = 24  # per word when drawing: two float32 and two float64; see tvg.rollout.sampling
+DRAW_BYTES = 24  # per word of the vocabulary when a token is sampled; see tvg.rollout.sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Line:
 
 
 def estimate(job: Job) -> list[Line]:
-    """Returns the uses of memory, each with its phase."""
+    """Returns one line per use of memory, with the phase in which the memory is used."""
     return [
         *_states(job),
         *_vision(job),
@@ -45,12 +45,12 @@ def estimate(job: Job) -> list[Line]:
 
 
 def total(lines: list[Line]) -> float:
-    """Peak bytes on a GPU during a step: the permanent memory plus the largest phase."""
+    """Returns the peak bytes on a GPU: the permanent memory plus the largest phase."""
     return _sum(lines, "always") + max(_sum(lines, phase) for phase in PHASES)
 
 
 def worst_phase(lines: list[Line]) -> Phase:
-    """The phase with the peak memory."""
+    """Returns the phase with the peak memory."""
     return max(PHASES, key=lambda phase: _sum(lines, phase))
 
 
@@ -79,7 +79,7 @@ def _states(job: Job) -> list[Line]:
         name="half-precision copies",
         phase="always",
         gpu=params.trained * job.precision.compute if job.is_autocast else 0,
-        detail="autocast's, of all that is trained",
+        detail="of trained parameters, for autocast",
     )
     each = job.optimizer.states + (FLOAT if job.has_masters else 0)
     states = params.trained * each / sharding.share(1)
@@ -89,7 +89,7 @@ def _states(job: Job) -> list[Line]:
         phase="always",
         gpu=0 if is_away else states,
         host=states if is_away else 0,
-        detail=f"{each:.3g} bytes a trained parameter",
+        detail=f"{each:.3g} bytes per trained parameter",
     )
     return [*policy, copies, optimizer, _reference(job)]
 
@@ -97,7 +97,7 @@ def _states(job: Job) -> list[Line]:
 def _reference(job: Job) -> Line:
     own = _reference_bytes(job) / job.sharding.share(3) if job.has_reference else 0
     is_away = job.offload_reference or job.sharding.offload_parameters
-    detail = "its own weights; what is frozen is the policy's"
+    detail = "copies of trained weights; frozen weights are shared"
     return Line(
         name="reference",
         phase="always",
@@ -108,12 +108,12 @@ def _reference(job: Job) -> Line:
 
 
 def _reference_bytes(job: Job) -> int:
-    """Bytes of the reference's own weights; it shares frozen ones and has no adapters."""
+    """Returns the bytes of the reference, which shares frozen weights and has no adapters."""
     return (job.params.trained - job.params.adapters) * job.trained_bytes
 
 
 def _scoring(job: Job) -> list[Line]:
-    """The reference's forward pass; an offloaded reference is moved to the GPU for it."""
+    """Returns the reference's forward pass; an offloaded reference is moved to the GPU for it."""
     if not job.has_reference:
         return []
     own = _reference_bytes(job) if job.offload_reference else 0
@@ -124,7 +124,7 @@ def _scoring(job: Job) -> list[Line]:
 
 
 def _vision(job: Job) -> list[Line]:
-    """Pixels (or features) of the whole step, and the forward pass of a frozen trunk over them."""
+    """Returns the clips of the entire step, and the forward pass of a frozen trunk over them."""
     patches = job.prompts * job.patches
     pixels = 0 if job.is_encoded else patches * job.shape.patch_values * FLOAT
     is_kept = not job.params.is_trunk_trained
@@ -137,7 +137,7 @@ def _vision(job: Job) -> list[Line]:
             name="vision trunk",
             phase="vision",
             gpu=trunk_forward_bytes(job.shape, patches, job.precision) if runs else 0,
-            detail="all clips of a step" if runs else "not precomputed",
+            detail="all clips of a step" if runs else "not run in this phase",
         ),
     ]
 
@@ -157,34 +157,37 @@ def _sampling(job: Job) -> list[Line]:
             detail=_cached(job, prefixes, rows, tokens),
         ),
         Line(
-            name="prefill or draw",
+            name="prefill or decode",
             phase="sampling",
             gpu=_drawing_bytes(job, prefixes, rows),
-            detail=f"the larger of one layer's insides and {rows} x {words:,} words",
+            detail=f"the larger of one layer's states and {rows} x {words:,} logits",
         ),
     ]
 
 
 def _cached(job: Job, prefixes: int, rows: int, tokens: int) -> str:
     cached = prefixes * job.prompt_tokens + rows * tokens
-    drawn = f"{prefixes} x {job.prompt_tokens:,} of prompts, {rows} x {tokens:,} drawn"
+    drawn = f"{prefixes} x {job.prompt_tokens:,} of prompts, {rows} x {tokens:,} sampled"
     return f"{cached:,} tokens: {drawn}"
 
 
 def _cache_bytes(job: Job, prefixes: int, rows: int, tokens: int) -> float:
-    """Keys and values of the prompts and of the sampled tokens."""
+    """Returns the bytes of keys and values of the prompts and the sampled tokens."""
     cached = prefixes * job.prompt_tokens + rows * tokens
     return cached * job.shape.layers * 2 * job.shape.keys * job.precision.compute
 
 
 def _drawing_bytes(job: Job, prefixes: int, rows: int) -> float:
-    """The larger of the prompts' forward pass and the draw of one token per row."""
+    """Returns the bytes of the prefill or of sampling one token per row, if larger."""
     prefill = forward_bytes(job.shape, prefixes * job.prompt_tokens, job.precision)
     return max(prefill, rows * job.shape.words * DRAW_BYTES)
 
 
 def _validation(job: Job) -> list[Line]:
-    """A batch for validation, or for scoring the training set; no training batch is in memory."""
+    """Returns a batch of validation or of scoring the training set.
+
+    No training batch is in memory at that time.
+    """
     if not job.eval_prompts:
         return []
     prompts = min(job.eval_prompts, job.prompts_per_call or job.eval_prompts)
@@ -197,7 +200,7 @@ def _validation(job: Job) -> list[Line]:
     decoding += _drawing_bytes(job, prompts, prompts)
     return [
         Line(
-            name="a batch to score",
+            name="evaluation batch",
             phase="validation",
             gpu=pixels + features + max(trunk, decoding),
             detail=f"{job.eval_prompts} prompts; {_cached(job, prompts, prompts, job.eval_tokens)}",
@@ -235,17 +238,17 @@ def _learning(job: Job) -> list[Line]:
             name="logits",
             phase="learning",
             gpu=found.head,
-            detail="of a chunk of completion tokens, and the head's gradient",
+            detail="one chunk of completion tokens, and the head's gradient",
         ),
     ]
 
 
 def _step(job: Job) -> list[Line]:
-    """The optimizer step: gradients are still in memory, activations are not."""
+    """Returns the optimizer step: gradients are still in memory, but activations are not."""
     (gradients,) = (line for line in _learning(job) if line.name == "gradients")
     scratch = job.params.trained * job.optimizer.scratch / job.sharding.share(1)
     is_away = job.sharding.offload_optimizer or job.optimizer.is_on_cpu
     return [
-        replace(gradients, name="gradients, still", phase="optimizer", host=0),
+        replace(gradients, name="gradients (still kept)", phase="optimizer", host=0),
         Line(name="step", phase="optimizer", gpu=0 if is_away else scratch, detail="temporaries"),
     ]

@@ -1,4 +1,4 @@
-"""Builds a checkpoint's model without its weights, for counting parameters and sizes."""
+"""Builds a checkpoint's model without weights, to count parameters and read sizes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Suggests settings that reduce the memory of a job, with the estimated savings.
 
-Only `data.batch_size` affects the loss: it is the number of prompts that a step averages over.
-Changes of the task itself (shorter clips, frozen parts) are left to the user.
+Only `data.batch_size` affects the loss, because a step averages over this number of prompts.
+Changes of the task itself (shorter clips, frozen parts) are not suggested.
 """
 
 from __future__ import annotations
@@ -44,13 +44,17 @@ def _changes(job: Job) -> Iterator[tuple[str, Job, str]]:
 def _of_activations(job: Job) -> Iterator[tuple[str, Job, str]]:
     if not job.gradient_checkpointing:
         changed = replace(job, gradient_checkpointing=True)
-        yield "model.gradient_checkpointing=true", changed, "a third more time in learning"
+        yield "model.gradient_checkpointing=true", changed, "learning takes a third longer"
     if job.forward == "repeated":
         yield "policy.forward=shared_prefix", replace(job, forward="shared_prefix"), "none"
     if not job.samples_shared:
         yield "rollout=shared_prefix", replace(job, samples_shared=True), "none"
     if job.row.prompts > 1:
-        yield "objective.micro_batch_size=1", replace(job, micro_prompts=1), "smaller products"
+        yield (
+            "objective.micro_batch_size=1",
+            replace(job, micro_prompts=1),
+            "smaller matrices",
+        )
     if job.row.completions > 1:
         half = job.row.completions // 2
         words = f"objective.micro_batch_completions={half}"
@@ -61,7 +65,7 @@ def _of_activations(job: Job) -> Iterator[tuple[str, Job, str]]:
         yield "data.eval_batch_size=1", replace(job, eval_prompts=1), "slower validation"
     if job.prompts > job.row.prompts:
         words = f"data.batch_size={job.row.prompts}"
-        yield words, replace(job, prompts=job.row.prompts), "fewer prompts a step and GPU"
+        yield words, replace(job, prompts=job.row.prompts), "fewer prompts per step and GPU"
 
 
 def _of_states(job: Job) -> Iterator[tuple[str, Job, str]]:
@@ -87,7 +91,7 @@ def _of_states(job: Job) -> Iterator[tuple[str, Job, str]]:
 
 
 def _sharded(job: Job) -> Job:
-    """The job under ZeRO-2; instead of autocast, DeepSpeed uses half-precision weights."""
+    """Returns the job under ZeRO-2, which uses half-precision weights instead of autocast."""
     half = Precision(weight=2, compute=2, stream=2)
     return replace(
         job,

@@ -1,4 +1,4 @@
-"""The memory estimate as text: a table, the size of the run, and whether it fits."""
+"""Formats the memory estimate: a table, the size of the run, and whether it fits."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from tvg.estimate.memory import Line, total, worst_phase
 from tvg.estimate.remedies import remedies
 
 GIB = 2**30
-USABLE = 0.95  # share of a GPU's memory; the CUDA context and the allocator's gaps take the rest
+USABLE = 0.95  # share of a GPU's memory; the rest is for the CUDA context and fragmentation
 MAX_REMEDIES = 6
 
 
 def make_table(lines: list[Line], job: Job) -> Table:
-    """Builds a table with one row per item that takes memory."""
+    """Returns a table with one row per use of memory."""
     table = Table(title=f"Memory of each of {job.sharding.devices} device(s)")
-    for column in ("what", "when"):
+    for column in ("item", "phase"):
         table.add_column(column, no_wrap=True)
     for column in ("GPU", "CPU"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("of which")
+    table.add_column("details")
     for line in lines:
         table.add_row(line.name, line.phase, size(line.gpu), size(line.host), line.detail)
     table.add_section()
     host = sum(line.host for line in lines)
     phase = worst_phase(lines)
-    table.add_row("most at once", phase, size(total(lines)), size(host), f"always + {phase}")
+    table.add_row("peak", phase, size(total(lines)), size(host), f"always + {phase}")
     return table
 
 
 def run_size(job: Job, num_examples: int | None) -> list[str]:
-    """Prompts per step, steps per epoch (if the examples are known), and checkpoint size."""
+    """Returns lines on prompts per step, steps per epoch (if known) and checkpoint size."""
     devices = job.sharding.devices
     step = f"A step takes {job.prompts_of_all:,} prompts"
     step += f": {job.prompts:,} on each of {devices} devices" if devices > 1 else ""
     if job.group_size > 1:
         step += f", and {job.prompts_of_all * job.group_size:,} completions"
-    epoch = "An epoch's steps are not known before the training annotations can be read."
+    epoch = "The steps per epoch are unknown, because the training annotations cannot be read."
     if num_examples is not None:
         epoch = (
             f"An epoch takes {job.steps_per_epoch(num_examples):,} steps for "
@@ -47,16 +47,16 @@ def run_size(job: Job, num_examples: int | None) -> list[str]:
 
 
 def verdict(job: Job, lines: list[Line], *, memory_gib: float | None) -> list[str]:
-    """Lines that say whether the run fits and, if it does not, what would help."""
+    """Returns lines on whether the run fits and, if it does not, which changes would help."""
     needed = total(lines)
     if memory_gib is None:
-        return ["No GPU to compare with; train.device_memory_gib=80 names its memory."]
+        return ["No GPU was found to compare with; train.device_memory_gib=80 sets its memory."]
     usable = USABLE * memory_gib * GIB
     if needed <= usable:
         return [f"It fits: {size(needed)} of {memory_gib:.4g} GiB."]
     texts = [
         f"It does not fit: {size(needed)} of {memory_gib:.4g} GiB, of which {USABLE:.0%} are "
-        "counted on. What would help, each alone:"
+        "usable. Changes that help, each on its own:"
     ]
     texts += [
         f"  {remedy.words}: {size(remedy.saved)} less"

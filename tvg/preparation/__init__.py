@@ -1,1 +1,1 @@
-"""The work of `tvg-prepare`: checks a dataset's annotations and videos, and fills its cache."""
+"""Implements `tvg-prepare`: checks a dataset's annotations and videos, and fills its cache."""

@@ -1,4 +1,4 @@
-"""Fills a feature cache: workers decode clips, this process runs the vision trunk on them."""
+"""Fills a feature cache: workers decode clips, and this process runs the vision trunk on them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def prepare_features(
     num_workers: int,
     timeout_s: float | None,
 ) -> Prepared:
-    """Computes the missing features; can be interrupted and restarted at any time.
+    """Computes the missing features; may be interrupted and restarted at any time.
 
     Args:
         requests: the clips, each once.
@@ -50,7 +50,8 @@ def prepare_features(
         timeout_s: time limit of the decoder per clip; None: no limit.
 
     Raises:
-        ValueError: another process is preparing this folder, or the processor is of another family.
+        ValueError: another process is preparing this folder, or the processor belongs to another
+            family.
     """
     patching = family_of(policy.model.config).patching(processor)
     with locked_cache(cache.folder):
@@ -107,7 +108,7 @@ def missing_feature_bytes(
             num, height, width = cache.loader.frame_count_and_size(
                 info, request.window, request.lead_in
             )
-        except ValueError:  # damaged, unreadable, or without the window: reported on loading
+        except ValueError:  # damaged, unreadable, or without the window: loading reports it
             continue
         patches = family.num_patches(vision, num, height, width)
         total += patches * values * 2 + 1024
@@ -117,7 +118,7 @@ def missing_feature_bytes(
 def _missing(
     requests: Sequence[ClipRequest], cache: FeatureCache
 ) -> tuple[list[ClipRequest], dict[ClipRequest, str], list[ClipRequest]]:
-    """Returns the clips with intact entries, the damaged entries' files, the clips to encode."""
+    """Returns clips with intact entries, files of damaged entries, and clips to encode."""
     present: list[ClipRequest] = []
     rebuilt: dict[ClipRequest, str] = {}
     to_do: list[ClipRequest] = []
@@ -128,7 +129,7 @@ def _missing(
             rebuilt[request] = str(error.path)
             is_there = False
         except VideoError:
-            is_there = False  # raised again, and counted, on loading
+            is_there = False  # the error is raised again and counted when the clip is loaded
         (present if is_there else to_do).append(request)
     return present, rebuilt, to_do
 
@@ -158,7 +159,7 @@ def _clips(
 ) -> Iterator[_Loaded]:
     options: dict[str, Any] = {"batch_size": None, "num_workers": num_workers}
     if num_workers > 0:
-        # Decoders hold threads, which do not survive a fork.
+        # No fork: the threads of decoders do not survive it.
         options |= {"multiprocessing_context": WORKERS, "prefetch_factor": 2}
     return iter(DataLoader(_Clips(requests, loader), **options))
 

@@ -22,8 +22,8 @@ from tvg.preparation.probing import limited
 from tvg.types import GroundingExample, LeadIn, Segment
 
 ENTRY_OVERHEAD_BYTES = 1024  # upper bound of an entry's size without its tensors
-FEW_CLIPS = 8  # importing in a worker takes as long as decoding some clips
-NUM_LOOKUP_THREADS = 8  # they wait for the disk, not for the CPU
+FEW_CLIPS = 8  # up to this number, decoding is faster than starting workers
+NUM_LOOKUP_THREADS = 8  # more than CPUs, because the threads wait for the disk
 LOCK_NAME = ".prepare.lock"
 
 
@@ -67,7 +67,7 @@ def estimated_bytes(
 ) -> int:
     """Returns an upper bound of the size of all entries, at most 1 KiB too large per entry.
 
-    Files that cannot be read, or do not match the window, need no space.
+    Files that cannot be read or do not contain the window count as 0 bytes.
     """
     return sum(_entry_bytes(request, infos.get(request.path), loader) for request in requests)
 
@@ -109,8 +109,8 @@ def prepare_frames(
 ) -> Prepared:
     """Fills a cache: keeps intact entries and builds all others.
 
-    Preparation can be stopped and restarted at any time, since entries are written atomically. Only
-    one process at a time may prepare a folder; training may read and write it meanwhile.
+    Preparation can be stopped and restarted at any time, because entries are written atomically.
+    Only one process at a time may prepare a folder. Training may read and write it meanwhile.
 
     Args:
         requests: the clips, from `unique_requests`.
@@ -119,8 +119,8 @@ def prepare_frames(
         timeout_s: maximum time for one clip in seconds; None: no limit.
 
     Raises:
-        ValueError: another process prepares this folder, or it cannot be written to (UnusableStore
-            if that happens during preparation).
+        ValueError: another process is preparing this folder, or the folder cannot be written to
+            (UnusableStore if this happens during preparation).
     """
     limit_s = timeout_s if num_workers == 0 else None  # workers are timed by the pool
     work = _Ensure(FrameCache(folder=cache.folder, loader=loader_with_limit(cache.loader, limit_s)))
@@ -140,7 +140,7 @@ def prepare_frames(
 
 
 def _present(requests: Sequence[ClipRequest], cache: FrameCache) -> dict[ClipRequest, Ensured]:
-    """Returns the intact entries; checking them needs no worker process that imports PyTorch."""
+    """Returns the intact entries. Uses threads, because worker processes would import PyTorch."""
 
     def entry(request: ClipRequest) -> Ensured | None:
         try:
@@ -154,10 +154,10 @@ def _present(requests: Sequence[ClipRequest], cache: FrameCache) -> dict[ClipReq
 
 
 def workers_worth(num_items: int, num_workers: int, timeout_s: float | None) -> int:
-    """Returns how many processes to start: none for a few clips, which finish sooner without.
+    """Returns how many processes to start: 0 for a few clips, which are faster without workers.
 
-    Without a time limit, this process does not survive a decoder that hangs or crashes, so workers
-    are used in any case.
+    Without a time limit, workers are always used, because a decoder that hangs or crashes would
+    otherwise stop this process.
     """
     return 0 if timeout_s is not None and num_items <= FEW_CLIPS else num_workers
 
@@ -169,7 +169,7 @@ def _summary(requests: Sequence[ClipRequest], results: Sequence[Ensured | Failur
         if isinstance(result, Failure):
             failed[request] = result.problem
             continue
-        # Copies of one file share an entry; the second copy found it present.
+        # Copies of one file share an entry, which is "present" for the second copy.
         before = entries.get(result.path)
         if before is None or before.state == "present":
             entries[result.path] = result
@@ -202,10 +202,10 @@ def _entry_bytes(request: ClipRequest, info: VideoInfo | str | None, loader: Cli
 
 @contextmanager
 def locked_cache(folder: Path) -> Iterator[None]:
-    """Creates a cache folder and holds its lock.
+    """Creates a cache folder and locks it during the `with` block.
 
     Raises:
-        ValueError: another process prepares this cache, or the folder cannot be written to.
+        ValueError: another process is preparing this cache, or the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ def locked_cache(folder: Path) -> Iterator[None]:
 
 
 def loader_with_limit(loader: ClipLoader, timeout_s: float | None) -> ClipLoader:
-    """Returns the loader with this time limit instead of its own; None: no limit."""
+    """Returns the loader with the given time limit; None: no limit."""
     return ClipLoader(
         sampling=loader.sampling, decoder=limited(loader.decoder, None), timeout_s=timeout_s
     )
@@ -230,7 +230,7 @@ class _Ensure:
     cache: FrameCache
 
     def start(self) -> None:
-        torch.set_num_threads(1)  # one process per CPU: more threads would compete
+        torch.set_num_threads(1)  # there is one process per CPU, so threads would compete
         self.cache.decoder.import_library()
         limit_memory(self.cache.decoder.memory_mib)
 

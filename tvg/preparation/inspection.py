@@ -1,7 +1,7 @@
-"""Inspection of a dataset before training: compares annotations with videos.
+"""Compares the annotations of a dataset with its videos, before training.
 
-Annotations are read first, then every video is probed, then clips are loaded into a cache. Queries
-of files that fail in any step are left out and counted.
+Preparation reads the annotations, probes every video and loads the clips into a cache. Queries of
+files that fail in one of these steps are left out and counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OTHER_DURATION = "whose stated duration is not the file's"  # a defect in report
 LATE_IN_FILE = "ending after the file's end"  # a defect; repaired for training
 LATE_UNSTATED = "ending after the file's end, no duration stated"  # a benchmark's defect
 BEHIND_FILE = "starting after the file's end"  # a defect; dropped for training
-# Tolerated difference between stated and true duration: last frame, rounding, re-encoding.
+# Tolerance between stated and true duration, for the last frame, rounding and re-encoding.
 DURATION_SLACK_S = 1.0
 DURATION_SLACK_SHARE = 0.05
 
@@ -54,7 +54,7 @@ def request_of(example: GroundingExample) -> ClipRequest:
 def unusable_clips(
     requests: Iterable[ClipRequest], infos: Infos, loader: ClipLoader
 ) -> dict[ClipRequest, str]:
-    """Returns the problems of clips that can be found without decoding."""
+    """Returns the problems of clips that are found without decoding."""
     problems = {}
     for request in requests:
         info = infos[request.path]
@@ -79,7 +79,7 @@ def inspect(
     """Leaves out the queries of failed clips, and compares annotations with the files.
 
     For training, segments are cut at the end of their file, and queries whose segment starts after
-    it are left out.
+    the end are left out.
 
     Args:
         result: result of a reader.
@@ -115,7 +115,7 @@ def inspect(
 
 
 def _by_file(failed: Mapping[ClipRequest, str]) -> dict[str, str]:
-    """Returns one problem per file: the one of its first window that failed."""
+    """Returns one problem per file: the problem of the first window that failed."""
     problems: dict[str, str] = {}
     for request, problem in failed.items():
         problems.setdefault(str(request.path), problem)
@@ -142,7 +142,7 @@ def _is_of_other_duration(example: GroundingExample, info: VideoInfo | str) -> b
 
 def _shown_s(request: ClipRequest, info: VideoInfo | str) -> float:
     """Returns the duration of a clip, including its lead-in, in seconds."""
-    assert isinstance(info, VideoInfo), info  # other clips have been left out
+    assert isinstance(info, VideoInfo), info  # unreadable files have been left out
     window = resolve_window(request.window, info.duration_s)
     start_s, end_s = window_bounds(info.num_steps, info.step_fps, window)
     # the same length as the clip from `ClipLoader`
@@ -159,8 +159,8 @@ def _held_against(
 ) -> list[GroundingExample]:
     """Adds missing durations from the files; for training, also cuts segments at the clip's end.
 
-    Training fits segments to the loaded clips (`GroundingDataset`). A benchmark stays as published,
-    and its reader has already compared the stated durations.
+    `GroundingDataset` cuts training segments in the same way. Segments of a benchmark stay as
+    published, and its reader has already compared them with the stated durations.
     """
     kept: list[GroundingExample] = []
     met: dict[str, dict[str, None]] = {LATE_IN_FILE: {}, LATE_UNSTATED: {}, BEHIND_FILE: {}}
@@ -200,7 +200,7 @@ def _end_s(example: GroundingExample) -> float:
 
 
 def total_of(inspections: Sequence[Inspection]) -> Inspection:
-    """Returns the sums over several files."""
+    """Returns the sum of the inspections of several files."""
     if len(inspections) == 1:
         return inspections[0]
     reports = {"+".join(i.splits): i.report for i in inspections}

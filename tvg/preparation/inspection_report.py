@@ -1,4 +1,4 @@
-"""Reports on an inspected dataset as JSON, a table and messages."""
+"""Formats the inspection of a dataset as JSON, a table and messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tvg.data.annotations import AnnotationSet, MixedSets
 from tvg.data.files import VideoFinder
 from tvg.preparation.inspection import Inspection
 
-NUM_LINES = 20  # of unusable videos in messages; the report lists all
+NUM_LINES = 20  # maximum number of unusable videos in messages; the report lists all
 
 
 def as_json(inspection: Inspection) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def as_table(title: str, inspections: Sequence[Inspection]) -> Table:
 
 
 def defect_lines(inspections: Sequence[Inspection]) -> list[str]:
-    """Returns a line per kind of defect of a file, with the first ids, and a line on drops."""
+    """Returns lines per file: one per kind of defect with its first ids, then drops and cuts."""
     lines = []
     for inspection in inspections:
         split = ", ".join(inspection.splits)
@@ -87,7 +87,7 @@ def defect_lines(inspections: Sequence[Inspection]) -> list[str]:
             lines.append(f"{split}: queries left out: {reasons}")
         if inspection.num_precut:
             lines.append(
-                f"{split}: {inspection.num_precut:,} files are cut to their window already"
+                f"{split}: {inspection.num_precut:,} files are already cut to their window"
             )
     return lines
 
@@ -107,7 +107,7 @@ def problem_lines(
 
 
 def shortened(lines: Sequence[str]) -> list[str]:
-    """Returns the first lines and the number of remaining ones."""
+    """Returns the first `NUM_LINES` lines, and a line with the number of remaining ones."""
     more = len(lines) - NUM_LINES
     return [*lines[:NUM_LINES], *([f"... and {more:,} more"] if more > 0 else [])]
 

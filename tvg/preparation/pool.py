@@ -1,4 +1,4 @@
-"""Processes many files in workers that may hang or crash without affecting the rest."""
+"""Processes many files in workers; a worker that hangs or crashes does not affect the others."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tvg.data.video.memory_limit import memory_problem
 
 Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result", covariant=True)
-I = TypeVar("I")  # noqa: E741 - the same two, but invariant
+I = TypeVar("I")  # noqa: E741 - invariant versions of the two above
 R = TypeVar("R")
 
-QUEUE_PER_WORKER = 4  # items queued ahead: no worker waits, and little is lost on a stop
-ALARM_GRACE_S = 10.0  # a worker ends itself this long after its time limit
-MAX_LOSSES = 3  # pools that break with an item before the item counts as failed
+QUEUE_PER_WORKER = 4  # few queued items: no worker waits, and little is lost if the pool stops
+ALARM_GRACE_S = 10.0  # a worker stops itself this long after its time limit
+MAX_LOSSES = 3  # an item fails if this many pools break while they process it
 POLL_S = 5.0  # how often to check that the pool is alive
 
 
@@ -62,8 +62,8 @@ def run_all(
 ) -> list[R | Failure]:
     """Returns the result or failure of each item, in order.
 
-    A worker process that exceeds the time limit or dies is replaced. Ctrl-C and SIGTERM end the
-    workers and then reach the caller.
+    A worker process that exceeds the time limit or dies is replaced. Ctrl-C and SIGTERM first stop
+    the workers and are then passed on to the caller.
 
     Args:
         work: called with each item.
@@ -74,7 +74,7 @@ def run_all(
         label: label of the progress bar.
 
     Raises:
-        UnusableStore: the cache cannot be used, which would affect every item.
+        UnusableStore: the cache cannot be used; this error would affect every item.
         RuntimeError: no worker process starts.
     """
     assert num_workers >= 0, num_workers
@@ -115,8 +115,9 @@ class _PoolRun(Generic[I, R]):
             num_barren = num_barren + 1 if len(self.results) == num_before else 0
             if num_barren == MAX_LOSSES:
                 raise RuntimeError(
-                    "the worker processes end before they have done anything: their own messages "
-                    'stand above (a script that starts them needs `if __name__ == "__main__":`)'
+                    "the worker processes exit before they have processed a file: their error "
+                    "messages are printed above (a script that starts workers needs "
+                    '`if __name__ == "__main__":`)'
                 )
         return [self.results[index] for index in range(len(self.items))]
 
@@ -125,7 +126,7 @@ class _PoolRun(Generic[I, R]):
         pool = ProcessPool(
             max_workers=min(self.num_workers, len(self.waiting)),
             initializer=self.work.start,
-            # Not fork: threads of decoders and PyTorch do not survive it.
+            # No fork: threads of decoders and PyTorch do not survive it.
             context=WORKERS,
         )
         running: dict[Future[R | Failure], int] = {}
@@ -173,7 +174,7 @@ class _PoolRun(Generic[I, R]):
         if self.losses[index] < MAX_LOSSES:
             self.waiting.append(index)
         else:
-            self._finish(index, Failure("made the worker processes die, or was lost with them"))
+            self._finish(index, Failure("the workers died repeatedly while this file was queued"))
 
     def _finish(self, index: int, result: R | Failure) -> None:
         self.results[index] = result
@@ -189,7 +190,7 @@ class _PoolRun(Generic[I, R]):
         if status == -signal.SIGALRM:
             return self._timed_out()
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        return Failure(f"made the decoder process die ({how})")
+        return Failure(f"the decoder process died ({how})")
 
 
 def attempt(work: Callable[[I], R], item: I, limit_s: float | None = None) -> R | Failure:
@@ -203,13 +204,13 @@ def attempt(work: Callable[[I], R], item: I, limit_s: float | None = None) -> R 
         return Failure(memory_problem(error) or error.problem)
     except Exception as error:  # one bad file must not abort the run
         first_line = str(error).strip().split("\n")[0]
-        text = f"made the decoder fail ({type(error).__name__}: {first_line})"
+        text = f"the decoder failed ({type(error).__name__}: {first_line})"
         return Failure(memory_problem(error) or text)
 
 
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
-    """Makes SIGTERM raise SystemExit, so that the workers are ended too."""
+    """Makes SIGTERM raise SystemExit, so that the workers are stopped too."""
     is_ours = threading.current_thread() is threading.main_thread()
     if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

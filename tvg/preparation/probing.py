@@ -1,4 +1,4 @@
-"""Probes every video file of a dataset, in processes that start without PyTorch."""
+"""Probes every video file of a dataset, in processes that do not import PyTorch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def probe_videos(
 
 
 def limited(decoder: VideoDecoder, timeout_s: float | None) -> VideoDecoder:
-    """Returns the decoder with this time limit instead of its own; None: no limit."""
+    """Returns the decoder with the given time limit; None: no limit."""
     bare = decoder.decoder if isinstance(decoder, TimeLimitedDecoder) else decoder
     return bare if timeout_s is None else TimeLimitedDecoder(decoder=bare, timeout_s=timeout_s)
 

@@ -1,4 +1,4 @@
-"""Checks every video of a dataset and fills its cache, of frames or of features."""
+"""Checks every video of a dataset and fills its cache of frames or features."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Videos:
     prepared: Prepared | None  # None: no cache was filled
 
     def as_json(self) -> dict[str, Any]:
-        """The parts of the report that are about files.
+        """Returns the parts of the report that describe files.
 
-        Entries written now and earlier are not reported separately, so that an interrupted and
-        resumed preparation reports the same as an uninterrupted one.
+        The report does not distinguish entries written now and earlier, so that a resumed
+        preparation reports the same as an uninterrupted one.
         """
         done = self.prepared
         readable = (path for path, info in self.infos.items() if isinstance(info, VideoInfo))
@@ -72,12 +72,12 @@ def look_at_videos(
     check_only: bool,
     load_model: Callable[[], Model],
 ) -> Videos:
-    """Probes every video, then loads every clip into the cache, if there is one to fill.
+    """Probes every video, then loads every clip into the cache, if there is one.
 
     Args:
         examples: examples whose clips are needed; a clip of several examples is loaded once.
         clips: a loader, or a cache in front of one.
-        num_workers: decoding processes; 0 for none.
+        num_workers: decoding processes; 0 decodes in this process.
         timeout_s: time limit per video; None: no limit.
         check_only: do not fill the cache.
         load_model: returns the model whose features are cached, on the device that computes.

@@ -1,1 +1,1 @@
-"""Drawn videos with annotations, and tiny checkpoints: a whole run without downloads."""
+"""Generates videos with annotations and tiny checkpoints, for complete runs without downloads."""

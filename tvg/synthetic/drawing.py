@@ -1,4 +1,4 @@
-"""Draws clips of anti-aliased shapes from their scripts; the script's seed fixes all randomness."""
+"""Renders the frames of a clip from its script, whose seed determines all random numbers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Float = NDArray[np.float32]
 DARK = (45, 45, 45)
 _TURN_RATE = np.float32(2 * math.pi * 0.35)  # radians per second of spins and orbits
 _BLINK_RATE = np.float32(2 * math.pi * 0.75)
-_FAINTEST = 0.45  # minimum opacity of a blinking thing: dim but visible
+_FAINTEST = 0.45  # minimum opacity of a blinking shape: dim but visible
 _NUM_NOISE_FRAMES = 8  # drawn once per clip and shifted, because drawing noise is slow
 
 
 def draw_clip(script: ClipScript) -> NDArray[np.uint8]:
-    """Draw all frames of a clip: uint8 RGB [frames, height, width, 3]."""
+    """Returns all frames of a clip: uint8 RGB [frames, height, width, 3]."""
     rng = np.random.default_rng(script.drawing_seed)
     size = script.frame_size
     canvas = np.repeat(_background(rng, size)[None], script.num_frames, axis=0)
@@ -33,7 +33,7 @@ def draw_clip(script: ClipScript) -> NDArray[np.uint8]:
 def _background(rng: np.random.Generator, size: int) -> Float:
     """Returns a background of two blended tints with some grain, [size, size, 3].
 
-    Its brightness is medium, like the average photograph, so that things stand out.
+    Its brightness is medium, as in an average photograph, so that shapes are easy to see.
     """
     first, second = rng.uniform(90, 150, size=(2, 3))
     angle = rng.uniform(0, 2 * math.pi)
@@ -45,7 +45,7 @@ def _background(rng: np.random.Generator, size: int) -> Float:
 
 
 def _add_noise(canvas: Float, rng: np.random.Generator, *, std: float) -> None:
-    """Add sensor noise in place, a different shift of a few noise frames to each frame."""
+    """Adds sensor noise in place: to each frame, one of a few noise frames, randomly shifted."""
     num_frames, height, width, _ = canvas.shape
     grain = rng.normal(0, std, size=(_NUM_NOISE_FRAMES, height, width, 1)).astype(np.float32)
     which = rng.integers(_NUM_NOISE_FRAMES, size=(num_frames,))
@@ -58,7 +58,7 @@ def _add_noise(canvas: Float, rng: np.random.Generator, *, std: float) -> None:
 
 
 def _paint(canvas: Float, thing: Thing, *, fps: int) -> None:
-    """Blend a thing, in place, into the frames [frames, size, size, 3] that show it."""
+    """Blends a shape, in place, into the frames [frames, size, size, 3] that show it."""
     size = canvas.shape[1]
     num = thing.end_frame - thing.first_frame
     x, y, radius, turn, opacity = _motion(thing, num=num, fps=fps)

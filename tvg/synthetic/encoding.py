@@ -1,4 +1,4 @@
-"""Writes frames as an H.264 mp4 file, like real datasets."""
+"""Writes frames as an H.264 mp4 file, the usual format of real datasets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 
 def encode_h264(path: Path, frames: NDArray[np.uint8], *, fps: int, crf: int = 30) -> None:
-    """Encode RGB frames [frames, height, width, 3] (even sides) at a constant rate.
+    """Encodes RGB frames [frames, height, width, 3] (even sides) at a constant rate.
 
-    Uses one thread and fixed settings, so equal frames give equal files with one libx264 version.
+    One thread and fixed settings give equal files for equal frames and one libx264 version.
     """
     _, height, width, _ = frames.shape
     with av.open(str(path), "w") as container:

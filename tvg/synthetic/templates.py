@@ -1,4 +1,4 @@
-"""Names of events and templates of queries in the synthetic world."""
+"""Defines the names of events and the query templates of the synthetic world (generated videos)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 SHAPES: tuple[str, ...] = ("square", "circle", "triangle", "cross", "diamond", "ring")
 
-# Spinning is invisible on these shapes, so no query may mention it.
+# Spinning is invisible on these shapes, so they never spin in a query.
 ROUND_SHAPES = frozenset({"circle", "ring"})
 
 
@@ -50,7 +50,7 @@ SENTENCES: tuple[str, ...] = (
 
 
 def query_text(*, colour: str, shape: str, motion: str, sentence: str) -> str:
-    """Fill one of SENTENCES with the names of an event; raises KeyError for an unknown motion."""
+    """Returns one of SENTENCES with the names of an event; KeyError for an unknown motion."""
     verb = MOTIONS[motion]
     return sentence.format(colour=colour, shape=shape, present=verb.present, gerund=verb.gerund)
 

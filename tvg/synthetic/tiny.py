@@ -1,7 +1,7 @@
 """Writes a tiny checkpoint of any family as a Hugging Face folder, using transformers' own classes.
 
-Architecture, special tokens and processor are those of the family's real checkpoints; only the
-sizes differ. Code that runs with the tiny model therefore also runs with the real ones.
+The checkpoint has the architecture, special tokens and processor of the family's real checkpoints;
+only the sizes differ. Code that runs with a tiny checkpoint therefore also runs with a real one.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def write_tiny_checkpoint(
     Args:
         folder: the folder to write; created if missing.
         family: the model type; see `tvg.model.families`.
-        seed: seed of the weights; the caller's random state is not changed.
+        seed: seed of the weights; the global random state is not changed.
         corpus: text to train the tokenizer on; None: every query of the synthetic world.
         hidden_size: width of the language model, a multiple of 64.
-        intermediate_size: width of its MLPs.
+        intermediate_size: width of the language model's MLPs.
         num_layers: layers of the language model.
         initializer_range: standard deviation of the initial weights.
-        frame_side: side of the input frames in pixels, for families with frames of one size.
+        frame_side: side of the input frames in pixels, for families with a fixed frame size.
 
     Returns:
         The folder.

@@ -1,10 +1,11 @@
-"""A small byte-level BPE tokenizer that behaves like Qwen2.5-VL's, trained on our own text.
+"""Trains a small byte-level BPE tokenizer that behaves like Qwen2.5-VL's.
 
 Special tokens (and their order), chat template and splitting rules are the same, except for
-numbers: whole seconds of a short clip are one token, while Qwen's tokenizer splits into digits.
-A policy of a million weights (experiments/demo) then names a second with a single choice among
-few. Every text round-trips without loss: the alphabet is bytes and, unlike in Qwen's tokenizer, no
-Unicode normalisation is applied.
+numbers. A whole second of a short clip, such as 17, is one token, while Qwen's tokenizer splits
+numbers into digits. A policy of a million weights (experiments/demo) then needs one token for it.
+
+Every text round-trips without loss, because the alphabet is bytes and no Unicode normalisation is
+applied (unlike in Qwen's tokenizer).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SPLIT_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# As in Qwen2.5-VL's tokenizer, in the same order. Decoding does not skip the second group.
+# As in Qwen2.5-VL's tokenizer, in the same order. Decoding never skips ADDED_TOKENS.
 SPECIAL_TOKENS: tuple[str, ...] = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -71,7 +72,7 @@ CHAT_TEMPLATE = """\
 {% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}\
 {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
 
-# Other text of the demo's prompts and answers, so that each common word is one token.
+# Text of the demo's prompts and answers besides the queries, so that common words are one token.
 _PHRASES: tuple[str, ...] = (
     "system\nYou are a helpful assistant.\nuser\nassistant\n",
     "Find the moment of the video that shows: When does this happen in the video?",
@@ -116,7 +117,7 @@ def train_tokenizer(corpus: Iterable[str], *, vocab_size: int) -> PreTrainedToke
         show_progress=False,
     )
     # Prompts may be lower-cased. The phrases are repeated, so that rare words of the corpus do not
-    # displace their words from the vocabulary.
+    # displace the phrases' words from the vocabulary.
     texts = [variant for text in corpus for variant in (text, text.lower())]
     tokenizer.train_from_iterator([*texts, *(_PHRASES * 100)], trainer)
     tokenizer.add_special_tokens(

@@ -1,7 +1,8 @@
-"""Scripts of the synthetic world: the events of a clip, their times, and their queries.
+"""Generates the scripts of the synthetic world: the events of each clip, their times and queries.
 
-This module draws nothing. A clip is a `ClipScript`, determined by the seed, the split, the clip's
-index and `WorldSettings`.
+The synthetic world is a data set of generated videos in which coloured shapes move. A clip is
+described by a `ClipScript`, which the seed, the split, the clip's index and `WorldSettings`
+determine. `tvg.synthetic.drawing` renders it.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ class WorldSettings:
     fps: int  # frames per second
     min_duration_s: float
     max_duration_s: float
-    min_event_s: float  # shortest and longest event; the length is uniform between them
+    min_event_s: float  # length of an event, uniform from min to max
     max_event_s: float
-    min_events: int  # events per clip, uniform between the two; each has a query
+    min_events: int  # events per clip, uniform from min to max; each event has a query
     max_events: int
-    num_colours: int  # how many of the first COLOURS, SHAPES and MOTIONS are in use
+    num_colours: int  # the first so many of COLOURS, SHAPES and MOTIONS are used
     num_shapes: int
     num_motions: int
     easy_share: float  # share of training clips with one event and no distractors
     lookalike: float  # probability that an event shares colour or shape with another
-    num_distractors: int  # maximum number of dark things per clip; without queries
+    num_distractors: int  # maximum number of dark shapes per clip, which have no queries
     noise: float  # standard deviation of the pixel noise, of 255
-    coarse_grid_s: float  # grid to which ends of hints are rounded outward
-    coarse_share: float  # probability of rounding an end; otherwise it is exact
+    coarse_grid_s: float  # grid in seconds to which starts and ends of hints are rounded outward
+    coarse_share: float  # probability that a start or end is rounded; otherwise it is exact
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -73,7 +74,7 @@ class WorldSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One thing on screen from `first_frame` up to, not including, `end_frame`."""
+    """A shape that is visible from `first_frame` up to, but not including, `end_frame`."""
 
     colour: str  # a key of COLOURS, or "dark" for a distractor
     shape: str
@@ -106,16 +107,16 @@ class ClipScript:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """The exact segments, from the start of an event's first to the end of its last frame."""
+        """Exact segments, from the start of an event's first frame to the end of its last."""
         return tuple(Segment(e.first_frame / self.fps, e.end_frame / self.fps) for e in self.events)
 
 
 def script_clip(*, split: str, index: int, seed: int, settings: WorldSettings) -> ClipScript:
-    """Write the script of one clip; the same arguments always give the same script.
+    """Returns the script of one clip; the same arguments always give the same script.
 
-    Each (seed, split, index) has its own random stream, so splits never share one. A share of the
-    training clips is easy, because a model trained from scratch does not learn to use the video
-    without them.
+    Each (seed, split, index) has its own random stream, so that splits are independent. A share of
+    the training clips is easy: without easy clips, a model that is trained from scratch does not
+    learn to use the video.
 
     Raises:
         ValueError: `split` is not one of SPLITS.
@@ -182,7 +183,7 @@ def script_clip(*, split: str, index: int, seed: int, settings: WorldSettings) -
 def coarse_segment(
     segment: Segment, *, duration_s: float, grid_s: float, round_start: bool, round_end: bool
 ) -> Segment:
-    """Round the chosen ends outward to the grid, staying within the clip (seconds)."""
+    """Rounds start and end outward to the grid, as chosen; stays within the clip (seconds)."""
     start_s = math.floor(segment.start_s / grid_s) * grid_s if round_start else segment.start_s
     end_s = math.ceil(segment.end_s / grid_s) * grid_s if round_end else segment.end_s
     return Segment(max(0.0, start_s), min(duration_s, end_s))
@@ -191,7 +192,7 @@ def coarse_segment(
 def _identities(
     rng: np.random.Generator, num: int, settings: WorldSettings
 ) -> list[tuple[str, str, str]]:
-    """Draw colour, shape and motion of each event; no two share both colour and shape."""
+    """Draws colour, shape and motion of each event; no two share both colour and shape."""
     colours = list(COLOURS)[: settings.num_colours]
     shapes = SHAPES[: settings.num_shapes]
     motions = list(MOTIONS)[: settings.num_motions]
@@ -221,7 +222,7 @@ def _place(
     num_frames: int,
     s: WorldSettings,
 ) -> Thing:
-    """Give a thing its time on screen, place and size."""
+    """Draws the time, place and size of a shape."""
     shortest = math.ceil(s.min_event_s * s.fps)
     longest = min(num_frames, math.floor(s.max_event_s * s.fps))
     length = int(rng.integers(shortest, longest + 1))
@@ -239,9 +240,10 @@ def _place(
 
 
 # `medium` is the world of the demo. Lengths and positions vary so widely that no constant answer
-# scores well. The hints are coarser than what the model can see, and half of their ends are exact.
-# Its most likely answer is therefore coarse although it can locate events better, and reinforcement
-# learning brings this out. `easy` has one event per clip and does not need the query; `hard` has
+# scores well. Half of the hints' starts and ends are exact. The others are rounded to a grid that
+# is coarser than the model's resolution. After supervised training, the model's most likely answer
+# is therefore coarse, although the model can locate events better. Reinforcement learning makes its
+# answers more exact. `easy` has one event per clip, so that the query is not needed. `hard` has
 # more events, which look more alike.
 _MEDIUM = WorldSettings(
     frame_size=64,

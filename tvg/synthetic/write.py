@@ -18,7 +18,7 @@ from tvg.synthetic.drawing import draw_clip
 from tvg.synthetic.encoding import encode_h264
 from tvg.synthetic.world import ClipScript, WorldSettings, script_clip
 
-DRAWING_VERSION = 1  # raise if the same settings draw something else
+DRAWING_VERSION = 1  # increase if the same settings generate other videos
 SILENT_S = 3.0  # seconds before a progress bar appears
 _MANIFEST = "world.json"
 
@@ -31,18 +31,18 @@ def write_world(
     seed: int,
     num_workers: int,
 ) -> Path:
-    """Draw a world of videos with annotations, unless the folder already contains it.
+    """Generates videos with annotations, unless the folder already contains them.
 
     Writes `{train,val,test}.json` (in Charades-STA's format, with coarse segments as `hints`) and
-    `videos/<id>.mp4`. Everything is drawn into a neighbouring folder that is renamed at the end, so
-    an interrupted run leaves no incomplete world.
+    `videos/<id>.mp4`. All files are written into a neighbouring folder that is renamed at the end,
+    so an interrupted run leaves no incomplete data.
 
     Args:
         root: folder to write.
         settings: appearance of clips; see `world_settings` for named difficulties.
         num_clips: clips per split, e.g. {"train": 2000, "val": 50, "test": 250}.
-        seed: the same seed and settings give the same world.
-        num_workers: drawing processes; 0 draws in this process.
+        seed: the same seed and settings give the same videos.
+        num_workers: processes that generate videos; 0 uses this process.
 
     Returns:
         `root` as a path.
@@ -105,8 +105,12 @@ def _is_drawn(root: Path, manifest: dict[str, object]) -> bool:
     found = json.loads(path.read_text()) if path.is_file() else None
     if found == manifest:
         return True
-    told = "a world of other settings" if found else "something that is not a synthetic world"
-    raise ValueError(f"{root} holds {told}: delete it or choose another folder")
+    told = (
+        "a synthetic world with other settings"
+        if found
+        else "something that is not a synthetic world"
+    )
+    raise ValueError(f"{root} contains {told}: delete it or choose another folder")
 
 
 def _draw_all(scripts: list[ClipScript], folder: Path, num_workers: int) -> Iterator[None]:
@@ -114,7 +118,7 @@ def _draw_all(scripts: list[ClipScript], folder: Path, num_workers: int) -> Iter
     if num_workers == 0:
         yield from map(draw, scripts)
         return
-    # Not fork: it breaks the parent's threads (torch, a progress bar).
+    # No fork: it breaks the parent's threads (torch, a progress bar).
     with ProcessPoolExecutor(num_workers, mp_context=WORKERS) as pool:
         yield from pool.map(draw, scripts, chunksize=16)
 

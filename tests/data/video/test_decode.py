@@ -362,7 +362,7 @@ def test_hung_decoder_is_stopped_and_replaced(
 def test_dying_decoder_is_named_and_replaced(
     limited: TimeLimitedDecoder, videos: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(VideoError, match=r"dies\.mp4: made the decoder process die \(signal 11\)"):
+    with pytest.raises(VideoError, match=r"dies\.mp4: the decoder process died \(signal 11\)"):
         limited.probe(link(tmp_path, "dies", videos["plain"]))
     assert limited.probe(videos["plain"]).num_frames == 60
 

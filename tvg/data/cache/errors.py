@@ -1,21 +1,21 @@
-"""Errors of a cache, in a module of their own so that workers can import them without PyTorch."""
+"""Defines the errors of a cache; workers can import this module without PyTorch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-class CorruptEntry(ValueError):  # noqa: N818 - named after what was found, like VideoInfo
+class CorruptEntry(ValueError):  # noqa: N818 - named after the entry that was found
     """A cache entry whose bytes have changed or are missing; the message names the file."""
 
     def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(f"{path}: {problem}; expected a cache entry as it was written")
+        super().__init__(f"{path}: {problem}; expected an unchanged cache entry")
         self.path = path
         self.problem = problem
 
     def __reduce__(self) -> tuple[type[CorruptEntry], tuple[Path, str]]:
-        return type(self), (self.path, self.problem)  # the default passes a single argument
+        return type(self), (self.path, self.problem)  # the default would pass only the message
 
 
 class UnusableStore(ValueError):  # noqa: N818 - as above
-    """A store that cannot be read or written to, for any key; the message names the folder."""
+    """A store whose folder cannot be read or written; the message names the folder."""

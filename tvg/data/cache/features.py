@@ -1,4 +1,4 @@
-"""Reads features of a frozen vision trunk from disk, so that training does not run the trunk."""
+"""Caches features of a frozen vision trunk on disk, so that training does not run the trunk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FeatureCache:
     """Returns clips as features that `tvg-prepare` computed with a model's vision trunk.
 
     The key of an entry includes the trunk's exact weights, its compute precision and the processor
-    settings. Another checkpoint therefore finds none of the entries.
+    settings. Features of one checkpoint are therefore never used with another.
 
     Args:
         folder: folder of all caches; features have their own sub-folder.
@@ -47,7 +47,8 @@ class FeatureCache:
     ) -> None:
         if checkpoint is None:
             raise ValueError(
-                "data.cache: features are of one model: model.path has to name its folder, got null"
+                "data.cache: cached features belong to one model: expected its folder as "
+                "model.path, got null"
             )
         self.folder = Path(folder)
         self.checkpoint = Path(checkpoint)
@@ -93,20 +94,21 @@ class FeatureCache:
 
         Raises:
             ValueError: the features are missing or damaged; `tvg-prepare` creates them.
-            VideoError: the clip cannot have features: there is no readable file, or `tvg-prepare`
-                failed to decode it.
+            VideoError: the clip has no readable file, or `tvg-prepare` failed to decode it.
         """
         key = self.key(path, window, lead_in)
         try:
             entry = self.store.read(key)
         except CorruptEntry as error:
-            raise ValueError(f"{error}; tvg-prepare with the same settings rebuilds it") from error
+            raise ValueError(
+                f"{error}; run tvg-prepare with the same settings to rebuild it"
+            ) from error
         if entry is None:
             self._check_possible(key, path, window, lead_in)
             raise ValueError(
-                f"{path}: no features of this clip are kept in {self.store.folder} for the vision "
-                f"trunk of {self.checkpoint} in {self.dtype} and this sampling: run tvg-prepare "
-                "with the same data, model and data/cache=features first"
+                f"{path}: no features of this clip are stored in {self.store.folder} for the "
+                f"vision trunk of {self.checkpoint} in {self.dtype} and this sampling: first run "
+                "tvg-prepare with the same data, model and data/cache=features"
             )
         return _clip(entry)
 
@@ -126,14 +128,14 @@ class FeatureCache:
     def note_failure(
         self, path: Path, window: Segment | None, lead_in: LeadIn | None, problem: str
     ) -> None:
-        """Records the problem of a clip; loading it raises the same error as decoding does.
+        """Records why a clip cannot be decoded; `load` then raises VideoError with this problem.
 
         Raises:
             OSError: the folder cannot be written to, or the disk is full.
         """
         try:
             key = self.key(path, window, lead_in)
-        except VideoError:  # no readable file; loading it raises the error again
+        except VideoError:  # no readable file: `load` raises the same error
             return
         self.store.note_failure(key, problem)
 

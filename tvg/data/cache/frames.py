@@ -39,10 +39,10 @@ class Ensured(NamedTuple):
 
 
 class FrameCache:
-    """Loads clips bit-identically to its loader and stores them.
+    """Returns the same clips as `loader`, bit for bit, and stores them on disk.
 
-    A damaged entry causes a warning and is rebuilt. If the cache cannot be read or written, the
-    class warns once and decodes missing clips.
+    A damaged entry is rebuilt with a warning. If the folder cannot be read or written, the cache
+    warns once and decodes the clips that it cannot read.
 
     Args:
         folder: folder of all caches; frames have their own sub-folder.
@@ -98,7 +98,7 @@ class FrameCache:
         try:
             entry = self.store.read(key)
         except CorruptEntry as error:
-            logger.warning("%s; it is built again", error)
+            logger.warning("%s; the entry is rebuilt", error)
             entry = None
         except OSError as error:
             self._do_without(error)
@@ -173,7 +173,7 @@ class FrameCache:
             raise error
         if self._is_usable:
             logger.warning(
-                "%s: the cache cannot be used (%s); clips that are missing there are decoded",
+                "%s: the cache cannot be used (%s); missing clips are decoded",
                 self.store.folder,
                 error.strerror,
             )

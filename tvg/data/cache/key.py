@@ -1,4 +1,4 @@
-"""The key of a cache entry: a digest of everything that determines its content.
+"""Computes the key of a cache entry: a digest of everything that determines the content.
 
 If a setting were missing from the key, changing it would still return old entries. The key
 therefore includes everything that `ClipLoader.load` uses, except the decoder: all backends give the
@@ -17,8 +17,8 @@ from tvg.data.video.decode import VideoError, check_file
 from tvg.data.video.sampling import FrameSampling
 from tvg.types import LeadIn, Segment
 
-VERSION = 2  # of the stored content and its computation: raise it if either changes
-EDGE_BYTES = 64 * 1024  # at a file's beginning and end, where headers and indices are
+VERSION = 2  # increase it if the stored content or its computation changes
+EDGE_BYTES = 64 * 1024  # hashed at a file's beginning and end, where headers and indices are
 
 
 def file_identity(path: str | os.PathLike[str]) -> dict[str, str | int]:

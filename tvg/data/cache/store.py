@@ -17,8 +17,9 @@ from tvg.data.cache.errors import CorruptEntry
 
 SUFFIX = ".safetensors"
 FAILURE_SUFFIX = ".failed.json"  # of the file that records why an entry cannot be built
-# A single metadata key, so that its value is at a fixed offset, after eight bytes of header length.
-# The checksum covers the whole file, with zeros in place of the checksum itself.
+# The file has a single metadata key, so that the checksum in its value has a fixed offset. The
+# first eight bytes are the header's length. The checksum covers the entire file, with zeros in the
+# place of the checksum.
 _FIELD = "tvg"
 _BEFORE_CHECKSUM = f'{{"__metadata__":{{"{_FIELD}":"'.encode()
 _CHECKSUM_AT = 8 + len(_BEFORE_CHECKSUM)

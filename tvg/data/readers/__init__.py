@@ -1,9 +1,9 @@
 """Readers that turn annotation files into grounding examples, one per file format.
 
-A format is one function that yields queries as its file states them, under the decorator
-`annotation_reader`. `tvg.data.readers.rules` decides which queries are kept or repaired. Defects
-known from published files are counted and handled as requested. Anything else that does not fit
-the format raises a ValueError that names the file, the place in it and the value found.
+Each format is one function with the decorator `annotation_reader`. It yields queries as the file
+states them, and `tvg.data.readers.rules` decides which queries are kept or repaired. Defects known
+from published files are counted and handled as requested. Any other deviation from the format
+raises a ValueError that names the file, the place in it and the value found.
 """
 
 from tvg.data.readers.charades import read_charades as read_charades

@@ -1,4 +1,4 @@
-"""Reader of the Charades-STA, ActivityNet Captions and TimeLens-Bench JSON: lists by video id."""
+"""Reads the JSON of Charades-STA, ActivityNet Captions and TimeLens-Bench: lists by video id."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ def read_charades(
 ) -> Iterator[Query]:
     """Reads {video_id: {"duration", "timestamps": [[s, e], ...], "sentences": [...]}} JSON.
 
-    "video_duration" may replace "duration", or both may be missing. "spans" may replace
-    "timestamps", and "queries" may replace "sentences" (TimeLens-Bench). An optional list "hints"
-    has a coarse [s, e] or null for each of "timestamps". An entry of "timestamps" may be a list of
+    Variants: "video_duration" instead of "duration", or neither; "spans" instead of "timestamps"
+    and "queries" instead of "sentences" (TimeLens-Bench). The optional list "hints" contains a
+    coarse [s, e] or null for each of "timestamps". An entry of "timestamps" may be a list of
     segments, as in TimeLens-100K. Other keys, and "hints" that are not a list, are ignored. A
     query's id is "video_id:index" with the index into the file's list.
 
     Raises:
-        ValueError: the file is missing, is not JSON, has another structure, or gives no example.
+        ValueError: the file is missing, is not JSON, has another structure, or has no usable
+            example.
     """
     return charades_queries(path, load_json_object(path))
 

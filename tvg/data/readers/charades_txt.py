@@ -1,4 +1,4 @@
-"""Reader of the original Charades-STA release: a text file of sentences and a csv of lengths."""
+"""Reads the original Charades-STA release: a text file of sentences and a csv of lengths."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_charades_txt(
 
     Raises:
         ValueError: a file is missing or has another format, a video has no length, or no example is
-            left.
+            usable.
     """
     files = [lengths_file] if isinstance(lengths_file, str | os.PathLike) else lengths_file
     lengths = {video: length for file in files for video, length in _lengths(Path(file))}
@@ -71,7 +71,7 @@ def _queries(
 def _lengths(path: Path) -> Iterator[tuple[str, tuple[str, str]]]:
     """Yields each video with the place of its row and its length as text.
 
-    Lengths are parsed only when a query needs them, so other rows may lack a length.
+    Lengths are parsed only when a query needs them, so unused rows may have no length.
     """
     with open_text(path, "a csv with columns id and length") as file:
         rows = csv.DictReader(file)

@@ -1,4 +1,4 @@
-"""Reads and checks the fields of a record; `where` begins every error message."""
+"""Reads and checks the fields of a record; every error message begins with `where`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvg.data.files import shown
 from tvg.types import Segment
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"  # as written in texts; no nan, no 1_000
-# A stated duration may exceed its window's length by this: lists round to hundredths.
+# Tolerance of a stated duration above its window's length: files round to hundredths.
 WINDOW_ROUNDING_S = 0.01
 
 
@@ -43,9 +43,9 @@ def get_object(where: str, value: Any, expected: str) -> dict[str, Any]:
 
 
 def check_keys(where: str, entry: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raises for a misspelt key: one that resembles a known key that the entry lacks.
+    """Raises ValueError for an unknown key that resembles a missing known key (a misspelling).
 
-    Other unknown keys are a user's own; see `get_extra`.
+    Other unknown keys are allowed; see `get_extra`.
     """
     for key in entry:
         meant = None if key in known else _meant(key, tuple(known))
@@ -55,7 +55,7 @@ def check_keys(where: str, entry: Mapping[str, Any], known: Collection[str]) -> 
 
 @lru_cache(maxsize=1024)
 def _meant(key: str, known: tuple[str, ...]) -> str | None:
-    # "id" (like "qid") and "difficulty_rank" (like "difficulty") are valid keys of their own.
+    # "id" and "difficulty_rank" are valid keys, not misspellings of "qid" and "difficulty".
     near = [
         name for name in known if min(len(name), len(key)) > 3 and abs(len(name) - len(key)) < 3
     ]
@@ -73,7 +73,7 @@ def get_name(where: str, value: Any) -> str:
     """Returns a non-empty text."""
     text = get_text(where, value)
     if not text:
-        raise ValueError(f"{where}: expected a text, got an empty one")
+        raise ValueError(f"{where}: expected a text, got an empty text")
     return text
 
 
@@ -127,7 +127,7 @@ def get_duration(where: str, entry: Mapping[str, Any]) -> float | None:
 def clip_duration(stated_s: float | None, window: Segment | None) -> float | None:
     """Returns the duration of the clip, at most its window's length; None if unknown.
 
-    A stated duration that exceeds the window is that of the whole file.
+    A stated duration that exceeds the window is the duration of the entire file.
     """
     if not stated_s:
         return None if window is None else window.length_s
@@ -152,9 +152,9 @@ def get_hint(where: str, value: Any, duration_s: float | None) -> Segment | None
 def get_window(where: str, start: Any, end: Any) -> Segment | None:
     """Returns the part of a file to show, or None for the whole file.
 
-    A missing start means 0, and a start of 0 without an end means the whole file. A later start
-    without an end raises, because the clip's duration would be unknown: the stated duration may be
-    the file's or the clip's.
+    A missing start means 0, and a start of 0 without an end means the entire file. A later start
+    without an end raises ValueError, because the clip's duration would be unknown: the stated
+    duration may belong to the file or to the clip.
     """
     start_s = 0.0 if start is None else as_number(start)
     if end is None and start_s == 0:
@@ -162,7 +162,7 @@ def get_window(where: str, start: Any, end: Any) -> Segment | None:
     end_s = as_number(end)
     if start_s is None or end_s is None or not 0 <= start_s < end_s:
         raise ValueError(
-            f"{where}: expected 0 <= start < end in seconds, or neither, got "
+            f"{where}: expected 0 <= start < end in seconds, or no window, got "
             f"{shown(start)} and {shown(end)}"
         )
     return Segment(start_s, end_s)
@@ -205,7 +205,7 @@ def _plain_extensions(extensions: tuple[str, ...]) -> frozenset[str]:
 class QueryIds:
     """Makes "video:index" ids; the index counts the file's queries on that video from 0.
 
-    All queries in the file count, so no id depends on which videos were found.
+    All queries in the file count, so that ids do not depend on which videos were found.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Readers of a user's own annotations: one query per line, or JSON as in Charades-STA."""
+"""Reads a user's own annotations: one query per line, or JSON as in Charades-STA."""
 
 from __future__ import annotations
 
@@ -49,15 +49,19 @@ def read_jsonl(
 ) -> Iterator[Query]:
     """Reads lines {"video": "a.mp4", "query": "...", "segment": [s, e]}.
 
-    "video" is an id or a path. Optional keys (may be null) are "duration" (of the window, if there
-    is one), "qid", "window" [s, e] (the part of the file to show; segments are relative to its
-    start), "difficulty", "prediction" [s, e] and "hint" [s, e]. Other numbers and texts go to
-    `extra`. The default id is "video:index" without the extension; the index counts the file's
-    queries on that video.
+    "video" is an id or a path. Optional keys, which may be null:
+
+    - "window" [s, e]: the part of the file to show; segments are relative to its start.
+    - "duration": of the window, if there is one.
+    - "qid": the default is "video:index" without the extension; the index counts the file's
+      queries on that video.
+    - "difficulty", "prediction" [s, e] and "hint" [s, e].
+
+    Numbers and texts under other keys go to `extra`.
 
     Raises:
-        ValueError: the file is missing, is not JSON lines, has another structure, or gives no
-            example.
+        ValueError: the file is missing, is not JSON lines, has another structure, or has no
+            usable example.
     """
     return _queries(_own_lines(path), extensions)
 
@@ -73,7 +77,7 @@ def read_custom(
     The records of `read_jsonl` may also be in a JSON list. A single record may span several lines.
 
     Raises:
-        ValueError: as in these readers, or the content has neither format.
+        ValueError: one of these readers would raise it, or the content has another format.
     """
     return _custom_queries(path, extensions)
 

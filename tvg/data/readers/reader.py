@@ -1,4 +1,4 @@
-"""Makes a reader of annotation files from a function that yields the queries of one file."""
+"""Provides a decorator that turns a function yielding a file's queries into a reader."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OF_THE_FILE = ("path", "extensions")
 
 
 class Reader(Protocol):
-    """Reads one annotation file; formats may have keyword arguments of their own."""
+    """Reads one annotation file; a format may have further keyword arguments."""
 
     __name__: str
 
@@ -44,14 +44,14 @@ class Reader(Protocol):
             **own: arguments of the format.
 
         Raises:
-            ValueError: the file is missing, has another structure, or gives no example.
+            ValueError: the file is missing, has another structure, or has no usable example.
         """
 
 
 def _as_stated(
     queries: Callable[..., Iterator[Query]], path: Path, **arguments: Any
 ) -> Iterator[Query]:
-    """Yields the queries; a ValueError of a reader outside tvg counts as an error for the user."""
+    """Yields the queries; re-raises a ValueError of a user's reader as an error of tvg."""
     try:
         yield from queries(path, **arguments)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Data types for reading annotation files: queries, and results with examples and a report."""
+"""Defines the records of reading annotation files: queries, examples and reports."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ReadReport:
         default_factory=lambda: {f"{late_s:g}": 0 for late_s in LATE_ENDS_S}
     )
     repaired: dict[str, int] = field(default_factory=dict)  # reason -> repaired queries
-    # ids of the repaired queries, because later steps may drop some of them
+    # ids of the repaired queries; needed because later steps may drop some of them
     repaired_ids: dict[str, set[str]] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> queries, each counted once
     missing: list[str] = field(default_factory=list)  # videos without a file, each once
@@ -109,7 +109,7 @@ class ReadResult:
 
 
 class ReadError(ValueError):
-    """Videos are missing or no example is left; `report` has the defects found anyway."""
+    """Videos are missing or no example is left; `report` contains the defects found so far."""
 
     def __init__(self, message: str, report: ReadReport) -> None:
         super().__init__(message)
@@ -117,7 +117,7 @@ class ReadError(ValueError):
 
 
 def merge_reports(reports: Mapping[str, ReadReport]) -> ReadReport:
-    """Returns the sums of several sets' reports; ids become "set/id"."""
+    """Returns the sum of several sets' reports; ids become "set/id"."""
     total = ReadReport(annotation_file=" + ".join(str(r.annotation_file) for r in reports.values()))
     for name, report in reports.items():
         total.num_videos += report.num_videos

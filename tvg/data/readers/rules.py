@@ -1,4 +1,4 @@
-"""Rules for defective queries, the same for every format.
+"""Applies the rules for defective queries, which are the same for every format.
 
 - Dropped for training, kept in a benchmark: start >= end; start after the video's end; end before
   the video's start; no sentence; several spans; a repeated query (same video, window, sentence and
@@ -6,11 +6,11 @@
 - Clamped for training, kept in a benchmark: end after the video's end; start before the video's
   start.
 - Dropped or an error in both, depending on `on_missing`: no video file.
-- Repaired in both: a duration of 0, which counts as not stated, and a duration longer than the
-  window, which is that of the whole file.
+- Repaired in both: a duration of 0 counts as not stated. A duration longer than the window is the
+  duration of the entire file and is cut to the window's length.
 
-A benchmark keeps all queries, because published scores count them. Anything else that does not fit
-a format raises an error.
+A benchmark keeps all queries, because published scores count them. Any other deviation from a
+format raises an error.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read_queries(
     inspector = _Inspector(report, clamp_ends=clamp_ends, drop_invalid=drop_invalid)
     examples: list[GroundingExample] = []
     with _no_garbage_collection():
-        stated = list(queries)  # all: the matching of files depends on the other ids
+        stated = list(queries)  # all first: which file an id gets depends on the other ids
         for query in stated:
             if not (math.isfinite(query.segment.start_s) and math.isfinite(query.segment.end_s)):
                 raise ValueError(
@@ -93,7 +93,8 @@ def read_queries(
             if example is not None:
                 examples.append(example)
     report.num_queries = len(stated)
-    report.num_videos = len({file or video for video, file in files.items()})  # two may share one
+    # Two ids may share one file.
+    report.num_videos = len({file or video for video, file in files.items()})
     report.num_examples = len(examples)
     assert report.num_queries == report.num_examples + sum(report.dropped.values())
     if report.missing and on_missing == "error":
@@ -102,7 +103,7 @@ def read_queries(
         raise ReadError(
             f"{path}: {len(report.missing)} of {len(files)} ids have no video file, the first is "
             f"{first!r}: looked for {finder.looked_for(first)} (on_missing='skip' leaves "
-            f"such ids out)",
+            f"these ids out)",
             report,
         )
     if not examples:
@@ -161,7 +162,7 @@ class _Inspector:
         return qid
 
     def _with_clip_duration(self, query: Query, qid: str) -> Query:
-        """Returns the query with the duration of the clip, if that is known."""
+        """Returns the query with the duration of the clip, if the duration is known."""
         duration_s = clip_duration(query.duration_s, query.window)
         if duration_s == query.duration_s:
             return query

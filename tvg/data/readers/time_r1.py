@@ -1,4 +1,4 @@
-"""Reader of Time-R1's training list: queries with clip windows and a model's predictions."""
+"""Reads Time-R1's training list: queries with clip windows and a model's predictions."""
 
 from __future__ import annotations
 
@@ -38,13 +38,18 @@ def read_time_r1(
 ) -> Iterator[Query]:
     """Reads a JSON list of {"video", "sentence", "timestamp": [s, e], ...}.
 
-    "video" is a path, searched in `video_dir` as given, then by its file name. Optional keys are
-    "duration" (of the window), "qid", "video_start" and "video_end" (the window, in seconds of the
-    file), "difficulty" (100 * IoU of a model's prediction) and "pred" (that prediction). Other
-    numbers and texts go to `extra`.
+    "video" is a path. It is searched in `video_dir` as given, then by its file name. Optional keys:
+
+    - "video_start" and "video_end": the window, in seconds of the file.
+    - "duration": of the window.
+    - "difficulty": 100 * IoU of a model's prediction, and "pred": this prediction.
+    - "qid": the default is "VIDEO:index"; the index counts the file's queries on that video.
+
+    Numbers and texts under other keys go to `extra`.
 
     Raises:
-        ValueError: the file is missing, is not JSON, has another structure, or gives no example.
+        ValueError: the file is missing, is not JSON, has another structure, or has no usable
+            example.
     """
     return _queries(path, extensions)
 

@@ -1,4 +1,4 @@
-"""Reader of TimeLens-100K: one video per line; `read_charades` reads TimeLens-Bench."""
+"""Reads TimeLens-100K: one video per line. `read_charades` reads TimeLens-Bench."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def read_timelens_100k(
 ) -> Iterator[Query]:
     """Reads lines {"video_path", "duration", "source", "events": [{"query", "span"}, ...]}.
 
-    A span is [s, e] or a list of these. An event with several spans has no single answer, so
+    A span is [s, e] or a list of such pairs. An event with several spans has no single answer, so
     training drops it and a benchmark keeps its first span. "video_path" is searched in `video_dir`
-    as given, then by its file name. "source" and other numbers and texts of video and event go to
-    `extra`. A query's id is "video_path:index" without the extension.
+    as given, then by its file name. Numbers and texts under other keys of the video (such as
+    "source") and the event go to `extra`. A query's id is "video_path:index" without the extension.
 
     Raises:
-        ValueError: the file is missing, is not JSON lines, has another structure, or gives no
-            example.
+        ValueError: the file is missing, is not JSON lines, has another structure, or has no
+            usable example.
     """
     return _queries(path, extensions)
 

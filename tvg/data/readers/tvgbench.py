@@ -1,4 +1,4 @@
-"""Reader of TVGBench: queries of 11 types from five sources, some on a window of their video."""
+"""Reads TVGBench: queries of 11 types from five sources, some on a window of their video."""
 
 from __future__ import annotations
 
@@ -41,13 +41,17 @@ def read_tvgbench(
 ) -> Iterator[Query]:
     """Reads a JSON list of {"path", "question", "answer": "s-e", ...}.
 
-    "path" is searched in `video_dir` as given, then by its file name. Optional keys are "duration"
-    (of the window), "start" and "end" (the window, in seconds of the file), and "qsemtype" and
-    "source", which become "query_type" and "source" in `extra`. A query's id is "VIDEO:index"; the
-    index counts the file's queries on that video.
+    "path" is searched in `video_dir` as given, then by its file name. Optional keys:
+
+    - "start" and "end": the window, in seconds of the file.
+    - "duration": of the window.
+    - "qsemtype" and "source": stored in `extra` as "query_type" and "source".
+
+    A query's id is "VIDEO:index"; the index counts the file's queries on that video.
 
     Raises:
-        ValueError: the file is missing, is not JSON, has another structure, or gives no example.
+        ValueError: the file is missing, is not JSON, has another structure, or has no usable
+            example.
     """
     return _queries(path, extensions)
 

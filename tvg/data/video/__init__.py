@@ -1,1 +1,1 @@
-"""Video files: when each frame is shown, which frames a clip takes, and how they are decoded."""
+"""Reads video files: frame times, sampling, decoding, and limits on time and memory."""

@@ -29,14 +29,14 @@ _CACHED_FLOATS = 2**18  # one MiB of float32
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """The shown part of a file: `num_shown` of its steps from `first` to `last`.
+    """The sampled part of a file: `num_shown` of the steps from `first` to `last`.
 
     At a constant frame rate a step is a frame (see `VideoInfo`). Steps are numbered as if the
     lead-in had been inserted into the file before `first`.
     """
 
     first: int
-    last: int  # inclusive; counts the lead-in's steps
+    last: int  # inclusive; the lead-in's steps count
     num_lead_in: int
     num_shown: int
     size: tuple[int, int]  # height, width
@@ -47,7 +47,7 @@ class ClipLoader:
     """Loads clips as Qwen2.5-VL expects: frames, sizes and pixels as in qwen-vl-utils 0.0.14.
 
     Args:
-        sampling: which frames to take and their size.
+        sampling: number and size of the sampled frames.
         decoder: reads the file.
         timeout_s: maximum time to wait for the decoder per clip, in seconds. None sets no limit
             and runs the decoder in this process.
@@ -70,18 +70,21 @@ class ClipLoader:
         window: Segment | None = None,
         lead_in: LeadIn | None = None,
     ) -> VideoClip:
-        """Returns the complete clip of a file, or of the part of it inside `window` (seconds).
+        """Returns the clip of the entire file, or of the part inside `window` (seconds).
 
-        A file that is already cut to the window is shown whole (`resolve_window`). A lead-in is
-        sampled as if it were part of the file. Each frame's time is when it appears, relative to
-        the start of the window, or of the lead-in if there is one. At a variable frame rate, the
-        first frame may have appeared before the window: its time is then below 0, or the end of
-        the lead-in. `sampled_fps` is the number of shown frames divided by the duration of the
-        frames in the window and the lead-in, as in qwen-vl-utils.
+        If the file is already cut to the window, the clip shows the entire file (`resolve_window`).
+        A lead-in is sampled as if it were part of the file.
+
+        `frame_times_s` is the time at which each frame appears. It is relative to the start of the
+        window, or of the lead-in if there is one. At a variable frame rate, the first frame may
+        have appeared before the window. Its time is then negative, or the end of the lead-in.
+
+        `sampled_fps` is the number of sampled frames divided by the duration of the frames in the
+        window and the lead-in, as in qwen-vl-utils.
 
         Raises:
-            VideoError: the file cannot be read in full or in time, has no frame in the window, or
-                matches the window neither as the uncut nor as the cut video.
+            VideoError: the file cannot be read completely within the time limit, has no frame in
+                the window, or ends before the window's end and is not already cut to the window.
         """
         with self.decoder.open(path) as video:
             info = video.info
@@ -102,7 +105,7 @@ class ClipLoader:
     def frame_count_and_size(
         self, info: VideoInfo, window: Segment | None = None, lead_in: LeadIn | None = None
     ) -> tuple[int, int, int]:
-        """Returns T, H and W of the clip that `load` would return, without reading the file.
+        """Returns T, H and W of the clip that `load` would return, without opening the file.
 
         Raises:
             ValueError: `load` would refuse the file or the window.
@@ -137,7 +140,7 @@ class ClipLoader:
 
 
 def _times_s(info: VideoInfo, steps: list[int], plan: _Plan) -> Tensor:
-    """Returns float64 [T]: the time at which each shown frame appears, counted as `_Plan` does."""
+    """Returns float64 [T]: the time at which each frame appears, with the lead-in inserted."""
     # One float64 division, as in qwen-vl-utils; other computations differ in the last bit.
     times_s = torch.tensor(steps, dtype=torch.float64) / info.step_fps
     own = [i for i, step in enumerate(steps) if step >= plan.first + plan.num_lead_in]
@@ -170,7 +173,7 @@ def _read_frames(video: OpenVideo, steps: list[int], plan: _Plan, lead_in: LeadI
 def _filler(
     lead_in: LeadIn, num_frames: int, size: tuple[int, int], first_frame: Tensor | None
 ) -> Tensor:
-    """Returns the shown frames of a lead-in: uint8 [num_frames, 3, *size]."""
+    """Returns the sampled frames of a lead-in: uint8 [num_frames, 3, *size]."""
     shape = (num_frames, 3, *size)
     match lead_in.kind:
         case "blank":
@@ -184,7 +187,7 @@ def _filler(
 
 
 def _read_resized(video: OpenVideo, indices: list[int], size: tuple[int, int]) -> Tensor:
-    """Returns uint8 [T, 3, H, W]; full-size frames are held one chunk at a time."""
+    """Returns uint8 [T, 3, H, W]; only one chunk of full-size frames is in memory at a time."""
     frames = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
     num_done = 0
     for chunk in video.frames(indices):
@@ -197,7 +200,7 @@ def _read_resized(video: OpenVideo, indices: list[int], size: tuple[int, int]) -
 def resize_frames(frames: Frames, size: tuple[int, int]) -> Tensor:
     """Resizes uint8 [t, H, W, 3] to uint8 [t, 3, *size], bicubic with antialias.
 
-    Computed in float32, as in torchvision's `resize`, whose import would take about a second.
+    Computes in float32, as torchvision's `resize` does; importing torchvision takes about a second.
     """
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     if pixels.shape[2:] == size:

@@ -1,10 +1,11 @@
-"""One interface for reading the frames of a video file.
+"""Defines the interface for reading the frames of a video file.
 
-`VideoDecoder.open` opens one file. It gives the file's properties, and frames by index in bounded
-chunks, so that a long clip is never held in memory at full size. Two backends give the same pixels:
-decord (`tvg.data.video.decord_decoder`) and PyAV (`tvg.data.video.pyav_decoder`). This module must
-not import torch: the decoding process of `tvg.data.video.time_limit` imports it and has to start
-fast.
+`VideoDecoder.open` opens one file. The opened file provides its properties, and frames by index in
+bounded chunks, so that a long clip is never completely in memory at full size. Two backends return
+the same pixels: decord (`tvg.data.video.decord_decoder`) and PyAV (`tvg.data.video.pyav_decoder`).
+
+This module must not import torch, because the decoding process of `tvg.data.video.time_limit`
+imports it and has to start fast.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tvg.data.video.timeline import VariableRate
 
 Frames = NDArray[np.uint8]  # [t, H, W, 3], RGB
 
-CHUNK_BYTES = 32 * 2**20  # of decoded frames held at once
+CHUNK_BYTES = 32 * 2**20  # maximum size of the decoded frames in one chunk
 
 
 class VideoError(ValueError):
@@ -38,20 +39,20 @@ class VideoError(ValueError):
         self.problem = problem
 
     def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
-        return type(self), (self.path, self.problem)  # the default passes a single argument
+        return type(self), (self.path, self.problem)  # the default would pass only the message
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
     """Size and timing of a video file.
 
-    A file is sampled on `num_steps` time steps, `step_fps` per second. At a constant frame rate the
-    steps are its frames; for variable rates see `tvg.data.video.timeline`.
+    A file is sampled on `num_steps` time steps, `step_fps` per second. At a constant frame rate,
+    each step is a frame. For variable rates see `tvg.data.video.timeline`.
     """
 
     num_frames: int
     fps: float  # average over the file
-    height: int  # as shown, after the rotation stated in the file
+    height: int  # after the rotation that the file states
     width: int
     variable: VariableRate | None = None  # None: the rate is constant
 
@@ -151,7 +152,7 @@ def check_indices(path: str | os.PathLike[str], indices: Sequence[int], num_fram
 
 
 def chunks(indices: Sequence[int], info: VideoInfo) -> Iterator[Sequence[int]]:
-    """Splits `indices` into chunks of at most `CHUNK_BYTES` of frames, or of one larger frame."""
+    """Splits `indices` into chunks of at most `CHUNK_BYTES`, but of at least one frame."""
     size = max(1, CHUNK_BYTES // (info.height * info.width * 3))
     for begin in range(0, len(indices), size):
         yield indices[begin : begin + size]

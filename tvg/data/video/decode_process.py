@@ -1,4 +1,4 @@
-"""Child process of `tvg.data.video.time_limit`: it only decodes.
+"""Runs a decoder in the child process of `tvg.data.video.time_limit`.
 
 Parent and child exchange Python objects over one pipe. The parent first sends (decoder, limit_s);
 the child answers ("ready",). Then, for each file:
@@ -74,7 +74,7 @@ def _send_frames(pipe: Connection, video: OpenVideo, limit_s: float, indices: li
 
 @contextmanager
 def alarm(limit_s: float) -> Iterator[None]:
-    """Lets the kernel end this process if a step hangs, even after the parent was killed."""
+    """Makes the kernel stop this process if a step hangs, even if the parent was killed."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:

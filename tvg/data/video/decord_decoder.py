@@ -1,4 +1,4 @@
-"""decord backend (the maintained wheel is called decord2; the module is `decord`)."""
+"""Decodes with decord (the maintained wheel is called decord2; the module is `decord`)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from tvg.data.video.pyav_decoder import PyAVVideo
 
 
 class DecordDecoder(VideoDecoder):
-    """Decodes with decord, and with PyAV the files that decord 3.4 handles incorrectly.
+    """Decodes with decord, except for files that decord 3.4 handles incorrectly and PyAV decodes.
 
-    PyAV first reads the packets and decodes the first frame. This detects truncated files, whose
-    first part decord reads without an error, and the files that PyAV must decode:
+    PyAV first reads the packets of a file and decodes its first frame. This detects truncated
+    files, whose first part decord reads without an error. It also detects the files that PyAV must
+    decode:
 
     - With an edit list, decord counts the hidden frames and repeats the last frame in their place.
     - At open groups of pictures and in containers without an index (MPEG-TS, AVI), it seeks to
@@ -53,7 +54,7 @@ class DecordDecoder(VideoDecoder):
         import av  # noqa: F401
         import decord
 
-        # FFmpeg warns about files that decode well; real failures come back as errors.
+        # FFmpeg also warns about files that decode well; real failures are raised as errors.
         decord.logging.set_level(decord.logging.QUIET)
 
     @contextmanager
@@ -102,13 +103,13 @@ class _DecordVideo:
             if frames.shape != expected:
                 raise VideoError(
                     self._path,
-                    f"gave frames of shape {frames.shape} from {chunk[0]} on, expected {expected}",
+                    f"has frames of shape {frames.shape} from {chunk[0]} on, expected {expected}",
                 )
             yield frames
 
 
 def _is_safe(reader: Any, index: FileIndex) -> bool:
-    """Returns whether decord finds the same frames in a file as its packets show."""
+    """Returns whether decord finds the same frames in a file as PyAV did."""
     import decord
 
     if reader.get_key_indices() != index.key_indices or len(reader) != len(index.pts):
@@ -130,5 +131,5 @@ def _is_utf8(path: Path) -> bool:
 
 def _reason(error: Exception) -> str:
     first_line = str(error).strip().split("\n")[0]
-    # Without the time of day and the place in decord's code, equal errors give equal reports.
+    # Remove the time of day and decord's source line, so that equal errors have equal messages.
     return re.sub(r"\[\d+:\d+:\d+\] \S+:\d+: ", "", first_line)[:200] or type(error).__name__

@@ -1,9 +1,11 @@
-"""The only module that opens media files: local files within limits, which refer to no other file.
+"""Opens media files: only local files within limits that do not refer to other files.
 
 FFmpeg treats a name with a colon as a URL. It also follows playlists (`ffconcat`, HLS, DASH) and
-image patterns (`%03d.png`) to other files, whatever the file's own name is. Here every name is a
-file name, and only formats that contain their own data are opened. This module must not import
-torch.
+image patterns (`%03d.png`) to other files, whatever the name of the opened file is. This module
+treats every name as a file name, and opens only formats that contain all of their data. No other
+module reads media files with PyAV.
+
+This module must not import torch.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class MediaLimits:
         max_frames: frames of the video stream.
         max_duration_s: duration in seconds.
         memory_mib: memory in MiB that the decoding process may use beyond its initial memory; None:
-            no limit. The system enforces it for a separate process: see
+            no limit. The operating system enforces it in a separate process; see
             `tvg.data.video.time_limit`.
     """
 
@@ -88,7 +90,7 @@ NO_LIMITS = MediaLimits(max_frame_pixels=2**31 - 1, max_frames=sys.maxsize, max_
 
 
 def media_url(path: Path) -> str:
-    """Returns a name with which FFmpeg always opens exactly this file."""
+    """Returns a name that FFmpeg always treats as exactly this file."""
     return f"file:{path}"
 
 
@@ -117,7 +119,7 @@ def open_media(
     except av.ArgumentError as error:
         raise VideoError(
             path,
-            f"is in no format that is read ({', '.join(FORMATS)}), or its header is damaged; "
+            f"has a damaged header or an unsupported format (supported: {', '.join(FORMATS)}); "
             f"expected a video file (playlists and image sequences are not followed)",
         ) from error
     except (av.FFmpegError, UnicodeError) as error:

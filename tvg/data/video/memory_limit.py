@@ -1,4 +1,4 @@
-"""A memory limit for a decoding process, which no file can bypass."""
+"""Limits the memory of a decoding process, whatever file it decodes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import resource
 from pathlib import Path
 
-_WORDS = ("allocate memory", "out of memory", "bad_alloc")  # in libraries' own errors
+_WORDS = ("allocate memory", "out of memory", "bad_alloc")  # in error messages of libraries
 
 
 _limit_mib: int | None = None  # of this process
@@ -32,7 +32,7 @@ def limit_memory(memory_mib: int | None) -> None:
 
 
 def memory_problem(error: BaseException) -> str | None:
-    """Returns a problem text if the error means memory ran out under `limit_memory`, else None."""
+    """Returns a problem text if the error means that the memory limit was exceeded, or None."""
     cause: BaseException | None = error
     while cause is not None and _limit_mib is not None:
         text = str(cause).lower()

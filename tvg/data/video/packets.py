@@ -1,6 +1,6 @@
-"""Reads the contents of a file from its packets with PyAV; decodes only the first frame.
+"""Reads the packets of a file with PyAV and decodes only the first frame.
 
-The packets show whether a file is truncated, and when each frame is shown.
+The packets show whether the file is truncated, and when each frame is shown.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INDEXED_FORMATS = {"mov", "mp4", "matroska", "webm"}
 
 @dataclass(frozen=True, kw_only=True)
 class FileIndex:
-    """The shown frames of a file.
+    """The frames of a file that are shown (not hidden by an edit list).
 
     Attributes:
         pts: presentation times in stream units, ascending: frame i is shown at pts[i]. Empty if the
@@ -129,7 +129,7 @@ def to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> Frames:
     # One thread: starting more takes longer than converting a frame.
     pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     assert pixels.dtype == np.uint8
-    # Phones record in one orientation and state a rotation. Anticlockwise, in steps of 90 degrees.
+    # Phones record in one orientation and state a rotation: anticlockwise, multiples of 90 degrees.
     return np.rot90(pixels, round(frame.rotation / 90) % 4)
 
 
@@ -139,7 +139,7 @@ def _read_packets(
     import av
 
     packets = _Packets(shown=[])
-    ends: dict[int, int] = {}  # per stream, in ticks: a Fraction per packet is slow
+    ends: dict[int, int] = {}  # per stream, in ticks, because a Fraction per packet is slow
     tick_s: dict[int, float] = {}
     is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
     try:
@@ -188,7 +188,7 @@ def _check_complete(
     if is_avi and stream.frames > 0 and stream.average_rate:
         # FFmpeg shortens a cut AVI's duration to what is left, but keeps the frame count.
         stated_s = float(stream.frames / stream.average_rate)
-    if stream.frames > 0:  # MP4 lists every sample and AVI counts frames: less slack
+    if stream.frames > 0:  # MP4 and AVI state the number of frames: less slack
         is_short = packets.num_packets < stream.frames and stated_s - found_s > 0.25
     else:
         is_short = stated_s - found_s > max(1.0, 0.02 * stated_s)
@@ -257,7 +257,7 @@ def _variable_rate(
 def _first_frame(path: Path, limits: MediaLimits) -> tuple[Frames, int]:
     """Decodes the first frame, which is the only way to find the size after rotation.
 
-    Also returns the number of packets that the decoder took before the one that gave the frame.
+    Also returns how many packets the decoder read before the packet that produced the frame.
     """
     import av
     from av.video.reformatter import VideoReformatter
@@ -272,4 +272,4 @@ def _first_frame(path: Path, limits: MediaLimits) -> tuple[Frames, int]:
                     return to_rgb(frame, VideoReformatter()), delay
         except av.FFmpegError as error:
             raise VideoError(path, f"cannot be decoded ({reason(error)})") from error
-    raise VideoError(path, "cannot be decoded: its packets give no frame")
+    raise VideoError(path, "cannot be decoded: no frame was found in its packets")

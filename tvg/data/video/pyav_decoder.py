@@ -1,4 +1,4 @@
-"""PyAV backend: exact frames by presentation time, even if the file seeks inexactly."""
+"""Decodes with PyAV; finds exact frames by presentation time, even if seeks are inexact."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 MIN_SKIP_FRAMES = 8  # a seek empties the decoder's pipeline; shorter distances are decoded
-# Codecs in which no other frame needs a frame marked as non-reference. (In HEVC, a frame of a
-# higher temporal layer may need it.)
+# Codecs in which frames that are marked as non-reference can be skipped. (In HEVC, a frame of a
+# higher temporal layer may need them.)
 SKIPPING_CODECS = {"h264"}
 
 
 class PyAVDecoder(VideoDecoder):
-    """Decodes with PyAV, from the last decoded frame or from a key frame that is much nearer.
+    """Decodes with PyAV, starting at the last decoded frame or at a much nearer key frame.
 
     Args:
         num_threads: decoding threads; 0 lets FFmpeg choose.

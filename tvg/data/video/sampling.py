@@ -1,10 +1,13 @@
 """Computes which frames of a clip are shown and at what size.
 
-The results equal qwen-vl-utils 0.0.14 (`vision_process.py`: `smart_nframes`,
-`calculate_video_frame_range`, `smart_resize`, `fetch_video`) wherever that accepts its input.
-There are three additions: a window of fewer frames than `frame_factor` repeats its frames, so that
-even a one-frame clip fills a temporal patch; a file may already be cut to its window; and a clip
-may have a lead-in.
+The results equal those of qwen-vl-utils 0.0.14 (`vision_process.py`: `smart_nframes`,
+`calculate_video_frame_range`, `smart_resize`, `fetch_video`) for all input that it accepts.
+There are three additions:
+
+- A window of fewer frames than `frame_factor` repeats its frames, so that even a one-frame clip
+  fills a temporal patch.
+- A file may already be cut to its window.
+- A clip may have a lead-in.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ MAX_ASPECT_RATIO = 200  # qwen-vl-utils refuses longer strips
 CAP_SLACK = 1.05  # the budget of a long clip allows each frame at least 1.05 * min_pixels
 # Tolerance between file and window: cutting tools round to key frames, annotators to seconds.
 WINDOW_SLACK_S, WINDOW_SLACK_SHARE = 2.0, 0.05
-LITERAL_SLACK_S = 1.0  # users state a file's end in whole seconds
+LITERAL_SLACK_S = 1.0  # users round a file's end to whole seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class FrameSampling:
 
     Attributes:
         fps: requested frames per second.
-        min_frames: minimum number of frames, if the file has as many.
+        min_frames: minimum number of frames, unless the file has fewer.
         max_frames: maximum number of frames; longer clips are sampled at a lower rate.
         frame_factor: the number of frames is a multiple of this (the model's temporal patch).
         min_pixels: minimum pixels of a resized frame.
@@ -38,7 +41,7 @@ class FrameSampling:
         resize_factor: sides are multiples of this (patch size times spatial merge).
 
     Raises:
-        ValueError: a value out of range, or limits that exclude each other.
+        ValueError: a value is out of range, or the limits exclude each other.
     """
 
     fps: float = 2.0
@@ -98,8 +101,9 @@ def resolve_window(window: Segment | None, file_duration_s: float) -> Segment | 
 
     Annotations state a window of the original video, but the file is often already cut to that
     window. The file's duration decides between the two. The error of an uncut file is
-    max(0, end - duration); the error of a cut file is |duration - window length|. The smaller error
-    wins (the uncut file at a tie) and may be at most 2 s or 5 % of the window, whichever is larger.
+    max(0, end - duration); the error of a cut file is |duration - window length|. The case with the
+    smaller error is chosen (the uncut file at a tie). This error may be at most 2 s or 5 % of the
+    window, whichever is larger.
 
     Raises:
         ValueError: the window does not have start < end, or both errors are too large.
@@ -123,7 +127,7 @@ def resolve_window(window: Segment | None, file_duration_s: float) -> Segment | 
 
 
 def literal_window(window: Segment, file_duration_s: float) -> Segment:
-    """Returns a user's window of exactly this file; an end up to 1 s late is cut.
+    """Returns a window that a user states for this file; an end up to 1 s late is cut.
 
     Use `resolve_window` for annotations: it assumes that a file as long as the window is already
     cut.

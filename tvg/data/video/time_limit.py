@@ -1,9 +1,9 @@
-"""A time limit that also stops a decoder that hangs inside its C library.
+"""Limits the time of a decoder, even if it hangs inside its C library.
 
-No signal or thread can interrupt such a call, so decoding runs in a separate process, which is
-killed and replaced. It is started with `subprocess`, which, unlike `multiprocessing`, is allowed
-inside DataLoader workers. The process is reused for later clips, because a start takes about a
-second.
+No signal or thread can interrupt a call into C. Decoding therefore runs in a separate process,
+which is killed and replaced at a timeout. The process is started with `subprocess`, which, unlike
+`multiprocessing`, is allowed inside DataLoader workers. It is reused for later clips, because a
+start takes about a second.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _CHILD_CODE = (
 
 
 class TimeLimitedDecoder(VideoDecoder):
-    """Runs another decoder in a process that is killed if a clip takes too long.
+    """Runs another decoder in a process that is killed if decoding a clip takes too long.
 
     The limit applies to the time spent waiting for the decoder, from opening the file to its last
-    frame. If the decoder process dies (a crash in C, out of memory), that is a VideoError too. The
-    class is safe with threads (one clip at a time), forks and pickling: each process gets its own
-    child.
+    frame. A VideoError is also raised if the decoding process dies (a crash in C, out of memory).
+    The class is safe with threads (one clip at a time), forks and pickling, because each process
+    starts its own child.
 
     Args:
         decoder: the decoder to run; must be picklable and importable.
@@ -69,7 +69,7 @@ class TimeLimitedDecoder(VideoDecoder):
 
     @contextmanager
     def open(self, path: str | os.PathLike[str]) -> Iterator[_RemoteVideo]:
-        if self._owner != os.getpid():  # forked: the child answers only our parent
+        if self._owner != os.getpid():  # forked: the child belongs to the parent process
             if self._child is not None:
                 self._child.disown()
             self._reset()
@@ -154,7 +154,7 @@ class _RemoteVideo:
         if status == -signal.SIGALRM:
             return self._timed_out()
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        return VideoError(self._path, f"made the decoder process die ({how})")
+        return VideoError(self._path, f"the decoder process died ({how})")
 
 
 class _Child:
@@ -183,7 +183,7 @@ class _Child:
             self.stop()
             raise RuntimeError(
                 f"the decoding process for timeout_s did not start: "
-                f"exit status {self._process.returncode}; its own message is above"
+                f"exit status {self._process.returncode}; its error message is printed above"
             )
 
     def wait(self) -> int:
@@ -197,7 +197,7 @@ class _Child:
         self._finalizer()
 
     def disown(self) -> None:
-        """Releases a child that belongs to the process we were forked from."""
+        """Releases a child that belongs to the process from which this one was forked."""
         self._finalizer.detach()
         self.pipe.close()
         self._process.returncode = 0  # otherwise its clean-up warns that it still runs

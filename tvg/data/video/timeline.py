@@ -1,15 +1,15 @@
-"""Frame times of variable-rate files and the time steps on which they are sampled.
+"""Computes frame times of variable-rate files and the time steps on which they are sampled.
 
-Time 0 is when the first frame appears: a video that starts later than its audio is not padded, and
-frames hidden by an edit list do not count. The file ends with its last frame, even if the audio is
-longer.
+Time 0 is when the first frame appears. A video that starts later than its audio is therefore not
+padded, and frames hidden by an edit list do not count. The file ends with its last frame, even if
+the audio is longer.
 
 The rate is constant if every frame starts within half a frame of its number divided by the stated
 rate. This allows for the rounding of containers (1/1000 s in Matroska), rates such as 30000/1001
 and small jitter. Such a file is sampled by frame numbers, as in qwen-vl-utils.
 
-Any other file is sampled like a constant-rate copy: one step per frame at the file's usual rate,
-showing the frame that is on screen at each step. Frame times are presentation times.
+Any other file is sampled like a constant-rate copy. The copy has one step per frame at the file's
+usual rate and shows the frame that is on screen at each step. Frame times are presentation times.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_SHIFT_FRAMES = 0.5  # of a frame in a constant-rate file from number / rate
-MAX_END_SHIFT_FRAMES = 1.5  # of the end: the last frame's duration is less reliable
-# Steps per second: sample within the slides of a slide show, but limit bursts of frames.
+MAX_SHIFT_FRAMES = 0.5  # tolerance of a frame's time in a constant-rate file
+MAX_END_SHIFT_FRAMES = 1.5  # tolerance of the end: the last frame's duration is less reliable
+# Limits of steps per second: several steps for each slide of a slide show, not too many in bursts.
 MIN_STEP_FPS, MAX_STEP_FPS = 25.0, 120.0
 USUAL_INTERVAL_SLACK = 0.1  # intervals this near the median are averaged
 
@@ -47,7 +47,7 @@ class VariableRate:
         return self.num_steps / self.step_fps
 
     def frame_indices(self, steps: Sequence[int]) -> list[int]:
-        """Returns the frame on screen at each step: the last one that starts before its midpoint.
+        """Returns the frame on screen at each step: the last one that starts before the midpoint.
 
         Using the midpoint of a step tolerates jitter and rounding.
         """
