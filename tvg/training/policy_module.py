@@ -44,7 +44,7 @@ class PolicyModule(TrainedStateModule):
     """Trains a policy and validates it.
 
     Each batch is one optimizer step on this rank. It is split into micro-batches of
-    `micro_batch_size` prompts, and every loss is divided by the denominator of the whole step.
+    `micro_batch_size` prompts, and every loss is divided by the denominator of the entire step.
     The split therefore changes memory use but not the gradient. This requires manual optimisation.
 
     Args:

@@ -67,7 +67,7 @@ def resume_advice(run_dir: Path, argv: Sequence[str] | None = None) -> list[str]
 
     Args:
         run_dir: folder of the run.
-        argv: arguments of the command; None: those of this process.
+        argv: arguments of the command; None: the arguments of this process.
     """
     words = list(sys.argv if argv is None else argv)[1:]
     last = run_dir / CHECKPOINTS / LAST

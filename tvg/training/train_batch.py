@@ -114,7 +114,7 @@ def make_train_batch(
     Args:
         micro_batches: all micro-batches of the rollout.
         advantages: [N].
-        rollout: the whole rollout.
+        rollout: the complete rollout.
         loss: the objective, which defines the loss mask and the denominator.
         mean_over_ranks: computes the mean of a count over all ranks.
         metrics: metrics computed while the batch was prepared.

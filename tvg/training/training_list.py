@@ -30,7 +30,7 @@ class TrainingList:
 
     @property
     def examples(self) -> Examples:
-        """The examples of the current epoch; between two epochs, those of the next."""
+        """The examples of the current epoch or, between two epochs, of the next epoch."""
         return self.first() if self.chosen is None else self.chosen
 
     @property

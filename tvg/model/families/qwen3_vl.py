@@ -31,7 +31,7 @@ PIXEL_LIMITS = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
 
 
 class Qwen3VL(QwenVL):
-    """Qwen3-VL. Trunk features concatenate the last layer's and those of each deepstack layer."""
+    """Qwen3-VL. Its trunk features are the last layer's, then each deepstack layer's."""
 
     model_type = "qwen3_vl"
     processor_classes = ("Qwen3VLProcessor",)

@@ -20,7 +20,7 @@ from tvg.model.attention_choice import chosen_attention
 def batch_windows(model: Any) -> None:
     """Replaces the attention of a Qwen-VL vision tower with few large calls.
 
-    The patch embedding is replaced, too, by a matrix product. The tower has a `patch_embed` and
+    A matrix product also replaces the patch embedding. The tower has a `patch_embed` and
     `blocks`, each with an `attn`. Attributes, signatures and rotary embedding of these modules are
     the same in Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 
