@@ -41,7 +41,7 @@ class PromptDataModule(ExamplesDataModule):
         shuffle: use a new order each epoch; False keeps the order of the examples (a curriculum).
         memory_cache: keep decoded clips in memory (for small data sets).
         max_prompt_tokens: longest prompt accepted; None for no limit.
-        use_windows: False trains on complete files, as Time-R1 does, even if an example has a window.
+        use_windows: False trains on full videos, as Time-R1 does, even if an example has a window.
             Segments still count from the window's start.
         task: builds the prompts; None if only annotations and files are inspected.
         processor: tokenizer, video processor and chat template; None if `task` is None.
