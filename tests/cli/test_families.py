@@ -69,5 +69,6 @@ def read_metrics(run_dir: Path) -> dict[str, str]:
 
 def test_frames_for_tokens_of_another_size_are_refused(command, world, tmp_path):
     done = command("train", *world, *SMALL, "model=tiny_qwen3_vl", f"run_dir={tmp_path / 'run'}")
-    assert "data.clip.sampling.resize_factor: a token of this model is 32 pixels" in done.error
+    assert "data.clip.sampling.resize_factor: frames of " in done.error
+    assert "this model's tokens of 32 x 32 pixels" in done.error
     assert "data/clip=qwen3" in done.error

@@ -217,7 +217,10 @@ def test_settings_out_of_range_are_refused(changes, told):
     [
         ({"target_modules": ["lm_head"]}, r"target_modules: 'lm_head' cannot be adapted"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, r"'embed_tokens' cannot be adapted"),
-        ({"target_modules": ["qkv"]}, r"called 'qkv'; there are down_proj, gate_proj, k_proj"),
+        (
+            {"target_modules": ["qkv"]},
+            r"called 'qkv'; expected any of down_proj, gate_proj, k_proj",
+        ),
         (
             {"freeze_language": True},
             r"adapter.components: language .* model.freeze_language is true",

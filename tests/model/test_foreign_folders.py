@@ -131,8 +131,8 @@ def test_weights_of_the_wrong_length_are_one_line(folder):
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     for changed, told in {
-        data[:-1]: "is truncated or has been added to",
-        data + b"\0": "is truncated or has been added to",
+        data[:-1]: "is truncated or has extra bytes",
+        data + b"\0": "is truncated or has extra bytes",
         data[: 8 + length // 2]: "is truncated or not a safetensors file",
         (2**62).to_bytes(8, "little") + data[8:]: "is truncated or not a safetensors file",
         data[:4]: "is truncated or not a safetensors file",
@@ -158,7 +158,7 @@ def test_a_missing_shard_is_named(folder):
     in_shards(folder)
     load(folder)
     (folder / "b.safetensors").unlink()
-    assert "lacks b.safetensors, which model.safetensors.index.json names" in refused(folder)
+    assert "lacks b.safetensors, which model.safetensors.index.json lists" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["../b.safetensors", "/b.safetensors", "b.bin", "a/b.safetensors"])
@@ -200,8 +200,8 @@ def test_a_flipped_byte_of_an_export_is_detected(folder, tmp_path):
     ("text", "told"),
     [
         ("0" * 64 + "  none.safetensors\n", "lacks none.safetensors"),
-        ("0" * 64 + "  ../a.safetensors\n", "no checksum of a file"),
-        ("hello\n", "line 1: no checksum of a file"),
+        ("0" * 64 + "  ../a.safetensors\n", "expected a SHA-256"),
+        ("hello\n", "line 1: expected a SHA-256"),
     ],
 )
 def test_checksums_that_fit_no_file_are_one_line(folder, text, told):

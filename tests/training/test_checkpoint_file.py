@@ -89,7 +89,7 @@ def test_a_checkpoint_without_checksum_loads_with_a_warning(tmp_path):
 def test_an_incomplete_checkpoint_is_named(tmp_path, key):
     path = tmp_path / LAST
     torch.save({name: value for name, value in WHOLE.items() if name != key}, path)
-    with pytest.raises(ValueError, match=rf"^{path}: is not a checkpoint of a training: no {key};"):
+    with pytest.raises(ValueError, match=rf"^{path}: is not a training checkpoint: no {key};"):
         load(path)
 
 

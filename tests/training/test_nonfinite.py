@@ -189,4 +189,4 @@ def test_a_prefill_that_merges_with_answers_is_warned_of(fit, monkeypatch, caplo
     monkeypatch.setattr(base, "merges_with_prefill", lambda _, text, __: text == "b")
     module.task.prefill = prefill
     SFTModule.on_fit_start(module)
-    assert ("prompt.prefill: 'b' and the start of an answer" in caplog.text) is warns
+    assert ("the end of 'b' and the start of an answer" in caplog.text) is warns

@@ -74,7 +74,7 @@ def test_what_a_checkpoint_holds_goes_on_where_it_was(num_seen, tmp_path):
 def test_an_epoch_in_the_middle_keeps_its_list():
     training = TrainingList(lambda: FIRST)
     next(iter(loader_of(training)))
-    with pytest.raises(ValueError, match="between two epochs only: 1 batches of this one are done"):
+    with pytest.raises(ValueError, match="between two epochs: 1 batches of this epoch are done"):
         training.replace(chosen(3))
     with pytest.raises(ValueError, match="cannot be empty"):
         training.replace([])
@@ -85,8 +85,8 @@ def test_a_list_whose_examples_are_gone_is_refused():
     training.replace(chosen(5))
     other = TrainingList(lambda: FIRST[1:])
     message = (
-        "data (its files, selection, limit_train): the run that is resumed trains on 5 examples, "
-        "of which 1 are missing now, the first is 'v:0'"
+        "data (its files, selection, limit_train): 1 of the 5 training examples of the resumed run "
+        "are missing, e.g. 'v:0'"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         other.load_state_dict(training.state_dict())

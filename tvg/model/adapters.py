@@ -27,14 +27,14 @@ LORA = ".lora_"  # part of the name of every parameter that peft adds
 
 
 def no_adapter(model: Any) -> None:
-    """Leaves a model unchanged; its own weights are trained."""
+    """Adds no adapters: the weights that are not frozen are trained."""
 
 
 class LoRA:
     """Adds adapters to linear layers, W x + alpha / rank * B A x, and freezes all other weights.
 
     B is initialised to 0, so the model's initial output is unchanged. All trained weights are
-    float32, whatever the dtype of the frozen weights: small updates would be lost in bfloat16.
+    float32 because small updates would be lost in bfloat16. Frozen weights keep their dtype.
 
     Args:
         rank: rank of B A.
@@ -42,12 +42,12 @@ class LoRA:
         dropout: dropout on the input of A during training; reinforcement learning needs 0, because
             the sampler uses no dropout.
         target_modules: suffixes of the names of linear layers, or "all-linear".
-        components: components that get adapters: any of "vision", "merger", "language".
-        full_components: components whose own weights are trained in addition to the adapters.
-        seed: seed of A; the caller's random state is not changed.
+        components: parts of the model that get adapters: any of "vision", "merger", "language".
+        full_components: parts of the model that are trained in full, without adapters.
+        seed: seed of A's initial values; the caller's random state is not changed.
 
     Raises:
-        ValueError: a setting out of range, or a part in both lists; names the key.
+        ValueError: a setting is invalid, or a part is in both lists; the message names the key.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class LoRA:
             raise ValueError("model.adapter.components: expected at least one part, got none")
         if both := sorted(set(components) & set(full_components)):
             raise ValueError(
-                f"model.adapter.full_components: {both[0]} is in model.adapter.components, too: "
-                "its weights are trained either in full or by adapters"
+                f"model.adapter.full_components: {both[0]} is in model.adapter.components, "
+                "too: a part is trained either in full or through adapters"
             )
         if isinstance(target_modules, str) and target_modules != ALL_LINEAR:
             raise ValueError(
@@ -96,7 +96,7 @@ class LoRA:
         """Adds the adapters to a model, after `freeze_parts`.
 
         Raises:
-            ValueError: a selected part is frozen, or no layer has such a name.
+            ValueError: a selected part is frozen, or a name in `target_modules` matches no layer.
         """
         part_of = component_of_each(model)
         self._refuse_frozen({part_of[id(p)] for p in model.parameters() if p.requires_grad})
@@ -110,7 +110,7 @@ class LoRA:
         with torch.random.fork_rng(devices=[]):
             inject_adapter_in_model(config, model, adapter_name=ADAPTER_NAME)
             for parameter in model.parameters():
-                part = part_of.get(id(parameter))  # adapters belong to no part
+                part = part_of.get(id(parameter))  # None for an adapter
                 parameter.requires_grad_(part is None or part in self.full_components)
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
@@ -126,15 +126,15 @@ class LoRA:
 def target_layers(
     model: Any, wanted: Sequence[str] | str, *, components: Sequence[str]
 ) -> list[str]:
-    """Returns the full names of the linear layers of some components that match a suffix.
+    """Returns the full names of the linear layers that are to be adapted.
 
     Args:
-        model: without adapters.
+        model: a model without adapters.
         wanted: suffixes of names, such as "q_proj" or "mlp.0"; or "all-linear".
-        components: the components to search.
+        components: the parts of the model to search.
 
     Raises:
-        ValueError: a suffix that matches no layer, or only the head or the embeddings.
+        ValueError: a suffix matches no layer, or only the head or the embeddings.
     """
     part_of = component_of_each(model)
     head = model.get_output_embeddings()
@@ -160,7 +160,7 @@ def target_layers(
         known = sorted({name.rpartition(".")[2] for name in linear})
         raise ValueError(
             f"model.adapter.target_modules: no linear layer of model.adapter.components="
-            f"[{','.join(components)}] is called {end!r}; there are {', '.join(known)}"
+            f"[{','.join(components)}] is called {end!r}; expected any of {', '.join(known)}"
         )
     return [name for name, end in ends.items() if end is not None]
 
@@ -175,12 +175,12 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def _layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """The layers with adapters, by their full names."""
+    """Returns the layers with adapters, by their full names."""
     return {n: module for n, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def adapter_ids(model: nn.Module) -> set[int]:
-    """The ids of all adapter parameters."""
+    """Returns the `id()` of every adapter parameter."""
     return {id(parameter) for name, parameter in model.named_parameters() if LORA in name}
 
 
@@ -193,10 +193,11 @@ def drop_adapters(model: nn.Module) -> None:
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the state dict of the merged model: W + alpha / rank * B A instead of W, no adapters.
+    """Returns the state dict of the model with its adapters merged into the weights.
 
-    The sum is rounded once, to the dtype of W. Merged tensors are computed one by one into CPU
-    memory. The other tensors are not copied, and the model is not changed.
+    W + alpha / rank * B A replaces W. The sum is rounded once, to the dtype of W. Merged tensors
+    are computed one by one and stored in CPU memory. The other tensors are not copied, and the
+    model is not changed.
     """
     layers = _layers(model)
     state = {}
@@ -211,7 +212,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _merged(layer: LoraLayer, weight: Tensor) -> Tensor:
-    """W + alpha / rank * B A in W's dtype, on the CPU."""
+    """Returns W + alpha / rank * B A in W's dtype, on the CPU."""
     made: Any = layer  # every peft layer for a linear layer has get_delta_weight
     delta = made.get_delta_weight(ADAPTER_NAME)
     wide = torch.promote_types(weight.dtype, delta.dtype)
@@ -221,7 +222,7 @@ def _merged(layer: LoraLayer, weight: Tensor) -> Tensor:
 def save_adapter(model: Any, folder: Path) -> None:
     """Writes the adapters to a folder that peft can load on top of the base model.
 
-    Fully trained components are included as peft's `modules_to_save`.
+    Parts that are trained in full are included as peft's `modules_to_save`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     full = {
@@ -232,7 +233,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     config = copy(model.peft_config[ADAPTER_NAME])
     config.inference_mode = True
     config.base_model_name_or_path = model.name_or_path
-    config.target_modules = sorted(_layers(model))  # peft's own shortened list has no fixed order
+    config.target_modules = sorted(_layers(model))  # peft's shortened list has no fixed order
     config.modules_to_save = list(full) or None
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
     for name, module in full.items():

@@ -1,7 +1,7 @@
 """Reads and sets the attention function in a transformers config; no other file does this.
 
-Transformers sets it for a whole model (`set_attn_implementation`), not for modules with their own
-config, and has no public way to read it.
+transformers can set the function for an entire model (`set_attn_implementation`), but not for
+modules with a separate config. It has no public way to read the function.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def chosen_attention(config: Any) -> str:
-    """The name of the attention function, e.g. "sdpa"."""
+    """Returns the name of the attention function, e.g. "sdpa"."""
     return str(config._attn_implementation)
 
 

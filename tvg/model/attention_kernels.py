@@ -1,8 +1,8 @@
-"""Attention calls that return the log-sum-exp of their scores and accept it in backward.
+"""Attention functions that return the log-sum-exp of the scores and accept it in backward.
 
-`torch.nn.functional.scaled_dot_product_attention` does not return it, but its kernels do. One of
-three implementations is selected by device and dtype: the CPU flash kernel (any dtype), the GPU
-flash kernel (half precision), and plain matrix products for everything else.
+`torch.nn.functional.scaled_dot_product_attention` does not return the log-sum-exp, but its kernels
+do. Device and dtype select one of three implementations: the CPU flash kernel (any dtype), the GPU
+flash kernel (half precision), or plain matrix products.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _aten = torch.ops.aten
-CHUNK_QUERIES = 512  # query rows scored at once by the plain products
+CHUNK_QUERIES = 512  # query rows per chunk of the plain matrix products
 
 
 class Attended(NamedTuple):
@@ -26,7 +26,7 @@ class Attended(NamedTuple):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float) -> Attended:
-    """Softmax attention of [b, H, L, d] over [b, K, S, d]; H / K query heads share a key head.
+    """Computes attention of [b, H, L, d] over [b, K, S, d]; H / K query heads share a key head.
 
     `is_causal` requires L = S.
     """
@@ -60,10 +60,10 @@ def attend_backward(
     is_causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value for one block of keys.
+    """Returns the gradients of query, key and value for one block of keys.
 
-    `attended` holds the output and log-sum-exp of the whole attention, and the kernel state of this
-    block. The keys of the block may be only a part of those of the whole attention.
+    The attention may be over more keys than this block. `attended` holds the output and log-sum-exp
+    of the attention over all keys, and the kernel state of this block.
     """
     out, lse, state = attended
     kernel = _kernel(query)
@@ -97,7 +97,7 @@ def _fits_flash(head_size: int) -> bool:
 
 
 def _chunks(query: Tensor) -> Iterator[slice]:
-    """Slices of query rows scored at once, so that the scores of a long prompt never coexist."""
+    """Yields slices of query rows, to limit the memory for the scores of a long prompt."""
     for start in range(0, query.shape[2], CHUNK_QUERIES):
         yield slice(start, min(start + CHUNK_QUERIES, query.shape[2]))
 
@@ -107,7 +107,7 @@ def _per_query_head(states: Tensor, query: Tensor) -> Tensor:
 
 
 def _scores(query: Tensor, key: Tensor, rows: slice, *, is_causal: bool, scale: float) -> Tensor:
-    """Scores of some queries against all keys, [b, H, rows, S]."""
+    """Returns the scores of some queries against all keys, [b, H, rows, S]."""
     scores = (query[:, :, rows] @ _per_query_head(key, query).mT).to(
         torch.promote_types(query.dtype, torch.float32)
     ) * scale

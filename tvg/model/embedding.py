@@ -1,4 +1,4 @@
-"""Inputs of a language model for prompts: embeddings, and features added after the first layers."""
+"""Inputs of a language model: prompt embeddings, and features added after the first layers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class EmbeddedPrompts:
 
     embeds: Tensor  # [B, P, D]
     is_video: Tensor  # bool [B, P]
-    # [video tokens of the batch, D] each, in reading order; added after the first layers
+    # [video tokens of the batch, D] each, one per layer; added after the first layers
     deepstack: tuple[Tensor, ...]
 
     def options(self, is_video: Tensor) -> dict[str, Any]:
-        """Extra arguments of the language model's forward; empty without deepstack.
+        """Returns extra arguments of the language model's forward; empty without deepstack.
 
         Args:
-            is_video: bool [rows, tokens], positions of the video tokens in the language model's
-                input; their reading order must be that of the prompts.
+            is_video: bool [rows, tokens], mask of the video tokens in the language model's input.
+                They must be in the same order as in the prompts.
         """
         if not self.deepstack:
             return {}
@@ -34,7 +34,7 @@ class EmbeddedPrompts:
     def at_first_call(self, language_model: Any) -> Iterator[None]:
         """Passes `options` to the first call of a language model, the prefill of these prompts.
 
-        Used with `generate`, which does not forward such arguments together with embeddings.
+        `generate` needs this because it does not forward these arguments together with embeddings.
         """
         options = self.options(self.is_video)
         if not options:
@@ -43,7 +43,7 @@ class EmbeddedPrompts:
 
         def add(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             hook.remove()
-            assert kwargs["inputs_embeds"].shape == self.embeds.shape, "not these prompts' prefill"
+            assert kwargs["inputs_embeds"].shape == self.embeds.shape, "call is not the prefill"
             return args, {**kwargs, **options}
 
         hook = language_model.register_forward_pre_hook(add, with_kwargs=True)

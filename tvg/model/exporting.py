@@ -37,7 +37,7 @@ def export_checkpoint(
         notes: additional text files, name -> content.
 
     Raises:
-        OSError: the disk is full or cannot be written; names the folder and the disk.
+        OSError: the disk is full or cannot be written. The message names the folder and the disk.
     """
     with whole_folder(folder) as temporary:
         if has_adapters(policy.model):
@@ -53,12 +53,12 @@ def export_checkpoint(
 def rehearse_export(
     policy: Policy, processor: Any, folder: Path, *, notes: Mapping[str, str]
 ) -> None:
-    """Writes an export without its weights and removes it again, so that errors show up early.
+    """Writes an export without weights and removes it again, to find errors before training.
 
     Args:
         policy: as for `export_checkpoint`.
         processor: as for `export_checkpoint`.
-        folder: as for `export_checkpoint`; it is not touched.
+        folder: as for `export_checkpoint`; it is not changed.
         notes: as for `export_checkpoint`.
 
     Raises:
@@ -78,7 +78,7 @@ def rehearse_export(
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise ValueError(
-            f"run_dir: the export to {folder} needs {needed / 2**30:.1f} GiB, the disk has "
+            f"run_dir: the export to {folder} needs {needed / 2**30:.1f} GiB, but the disk has "
             f"{free / 2**30:.1f} GiB left"
         )
 
@@ -90,22 +90,23 @@ def _write_rest(processor: Any, folder: Path, notes: Mapping[str, str]) -> None:
 
 
 def savable_generation_config(config: GenerationConfig, folder: Path) -> GenerationConfig:
-    """Returns a generation config that transformers can save, without settings that it rejects.
+    """Returns a generation config that transformers can save.
 
-    transformers reads some files that it refuses to write, such as `do_sample: false` with a
-    `temperature`. tvg samples with its own settings and reads only the token ids.
+    transformers reads some files that it refuses to save, e.g. `do_sample: false` with a
+    `temperature`. Only the token ids are kept from these. tvg reads nothing else from the config,
+    because it has separate sampling settings.
 
     Args:
         config: generation config of a loaded model.
-        folder: its source folder, for the message.
+        folder: the config's source folder, for the message.
     """
     try:
         config.validate(strict=True)
     except ValueError as error:
         kept = {name: getattr(config, name, None) for name in _TOKEN_IDS}
         log.warning(
-            "%s/generation_config.json: transformers refuses to save it (%s); an export will hold "
-            "its token ids only",
+            "%s/generation_config.json: transformers refuses to save it (%s); exports will contain "
+            "only its token ids",
             folder,
             one_line(error),
         )

@@ -1,11 +1,12 @@
-"""Counts the floating-point operations that a GRPO step requires, however it is implemented.
+"""Counts the floating-point operations that a GRPO step requires in any implementation.
 
-The count is the minimum for a step: every prompt once (vision trunk, prefill, forward of policy and
-reference), no recomputation, no padding. Repeating prompts or recomputing activations makes a run
-slower but does not increase the count. The count divided by a card's peak is the model FLOPs
-utilisation of PaLM (arXiv 2204.02311, appendix B). A product of matrices [m, k] and [k, n] is
-2 m k n operations. Norms, rotations, softmax and the optimizer are left out; they are about a
-thousandth of the rest.
+The count is the minimum for a step. Each stage (vision trunk, prefill, forward passes of policy and
+reference) processes every prompt once, without recomputation or padding. Repeating prompts or
+recomputing activations makes a run slower but does not increase the count. The count per second,
+divided by a GPU's peak, is the model FLOPs utilisation of PaLM (arXiv 2204.02311, appendix B).
+
+A product of matrices [m, k] and [k, n] counts as 2 m k n operations. Norms, rotary embeddings,
+softmax and the optimizer are not counted. They are about a thousandth of the rest.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from tvg.types import RolloutBatch
 
 @dataclass(frozen=True, kw_only=True)
 class StepWork:
-    """The work of one step of one rank.
+    """The work of one rank in one step.
 
     Attributes:
-        prompts: tokens of each of B prompts.
-        completions: tokens of each of the B * G completions, including EOS, prompt after prompt.
+        prompts: number of tokens of each of B prompts.
+        completions: number of tokens of each of the B * G completions, including EOS. The G
+            completions of a prompt are adjacent.
         grids: (time, height, width) of each clip, in patches.
-        is_encoded: the batch contains the trunk's output.
+        is_encoded: the batch contains the trunk's output instead of pixels.
         has_reference: a frozen reference also scores the completions.
         trains_language: the language model's weights get gradients.
         trains_merger: the merger's weights get gradients.
-        trains_trunk: the vision trunk's weights get gradients; each stage then runs its own trunk.
+        trains_trunk: the vision trunk's weights get gradients; each stage then runs the trunk.
     """
 
     prompts: Sequence[int]
@@ -44,20 +46,20 @@ class StepWork:
 
 
 def step_flops(shape: ModelShape, work: StepWork) -> dict[str, float]:
-    """Operations of each stage; the step's total is their sum.
+    """Returns the operations of each stage; the step's total is their sum.
 
-    A layer's backward costs twice its forward: once for the gradient of its input, once for that
-    of its weights. The second is left out if the weights are frozen.
+    The backward pass of a layer costs twice its forward pass: once for the gradient of the input,
+    once for the gradient of the weights. Frozen weights need only the former.
     """
     trunk = 0.0 if work.is_encoded else sum(trunk_flops(shape, grid) for grid in work.grids)
     patches = sum(t * h * w for t, h, w in work.grids)
     merger = 2.0 * shape.merger_params * patches / shape.merge
     layers, pairs = _language(shape, work.prompts, work.completions)
     head = 2.0 * shape.hidden * shape.words * sum(work.completions)
-    once = trunk if work.trains_trunk else 0.0  # each stage runs its own trunk if it is trained
+    once = trunk if work.trains_trunk else 0.0  # a trained trunk runs in each stage
     forward = once + merger + layers + pairs + head
     backward = (layers + head) * (1 + work.trains_language) + 2 * pairs
-    # Below the language model, frozen modules get no gradient at all.
+    # The gradient of the merger's input is needed only if the trunk is trained.
     backward += merger * (work.trains_merger + work.trains_trunk) + 2 * once
     return {
         "vision": trunk - once,
@@ -69,7 +71,7 @@ def step_flops(shape: ModelShape, work: StepWork) -> dict[str, float]:
 
 
 def trunk_flops(shape: ModelShape, grid: Sequence[int]) -> float:
-    """One run of the vision trunk over a clip whose grid is (time, height, width) in patches."""
+    """Returns the operations of the vision trunk for a clip of (time, height, width) patches."""
     time, height, width = grid
     patches = time * height * width
     products = shape.patch_values * shape.vision_hidden + shape.vision_layers * shape.block_params
@@ -81,7 +83,10 @@ def trunk_flops(shape: ModelShape, grid: Sequence[int]) -> float:
 
 
 def sampling_flops(shape: ModelShape, prompts: Sequence[int], completions: Sequence[int]) -> float:
-    """One prefill per prompt, then one token at a time; the last sampled token is not fed back."""
+    """Returns the operations of one prefill per prompt, and then of one decode step per token.
+
+    The last sampled token is not fed back.
+    """
     group = len(completions) // len(prompts)
     layer = 2.0 * (shape.attention_params + shape.mlp_params)
     products, pairs = 0.0, 0.0
@@ -98,10 +103,11 @@ def sampling_flops(shape: ModelShape, prompts: Sequence[int], completions: Seque
 def _language(
     shape: ModelShape, prompts: Sequence[int], completions: Sequence[int]
 ) -> tuple[float, float]:
-    """Matrix products and attention of one forward pass over prompts with their completions.
+    """Returns the operations of a forward pass over prompts and completions.
 
-    The last layer computes keys and values for all tokens, but everything else only at positions
-    whose states are read: each prompt's last token, and its completions except their last tokens.
+    The result is (matrix products, attention). The last layer computes keys and values for all
+    tokens. It computes everything else only for tokens whose states are read: each prompt's last
+    token, and every completion token but the last.
     """
     group = len(completions) // len(prompts)
     keys = 2.0 * 2 * shape.hidden * shape.keys
@@ -119,7 +125,7 @@ def _language(
 
 
 def _squares(length: int, window: int) -> int:
-    """Sum of squared window lengths along one side; the last window may be shorter."""
+    """Returns the sum of squared window lengths along one side; the last may be shorter."""
     return length // window * window**2 + (length % window) ** 2
 
 
@@ -131,7 +137,7 @@ def rollout_flops(
     is_encoded: bool,
     num_updates: int = 1,
 ) -> float:
-    """Operations of sampling a rollout and of `num_updates` updates on it (0: sampling only)."""
+    """Returns the operations of sampling a rollout and of `num_updates` updates on it."""
     counted = count_parameters(policy.model)
     work = StepWork(
         prompts=rollout.prompts.attention_mask.sum(1).tolist(),

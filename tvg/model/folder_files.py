@@ -1,7 +1,7 @@
 """Checks the files of a checkpoint folder before a library reads them.
 
-A checkpoint may come from an untrusted source. Nothing in it may name code or refer to paths
-outside its folder, and its files must have a plausible size and depth for a model.
+A checkpoint may come from an untrusted source. Its files must not name code or paths outside the
+folder, and their sizes and numbers of layers must be plausible for a model.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def check_is_checkpoint(folder: Path) -> None:
 
 
 def check_folder_files(folder: Path) -> None:
-    """Rejects folders that contain more than a model's data; does not read the weights.
+    """Refuses folders that contain more than a model's data; does not read the weights.
 
     Raises:
         ValueError: a file names code or another folder, is too large, or is not a JSON object. The
-            message is one line that begins with `model.path:` and names the file.
+            message is one line. It begins with `model.path:` and names the file.
     """
     if (folder / "adapter_config.json").exists():
         raise ValueError(
-            f"model.path: {folder} is an adapter (adapter_config.json), whose config names its "
-            "model elsewhere; merge it into that model first (`export/` of a run is merged)"
+            f"model.path: {folder} is an adapter (adapter_config.json) without its base model: "
+            "merge it into the base model first (`export/` of a run is already merged)"
         )
     for path in sorted(folder.glob("*.json")):
         read_json(path)
@@ -86,7 +86,7 @@ def _check_size(path: Path, limit: int) -> None:
     size = path.stat().st_size
     if size > limit:
         raise ValueError(
-            f"model.path: {path} has {size / MIB:,.1f} MiB; at most {limit / MIB:g} MiB are read"
+            f"model.path: {path} has {size / MIB:,.1f} MiB; at most {limit / MIB:g} MiB are allowed"
         )
 
 
@@ -105,8 +105,8 @@ def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
 def _check_pair(path: Path, key: str, value: Any) -> None:
     if key in _CODE_KEYS and value:
         raise ValueError(
-            f"model.path: {path}: {key} names code ({_short(value)}); a checkpoint is data, and "
-            "tvg runs none of its code: remove the key if the model is one of transformers' own"
+            f"model.path: {path}: {key} names code ({_short(value)}), and tvg runs no code of "
+            "a checkpoint: remove the key if transformers itself implements the model"
         )
     if "attn_implementation" in key and isinstance(value, str) and "/" in value:
         raise ValueError(f"model.path: {path}: {key} names a kernel to download, {_short(value)}")

@@ -1,4 +1,4 @@
-"""The parts of a video-language model, and which of them are trained."""
+"""Freezes parts of a video-language model: the vision trunk, the merger or the language model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tvg.model.families import mergers, tower
 
 
 def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> None:
-    """Disables gradients for whole parts of a model.
+    """Disables gradients for the chosen parts of a model and enables them for the others.
 
     Args:
         model: a model of any family.
@@ -30,7 +30,7 @@ def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> N
 
 
 def component_of_each(model: nn.Module) -> dict[int, str]:
-    """Maps each parameter's `id()` to the part it belongs to."""
+    """Returns the part that each parameter belongs to, by the parameter's `id()`."""
     parts = {id(parameter): "language" for parameter in model.parameters()}
     parts |= {id(parameter): "vision" for parameter in tower(model).parameters()}
     for merger in mergers(model):

@@ -35,7 +35,7 @@ class ModelSource:
         adapter: adds adapters to a model after freezing; see `tvg.model.adapters`.
 
     Raises:
-        ValueError: no usable checkpoint at `path`, or an option out of range; names the key.
+        ValueError: `path` and `create` are both None, or an option is invalid; names the key.
     """
 
     def __init__(
@@ -70,7 +70,8 @@ class ModelSource:
         """Returns the checkpoint's folder; creates the checkpoint first if `path` is None.
 
         Raises:
-            ValueError: the folder is missing, contains no checkpoint, or contains more than data.
+            ValueError: the folder is missing, is not a checkpoint, or is refused by
+                `check_folder_files`.
         """
         if self.path is None:
             assert self.create is not None
@@ -82,10 +83,10 @@ class ModelSource:
         return self.path
 
     def load_family(self) -> Family:
-        """Reads the checkpoint's model type and returns its family.
+        """Returns the model family of the checkpoint.
 
         Raises:
-            ValueError: the folder or its config cannot be used, or the type is not supported.
+            ValueError: the folder or its config cannot be used, or its model type is not supported.
         """
         return family_of(read_config(self.folder()))
 
@@ -93,7 +94,8 @@ class ModelSource:
         """Loads tokenizer, video processor and chat template.
 
         Raises:
-            ValueError: the files make no processor, or that of another family than the model's.
+            ValueError: no processor with a chat template can be loaded, or it belongs to another
+                model family.
         """
         from transformers import AutoProcessor
 
@@ -108,7 +110,7 @@ class ModelSource:
             ) from error
         if not hasattr(processor, "tokenizer") or not hasattr(processor, "chat_template"):
             raise ValueError(
-                f"model.path: the files of {folder} make a {type(processor).__name__}; expected a "
+                f"model.path: the files of {folder} load as {type(processor).__name__}; expected a "
                 "processor with a tokenizer"
             )
         if processor.chat_template is None:
@@ -121,7 +123,7 @@ class ModelSource:
         return processor
 
     def load_policy(self, processor: Any, *, forward_by: str = "shared_prefix") -> Policy:
-        """Loads the model as a policy in eval mode, frozen and adapted as configured."""
+        """Loads the model as a policy in eval mode, with the configured freezing and adapters."""
         model = load_model(self.folder(), self.dtype, self.attn_implementation)
         family_of(model.config).prepare(model)
         if self.gradient_checkpointing:
@@ -167,14 +169,14 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> An
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"model.path: the weights in {folder} lack {len(missing)} of the model's tensors, "
-            f"{missing[0]} among them"
+            f"e.g. {missing[0]}"
         )
     model.generation_config = savable_generation_config(model.generation_config, folder)
     return model.eval()
 
 
 def make_policy(model: Any, tokenizer: Any, *, forward_by: str) -> Policy:
-    """Wraps a model as a policy, with the special token ids from model and tokenizer."""
+    """Wraps a model as a policy; the special token ids are read from model and tokenizer."""
     vocabulary = tokenizer.get_vocab()
     vision_tokens = family_of(model.config).vision_tokens
     eos = model.generation_config.eos_token_id
@@ -207,8 +209,8 @@ def _check_attention(attn_implementation: str, dtype: str) -> None:
         key, problems = "model.attn_implementation: flash_attention_2", []
         if not is_flash_attn_2_available():
             problems.append(
-                f"{key} needs a CUDA GPU and the package flash-attn: pip install 'tvg[flash-attn]' "
-                "(needs nvcc), or model.attn_implementation=sdpa"
+                f"{key} needs a CUDA GPU and the package flash-attn: run pip install "
+                "'tvg[flash-attn]' (needs nvcc), or set model.attn_implementation=sdpa"
             )
         if dtype == "float32":
             problems.append(f"{key} cannot compute in model.dtype=float32: use bfloat16")

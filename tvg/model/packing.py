@@ -2,7 +2,7 @@
 
 The row of B prompts with G completions each is [p1, c11 ... c1G, p2, c21 ...], without padding.
 Matrix products, norms and MLPs process T tokens. Only attention (`tvg.model.prefix_attention`)
-accounts for the fact that a completion follows its prompt, not the preceding completion.
+has to know that a completion follows its prompt, not the preceding completion.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Group:
 
     @cached_property
     def real_rows(self) -> Tensor:
-        """Indices of the real tokens among all b * G * C; cached, as this synchronises the GPU."""
+        """Indices of the real tokens among all b * G * C; cached: `nonzero` waits for the GPU."""
         return self.is_real.flatten().nonzero()[:, 0]
 
     @cached_property
@@ -40,14 +40,14 @@ class PackedRow:
     num_tokens: int  # T
     prompt_places: Tensor  # int64 [real prompt tokens], prompt after prompt
     completion_places: Tensor  # int64 [M], completion after completion
-    # int64 [K], ascending: positions whose final states are read, including prompts' last tokens
+    # int64 [K], ascending: positions whose final states are read, and each prompt's last position
     needed: Tensor
     sources: Tensor  # int64 [M], index into `needed` of the state that predicts each token
     groups: list[Group]
 
 
 def pack(prompt_mask: Tensor, completion_mask: Tensor, *, group_size: int) -> PackedRow:
-    """Lays out a row.
+    """Computes the positions of all tokens in a packed row.
 
     Args:
         prompt_mask: int64 [B, P], left-padded.

@@ -1,10 +1,12 @@
 """The policy: a video-language model that scores completions at the true times of their clips.
 
-There are two ways to compute the hidden states that predict completion tokens, with equal results.
-`repeated` gives every completion its own copy of prompt and video. It is plain Hugging Face code,
-costs G times the work, and serves as the oracle. `shared_prefix` computes each prompt once, in one
-row without padding. Both return states in the order of the completion mask's ones, row by row:
-[M, D].
+Two functions compute the hidden states that predict completion tokens, with equal results:
+
+- `repeated` copies prompt and video for every completion. It uses only Hugging Face code, does G
+  times the work, and serves as the oracle in tests.
+- `shared_prefix` computes each prompt once, in one row without padding.
+
+Both return [M, D]: the states of the M unmasked completion tokens, row by row.
 """
 
 from __future__ import annotations
@@ -31,14 +33,14 @@ class Policy(nn.Module):
 
     Args:
         model: a model of one of `tvg.model.families`.
-        suppressed_ids: tokens that are never sampled and have no probability (vision tokens).
+        suppressed_ids: tokens that are never sampled and have probability 0 (vision tokens).
         eos_ids: tokens that end a completion.
         pad_id: padding token after the end of a completion.
-        forward_by: scoring method: "shared_prefix" computes each prompt once, "repeated" once per
-            completion; the results are the same.
+        forward_by: "shared_prefix" computes each prompt once, "repeated" once per completion. The
+            results are the same.
 
     Raises:
-        ValueError: unknown `forward_by`, or the model's attention cannot share a prefix.
+        ValueError: `forward_by` is unknown, or the model's attention cannot share a prefix.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Policy(nn.Module):
         return self.model.device
 
     def position_ids(self, prompts: PromptBatch) -> Tensor:
-        """Multimodal rotary positions of the prompts, int64 [3, B, P]."""
+        """Returns the multimodal rotary positions of the prompts, int64 [3, B, P]."""
         config = self.model.config
         return family_of(config).position_ids(config, prompts)
 
@@ -81,8 +83,8 @@ class Policy(nn.Module):
     def encode_clips(self, prompts: PromptBatch) -> PromptBatch:
         """Returns the prompts with features of the frozen vision trunk instead of pixels.
 
-        Sampling, policy and reference then share one run of the trunk. If the trunk is trained, its
-        output is valid only for one set of weights, and the prompts are returned unchanged.
+        Sampling, policy and reference then share one pass of the trunk. If the trunk is trained,
+        its output changes with every update, and the prompts are returned unchanged.
         """
         is_encoded = prompts.video_features is not None
         if is_encoded or len(prompts) == 0 or not is_trunk_frozen(self.model):
@@ -111,7 +113,7 @@ class Policy(nn.Module):
         )
 
     def embed_prompts(self, prompts: PromptBatch) -> Tensor:
-        """Returns only the embeddings: [B, P, D]."""
+        """Returns only the embeddings of `embed`: [B, P, D]."""
         return self.embed(prompts).embeds
 
     def forward(
@@ -123,10 +125,10 @@ class Policy(nn.Module):
         group_size: int,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability of every completion token, and the entropy of its distribution.
+        """Returns the log-probability and the entropy of every completion token.
 
-        The distribution is that of the sampler: softmax(logits / temperature) over all tokens
-        except the suppressed ones.
+        Their distribution is the sampler's: softmax(logits / temperature) over all tokens except
+        the suppressed ones.
 
         Args:
             prompts: B prompts.
@@ -162,7 +164,7 @@ def repeated(
     completion_mask: Tensor,
     group_size: int,
 ) -> Tensor:
-    """Puts every completion after its own copy of prompt and video, in rows of P + C tokens."""
+    """Computes the states in rows of P + C tokens: every completion after a copy of its prompt."""
     copies = prompts.repeat(group_size)
     positions = policy.position_ids(copies)
     after = extend_positions(positions[..., -1], completion_ids.shape[1])
@@ -186,7 +188,7 @@ def shared_prefix(
     completion_mask: Tensor,
     group_size: int,
 ) -> Tensor:
-    """Puts every prompt once, before its completions, in one row of T tokens (see `packing`)."""
+    """Computes the states in one row of T tokens that has every prompt once (see `packing`)."""
     row = pack(prompts.attention_mask, completion_mask, group_size=group_size)
     is_prompt, is_real = prompts.attention_mask.bool(), completion_mask.bool()
     positions = policy.position_ids(prompts)
@@ -212,7 +214,7 @@ def shared_prefix(
 
 
 def no_mask(model: Any) -> dict[str, None] | None:
-    """The `attention_mask` argument for an attention function that does its own masking."""
+    """Returns the `attention_mask` argument for an attention function that masks internally."""
     layer_types = getattr(model.config.get_text_config(), "layer_types", None)
     return None if layer_types is None else dict.fromkeys(layer_types)
 

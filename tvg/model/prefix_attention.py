@@ -1,11 +1,12 @@
 """Attention of completions that share their prompt, computed without copying the prompt.
 
-A completion's queries attend to the keys of the prompt and to its own keys. Each is a plain
-attention call that every flash kernel supports (one without a mask, one causal). The two results
-are combined with the log-sum-exp of their scores, like blocks inside such a kernel. Given the
-combined output and log-sum-exp, the kernel's backward returns the exact gradient of each block, so
-the backward pass also consists of two plain calls (the identity used by ring attention, arXiv
-2310.01889). Keys and values of the prompt are stored once, not G times.
+A completion's queries attend to the keys of the prompt and to the keys of the completion. Every
+flash kernel supports both calls: the first has no mask, the second is causal. The log-sum-exp of
+the scores combines the two results, as for two blocks of keys inside a flash kernel.
+
+Given the combined output and log-sum-exp, the kernel's backward returns the exact gradient of each
+block. The backward pass therefore also consists of two plain calls (the identity used by ring
+attention, arXiv 2310.01889). Keys and values of the prompt are stored once, not G times.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ NAME = "tvg_shared_prefix"
 
 
 def share_prefix(model: Any) -> None:
-    """Enables the language model of a Hugging Face model to attend over packed rows.
+    """Prepares the language model of a Hugging Face model to attend over packed rows.
 
-    Its attention modules get their own copy of the config, which names our function. Without a
-    packed row, our function calls the original implementation, so `generate` works as before.
+    Each attention module gets a copy of its config that selects `_attend`. Without a packed row,
+    `_attend` calls the original implementation, so `generate` works as before.
 
     Raises:
         ValueError: a layer uses sliding-window attention, or the model uses attention dropout.
@@ -50,8 +51,8 @@ def share_prefix(model: Any) -> None:
         if chosen_attention(attention.config) != NAME:
             if getattr(attention, "attention_dropout", 0.0):
                 raise ValueError(
-                    "model.path: attention_dropout has to be 0, or sampler and trainer would "
-                    f"differ: its config says {attention.attention_dropout}"
+                    "model.path: attention_dropout must be 0, or sampler and trainer would "
+                    f"differ; config.json has {attention.attention_dropout}"
                 )
             attention.tvg_config = attention.config
             attention.config = copy(attention.config)
@@ -72,7 +73,7 @@ def _attend(
     """Attention function for transformers: queries [1, H, T, d] to outputs [1, T, H, d]."""
     if packed_row is None:
         return _as_before(module, query, key, value, attention_mask, scaling=scaling, **rest)
-    assert not rest.get("dropout"), "attention dropout would set sampler and trainer apart"
+    assert not rest.get("dropout"), "with attention dropout, sampler and trainer would differ"
     query, key, value = _at_one_precision(query, key, value)
     is_last = getattr(module, "tvg_is_last", False)
     if isinstance(packed_row, PackedRow):
@@ -84,9 +85,10 @@ def _attend(
 def attend_row(
     query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scale: float, *, is_last: bool
 ) -> Tensor:
-    """Attention in a packed row: queries [1, H, T, d], keys/values [1, K, T, d] -> [1, T, H, d].
+    """Computes attention in a packed row: queries [1, H, T, d], keys/values [1, K, T, d].
 
-    `is_last`: compute only the outputs that the last layer needs; the other positions are 0.
+    Returns [1, T, H, d]. With `is_last`, only the outputs that the last layer needs are computed;
+    the other positions are 0.
     """
     out: Tensor = _PrefixAttention.apply(query, key, value, row, scale, is_last)
     return out
@@ -95,10 +97,10 @@ def attend_row(
 def _last_of(kind: Any) -> Any:
     """Returns a subclass for the last decoder layer, whose forward maps [1, T, D] to [1, K, D].
 
-    Of a prompt, only the last layer's keys and values (for the completions) and the last token's
-    state (for the head) are used. The MLP outputs of the other prompt tokens are never read. This
-    is a subclass because newer transformers checkpoint in the class's forward, which a forward set
-    on the layer itself would hide.
+    In the last layer, only a prompt's keys and values (for the completions) and its last token's
+    state (for the head) are used. The MLP outputs of the other prompt tokens are never read, so
+    they are not computed. A subclass is needed because newer versions of transformers implement
+    gradient checkpointing in the class; setting `forward` on the layer would bypass it.
     """
 
     def forward(
@@ -119,12 +121,15 @@ def _last_of(kind: Any) -> Any:
         states = states + layer.mlp(layer.post_attention_layernorm(states))
         return states
 
-    # Keep the class name: layers to wrap, or to keep unsplit, are found by it.
+    # Keep the class name: libraries use it to find the layers to wrap, or not to split.
     return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def _at_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Casts like autocast does for torch's attention; rotated queries and keys are float32."""
+    """Casts to one dtype as autocast does for torch's attention.
+
+    Rotary embeddings return float32 queries and keys under autocast.
+    """
     device = query.device.type
     is_auto = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if is_auto else value.dtype
@@ -132,7 +137,7 @@ def _at_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor
 
 
 def _as_before(module: Any, *states: Any, **options: Any) -> tuple[Tensor, Any]:
-    """Calls the model's original attention function, with the config that names it."""
+    """Calls the model's original attention function with its original config."""
     from transformers import AttentionInterface
 
     eager = sys.modules[type(module).__module__].eager_attention_forward
@@ -198,7 +203,10 @@ class _PrefixAttention(torch.autograd.Function):
 def _completion_parts(
     q: Tensor, k: Tensor, v: Tensor, group: Group, prompt: list[Tensor], scaling: float
 ) -> tuple[Tensor, Tensor, tuple[Any, ...], tuple[Any, ...]] | None:
-    """Combined output [b * G, H, C, d] and log-sum-exp [b * G, H, C], and both kernels' states."""
+    """Returns output [b * G, H, C, d] and log-sum-exp [b * G, H, C] of the completions' tokens.
+
+    The kernel states of both calls follow. Returns None if the completions have no tokens.
+    """
     if group.completions.shape[-1] == 0:
         return None
     num = group.completions.shape[1]
@@ -229,7 +237,7 @@ def _group_backward(
 ) -> None:
     """Writes the gradients of one group's tokens into `grads`, each [T, heads, d].
 
-    `asking`: the prompt positions that had queries, int64 [b, P] or [b, 1].
+    `asking`: the prompt positions whose outputs were computed, int64 [b, P] or [b, 1].
     """
     causal_lse, causal_state, lse, before_state, own_state = kept
     q, k, v = states
@@ -271,7 +279,7 @@ def _group_backward(
 
 
 def _pick(states: Tensor, places: Tensor) -> Tensor:
-    """Reads [T, heads, d] at positions [b, L]: [b, heads, L, d]."""
+    """Returns the states [T, heads, d] at positions [b, L] as [b, heads, L, d]."""
     return states[places].transpose(1, 2)
 
 
@@ -287,10 +295,10 @@ def _put_real(states: Tensor, group: Group, values: Tensor) -> None:
 
 
 def _per_completion(values: Tensor, num: int) -> Tensor:
-    """[b, heads, G * C, ...] to [b * G, heads, C, ...]."""
+    """Reshapes [b, heads, G * C, ...] to [b * G, heads, C, ...]."""
     return values.unflatten(2, (num, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _per_prompt(values: Tensor, num: int) -> Tensor:
-    """[b * G, heads, C, ...] to [b, heads, G * C, ...]."""
+    """Reshapes [b * G, heads, C, ...] to [b, heads, G * C, ...]."""
     return values.unflatten(0, (-1, num)).transpose(1, 2).flatten(2, 3)

@@ -26,50 +26,50 @@ class ModelShape:
     vision_hidden: int
     vision_mlp: int
     vision_layers: int
-    vision_full_layers: int  # layers that attend over whole frames instead of windows
+    vision_full_layers: int  # layers that attend over full frames instead of windows
     window: int  # side of a window, in patches; 1 if no layer has windows
     merge: int  # patches merged into one token
     patch_values: int  # numbers per patch: channels * temporal patch * patch side squared
     vision_mlp_products: int = 3  # matrices of a vision MLP; 2 if it is not gated
-    mergers: int = 1  # more with deepstack, each with its own features
-    merger_hidden: int | None = None  # width of its hidden layer; None: that of the merged patches
+    mergers: int = 1  # with deepstack: one more per deepstack layer
+    merger_hidden: int | None = None  # width of a merger's hidden layer; None: as merged patches
 
     @property
     def queries(self) -> int:
-        """Width of all query heads together."""
+        """Total width of the query heads."""
         return self.heads * self.head_size
 
     @property
     def keys(self) -> int:
-        """Width of all key heads together; the same for values."""
+        """Total width of the key heads, which is also the width of the values."""
         return self.key_heads * self.head_size
 
     @property
     def attention_params(self) -> int:
-        """Weights of the matrix products of one layer's attention: query, key, value, output."""
+        """Number of weights in one layer's attention matrices: query, key, value, output."""
         return self.hidden * (2 * self.queries + 2 * self.keys)
 
     @property
     def mlp_params(self) -> int:
-        """Weights of the three matrix products of one layer's MLP."""
+        """Number of weights in the three matrices of one layer's MLP."""
         return 3 * self.hidden * self.mlp
 
     @property
     def block_params(self) -> int:
-        """Weights of the matrix products of one vision block."""
+        """Number of weights in the matrices of one vision block."""
         mlp = self.vision_mlp_products * self.vision_hidden * self.vision_mlp
         return 4 * self.vision_hidden**2 + mlp
 
     @property
     def merger_params(self) -> int:
-        """Weights of the two matrix products of each merger, all together."""
+        """Number of weights in the two matrices of a merger, summed over all mergers."""
         wide = self.merge * self.vision_hidden
         inner = self.merger_hidden or wide
         return self.mergers * (wide * inner + inner * self.hidden)
 
 
 def shape_of(config: Any) -> ModelShape:
-    """Reads the config of a model of any family."""
+    """Returns the sizes of a model of any family, given its config."""
     text, vision = config.get_text_config(), family_of(config).vision_sizes(config)
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelShape(
@@ -100,7 +100,7 @@ class Parameters:
     trained: int
     frozen: int
     is_head_trained: bool
-    is_trunk_trained: bool  # any part of the vision tower except its merger
+    is_trunk_trained: bool  # any part of the vision tower except the mergers
     is_merger_trained: bool
     adapters: int = 0  # included in `trained`; the reference has none
 
@@ -110,7 +110,7 @@ class Parameters:
 
 
 def count_parameters(model: Any) -> Parameters:
-    """Counts the parameters of a model; a tied head counts once.
+    """Returns the parameter counts of a model; a tied head counts once.
 
     The model may be on the meta device, without weights.
     """

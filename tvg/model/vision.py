@@ -1,7 +1,7 @@
 """The vision tower in two parts: the trunk, which is often frozen, and the mergers after it.
 
-A frozen trunk's features of a clip never change. They can be computed once for sampling, policy and
-reference, or read from a cache. The mergers are run (and trained) each time.
+The features that a frozen trunk computes for a clip never change. They can be computed once for
+sampling, policy and reference, or read from a cache. The mergers run in every pass.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def is_trunk_frozen(model: Any) -> bool:
 
 
 def trunk_fingerprint(folder: Path) -> str:
-    """Hashes everything that determines the trunk's output: its weights (bytes) and its config.
+    """Returns a hash of everything that determines the trunk's output: its weights and config.
 
-    Reads the files of a checkpoint, without loading a model.
+    The checkpoint's files are read without loading a model.
 
     Raises:
         ValueError: the folder contains no safetensors with a vision tower, or its model type is
@@ -78,7 +78,7 @@ def trunk_fingerprint(folder: Path) -> str:
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Maps each tensor name of a checkpoint to its file."""
+    """Returns the file of each tensor of a checkpoint, by the tensor's name."""
     files = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as tensors:

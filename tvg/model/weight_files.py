@@ -1,4 +1,4 @@
-"""Checks the weight files of a checkpoint folder, and writes and verifies export checksums."""
+"""Checks the weight files of a checkpoint folder; computes and verifies export checksums."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BLOCKS = re.compile(r"(?:^|\.)(layers|blocks|layer)\.([0-9]+)\.")
 
 
 def check_weight_files(folder: Path) -> list[Path]:
-    """Returns the weight files; rejects missing, pickled, truncated or changed weights.
+    """Returns the weight files; refuses missing, pickled, truncated or changed weights.
 
     Raises:
         ValueError: the message is one line that begins with `model.path:` and names the file.
@@ -57,25 +57,25 @@ def _weight_files(folder: Path) -> list[Path]:
                 f"model.path: {index}: {name!r} is not a safetensors file in the same folder"
             )
         if not (folder / name).is_file():
-            raise ValueError(f"model.path: {folder} lacks {name}, which {index.name} names")
+            raise ValueError(f"model.path: {folder} lacks {name}, which {index.name} lists")
         files.append(folder / name)
     return files
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Reads the header of a safetensors file: tensor name -> dtype, shape, offsets.
+    """Returns the header of a safetensors file: tensor name -> dtype, shape, offsets.
 
     Raises:
-        ValueError: the header is invalid or does not match the file's size; see
-            `check_weight_files`.
+        ValueError: the header is invalid or does not match the file's size. The message has the
+            format described in `check_weight_files`.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES or length > MAX_HEADER_BYTES:
             raise ValueError(
-                f"model.path: {path} is truncated or not a safetensors file: its header is said to "
-                f"have {length:,} bytes, the file has {size:,}"
+                f"model.path: {path} is truncated or not a safetensors file: its first bytes "
+                f"announce a header of {length:,} bytes, but the file has {size:,} bytes"
             )
         raw = file.read(length)
     try:
@@ -87,14 +87,14 @@ def read_header(path: Path) -> dict[str, Any]:
         raise ValueError(f"model.path: {path}: its header cannot be read ({error})") from error
     if not is_whole:
         raise ValueError(
-            f"model.path: {path} is truncated or has been added to: its header describes "
-            f"{_LENGTH_BYTES + length + end:,} bytes, the file has {size:,}"
+            f"model.path: {path} is truncated or has extra bytes: its header describes "
+            f"{_LENGTH_BYTES + length + end:,} bytes, but the file has {size:,}"
         )
     return dict(header)
 
 
 def _check_layers(folder: Path, names: Iterable[str]) -> None:
-    """Rejects a config with more layers than the weights, before the layers are built."""
+    """Refuses a config with more layers than the weights, before the layers are built."""
     held = max((int(m[2]) + 1 for name in names if (m := _BLOCKS.search(name))), default=0)
     config = read_json(folder / "config.json")
     text = config.get("text_config")
@@ -108,17 +108,17 @@ def _check_layers(folder: Path, names: Iterable[str]) -> None:
 
 
 def checksum_text(folder: Path) -> str:
-    """SHA-256 of every weight file in a folder and its subfolders, one line per file."""
+    """Returns the SHA-256 of every weight file in a folder and its subfolders, one per line."""
     files = sorted(folder.rglob("*.safetensors"))
     return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
 
 
 def check_checksums(folder: Path) -> None:
-    """Compares weights with the checksums of our exports; other folders have no checksums.
+    """Compares the weights of a tvg export with their checksums; other folders have none.
 
-    Every rank compares. Models are loaded before Lightning starts the process group, so one rank
-    could not share its result, and a rank that trusted another would train on unchecked files. The
-    rank is about to read these files anyway. If a rank rejects them, its launcher ends the others.
+    Every rank verifies the files. Models are loaded before Lightning starts the process group, so
+    ranks cannot share a result yet, and each rank reads these files anyway. If one rank refuses
+    the files, the launcher stops the other ranks.
 
     Raises:
         ValueError: a file is missing or has changed, or the checksums cannot be read.
@@ -133,14 +133,17 @@ def check_checksums(folder: Path) -> None:
     for number, line in enumerate(lines, start=1):
         match = _LINE.fullmatch(line)
         if match is None or not _lies_within(match[2]):
-            raise ValueError(f"model.path: {path}, line {number}: no checksum of a file: {line!r}")
+            raise ValueError(
+                f"model.path: {path}, line {number}: expected a SHA-256 and a file of this folder, "
+                f"got {line!r}"
+            )
         weights = folder / match[2]
         if not weights.is_file():
-            raise ValueError(f"model.path: {folder} lacks {match[2]}, which {path.name} names")
+            raise ValueError(f"model.path: {folder} lacks {match[2]}, which {path.name} lists")
         if _sha256(weights) != match[1]:
             raise ValueError(
-                f"model.path: {weights} has changed since it was exported (its checksum is not "
-                f"that in {path.name}): copy it again, or remove {path.name} if that is intended"
+                f"model.path: {weights} has changed since it was exported (its checksum differs "
+                f"from {path.name}): copy it again, or remove {path.name} if this is intended"
             )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are written atomically and verified by a checksum when they are read."""
+"""Writes checkpoints atomically and verifies their checksums when they are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tvg.core.writing import disk_errors, whole_file
 from tvg.training.checkpoint_file import BrokenCheckpoint, ChecksumWriter, check_checkpoint
 
-CHECKPOINTS = "checkpoints"  # folder of a run; conf/callbacks/checkpoint.yaml writes there, too
+CHECKPOINTS = "checkpoints"  # subfolder of a run; also named in conf/callbacks/checkpoint.yaml
 LAST = "last.ckpt"
 _KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 
@@ -22,8 +22,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Streams a checkpoint to a temporary file next to the target, then renames it.
 
     A kill or a full disk never leaves a partial checkpoint: the previous one is kept until the new
-    one is complete. A failed write does not end training. The error is reported and kept in
-    `failure`, and the next saving step tries again. `save_last` raises the error.
+    one is complete. A failed write does not stop training. The error is reported and kept in
+    `failure`, and saving is tried again at the next saving step. `save_last` raises the error.
     """
 
     def __init__(self) -> None:
@@ -41,10 +41,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             # If only this rank raised, the other ranks would wait for it.
             self.failure = error
-            kept = "the former checkpoint stays" if Path(path).exists() else "there is none yet"
+            kept = "the previous checkpoint is kept" if Path(path).exists() else "there is none yet"
             rank_zero_warn(
-                f"no checkpoint was saved: {error.filename}: {error.strerror}; {kept}, and the "
-                "next saving step tries again"
+                f"no checkpoint was saved: {error.filename}: {error.strerror}; {kept}; "
+                "saving is tried again at the next saving step"
             )
 
     def load_checkpoint(
@@ -61,14 +61,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 found = torch.load(path, map_location=map_location, weights_only=weights_only)
         except OSError:
             raise
-        except Exception as error:  # torch has no exception type of its own for this
+        except Exception as error:  # torch defines no exception type for this
             problem = str(error).split("\n")[0]
             raise BrokenCheckpoint(Path(path), f"cannot be read ({problem})") from error
         missing = [key for key in _KEYS if not isinstance(found, dict) or key not in found]
         if missing:
-            raise BrokenCheckpoint(
-                Path(path), f"is not a checkpoint of a training: no {missing[0]}"
-            )
+            raise BrokenCheckpoint(Path(path), f"is not a training checkpoint: no {missing[0]}")
         return dict(found)
 
 
@@ -78,7 +76,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         try:
             torch.save(checkpoint, cast(IO[bytes], writer))
         except Exception:
-            if writer.error is not None:  # torch raises another error as it closes the archive
+            if writer.error is not None:  # torch raises another error when it closes the archive
                 raise writer.error from None
             raise
         writer.finish()
@@ -97,35 +95,35 @@ def save_last(trainer: Trainer, path: Path) -> None:
     found = trainer.strategy.broadcast(found)
     if found is not None:
         number, text, name = found
-        advice = "once there is room, the same command with resume=true goes on from the last one"
+        advice = "free disk space, then continue with the same command and resume=true"
         raise OSError(number, f"{text}; {advice}" if path.exists() else text, name)
 
 
 def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
-    """Returns the checkpoint to resume from; None to start anew.
+    """Returns the checkpoint to resume from; None to start a new run.
 
     Args:
-        resume: None or False to start anew; True for the run's own last checkpoint; "auto" for the
-            same, or to start anew if there is none yet; otherwise the path of a checkpoint.
+        resume: None or False starts a new run; True resumes the run's last checkpoint; "auto" does
+            the same if there is one, and otherwise starts a new run; a path names a checkpoint.
         run_dir: the run's folder.
 
     Raises:
-        ValueError: the checkpoint does not exist, or is empty, truncated or altered; it is a
-            DeepSpeed folder of another run; or the run folder already holds a checkpoint and
+        ValueError: the checkpoint does not exist, is empty, truncated or altered, or is a DeepSpeed
+            folder of another run. Also if the run folder already contains a checkpoint, and
             `resume` is not set or names another run's checkpoint (this would mix two runs).
     """
     last = run_dir / CHECKPOINTS / LAST
     if resume is True and not last.exists():
         raise ValueError(
-            f"resume: {run_dir} holds no checkpoint ({last}) to go on from; resume=auto starts "
-            "anew where there is none"
+            f"resume: {run_dir} holds no checkpoint ({last}) to resume from; resume=auto "
+            "starts a new run in this case"
         )
     if resume in (True, "auto"):
         return _checked(last) if last.exists() else None
     if resume in (None, False):
         if last.exists():
             raise ValueError(
-                f"run_dir: {run_dir} already holds a run ({last}); go on with resume=true, "
+                f"run_dir: {run_dir} already holds a run ({last}); continue it with resume=true, "
                 "or choose another run_dir"
             )
         return None
@@ -135,12 +133,12 @@ def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
     if path.is_dir() and run_dir.resolve() not in path.resolve().parents:
         raise ValueError(
             f"resume: {path} is a folder, as DeepSpeed's checkpoints are; DeepSpeed reads them as "
-            "pickles, which can run code: only this run's own is taken (resume=true)"
+            "pickles, which can run code: only this run's checkpoint is accepted (resume=true)"
         )
     if last.exists() and run_dir.resolve() not in path.resolve().parents:
         raise ValueError(
-            f"run_dir: {run_dir} already holds a run ({last}), and resume={path} is another one's: "
-            "choose another run_dir"
+            f"run_dir: {run_dir} already holds a run ({last}), and resume={path} belongs to "
+            "another run: choose another run_dir"
         )
     return _checked(path)
 

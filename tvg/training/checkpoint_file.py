@@ -1,7 +1,7 @@
-"""The checksum of a checkpoint file, stored as the comment of the zip archive that torch writes.
+"""Writes and verifies the checksum of a checkpoint file.
 
-The checksum is inside the file, so a rename replaces both at once. Any tool can still read the
-archive.
+torch writes a zip archive, and the checksum is stored as the archive's comment. It is inside the
+file, so a rename replaces both together. Any zip tool can still read the archive.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 _LABEL = b"tvg sha256 "
 _COMMENT_LENGTH = len(_LABEL) + 64  # bytes: the label and the digest in hexadecimal
-# The end of a zip archive: a 4-byte signature, 16 bytes, and the 2-byte length of the comment
+# A zip archive ends with a 4-byte signature, 16 bytes, and the 2-byte length of the comment
 # (APPNOTE 4.3.16). The checksum covers everything before the comment, including that length.
 _END = b"PK\x05\x06"
 _END_LENGTH = 22
 _CHUNK = 2**24  # bytes
 _SETTLED_S = 2.0  # a file changed more recently may change again with the same time stamp
-_whole: dict[Path, tuple[int, int, int]] = {}  # files verified by this process: size, mtime, inode
+_whole: dict[Path, tuple[int, int, int]] = {}  # verified files, with size, mtime and inode
 
 
 class BrokenCheckpoint(ValueError):  # noqa: N818 - named after the finding
@@ -31,14 +31,14 @@ class BrokenCheckpoint(ValueError):  # noqa: N818 - named after the finding
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(
-            f"{path}: {problem}; restore a copy of it, or move it away: resume=auto then starts "
-            "anew"
+            f"{path}: {problem}; restore a copy, or move the file away: resume=auto then "
+            "starts a new run"
         )
         self.path = path
         self.problem = problem
 
     def __reduce__(self) -> tuple[type[BrokenCheckpoint], tuple[Path, str]]:
-        return type(self), (self.path, self.problem)  # the default passes one argument only
+        return type(self), (self.path, self.problem)  # the default would pass only one argument
 
 
 class ChecksumWriter:
@@ -51,7 +51,7 @@ class ChecksumWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._hash = hashlib.sha256()
-        self._tail = b""  # last bytes, held back because `finish` changes the archive's end
+        self._tail = b""  # last bytes, not yet written because `finish` changes the archive's end
         self.error: OSError | None = None  # the first write error
 
     def write(self, data: bytes | memoryview) -> int:
@@ -124,7 +124,7 @@ def _check_old(path: Path, end: bytes) -> None:
     last = end[-_END_LENGTH:]
     if not (last.startswith(_END) and last.endswith(b"\0\0")):
         raise BrokenCheckpoint(path, "is truncated or damaged: its end is missing")
-    rank_zero_warn(f"{path} has no checksum (written by an older version): damage goes unnoticed")
+    rank_zero_warn(f"{path} has no checksum (written by an older version): damage is not detected")
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:

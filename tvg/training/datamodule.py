@@ -11,7 +11,7 @@ from tvg.training.datamodule_base import PromptDataModule
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class GroundingDataModule(AnnotationFiles, PromptDataModule):
-    """Prompts of one data set; the keys of `AnnotationFiles` beside those of `PromptDataModule`.
+    """Prompts of one data set; has the keys of `AnnotationFiles` and of `PromptDataModule`.
 
     Raises:
         ValueError: see `PromptDataModule` and `AnnotationSet`.
@@ -25,7 +25,7 @@ class GroundingDataModule(AnnotationFiles, PromptDataModule):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MixedDataModule(PromptDataModule):
-    """Prompts of several data sets at once.
+    """Prompts of a mixture of data sets.
 
     Attributes:
         sets: factories by name; each is called with `on_missing` and returns a set.

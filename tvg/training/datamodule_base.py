@@ -1,4 +1,4 @@
-"""Base class of all data modules: loaders of prompts."""
+"""Base class of all data modules: builds the loaders of prompts."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ from tvg.types import GroundingExample
 class PromptDataModule(ExamplesDataModule):
     """Batches of prompts from annotated videos; one training batch is one optimizer step.
 
-    The fields, including those of `ExamplesDataModule`, are the keys of `conf/data/*.yaml`.
+    The fields of this class and of `ExamplesDataModule` are the keys of `conf/data/*.yaml`.
 
     Attributes:
         decoder: reads video files.
         clip: called with the decoder; returns the loader that samples, decodes and resizes clips.
-        cache: called with that loader; returns the source of clips, which may keep them on disk.
+        cache: called with that loader; returns the source of clips, which may cache them on disk.
         batch_size: prompts per optimizer step and rank.
         eval_batch_size: prompts per batch in validation and evaluation.
-        num_workers: decoding processes; 0 decodes in the training process.
+        num_workers: number of decoding processes; 0 decodes in the training process.
         shuffle: use a new order each epoch; False keeps the order of the examples (a curriculum).
-        memory_cache: keep decoded clips in memory (small data sets).
+        memory_cache: keep decoded clips in memory (for small data sets).
         max_prompt_tokens: longest prompt accepted; None for no limit.
-        use_windows: False trains on whole files, as Time-R1 does, even if an example has a window.
+        use_windows: False trains on full videos, as Time-R1 does, even if an example has a window.
             Segments still count from the window's start.
         task: builds the prompts; None if only annotations and files are inspected.
-        processor: tokenizer, video processor and chat template; None in the same case.
-        family: the model's family; None in the same case.
+        processor: tokenizer, video processor and chat template; None if `task` is None.
+        family: the model's family; None if `task` is None.
         seed: seed of the shuffle.
         template_limits: time and memory limits of the checkpoint's chat template.
-        keep_frames: the rollout engine processes clips itself; see `PromptCollator`.
+        keep_frames: keep the frames for a rollout engine that processes clips; see
+            `PromptCollator`.
 
     Raises:
-        ValueError: a count is too small, or see `ExamplesDataModule`; the message names the key.
+        ValueError: a count is too small; see also `ExamplesDataModule`. The message names the key.
     """
 
     decoder: VideoDecoder
@@ -108,7 +109,7 @@ class PromptDataModule(ExamplesDataModule):
     # -- loaders --------------------------------------------------------------------------------
 
     def train_dataloader(self) -> ResumableLoader:
-        """Batches of the training list, from the current position of training on."""
+        """Returns the batches of the training list, from the current position of training."""
         order = self._train_order(len(self.training.examples))
         options = self._loader_options(enveloped=True)
         examples = self.training.examples
@@ -154,7 +155,7 @@ class PromptDataModule(ExamplesDataModule):
         return batch.batch
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Validation batches; an empty list (no validation) if there is no validation split."""
+        """Returns validation batches; an empty list if there is no validation split."""
         has_split = self.source.files["val"] is not None
         return self.eval_loader("val", enveloped=True) if has_split else []
 
@@ -162,7 +163,7 @@ class PromptDataModule(ExamplesDataModule):
         return self.eval_loader("test", enveloped=True)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of the last available split: test, else val, else train."""
+        """Returns the batches of the last available split: test, otherwise val, otherwise train."""
         return self.eval_loader(
             next(split for split in reversed(SPLITS) if self.source.files[split] is not None),
             enveloped=True,
@@ -171,9 +172,9 @@ class PromptDataModule(ExamplesDataModule):
     def eval_loader(
         self, split: Split, *, skip: int = 0, enveloped: bool = False
     ) -> DataLoader[Any]:
-        """Batches of this rank's share in file order, without its first `skip` examples.
+        """Returns batches of this rank's share in file order, without the first `skip` examples.
 
-        `enveloped`: True for loaders that Lightning's trainer reads; see `Envelope`.
+        `enveloped`: True for loaders that Lightning's trainer uses; see `Envelope`.
         """
         return self.scoring_loader(split, self.examples(split), skip=skip, enveloped=enveloped)
 
@@ -201,7 +202,7 @@ class PromptDataModule(ExamplesDataModule):
         """Returns the dataset of some examples; builds it if the list is new.
 
         With `on_missing="skip"`, an unreadable example is left out if `scored`; otherwise another
-        one replaces it. Training cuts segments at the end of the clip; scored segments stay as
+        example replaces it. Training cuts segments at the end of the clip. Scored segments stay as
         published.
         """
         on_unreadable: OnUnreadable = "error"
@@ -209,7 +210,7 @@ class PromptDataModule(ExamplesDataModule):
             on_unreadable = "leave_out" if scored else "replace"
         fits = split == "train" and not scored
         key = f"{split}/{on_unreadable}/{fits}"
-        # A dataset remembers unusable clips by index, so another list needs another dataset.
+        # A dataset stores unusable clips by index, so another list needs another dataset.
         known = self._datasets.get(key)
         if known is None or known[0] is not examples:
             dataset = GroundingDataset(

@@ -1,4 +1,4 @@
-"""The examples of a data module: read once, selected, padded and counted."""
+"""Reads, selects, pads and counts the examples of a data module."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Examples = Sequence[GroundingExample]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ExamplesDataModule(LightningDataModule):
-    """The examples of annotation files; a subclass chooses the files (`_make_source`).
+    """Provides the examples of annotation files; subclasses choose the files (`_make_source`).
 
     Attributes:
         name: name of the data in reports.
         on_missing: action for a video that is missing or cannot be read. "error" stops; "skip"
-            leaves it out, counts it and names it. In training, an example that fails while batches
-            are made is replaced by the next one.
+            leaves the video out, counts it and reports its name. In training, an example that fails
+            while batches are made is replaced by the next example.
         selection: chooses the training examples.
-        padding: puts lead-ins before clips, in any split.
+        padding: adds lead-ins (filler frames) before clips, in any split.
         max_query_chars: longest query accepted; None for no limit. A longer query, or one that is
             not valid Unicode, is refused or left out, depending on `on_missing`.
         limit_train, limit_val, limit_test: maximum number of examples, taken from the start (in a
@@ -57,7 +57,7 @@ class ExamplesDataModule(LightningDataModule):
         check_counts(least=1, **{f"limit_{split}": n for split, n in self._limits.items()})
         self.source = self._make_source()
         self._examples: dict[Split, list[GroundingExample]] = {}
-        self._read: dict[Split, tuple[ReadReport, int]] = {}  # and number of examples
+        self._read: dict[Split, tuple[ReadReport, int]] = {}  # report and number of examples
 
     def _make_source(self) -> AnnotationSet | MixedSets:
         raise NotImplementedError
@@ -72,7 +72,7 @@ class ExamplesDataModule(LightningDataModule):
     def read(self, split: Split) -> ReadResult:
         """Reads a split, applies the selection (training only) and the padding.
 
-        Defects are repaired for training and left as published for benchmarks.
+        Defects are repaired in the training split and kept as published in the others.
 
         Raises:
             ValueError: there is no such split, or none of its examples is usable.
@@ -85,24 +85,24 @@ class ExamplesDataModule(LightningDataModule):
         return ReadResult(examples=self.padding(examples), report=report)
 
     def read_whole(self, split: Split) -> list[GroundingExample]:
-        """All examples of a split, each once, regardless of the weights of a mixture.
+        """Returns every example of a split once, for any weights of a mixture.
 
-        Used to check every example that some weights could select. For training, the selection
-        chooses from all of them.
+        This is used to check all examples that a run with other weights could show. In the training
+        split, the selection is applied to all examples.
         """
         examples = self._without_unusable_queries(self.source.read_whole(split)).examples
         return self.padding(self.selection(examples) if split == "train" else examples)
 
     def asked_query(self, example: GroundingExample) -> str:
-        """The query as the prompt shows it; without a task, as read, stripped of outer blanks."""
+        """Returns the query as in the prompt; without a task, as read, without outer whitespace."""
         return example.query
 
     def query_problem(self, example: GroundingExample) -> str | None:
-        """Returns what is wrong with a query, or None."""
+        """Returns a description of the problem of a query; None if it is usable."""
         return query_problem(self.asked_query(example), max_chars=self.max_query_chars)
 
     def _without_unusable_queries(self, result: ReadResult) -> ReadResult:
-        """Leaves out or refuses queries that cannot be asked, before the run rather than in it."""
+        """Leaves out unusable queries or refuses them, before the run starts."""
         problems = {e.qid: p for e in result.examples if (p := self.query_problem(e)) is not None}
         if not problems:
             return result
@@ -122,7 +122,7 @@ class ExamplesDataModule(LightningDataModule):
         return ReadResult(examples=examples, report=report)
 
     def examples(self, split: Split) -> list[GroundingExample]:
-        """The examples of a split up to its limit, read once; raises what `read` raises."""
+        """Returns the examples of a split up to its limit; reads them once, with `read`."""
         if split not in self._examples:
             result = self.read(split)
             log.info("%s, %s split: %s", self.name, split, result.report)
@@ -135,14 +135,14 @@ class ExamplesDataModule(LightningDataModule):
         return self._examples[split]
 
     def coverage(self, split: Split, *, num_scored: int) -> dict[str, int]:
-        """Counts the queries of a split, and by reason those that are not scored."""
+        """Counts the queries of a split, and the queries that are not scored, by reason."""
         num_asked = len(self.examples(split))
         report, num_usable = self._read[split]
         return coverage(report, num_usable=num_usable, num_asked=num_asked, num_scored=num_scored)
 
 
 def _without_unselected(report: ReadReport, before: Examples, after: Examples) -> ReadReport:
-    """Returns the report with the unselected queries, each once even if a mixture repeats it."""
+    """Returns the report with the unselected queries; repeated queries of a mixture count once."""
     report = deepcopy(report)
     report.leave_out(NOT_SELECTED, {e.qid for e in before} - {e.qid for e in after})
     return report

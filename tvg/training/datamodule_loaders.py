@@ -20,7 +20,7 @@ Collate = Callable[[Sequence[Sample | LeftOut]], PromptBatch]
 class Envelope:
     """Hides a batch from Lightning's precision plugins.
 
-    They would round every float tensor to the training precision, including the frame rates.
+    The plugins would round every float tensor to the training precision, even frame rates.
     """
 
     def __init__(self, batch: PromptBatch) -> None:
@@ -40,12 +40,12 @@ class EnvelopeCollator:
 class UnreadableClips:
     """Counts the examples that workers could not use; logs each problem once.
 
-    These have clips that cannot be read (`data.on_missing=skip`) or, in training, segments that
-    start after the end of the clip.
+    The clip of an unusable example cannot be read (`data.on_missing=skip`) or, in training, ends
+    before the segment starts.
     """
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()  # problem -> number of times it was met
+        self.counts: Counter[str] = Counter()  # problem -> number of occurrences
 
     def note(self, batch: PromptBatch) -> None:
         """Counts and logs a batch's problems; call it in the main process, once per batch."""

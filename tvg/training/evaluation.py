@@ -1,4 +1,4 @@
-"""Predictions, shared by validation, evaluation, sample filtering and prediction."""
+"""Computes predictions for validation, `tvg-evaluate`, `tvg-predict` and sample filtering."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Counts = dict[str, int]
 def predict_batch(
     *, task: Task, rollout: RolloutEngine, prompts: PromptBatch, seed: int
 ) -> list[Prediction]:
-    """One prediction per prompt; an unparseable completion scores 0."""
+    """Returns one prediction per prompt; an unparseable completion scores 0."""
     if len(prompts) == 0:  # no clip of the batch could be read
         return []
     sampled = rollout.generate(prompts, group_size=1, seed=seed)
@@ -59,24 +59,24 @@ def choose_device(name: str | None) -> torch.device:
 def with_difficulty(
     examples: Sequence[GroundingExample], predictions: Iterable[Prediction], task: Task
 ) -> list[GroundingExample]:
-    """Adds to each example the difficulty that its prediction shows; see `Task.rate`.
+    """Returns the examples with difficulties computed from their predictions; see `Task.rate`.
 
-    Examples without a prediction (unreadable clips) stay unchanged.
+    Examples without a prediction (unreadable clips) are not changed.
 
     Args:
         examples: the examples to rate.
-        predictions: their predictions, in any order.
+        predictions: predictions of the examples, in any order.
         task: rates a prediction.
 
     Raises:
-        ValueError: the truth of a query is unknown.
+        ValueError: the true segment of a query is unknown.
     """
     found = {prediction.qid: prediction for prediction in predictions}
     return [task.rate(e, found[e.qid]) if e.qid in found else e for e in examples]
 
 
 def coverage(report: ReadReport, *, num_usable: int, num_asked: int, num_scored: int) -> Counts:
-    """Counts the queries of a file, and by reason those that are not scored.
+    """Counts the queries of a file, and the queries that are not scored, by reason.
 
     If no example is repeated, queries == scored + left_out + beyond_limit.
 
@@ -97,12 +97,12 @@ def coverage(report: ReadReport, *, num_usable: int, num_asked: int, num_scored:
 
 
 class PartialPredictions:
-    """The predictions so far, in a file, so that an interrupted evaluation can be resumed.
+    """Saves the predictions so far to a file, so that an interrupted evaluation can be resumed.
 
     The first line is a fingerprint of everything that affects predictions (weights, prompt,
-    sampling, data). A file with another fingerprint is started anew, never mixed in. Each further
-    line holds one whole batch (an empty list if none of its clips could be read). The size of a
-    batch affects sampling and rounding, so a resumed evaluation has to use the same batches as an
+    sampling, data). A file with another fingerprint is overwritten. Each further line contains the
+    predictions of one batch: an empty list if none of the batch's clips could be read. The size of
+    a batch affects sampling and rounding, so a resumed evaluation has to use the same batches as an
     uninterrupted one.
     """
 
@@ -116,7 +116,7 @@ class PartialPredictions:
     def _read(self) -> list[list[Prediction]]:
         if not self.path.is_file():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be cut off
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be incomplete
         if not lines or lines[0] != self._head():
             return []
         return [[prediction_of(row) for row in json.loads(line)] for line in lines[1:]]
@@ -158,16 +158,16 @@ def predict_all(
     partial: PartialPredictions,
     on_batch: Callable[[int], None],
 ) -> list[Prediction]:
-    """Predicts the remaining batches; returns all predictions, those already in `partial` first.
+    """Predicts the remaining batches; returns the predictions in `partial` and the new ones.
 
     Args:
-        task: reads and scores completions.
-        rollout: the sampler, set up.
+        task: parses and scores completions.
+        rollout: the sampler; its `setup` has been called.
         batches: the remaining batches, in order.
-        seed: seed of the sampler, unless it is greedy.
+        seed: seed of the sampler; greedy decoding ignores it.
         device: batches are moved to this device.
         partial: receives every batch's predictions.
-        on_batch: called after each batch with its number of predictions, for progress.
+        on_batch: called after each batch with the number of its predictions, to show progress.
     """
     with awake(rollout):
         for prompts in batches:

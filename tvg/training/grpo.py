@@ -1,4 +1,4 @@
-"""GRPO and variants: sample a group, score it, reinforce what scores above the group's mean."""
+"""GRPO and its variants: sample groups of completions, score them, and update the policy."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class GRPOModule(PolicyModule):
                                     -> optimizer
 
     Args:
-        rollout: samples the completions, and those of validation greedily.
+        rollout: samples the completions; validation uses greedy decoding.
         reward: scores completions.
         loss: the objective.
         group_size: completions per prompt.
@@ -69,24 +69,24 @@ class GRPOModule(PolicyModule):
             importance ratio is exactly 1.
         old_logprobs: denominator of the importance ratio. "policy": log-probabilities by the
             policy as it was at sampling (one more forward pass if there are several updates, or if
-            the KL is part of the reward). "sampler": those reported by the sampler. The difference
-            of the two is logged as `train/policy/sampler_gap`.
+            the KL is part of the reward). "sampler": log-probabilities reported by the sampler. The
+            difference is logged as `train/policy/sampler_gap`.
         resample_flat_groups: fills each step with groups whose rewards differ; None uses all
             groups.
         reference: "initial" keeps a frozen copy of the initial policy if the objective has a KL
-            weight, and only then; None never does. Frozen weights are shared with the policy.
+            weight; None keeps no copy. The copy shares frozen weights with the policy.
         reference_offload: keep the reference's unshared weights on the CPU between uses.
-        micro_batch_completions: completions of a group per forward/backward pass; None: all.
-            Fewer need less memory, but the prompt is recomputed for each part. The gradient is the
-            same.
+        micro_batch_completions: completions of a group per forward/backward pass; None: all. A
+            smaller number needs less memory, but recomputes the prompt in every pass. The gradient
+            is the same.
         scoring_fps: frame rate assumed when scoring log-probabilities; None: the true rate.
         preflight: compares sampler and trainer before the first step; None to skip it.
         policy, tokenizer, task, micro_batch_size, optimizer, schedule,
             max_grad_norm, max_skipped_steps, component_lr, seed: see `PolicyModule`.
 
     Raises:
-        ValueError: an argument is out of range, a KL weight has no reference, or
-            `sampler_ratio_cap` is combined with old_logprobs="sampler".
+        ValueError: an argument is out of range, the KL weight needs a reference but there is none,
+            or `sampler_ratio_cap` is combined with old_logprobs="sampler".
     """
 
     def __init__(
@@ -159,9 +159,10 @@ class GRPOModule(PolicyModule):
     # -- a step ---------------------------------------------------------------------------------
 
     def step(self, batch: PromptBatch, *, is_last_batch: bool) -> StepOutput:
-        """Samples and rewards completions, and updates the policy once enough groups are there."""
+        """Samples and scores completions; updates the policy once enough groups are collected."""
         if self.resampling is not None:
-            forget_logged(self.trainer)  # a batch without an update would log the last one again
+            # Otherwise, a batch without an update would log the metrics of the last update again.
+            forget_logged(self.trainer)
         with self.stage("vision"):
             prompts = self.policy.encode_clips(batch)  # once, for all passes
         with self.stage("sampling"):
@@ -199,7 +200,7 @@ class GRPOModule(PolicyModule):
     def _sample(self, prompts: PromptBatch) -> RolloutBatch:
         stream = self.resampling.num_batches if self.resampling is not None else 0
         with awake(self.rollout):
-            if self.preflight is not None:  # within a step, so with the precision of training
+            if self.preflight is not None:  # inside a step, so that training's precision applies
                 self.preflight.run(
                     policy=self.policy, rollout=self.rollout, prompts=prompts, seed=self.seed
                 )
@@ -211,13 +212,13 @@ class GRPOModule(PolicyModule):
     def _collect(
         self, rollout: RolloutBatch, rewards: Tensor, *, is_last_batch: bool
     ) -> tuple[tuple[RolloutBatch, Tensor] | None, dict[str, Tensor | float]]:
-        """Returns ((groups, rewards [N]) to learn from, metrics); None: sample more groups first.
+        """Returns ((groups, rewards [N]) to train on, metrics); None: sample more groups first.
 
         Args:
             rollout: the groups of this batch.
-            rewards: [N], their total rewards.
-            is_last_batch: no batch of this epoch follows. Groups waiting for more are not saved in
-                checkpoints, so they are then used as they are.
+            rewards: [N], total rewards of their completions.
+            is_last_batch: the batch is the last of its epoch. Checkpoints do not contain collected
+                groups, so all collected groups are used at the end of an epoch.
         """
         if self.resampling is None:
             return (rollout, rewards), {}
@@ -242,7 +243,7 @@ class GRPOModule(PolicyModule):
     def _learn_from(
         self, rollout: RolloutBatch, rewards: Tensor
     ) -> tuple[int, dict[str, Tensor | float]]:
-        """Takes the optimizer steps of a rollout; returns their number and the metrics."""
+        """Computes the optimizer steps of a rollout; returns their number and the metrics."""
         batch = self.prepare(rollout, rewards)
         left = self.trainer.max_steps - self.global_step if self.trainer.max_steps > 0 else None
         num_updates = self.num_updates if left is None else min(self.num_updates, left)
@@ -264,7 +265,7 @@ class GRPOModule(PolicyModule):
 
         Args:
             rollout: N completions.
-            rewards: [N], their total rewards.
+            rewards: [N], total rewards of the completions.
         """
         metrics: dict[str, Tensor | float] = {}
         micro_batches = self.scorer.split(rollout)
@@ -301,7 +302,7 @@ class GRPOModule(PolicyModule):
     def _with_reference(
         self, reference: Policy, micro_batches: list[MicroBatch]
     ) -> list[MicroBatch]:
-        """Adds the reference's log-probabilities."""
+        """Returns the micro-batches with the reference's log-probabilities."""
         used = in_use(reference, self.policy, device=self.device, offload=self.reference_offload)
         with used as scoring:
             scored = self.scorer.frozen_logprobs(scoring, micro_batches)
@@ -314,8 +315,8 @@ class GRPOModule(PolicyModule):
         """Back-propagates the loss of a batch; returns its metrics.
 
         Args:
-            batch: the whole step.
-            is_first: the policy has not moved since it sampled.
+            batch: the complete step.
+            is_first: the policy has not been updated since it sampled.
         """
 
         def loss_of(micro_batch: MicroBatch) -> LossOutput:
@@ -341,9 +342,9 @@ class GRPOModule(PolicyModule):
         super().on_fit_start()
         if self.resampling is not None and self.trainer.max_steps == -1:
             log.warning(
-                "objective.resample_flat_groups: a step may take several batches, so the run has "
-                "fewer steps than the learning-rate schedule spans (those of trainer.max_epochs): "
-                "set trainer.max_steps where that matters"
+                "objective.resample_flat_groups: a step may need several batches, so the run may "
+                "stop before the learning-rate schedule ends, which is computed from "
+                "trainer.max_epochs; set trainer.max_steps to avoid this"
             )
 
     def num_optimizer_steps(self) -> int | float:

@@ -1,9 +1,9 @@
-"""All uses of Lightning's private members and modules: its loops, logged metrics and bar.
+"""All uses of Lightning's private members and modules: loops, logged metrics and progress bar.
 
-Lightning keeps its loader and its number of batches for the whole run. A run resumed at the end of
-an epoch begins in one of three stages of that end. A checkpoint saved in `on_train_batch_end` is
-written before Lightning counts the step for its loggers and before the step's validation; on
-resuming, Lightning takes both as done.
+Lightning keeps its loader and its number of batches for the entire run. At the end of an epoch, the
+loops can be saved in any of three stages, in which a resumed run then starts. A checkpoint saved in
+`on_train_batch_end` is written before Lightning counts the step for its loggers and before the
+step's validation. When the run is resumed, Lightning treats both as done.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm as Tqdm  # f
 
 
 def num_stepped_batches(trainer: Trainer) -> int:
-    """Number of training batches done; Lightning's own metrics use it as the logged step."""
+    """Returns the number of completed training batches, which Lightning logs as the step."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def forget_logged(trainer: Trainer) -> None:
-    """Drops the metrics of earlier batches, which the next batch would log again."""
+    """Clears the metrics of earlier batches; otherwise, the next batch would log them again."""
     if trainer._results is not None:
         trainer._results.clear()
 
@@ -33,12 +33,12 @@ def forget_train_loader(trainer: Trainer) -> None:
 def begin_epoch_afresh(trainer: Trainer) -> None:
     """Makes a resumed run begin with a new epoch; call it in `on_train_start`.
 
-    The checkpoint's epoch counts as done, including its validation if the run was stopped in it.
+    The checkpoint's epoch counts as done, even if the run was stopped during its validation.
     """
     loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
     if batches.restarted_on_train_batch_end:  # counted after the hooks that save checkpoints
         batches._batches_that_stepped += 1
-    counts: Any  # annotated in Lightning as their base class
+    counts: Any  # Lightning annotates these as their base class
     for counts in (loop.epoch_progress.total, loop.epoch_progress.current):
         counts.started = counts.processed = counts.completed = counts.ready
     counts = batches.batch_progress.total
@@ -49,7 +49,7 @@ def begin_epoch_afresh(trainer: Trainer) -> None:
 
 
 def step_metrics(trainer: Trainer) -> dict[str, float]:
-    """The metrics that Lightning is about to log for this step; empty if it logs nothing now."""
+    """Returns the metrics that Lightning is about to log for this step; may be empty."""
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return {}
@@ -68,7 +68,7 @@ def validation_is_due(trainer: Trainer) -> bool:
 
 
 def validate_now(trainer: Trainer) -> None:
-    """Runs a whole validation in `on_train_start`, as between two training steps."""
+    """Runs a complete validation in `on_train_start`, as between two training steps."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     forget_half_validation(trainer)
     trainer.validating = True

@@ -20,7 +20,7 @@ class SkippedSteps:
     """Counts the skipped steps, in total and in a row.
 
     Args:
-        max_in_a_row: number of consecutive skipped steps that raises an error, at least 1.
+        max_in_a_row: an error is raised after this many consecutive skipped steps; at least 1.
 
     Raises:
         ValueError: `max_in_a_row` is below 1; the message names its key.
@@ -48,12 +48,12 @@ class SkippedSteps:
         """Records a step.
 
         Args:
-            is_skipped: the same on every rank.
+            is_skipped: True if the step was skipped; equal on every rank.
             step: number of optimizer steps before this one.
             loss: loss of this rank.
             grad_norm: gradient norm over all ranks.
             describe: returns rows about the step's examples, for the file.
-            file: written when training stops.
+            file: written if training stops.
 
         Raises:
             ValueError: too many steps in a row were skipped; the message names the file.
@@ -64,7 +64,7 @@ class SkippedSteps:
         self.num += 1
         self.num_in_a_row += 1
         log.warning(
-            "step %d is skipped: its loss is %g, the norm of its gradients %g (%d skipped so far)",
+            "step %d is skipped: loss %g, gradient norm %g (%d steps skipped so far)",
             *(step + 1, loss, grad_norm, self.num),
         )
         if self.num_in_a_row < self.max_in_a_row:
@@ -72,10 +72,10 @@ class SkippedSteps:
         found = {"step": step + 1, "loss": _plain(loss), "grad_norm": _plain(grad_norm)}
         write_json(file, {**found, "rows": _plain(describe())})
         raise ValueError(
-            f"objective.max_skipped_steps: {self.num_in_a_row} steps in a row had a loss or "
-            f"gradients that are not finite, the last of them step {step + 1} (loss {loss:g}, "
-            f"gradient norm {grad_norm:g}); its batch is in {file}. The last checkpoint holds "
-            "weights from before any of them; a lower objective.optimizer.lr or another "
+            f"objective.max_skipped_steps: {self.num_in_a_row} steps in a row had a "
+            f"non-finite loss or gradient, up to step {step + 1} (loss {loss:g}, gradient norm "
+            f"{grad_norm:g}). The batch of this step is in {file}. The last checkpoint contains "
+            "the weights before these steps; a lower objective.optimizer.lr or another "
             "trainer.precision may help"
         )
 
@@ -87,7 +87,7 @@ class SkippedSteps:
 
 
 def example_row(example: GroundingExample, **more: Any) -> dict[str, Any]:
-    """Fields that identify an example, with the values to report about it."""
+    """Returns the fields that identify an example, and further values to report."""
     segment = None if example.segment is None else list(example.segment)
     video = str(example.video_path or example.video)
     row = {"qid": example.qid, "video": video, "query": example.query, "truth": segment}
@@ -101,7 +101,7 @@ def completion_rows(
     *,
     group_size: int,
 ) -> list[dict[str, Any]]:
-    """One row per completion; N texts and rewards, N = group_size * number of examples."""
+    """Returns one row per completion; N texts and rewards, N = group_size * number of examples."""
     return [
         example_row(examples[n // group_size], reward=reward, completion=text)
         for n, (text, reward) in enumerate(zip(texts, rewards, strict=True))

@@ -1,4 +1,4 @@
-"""Optimizers that torch does not have."""
+"""Optimizers that are missing in torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tvg.core.limits import eight_bit_problems, refuse
 def adamw_8bit(
     params: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], weight_decay: float
 ) -> Optimizer:
-    """AdamW whose states are rounded to 8 bits in blocks of 256 (arXiv 2110.02861).
+    """Returns AdamW with states rounded to 8 bits in blocks of 256 (arXiv 2110.02861).
 
-    Tensors of fewer than 4,096 numbers keep float32 states, as the paper's authors advise.
+    Tensors of fewer than 4,096 numbers keep float32 states, as the paper's authors recommend.
 
     Raises:
-        ValueError: bitsandbytes, an extra, is not installed.
+        ValueError: the optional package bitsandbytes is not installed.
     """
     refuse(eight_bit_problems())
     made: Optimizer = import_module("bitsandbytes.optim").AdamW8bit(

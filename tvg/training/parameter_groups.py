@@ -1,4 +1,4 @@
-"""Groups of trained parameters with the same optimizer settings."""
+"""Groups trained parameters by their optimizer settings."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tvg.model.freezing import component_of_each
 def parameter_groups(
     model: nn.Module, component_lr: Mapping[str, float | None]
 ) -> list[dict[str, Any]]:
-    """Groups parameters by weight decay and learning rate; the optimizer's own rate comes first.
+    """Returns groups by weight decay and learning rate; groups without a separate rate are first.
 
     Weight decay applies to matrices, not to gains and biases.
 
     Args:
         model: a video-language model, with or without adapters.
         component_lr: learning rates of vision, merger, language and adapter; None or a missing
-            key: the optimizer's own.
+            key: the optimizer's rate.
 
     Raises:
-        ValueError: a rate for an unknown part or for a part that is not trained, or a rate below 0.
+        ValueError: a rate is below 0, or it is for a part that is unknown or not trained.
     """
     check_rates(component_lr)
     adapters, parts = adapter_ids(model), component_of_each(model)

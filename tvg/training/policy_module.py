@@ -1,4 +1,4 @@
-"""Base class of supervised and reinforcement training: optimizer steps and validation."""
+"""Base class of supervised and RL training: optimizer steps and validation."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ class PolicyModule(TrainedStateModule):
     """Trains a policy and validates it.
 
     Each batch is one optimizer step on this rank. It is split into micro-batches of
-    `micro_batch_size` prompts, and every loss is divided by the denominator of the whole step.
+    `micro_batch_size` prompts, and every loss is divided by the denominator of the entire step.
     The split therefore changes memory use but not the gradient. This requires manual optimisation.
 
     Args:
         policy: trained in place.
         tokenizer: tokenizer of the policy.
-        task: reads and scores completions.
-        rollout: the sampler; validation decodes greedily.
+        task: parses and scores completions.
+        rollout: the sampler; validation uses greedy decoding.
         micro_batch_size: prompts per forward/backward pass.
         optimizer: builds the optimizer from parameter groups.
         schedule: builds the learning-rate schedule from the optimizer and the number of steps.
         max_grad_norm: gradients are clipped to this norm; None for no clipping.
         max_skipped_steps: training stops after this many consecutive steps with a non-finite loss
-            or gradient. Such a step leaves weights and optimizer state unchanged.
+            or gradient. These steps leave weights and optimizer state unchanged.
         component_lr: separate learning rates for "vision", "merger", "language" and "adapter";
-            None: the optimizer's.
+            None: the optimizer's rate.
         seed: every random draw is a function of this seed, the step and the rank.
 
     Raises:
@@ -113,11 +113,11 @@ class PolicyModule(TrainedStateModule):
 
     @abstractmethod
     def step(self, batch: PromptBatch, *, is_last_batch: bool) -> StepOutput:
-        """Takes the optimizer step of a batch.
+        """Computes the training step of a batch, usually with one optimizer step.
 
         Args:
             batch: prompts of this rank.
-            is_last_batch: the last of its epoch.
+            is_last_batch: the batch is the last of its epoch.
         """
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
@@ -149,8 +149,9 @@ class PolicyModule(TrainedStateModule):
             return
         if merges_with_prefill(self.tokenizer, prefill, completion):
             log.warning(
-                "prompt.prefill: %r and the start of an answer, %r, share a token in this "
-                "tokenizer, but are tokenised apart: end the prefill with a line break",
+                "prompt.prefill: this tokenizer merges the end of %r and the start of an answer, "
+                "%r, into one token, but tvg tokenises them separately: end the prefill with a "
+                "line break",
                 prefill,
                 completion[:20],
             )
@@ -161,8 +162,8 @@ class PolicyModule(TrainedStateModule):
         num_steps = self.num_optimizer_steps()
         if math.isinf(num_steps):
             raise ValueError(
-                "trainer.max_steps: the learning-rate schedule needs a number of steps: with "
-                "trainer.max_time, also set trainer.max_steps or trainer.max_epochs"
+                "trainer.max_steps: the learning-rate schedule needs a number of steps: in "
+                "addition to trainer.max_time, set trainer.max_steps or trainer.max_epochs"
             )
         schedule = self.make_schedule(optimizer, int(num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -200,14 +201,14 @@ class PolicyModule(TrainedStateModule):
         """Clips gradients, then steps the optimizer and the schedule; returns metrics to log.
 
         If the loss or a gradient is not finite on any rank, all ranks discard their gradients. The
-        step still counts (for `max_steps`, the schedule and all random draws).
+        step still counts for `max_steps`, the schedule and all random draws.
 
         Args:
             loss: loss of this rank's step, detached.
-            describe: returns rows about the step's examples, to be saved if training stops here.
+            describe: returns rows about the step's examples, saved to a file if training stops.
 
         Raises:
-            ValueError: too many consecutive steps were not finite.
+            ValueError: too many consecutive steps had a non-finite loss or gradient.
         """
         with self.stage("optimizer"):
             return self._step_optimizer(loss, describe)
@@ -264,7 +265,7 @@ class PolicyModule(TrainedStateModule):
     def on_validation_epoch_end(self) -> None:
         self.rollout.sleep()
         predictions = self.val_predictions
-        if self.trainer.world_size > 1:  # ranks repeat queries as padding; each counts once
+        if self.trainer.world_size > 1:  # ranks repeat queries as padding; count each once
             gathered = gather_objects(self.trainer, predictions)
             predictions = list({p.qid: p for of_rank in gathered for p in of_rank}.values())
         if not predictions:

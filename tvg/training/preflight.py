@@ -29,22 +29,23 @@ def merges_with_prefill(tokenizer: Any, prefill: str, completion: str) -> bool:
 
 
 class PreflightError(ValueError):
-    """Sampler and trainer disagree on the log-probabilities of the same tokens."""
+    """Raised if sampler and trainer disagree on the log-probabilities of the same tokens."""
 
 
 class Preflight:
     """Samples a few completions and scores the same tokens with the trainer's forward pass.
 
-    If vision inputs, frame rate, positions, suppressed tokens or weights differ between the two,
-    so do the log-probabilities, and training would silently optimise something else.
+    If vision inputs, frame rate, positions, suppressed tokens or weights differ between sampler and
+    trainer, the log-probabilities differ, too. Training would then silently optimise a wrong
+    objective.
 
     Args:
         num_prompts: number of prompts to check, from the start of the first batch.
         num_completions: completions per prompt.
         max_abs_diff: largest difference allowed on any token in float32, in nats.
-        half_mean_diff: largest mean difference allowed in half precision, in nats. bfloat16 keeps
-            8 bits, so single tokens can differ by 0.1 or more although nothing is wrong, while the
-            mean stays near 0.01.
+        half_mean_diff: largest mean difference allowed in half precision, in nats. bfloat16 has 8
+            bits of precision, so single tokens can differ by 0.1 or more without an error. The mean
+            is then still near 0.01.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Preflight:
     def run(
         self, *, policy: Policy, rollout: RolloutEngine, prompts: PromptBatch, seed: int
     ) -> float:
-        """Returns the difference in nats: the largest one, or in half precision the mean.
+        """Returns the largest difference in nats; in half precision, the mean difference.
 
         Raises:
             PreflightError: the difference is larger than allowed; the message names the worst token
@@ -91,15 +92,15 @@ class Preflight:
             raise PreflightError(
                 "preflight: sampler and trainer disagree on the log-probabilities of the same "
                 f"tokens: {kind} difference {found:.3g} nats (allowed {allowed:.3g}), worst at "
-                f"{self._describe(worst, sampled, logprobs)}. Suspects: the sampled frame rate or "
-                "the position ids differ, stale weights in the sampler, another set of suppressed "
+                f"{self._describe(worst, sampled, logprobs)}. Possible causes: another frame rate "
+                "or other position ids, stale weights in the sampler, another set of suppressed "
                 "tokens, or dropout."
             )
         log.info("preflight: sampler and trainer agree to %.2g nats (%s)", found, kind)
         return found
 
     def _describe(self, index: int, sampled: RolloutBatch, logprobs: Tensor) -> str:
-        """Describes one of the [N, C] sampled tokens and its log-probability in both."""
+        """Describes a sampled token by its index in [N, C], with both log-probabilities."""
         row, column = divmod(index, logprobs.shape[1])
         return (
             f"token {column} of a completion for "
@@ -110,6 +111,6 @@ class Preflight:
 
 
 def _is_half(policy: Policy) -> bool:
-    """Returns whether the policy computes in half precision, by its weights or by autocast."""
+    """Returns whether the policy computes in half precision: by its weights or autocast."""
     is_autocast = torch.is_autocast_enabled(policy.device.type)
     return is_autocast or next(policy.parameters()).dtype in (torch.bfloat16, torch.float16)

@@ -1,4 +1,4 @@
-"""Silences irrelevant warnings of libraries."""
+"""Silences irrelevant warnings from libraries."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _IGNORED = (
 )
 
 
-# DeepSpeed's, for every machine without a GPU: saving a model imports it, trained with it or not.
+# DeepSpeed logs this on machines without a GPU. Saving a model imports DeepSpeed even if unused.
 _NO_ACCELERATOR = "Setting accelerator to CPU"
 
 
 def quiet_libraries() -> None:
-    """Silences tips, deprecations between libraries, and progress bars without a terminal."""
+    """Silences tips and deprecations between libraries and, without a terminal, progress bars."""
     for message in _IGNORED:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

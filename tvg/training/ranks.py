@@ -1,4 +1,7 @@
-"""Sums, decisions and objects over all ranks; with one rank, nothing is sent."""
+"""Collects means, minima, decisions and objects over all ranks.
+
+With one rank, nothing is communicated.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ T = TypeVar("T")
 
 
 def gather_objects(trainer: Trainer, mine: T) -> list[T]:
-    """The object of every rank, in the order of the ranks; the same list on all of them."""
+    """Returns the object of every rank, in the order of the ranks; equal on all ranks."""
     if trainer.world_size == 1:
         return [mine]
     gathered: list[T] = [mine] * trainer.world_size
@@ -21,7 +24,7 @@ def gather_objects(trainer: Trainer, mine: T) -> list[T]:
 
 
 def mean_over_ranks(trainer: Trainer, count: Tensor) -> Tensor:
-    """The mean over ranks of a per-rank count, as a float tensor.
+    """Returns the mean over ranks of a per-rank count, as a float tensor.
 
     Gradients are averaged over ranks. With this denominator, every token (or completion) has the
     same weight on every rank.
@@ -32,14 +35,14 @@ def mean_over_ranks(trainer: Trainer, count: Tensor) -> Tensor:
 
 
 def least_over_ranks(trainer: Trainer, number: int, *, device: torch.device) -> int:
-    """The minimum of a number over all ranks."""
+    """Returns the minimum of a number over all ranks."""
     if trainer.world_size == 1:
         return number
     return int(_all(trainer, torch.tensor(float(number), device=device)).min())
 
 
 def is_true_on_all_ranks(trainer: Trainer, is_true: bool) -> bool:
-    """Whether a condition holds on every rank."""
+    """Returns whether a condition is true on every rank."""
     if trainer.world_size == 1:
         return is_true
     return trainer.strategy.reduce_boolean_decision(is_true, all=True)

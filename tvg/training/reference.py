@@ -13,7 +13,7 @@ from tvg.model.policy import Policy
 
 
 def frozen_copy(policy: Policy) -> Policy:
-    """Frozen copy of the initial policy; weights that are never trained are shared, not copied.
+    """Returns a frozen copy of the initial policy; shares the weights that are never trained.
 
     Adapters initially have no effect, so the reference is the model without them.
     """
@@ -27,9 +27,10 @@ def frozen_copy(policy: Policy) -> Policy:
 def in_use(
     reference: Policy, policy: Policy, *, device: torch.device, offload: bool
 ) -> Iterator[Policy]:
-    """Yields the reference on `device`; with `offload`, its own weights are otherwise on the CPU.
+    """Yields the reference on `device`.
 
-    Its own weights are those that it does not share with the policy.
+    With `offload`, the weights that the reference does not share with the policy are on the CPU
+    before and after.
     """
     if not offload:
         yield reference
@@ -43,4 +44,4 @@ def in_use(
         yield reference
     finally:
         for parameter, kept in zip(own, at_rest, strict=True):
-            parameter.data = kept  # unchanged, so no copy back is needed
+            parameter.data = kept  # the weights are unchanged: no copy from the device

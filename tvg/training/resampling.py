@@ -1,4 +1,4 @@
-"""Dynamic sampling: an optimizer step waits until it has enough groups whose rewards differ."""
+"""Dynamic sampling: fills each optimizer step with groups whose rewards differ."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class FlatGroupResampling:
 
     A group of equal rewards has zero advantages and would only dilute the step. As in DAPO
     (arXiv 2503.14476, section 3.2), such groups are left out and further prompts are sampled
-    instead. Groups beyond a full batch are left out, too, so that every step has the same number
-    of groups and nothing is carried over.
+    instead. Groups beyond a full batch are also left out, so all full steps have the same number
+    of groups, and no group is carried over to the next step.
 
     Args:
         max_batches: maximum number of batches sampled for one step. After these, or at the end of
-            an epoch, the step uses the groups found so far (one flat group if there is none).
+            an epoch, the step uses the groups found so far, or one flat group if it has found none.
 
     Raises:
         ValueError: `max_batches` is below 1.
@@ -37,7 +37,7 @@ class FlatGroupResampling:
     def clear(self) -> None:
         """Discards all collected groups."""
         self.num_batches = 0
-        self.num_groups = 0  # sampled, flat ones included
+        self.num_groups = 0  # sampled groups, including flat ones
         self._wanted = 0
         self._kept: list[tuple[RolloutBatch, Tensor]] = []
         self._flat: list[tuple[RolloutBatch, Tensor]] = []  # the first flat group, if any
@@ -62,17 +62,17 @@ class FlatGroupResampling:
 
     @property
     def is_full(self) -> bool:
-        """True if this rank has as many groups as a batch holds."""
+        """True if this rank has collected a full batch of groups."""
         return len(self._kept) >= self._wanted
 
     @property
     def is_exhausted(self) -> bool:
-        """True if no further batch may be sampled for this step; the same on every rank."""
+        """True if no further batch may be sampled for this step; equal on every rank."""
         return self.num_batches >= self.max_batches
 
     @property
     def num_ready(self) -> int:
-        """Number of groups that this rank can use now; 1, a flat one, if there is no other."""
+        """Number of groups that this rank can use now; 1 if it has only a flat group."""
         return max(min(len(self._kept), self._wanted), 1)
 
     @property
@@ -81,12 +81,12 @@ class FlatGroupResampling:
         return len(self._kept) / max(self.num_groups, 1)
 
     def take(self, *, num: int, pad_id: int) -> tuple[RolloutBatch, Tensor]:
-        """Returns some groups and their rewards [N], and discards everything collected.
+        """Returns `num` groups and their rewards [N]; discards all collected groups.
 
         Args:
-            num: number of groups, at most the `num_ready` of every rank. All ranks then run the
-                same number of passes, which some strategies require.
-            pad_id: pads shorter rows.
+            num: number of groups, at most the `num_ready` of every rank. All ranks then compute
+                the same number of passes, which some strategies require.
+            pad_id: token that pads shorter rows.
         """
         chosen = self._kept[:num] or self._flat
         rollout = join_rollouts([part for part, _ in chosen], pad_id=pad_id)

@@ -1,4 +1,4 @@
-"""Predicts training examples with the current weights, shared among ranks and resumable."""
+"""Predicts training examples with the current weights; ranks share the work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rescoring:
         trainer: its ranks share the work.
         module: the policy under training and its validation sampler.
         data: makes the batches.
-        max_new_tokens: longest completion; None: that of the validation sampler.
+        max_new_tokens: limit of a completion; None: the validation sampler's limit.
         folder: each rank stores its predictions so far here.
         name: name of the pass, for the files and the progress bar.
     """
@@ -44,10 +44,11 @@ class Rescoring:
     name: str
 
     def run(self, examples: Sequence[GroundingExample]) -> dict[str, Prediction]:
-        """Returns greedy predictions by id, the same on every rank; call it on all ranks.
+        """Returns greedy predictions by query id, equal on every rank; call it on all ranks.
 
         A pass that was killed continues after its finished batches if weights, examples, sampler
-        and ranks are the same. The predictions stay on disk; the caller removes them.
+        and number of ranks are the same. The predictions stay on disk until the caller removes
+        them.
         """
         examples = list({example.qid: example for example in examples}.values())  # each once
         rollout = self._rollout()
@@ -93,7 +94,7 @@ class Rescoring:
         return rollout if self.max_new_tokens is None else rollout.limited(self.max_new_tokens)
 
     def _fingerprint(self, rollout: RolloutEngine, examples: Sequence[GroundingExample]) -> str:
-        """Hashes everything that determines the batches and the predictions."""
+        """Returns a hash of everything that determines the batches and the predictions."""
         told = [
             [
                 *(e.qid, e.raw_query or e.query, e.segment),
@@ -108,5 +109,5 @@ class Rescoring:
         return fingerprint(self.module.policy) + decides
 
     def _of_all_ranks(self, mine: list[Prediction]) -> list[Prediction]:
-        """Gathers predictions in the same order on every rank; padding duplicates are kept."""
+        """Returns the predictions of all ranks, in the same order on each; keeps duplicates."""
         return [p for of_rank in gather_objects(self.trainer, mine) for p in of_rank]

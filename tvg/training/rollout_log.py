@@ -22,9 +22,9 @@ class ParsedCompletions:
 
     examples: list[GroundingExample]
     answers: list[ParsedAnswer]
-    is_parsed: list[bool]  # holds an answer
+    is_parsed: list[bool]  # contains an answer
     is_exact: list[bool]  # has exactly the requested format
-    columns: list[dict[str, Any]]  # truth and answer, as tables show them
+    columns: list[dict[str, Any]]  # table columns with truth and answer
 
 
 def parse_completions(task: Task, rollout: RolloutBatch) -> ParsedCompletions:
@@ -57,7 +57,7 @@ def reward_inputs(rollout: RolloutBatch, parsed: ParsedCompletions) -> Completio
 
 
 def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor | float]:
-    """Mean and spread of the total and of each component, and the share of flat groups."""
+    """Returns mean, spread and share of flat groups, of the total and of each component."""
     metrics: dict[str, Tensor | float] = {}
     for name, values in {"total": rewards.total, **rewards.components}.items():
         groups = values.view(-1, group_size)
@@ -72,7 +72,7 @@ def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor |
 def rollout_metrics(
     rollout: RolloutBatch, parsed: ParsedCompletions, rewards: RewardOutput
 ) -> dict[str, Tensor | float]:
-    """Metrics of a rollout's rewards and completions."""
+    """Returns metrics of a rollout's rewards and completions."""
     metrics = reward_metrics(rewards, rollout.group_size)
     metrics["completion/length"] = rollout.completion_mask.sum(1).float().mean()
     metrics["completion/truncated"] = 1 - rollout.is_finished.float().mean()
@@ -82,7 +82,7 @@ def rollout_metrics(
 
 
 def update_metrics(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor | float]:
-    """Means over the updates of a rollout; the last value of learning rate and skipped steps."""
+    """Returns means over a rollout's updates, and the last learning rate and skipped steps."""
     names = dict.fromkeys(name for update in updates for name in update)
     means = {n: torch.stack([u[n] for u in updates if n in u]).mean() for n in names}
     means |= {n: updates[-1][n] for n in ("learning_rate", "skipped_steps") if n in names}
@@ -93,7 +93,7 @@ def update_metrics(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor 
 def rollout_rows(
     rollout: RolloutBatch, parsed: ParsedCompletions, rewards: RewardOutput
 ) -> list[dict[str, Any]]:
-    """One plain row per completion, for tables; `group` is the prompt's index in the batch."""
+    """Returns one table row per completion; `group` is the prompt's index in the batch."""
     lengths = rollout.completion_mask.sum(1).tolist()
     finished = rollout.is_finished.tolist()
     return [

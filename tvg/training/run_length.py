@@ -1,4 +1,4 @@
-"""The length of a run, computed without building its loaders."""
+"""Estimates the length of a run without building its loaders."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tvg.training.datamodule_base import PromptDataModule
 def estimated_batches(trainer: Trainer) -> int | float:
     """Returns the estimated number of training batches of the run; infinite if unknown.
 
-    Like Lightning's `estimated_stepping_batches`, but based on the examples that the run starts
-    from. A run whose list is chosen anew between epochs (`sample_filtering`) then gets the same
-    schedule wherever it is resumed. For such a run the number is an upper bound, provided that no
-    later list is longer than the first.
+    This is Lightning's `estimated_stepping_batches` for the examples that the run starts from. The
+    callback `sample_filtering` chooses other examples between epochs. Its runs then have the same
+    schedule wherever they are resumed. For them, the number is an upper bound if no later list is
+    longer than the first.
     """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, PromptDataModule) or trainer.max_epochs in (None, -1):

@@ -12,10 +12,11 @@ from tvg.core.limits import refuse, schedule_problems
 def warmup_schedule(
     optimizer: Optimizer, num_steps: int, *, name: str, warmup_steps: int
 ) -> LambdaLR:
-    """A schedule of transformers' `get_scheduler` over `num_steps` optimizer steps.
+    """Returns a schedule of transformers' `get_scheduler` over `num_steps` optimizer steps.
 
     Raises:
-        ValueError: unknown name, more warm-up than steps, or warm-up for a schedule without any.
+        ValueError: the name is unknown, there are more warm-up steps than steps, or warm-up is set
+            for a schedule without warm-up.
     """
     refuse(schedule_problems(name, warmup_steps, num_steps))
     return get_scheduler(
@@ -24,10 +25,11 @@ def warmup_schedule(
 
 
 def set_rates(schedule: LambdaLR) -> None:
-    """Sets the learning rates that a schedule gives for its current step.
+    """Sets the optimizer's learning rates to the schedule's values for the current step.
 
-    A restored optimizer holds the rate of the schedule that it was saved with, which is 0 at the
-    end of a run that is then extended. If the schedule is the same, nothing changes.
+    A restored optimizer has the rate of the schedule that it was saved with. At the end of a run,
+    this rate is often 0, which would be wrong if the run is extended. If the schedule is the same,
+    nothing changes.
     """
     groups = schedule.optimizer.param_groups
     factors = [rate_of(schedule.last_epoch) for rate_of in schedule.lr_lambdas]

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on answers."""
+"""Supervised fine-tuning on labelled answers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SFTModule(PolicyModule):
 
 
 def target_tokens(prompts: PromptBatch, task: Task, tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Target completions, including EOS: ids and mask, int64 [B, C], right-padded.
+    """Returns ids and mask of target completions with EOS, int64 [B, C], right-padded.
 
     Raises:
         ValueError: an example has no label.

@@ -11,7 +11,7 @@ import torch
 
 
 class StageClock:
-    """Adds up the seconds of named stages; on a GPU, it synchronises before reading the time.
+    """Adds up the seconds of named stages; synchronises a GPU before it reads the time.
 
     A step has few stages, so the cost of synchronising is negligible.
     """

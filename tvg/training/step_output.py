@@ -1,4 +1,4 @@
-"""The record that a training step returns: metrics, counts, times and completions."""
+"""Record that a training step returns: metrics, counts, times and completions."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Metrics = Mapping[str, Tensor | float]
 class StepOutput:
     """The result of `training_step`, for the logs and the callbacks.
 
-    Metrics are those of this rank. They are logged as `train/NAME`, averaged over ranks.
+    The metrics are of this rank. Their mean over ranks is logged as `train/NAME`.
     """
 
     num_prompts: int
-    num_tokens: int  # of the completions that were trained on
+    num_tokens: int  # tokens of the completions
     metrics: Metrics
     max_metrics: Metrics = field(default_factory=dict)  # logged as the maximum over ranks
     shown: tuple[str, ...] = ()  # metrics for the progress bar
-    num_flops: float | None = None  # necessary operations of the step; None: not counted
+    num_flops: float | None = None  # required operations of the step; None: not counted
     rows: list[dict[str, Any]] | None = None  # one plain dict per completion; None: none sampled
     stage_s: dict[str, float] = field(default_factory=dict)  # seconds of each stage
 
     def for_lightning(self) -> dict[str, Any]:
-        """The output in the form that Lightning hands to callbacks."""
+        """Returns the record in the form that Lightning passes to callbacks."""
         return {_KEY: self}
 
     @staticmethod
     def of(outputs: Any) -> StepOutput | None:
-        """The record in the `outputs` of a callback; None if they hold none."""
+        """Returns the record in the `outputs` of a callback; None if there is none."""
         found = outputs.get(_KEY) if isinstance(outputs, Mapping) else None
         return found if isinstance(found, StepOutput) else None

@@ -1,4 +1,4 @@
-"""Ends training on a signal: between two steps, with a checkpoint, on all ranks at once."""
+"""Stops training on a signal: after the current step, with a checkpoint, on all ranks together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tvg.training.checkpoint import CHECKPOINTS, LAST, save_last
 
 
 def stop_is_asked(trainer: Trainer) -> bool:
-    """Returns whether any rank received SIGINT or SIGTERM; all ranks have to call it together."""
+    """Returns whether any rank received SIGINT or SIGTERM; all ranks must call it together."""
     mine = interruption.pending() is not None
     if trainer.world_size == 1:
         return mine
@@ -29,13 +29,13 @@ def stop_is_asked(trainer: Trainer) -> bool:
 
 
 class RoundsOfAllRanks:
-    """Work in rounds; a signal to any rank ends it on all ranks after the same round.
+    """Splits work into rounds; a signal to any rank stops all ranks after the same round.
 
     Every round makes one collective decision. Ranks may have different numbers of rounds. A rank
     that finishes early keeps taking part in the decisions, so that no other rank waits for it.
 
     Args:
-        trainer: its ranks share the work.
+        trainer: the trainer whose ranks share the work.
         num_rounds: number of rounds of this rank.
     """
 
@@ -57,7 +57,7 @@ class RoundsOfAllRanks:
             interruption.check(is_agreed=True)
 
     def end(self) -> None:
-        """Takes part in the rounds that only other ranks have; call it after the last round."""
+        """Takes part in the remaining rounds of other ranks; call it after the last round."""
         while self._trainer.world_size > 1 and self._num_left > 0:
             self.end_round()
 
@@ -67,7 +67,7 @@ def resume_advice(run_dir: Path, argv: Sequence[str] | None = None) -> list[str]
 
     Args:
         run_dir: folder of the run.
-        argv: arguments of the command; None: those of this process.
+        argv: arguments of the command; None: the arguments of this process.
     """
     words = list(sys.argv if argv is None else argv)[1:]
     last = run_dir / CHECKPOINTS / LAST
@@ -83,19 +83,19 @@ def resume_advice(run_dir: Path, argv: Sequence[str] | None = None) -> list[str]
 
 
 class StoppableModule(LightningModule):
-    """A module whose training ends on SIGINT or SIGTERM as soon as the step in progress is done.
+    """A module that stops training on SIGINT or SIGTERM, after the current step.
 
-    It then saves `last.ckpt`, logs the step's metrics, and `trainer.fit` returns early. During a
+    It saves `last.ckpt` and logs the step's metrics; `trainer.fit` then returns early. During a
     validation, it raises `Interrupted` after the current batch, and the resumed run validates
-    again. A signal before the first step, or outside training, raises `Interrupted` at once. The
-    caller of `trainer.fit` has to call `interruption.release` afterwards.
+    again. A signal before the first step, or outside training, raises `Interrupted` immediately.
+    The caller of `trainer.fit` must call `interruption.release` afterwards.
     """
 
-    is_stopped = False  # a checkpoint for the stop has been saved
+    is_stopped = False  # the checkpoint of an interrupted training has been saved
 
     @property
     def is_between_steps(self) -> bool:
-        """True if the last batch ended an optimizer step, so that a checkpoint holds all of it."""
+        """True if the last batch completed an optimizer step, so a checkpoint can be saved."""
         return True
 
     def on_train_start(self) -> None:
@@ -107,7 +107,7 @@ class StoppableModule(LightningModule):
             interruption.check(is_agreed=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # This runs after the hooks of all callbacks: their state belongs to the step, too.
+        # This runs after the hooks of all callbacks, so the checkpoint has their current state.
         if self.is_between_steps and stop_is_asked(self.trainer):
             self._save_for_stop()
             self.trainer.should_stop = True
@@ -121,9 +121,9 @@ class StoppableModule(LightningModule):
         self._stop_in_validation()
 
     def _stop_in_validation(self) -> None:
-        # Within a step that still collects groups, training goes on until the step is done.
+        # While a step still collects groups, training continues until the step is done.
         if self.is_between_steps and stop_is_asked(self.trainer):
-            # Outside of a fit nothing was trained since the last checkpoint.
+            # Outside of `fit`, nothing was trained since the last checkpoint.
             if self.trainer.state.fn == "fit" and not self.is_stopped:
                 self._save_for_stop()
             interruption.check(is_agreed=True)

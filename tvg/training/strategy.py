@@ -1,6 +1,6 @@
 """Adapters between a training step and Lightning's strategies, one per engine.
 
-To support another strategy, write an adapter and enter it in `_ADAPTERS`.
+To support another strategy, write an adapter and add it to `_ADAPTERS`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ class StepResult(NamedTuple):
     """The outcome of an optimizer step."""
 
     grad_norm: Tensor  # scalar, over all ranks, before clipping
-    is_skipped: bool  # loss or gradients were not finite on some rank: the step changed nothing
+    is_skipped: bool  # loss or gradients not finite on some rank: no weights changed
 
 
 class StrategyAdapter(Protocol):
-    """Gradients and optimizer steps under one kind of strategy."""
+    """Interface of the gradients and optimizer steps of one kind of strategy."""
 
     def configure(self, trainer: Trainer, *, max_grad_norm: float | None) -> None:
         """Prepares the strategy; called before the optimizer exists.
 
         Args:
-            trainer: its strategy is prepared.
+            trainer: the trainer whose strategy is prepared.
             max_grad_norm: gradients are clipped to this norm; None for no clipping.
         """
 
     def gradient_sync(self, trainer: Trainer, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Surrounds the forward and backward pass of a micro-batch.
+        """Returns a context for the forward and backward pass of a micro-batch.
 
-        Ranks synchronise their gradients once per step, on its last micro-batch.
+        Ranks synchronise their gradients once per step, in the last micro-batch.
         """
 
     def step(
@@ -54,16 +54,16 @@ class StrategyAdapter(Protocol):
         """Clips the gradients and steps the optimizer; skips the step if anything is not finite.
 
         Args:
-            trainer: its ranks decide together.
-            optimizer: as Lightning wraps it.
-            parameters: those of the policy.
+            trainer: the trainer whose ranks decide together.
+            optimizer: the optimizer as wrapped by Lightning.
+            parameters: the policy's parameters.
             loss: loss of this rank's step, detached.
             max_grad_norm: as in `configure`.
         """
 
 
 class TorchAdapter:
-    """Single device and DDP: every rank holds all gradients."""
+    """Adapter for a single device and DDP: every rank has all gradients."""
 
     def configure(self, trainer: Trainer, *, max_grad_norm: float | None) -> None:
         pass
@@ -92,7 +92,7 @@ class TorchAdapter:
 
 
 class DeepSpeedAdapter:
-    """DeepSpeed: its engine owns the gradients, clips them and skips steps itself."""
+    """Adapter for DeepSpeed, whose engine stores the gradients, clips them and skips steps."""
 
     def configure(self, trainer: Trainer, *, max_grad_norm: float | None) -> None:
         assert isinstance(trainer.strategy, DeepSpeedStrategy)
@@ -126,7 +126,7 @@ _ADAPTERS: tuple[tuple[type, type[StrategyAdapter]], ...] = ((DeepSpeedStrategy,
 
 
 def adapter_of(trainer: Trainer) -> StrategyAdapter:
-    """The adapter of a trainer's strategy: `TorchAdapter` for those without an entry."""
+    """Returns the adapter of a trainer's strategy; `TorchAdapter` if none is registered."""
     for strategy, adapter in _ADAPTERS:
         if isinstance(trainer.strategy, strategy):
             return adapter()

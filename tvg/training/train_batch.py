@@ -1,4 +1,4 @@
-"""The completions of an optimizer step, in micro-batches, with everything that their loss needs."""
+"""Splits a rollout into micro-batches and adds the inputs of their losses."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Advantage = Callable[..., Tensor]  # rewards [N], group_size -> [N]
 class MicroBatch:
     """Completions that are scored in one pass: some prompts, with some completions of each.
 
-    n counts its completions; C is the longest completion of the whole rollout.
+    n is the number of these completions; C is the length of the rollout's longest completion.
     """
 
     rollout: RolloutBatch  # n completions and their prompts
-    rows: Tensor  # int64 [n], their rows in the whole rollout
-    ref_logprobs: Tensor | None = None  # [n, C] by the reference; None: there is none
-    # [n, C] by the policy at sampling; None: no update yet, so its current ones
+    rows: Tensor  # int64 [n], indices of the completions in the rollout
+    ref_logprobs: Tensor | None = None  # [n, C] by the reference; None: no reference
+    # [n, C] by the policy at sampling; None: use its current log-probabilities
     old_logprobs: Tensor | None = None
 
 
@@ -39,25 +39,25 @@ class TrainBatch:
     advantages: Tensor  # [N]
     loss_mask: Tensor  # [N, C], nonzero on tokens that carry loss
     group_lengths: Tensor  # [N], mean number of tokens with loss in each completion's group
-    denominator: Tensor  # of the loss, for the whole step, like num_tokens
-    num_tokens: Tensor  # in the loss mask
+    denominator: Tensor  # of the loss: sum over the step, mean over ranks
+    num_tokens: Tensor  # in the loss mask: sum over the step, mean over ranks
     metrics: Metrics = field(default_factory=dict)
 
     def rows_of(self, values: Tensor, micro_batch: MicroBatch) -> Tensor:
-        """The rows of a micro-batch in one of the tensors of the whole rollout."""
+        """Returns a micro-batch's rows of a tensor [N, ...] of the rollout."""
         return values[micro_batch.rows.to(values.device)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """Scores the tokens of completions by a policy.
+    """Computes a policy's log-probabilities of completions, in micro-batches.
 
     Attributes:
         micro_batch_size: prompts per pass through the model.
         micro_batch_completions: completions of a group per pass; None: all.
         temperature: temperature of the sampler.
-        fps: frame rate assumed when scoring, instead of the sampled one (reproduces a bug of the
-            Time-R1 release, which scores at 2 whatever it sampled at); None: the true rate.
+        fps: frame rate assumed when scoring; None: the true rate. A value of 2 reproduces a bug of
+            the Time-R1 release, which scores at 2 for every sampling rate.
     """
 
     micro_batch_size: int
@@ -81,7 +81,7 @@ class Scorer:
         ]
 
     def logprobs(self, policy: Policy, rollout: RolloutBatch) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of every completion token, both [N, C]."""
+        """Returns log-probability and entropy of every completion token, both [N, C]."""
         prompts = rollout.prompts
         if self.fps is not None:
             prompts = replace(prompts, sampled_fps=torch.full_like(prompts.sampled_fps, self.fps))
@@ -95,7 +95,7 @@ class Scorer:
         return out
 
     def frozen_logprobs(self, policy: Policy, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
-        """Log-probabilities of each micro-batch without a gradient, [n, C] each."""
+        """Returns log-probabilities of each micro-batch, [n, C], without a gradient."""
         with torch.no_grad():
             return [self.logprobs(policy, each.rollout)[0] for each in micro_batches]
 
@@ -112,12 +112,12 @@ def make_train_batch(
     """Adds loss mask and denominators to the micro-batches of a rollout.
 
     Args:
-        micro_batches: all of the rollout.
+        micro_batches: all micro-batches of the rollout.
         advantages: [N].
-        rollout: the whole rollout.
+        rollout: the complete rollout.
         loss: the objective, which defines the loss mask and the denominator.
-        mean_over_ranks: mean of a count over all ranks.
-        metrics: metrics found while the batch was prepared.
+        mean_over_ranks: computes the mean of a count over all ranks.
+        metrics: metrics computed while the batch was prepared.
     """
     loss_mask = loss.loss_mask(rollout.completion_mask, rollout.is_finished)
     return TrainBatch(
@@ -146,9 +146,9 @@ def micro_batch_loss(
         loss: the objective.
         batch: the batch that the micro-batch belongs to.
         micro_batch: n completions.
-        logprobs: [n, C] by the policy, with gradient.
+        logprobs: [n, C], log-probabilities by the policy, with gradient.
         entropy: [n, C].
-        divides_by_sampler: the old log-probabilities are the sampler's; False: the policy's.
+        divides_by_sampler: the ratio's denominator is by the sampler; False: by the policy.
     """
     sampler_logprobs = micro_batch.rollout.sampler_logprobs
     old_logprobs = micro_batch.old_logprobs
@@ -170,12 +170,12 @@ def micro_batch_loss(
 
 
 def sampler_gap(batch: TrainBatch, micro_batch: MicroBatch, logprobs: Tensor) -> Tensor:
-    """A micro-batch's share of the mean absolute difference of sampler and policy, in nats.
+    """Returns a micro-batch's share of the mean |policy - sampler| of log-probs, in nats.
 
     Args:
         batch: the batch that the micro-batch belongs to.
         micro_batch: n completions.
-        logprobs: [n, C] by the policy as it was at sampling.
+        logprobs: [n, C], log-probabilities by the policy that sampled.
     """
     gap = (logprobs.detach() - micro_batch.rollout.sampler_logprobs).abs()
     mask = batch.rows_of(batch.loss_mask, micro_batch)
@@ -185,12 +185,12 @@ def sampler_gap(batch: TrainBatch, micro_batch: MicroBatch, logprobs: Tensor) ->
 def kl_penalty(
     loss: PolicyObjective, micro_batches: Sequence[MicroBatch], *, num_completions: int
 ) -> Tensor:
-    """Per-completion KL penalty on the reward: [N].
+    """Returns the KL penalty on the reward of each completion: [N].
 
     Args:
         loss: the objective, with the KL estimator and its weight.
-        micro_batches: all of a rollout, with the reference's log-probabilities. Where the old ones
-            are missing, the sampler's are used.
+        micro_batches: all micro-batches of a rollout, with `ref_logprobs`. If `old_logprobs` is
+            None, the sampler's log-probabilities are used.
         num_completions: N.
     """
     device = micro_batches[0].rollout.completion_ids.device
@@ -208,7 +208,7 @@ def kl_penalty(
 def advantages_of_rank(
     advantage: Advantage, rewards: list[Tensor], *, group_size: int, rank: int
 ) -> Tensor:
-    """Advantages [N] of one rank's completions, computed from the rewards of all ranks.
+    """Returns the advantages [N] of one rank's completions, given the rewards of all ranks.
 
     Args:
         advantage: computes advantages from rewards.

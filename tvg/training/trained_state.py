@@ -1,4 +1,4 @@
-"""Checkpoint contents: everything training changes, and a fingerprint of the initial weights."""
+"""Saves only trained weights in checkpoints, with a fingerprint of the initial weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class TrainedStateModule(StoppableModule):
     """A module that saves only trained weights and refuses checkpoints of other initial weights.
 
     Attributes:
-        policy: the model that is trained, in part or as a whole.
+        policy: the model that is trained, completely or in part.
         initial_fingerprint: fingerprint of the policy before any step.
-        skipped_steps: the counts of skipped steps.
+        skipped_steps: counts of skipped steps.
     """
 
     policy: Policy
@@ -30,11 +30,11 @@ class TrainedStateModule(StoppableModule):
 
     @property
     def strict_loading(self) -> bool:
-        return False  # frozen weights are not in the file: they come from the initial model
+        return False  # checkpoints lack the frozen weights, which the initial model contains
 
     @strict_loading.setter
     def strict_loading(self, value: bool) -> None:
-        raise AttributeError("strict_loading is fixed: see the property")
+        raise AttributeError("strict_loading cannot be set: it is always False")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = self._trained()
@@ -45,7 +45,7 @@ class TrainedStateModule(StoppableModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         expected = self._trained()
-        # DeepSpeed keeps weights in its own files and checks them itself.
+        # DeepSpeed stores weights in separate files and checks them.
         missing = sorted(expected - set(checkpoint.get("state_dict", expected)))
         if missing:
             raise ValueError(
@@ -56,14 +56,14 @@ class TrainedStateModule(StoppableModule):
         if checkpoint.get("initial_fingerprint") != self.initial_fingerprint:
             raise ValueError(
                 "resume: the checkpoint belongs to a run that started from other weights than "
-                f"model.path holds now (fingerprint {checkpoint.get('initial_fingerprint')}, "
+                f"those in model.path (fingerprint {checkpoint.get('initial_fingerprint')}, "
                 f"now {self.initial_fingerprint})"
             )
         if "skipped_steps" in checkpoint:  # older checkpoints lack it
             self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])
 
     def _trained(self) -> set[str]:
-        """State-dict names of the weights that training changes; the rest is in model.path."""
+        """Returns the state-dict names of the trained weights; model.path contains the others."""
         named = self.policy.named_parameters(prefix="policy", remove_duplicate=False)
         return {name for name, parameter in named if parameter.requires_grad}
 
@@ -71,8 +71,8 @@ class TrainedStateModule(StoppableModule):
 def fingerprint(module: nn.Module) -> str:
     """Returns a short hash of the weights, from a few thousand values of each tensor.
 
-    It uses their bytes, so it is the same on every device and for any number of threads. It is
-    cheap enough to compute at every start.
+    The hash is of the values' bytes, so it is the same on every device and for any number of
+    threads. It is cheap enough to compute at every start.
     """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):

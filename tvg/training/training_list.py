@@ -1,4 +1,4 @@
-"""The training examples, which may be replaced between epochs, and the position in them."""
+"""Stores the training examples, which may change between epochs, and the position in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TrainingList:
     within an epoch continues with that epoch's examples.
 
     Args:
-        first: returns the examples that the run starts from; later lists are chosen from these.
+        first: returns the examples that the run starts from; later lists choose from these.
     """
 
     def __init__(self, first: Callable[[], Examples]) -> None:
@@ -30,7 +30,7 @@ class TrainingList:
 
     @property
     def examples(self) -> Examples:
-        """The examples of the current epoch (between two, of the next one)."""
+        """The examples of the current epoch or, between two epochs, of the next epoch."""
         return self.first() if self.chosen is None else self.chosen
 
     @property
@@ -40,7 +40,7 @@ class TrainingList:
 
     @property
     def is_between_epochs(self) -> bool:
-        """True if no batch of the current epoch has been shown yet."""
+        """True if no batch of the current epoch has been processed yet."""
         return not self._now().get("batches_done", 0)
 
     def replace(self, examples: Examples) -> None:
@@ -53,18 +53,18 @@ class TrainingList:
             raise ValueError("the training list cannot be empty")
         if not self.is_between_epochs:
             raise ValueError(
-                "the training list can change between two epochs only: "
-                f"{self._now()['batches_done']} batches of this one are done"
+                "the training list can change only between two epochs: "
+                f"{self._now()['batches_done']} batches of this epoch are done"
             )
         self._place = {"epoch": self.epochs_done, "batches_done": 0}
         self._loader = None
         self.chosen = list(examples)
 
     def at_its_place(self, loader: ResumableLoader) -> ResumableLoader:
-        """Moves a loader of `examples` to the current position; it tracks the position from now on.
+        """Moves a loader of `examples` to the current position, which the loader then tracks.
 
         Raises:
-            ValueError: a checkpoint's position is of another order; the message names the key.
+            ValueError: the position belongs to another order of batches; the message names the key.
         """
         place = self._now()
         if place:
@@ -73,7 +73,7 @@ class TrainingList:
         return loader
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: the position, and what chosen examples add to those in the files."""
+        """Returns the position, and id, difficulty and prediction of each chosen example."""
         chosen = None if self.chosen is None else [_told(example) for example in self.chosen]
         return {"place": self._now(), "chosen": chosen}
 
@@ -102,9 +102,8 @@ def _retold(first: Examples, told: list[list[Any]]) -> list[GroundingExample]:
     missing = [qid for qid, _, _ in told if qid not in known]
     if missing:
         raise ValueError(
-            f"data (its files, selection, limit_train): the run that is resumed trains on "
-            f"{len(told)} examples, of which {len(missing)} are missing now, the first is "
-            f"{missing[0]!r}"
+            f"data (its files, selection, limit_train): {len(missing)} of the {len(told)} training "
+            f"examples of the resumed run are missing, e.g. {missing[0]!r}"
         )
     return [
         replace(

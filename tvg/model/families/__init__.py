@@ -1,7 +1,7 @@
-"""The supported families of video-language models, by the `model_type` of their config.
+"""Registry of the supported model families, by the `model_type` of a checkpoint's config.
 
-One object per family implements everything that differs; no other code checks a model's family. To
-add a family, add a file here and an entry in `FAMILIES` (docs/models.md).
+One object per family implements everything that differs between families. No other code checks the
+family of a model. To add a family, add a file here and an entry in `FAMILIES` (docs/models.md).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def family_named(model_type: Any, where: str) -> Family:
     """Returns the family of a model type.
 
     Args:
-        model_type: as in a checkpoint's config.json; of any type, since the file is untrusted.
-        where: begins the error message, e.g. "model.path: FOLDER".
+        model_type: value from a checkpoint's untrusted config.json; may be of any Python type.
+        where: beginning of the error message, e.g. "model.path: FOLDER".
 
     Raises:
         ValueError: the model type is not supported.

@@ -1,4 +1,4 @@
-"""The interface of a family of video-language models."""
+"""Interface of a family of video-language models."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tvg.types import PromptBatch
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTokens:
-    """The language model's inputs for all clips of a batch: N tokens of width D."""
+    """Inputs of the language model for all clips of a batch: N tokens of width D."""
 
-    embeds: Tensor  # [N, D], replaces the placeholders
-    # [N, D] each; added to the states at these positions after the first layers, one per layer
+    embeds: Tensor  # [N, D], replaces the embeddings of the placeholders
+    # [N, D] each, one per layer; added to the states of these tokens after the first layers
     deepstack: tuple[Tensor, ...] = ()
 
 
@@ -29,9 +29,9 @@ class VisionSizes:
 
     hidden: int
     mlp: int
-    mlp_products: int  # matrices of an MLP: 3 if it is gated, else 2
+    mlp_products: int  # matrices of an MLP: 3 if it is gated, otherwise 2
     layers: int
-    full_layers: int  # layers that attend over whole frames instead of windows
+    full_layers: int  # layers that attend over full frames instead of windows
     window: int  # side of a window, in patches; 1 if no layer has windows
     merge: int  # patches merged into one token
     mergers: int  # number of mergers
@@ -43,14 +43,15 @@ class Family(ABC):
     """Implements everything that differs between families; stateless.
 
     `model` is always an instance of `model_class`, and `config` is its config. A family's file
-    imports transformers only inside methods, because data workers import it, too.
+    imports transformers only inside methods, because data workers import these files, too.
 
     Attributes:
         model_type: the `model_type` of the family's configs.
-        processor_classes: names of the transformers classes of its processors.
+        processor_classes: names of the transformers classes of the family's processors.
         vision_tokens: special tokens of vision inputs; never sampled.
-        trunk_prefix: precedes the tower's part of a tensor name in a checkpoint.
-        merger_prefixes: the same for the mergers.
+        trunk_prefix: marks the tower's tensors in a checkpoint, e.g. "visual." in
+            "model.visual.blocks.0.norm1.weight".
+        merger_prefixes: mark the mergers' tensors in the same way.
     """
 
     model_type: str
@@ -62,10 +63,10 @@ class Family(ABC):
     # -- prompts and clips ----------------------------------------------------------------------
 
     def check_processor(self, processor: Any) -> None:
-        """Refuses the processor of another family.
+        """Checks that a processor belongs to this family.
 
         Raises:
-            ValueError: names the class found and those expected.
+            ValueError: it does not; the message names the class found and the classes expected.
         """
         found = type(processor).__name__
         if found not in self.processor_classes:
@@ -75,24 +76,24 @@ class Family(ABC):
             )
 
     def patching(self, processor: Any) -> Patching:
-        """Returns what cuts clips into normalised patches.
+        """Returns the object that cuts clips into normalised patches.
 
         Raises:
-            ValueError: the processor is of another family.
+            ValueError: the processor belongs to another family.
         """
         self.check_processor(processor)
         return self.make_patching(processor.video_processor)
 
     @abstractmethod
     def make_patching(self, video_processor: Any) -> Patching:
-        """Returns what cuts clips into patches, given the checkpoint's video processor."""
+        """Returns the object that cuts clips, given the checkpoint's video processor."""
 
     @abstractmethod
     def clip_text(self, frame_times: str | None) -> ClipText:
-        """Returns what writes the text of a clip in a prompt.
+        """Returns the object that writes the text of a clip in a prompt.
 
         Args:
-            frame_times: `prompt.frame_times`; None selects the family's own format.
+            frame_times: `prompt.frame_times`; None selects the format of the family's releases.
         """
 
     # -- the model ------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ class Family(ABC):
     @property
     @abstractmethod
     def model_class(self) -> Any:
-        """The transformers class that loads a checkpoint."""
+        """Transformers class that loads a checkpoint."""
 
     @abstractmethod
     def prepare(self, model: Any) -> None:
@@ -134,7 +135,7 @@ class Family(ABC):
 
     @abstractmethod
     def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
-        """Rotary positions of prompts (time, height, width), int64 [3, B, P]."""
+        """Returns rotary positions of prompts (time, height, width), int64 [3, B, P]."""
 
     def language_positions(self, positions: Tensor) -> Tensor:
         """Converts positions [3, rows, tokens] to the form that the language model expects."""
@@ -142,15 +143,15 @@ class Family(ABC):
 
     @abstractmethod
     def is_video(self, config: Any, input_ids: Tensor) -> Tensor:
-        """Mask of the video placeholders: bool, the shape of `input_ids`."""
+        """Returns a mask of the video placeholders: bool, with the shape of `input_ids`."""
 
     @abstractmethod
     def feature_width(self, vision_config: Any) -> int:
-        """F, the number of features per patch that `encode_trunk` returns."""
+        """Returns F, the number of features per patch in the output of `encode_trunk`."""
 
     @abstractmethod
     def num_patches(self, vision_config: Any, num_frames: int, height: int, width: int) -> int:
-        """Number of patches of a clip of `num_frames` frames; height and width in pixels."""
+        """Returns the number of patches of a clip; height and width are in pixels."""
 
     @abstractmethod
     def vision_sizes(self, config: Any) -> VisionSizes:
@@ -160,9 +161,9 @@ class Family(ABC):
 
     @abstractmethod
     def tiny(self, tokenizer: Any, sizes: TinySizes) -> TinyParts:
-        """Returns config and processor of a tiny model; see `tvg.synthetic.tiny`.
+        """Returns the config and processor of a tiny model; see `tvg.synthetic.tiny`.
 
         Args:
-            tokenizer: has Qwen's special tokens; a family may add its own.
-            sizes: sizes of the language model; the family chooses those of its vision tower.
+            tokenizer: contains Qwen's special tokens; the family may add more.
+            sizes: sizes of the language model; the family chooses the sizes of the vision tower.
         """

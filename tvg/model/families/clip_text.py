@@ -1,8 +1,8 @@
-"""The text that represents a clip in a prompt: its placeholder tokens and the text between them.
+"""Writes the text that represents a clip in a prompt: placeholder tokens, and text between them.
 
-The format depends on the model family: one run of placeholders, or one run per time step, preceded
-by the time of its frames. The chat template writes a `mark` at the clip's position, and a
-`ClipText` replaces it. The vision tower receives the same clip in either case.
+The format depends on the model family. A clip is either one run of placeholders, or one run per
+time step with the time of its frames before it. The chat template writes a `mark` at the clip's
+position, and a `ClipText` replaces the mark. The vision tower's input is the same in all formats.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 
 VIDEO_TOKEN = "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-STEP_TOKENS = 12  # estimated tokens of the text that goes with a time step
+STEP_TOKENS = 12  # estimated number of text tokens per time step
 
 StepTimes = Sequence[Sequence[float]]  # for each time step, the times of its frames in seconds
 
@@ -24,15 +24,15 @@ class ClipText(Protocol):
 
     @property
     def mark(self) -> str:
-        """The text that the chat template writes once in the clip's place."""
+        """Text that the chat template writes at the clip's position."""
 
     @property
     def placeholder(self) -> str:
-        """The token whose positions receive the clip's features."""
+        """Token whose embeddings are replaced by the clip's features."""
 
     @property
     def step_tokens(self) -> int:
-        """Estimated tokens of text per time step, without its placeholders; 0 without such text."""
+        """Estimated number of text tokens per time step, without placeholders."""
 
     def __call__(self, *, num_steps: int, tokens_per_step: int, step_times_s: StepTimes) -> str:
         """Returns the text that replaces the mark.
@@ -58,10 +58,11 @@ class OneRun:
 
 @dataclass(frozen=True, kw_only=True)
 class TimedSteps:
-    """Writes each time step as its time in text, followed by its own vision start, tokens and end.
+    """Writes each time step as its time, vision start, placeholders and vision end.
 
-    This is the encoding of TimeLens (arXiv 2512.14698) for models whose own prompts contain no
-    times. A step of Qwen's grid covers two frames; `time_of` computes the step's time from theirs.
+    TimeLens (arXiv 2512.14698) uses this encoding for models whose released prompt format contains
+    no times. A step of Qwen's grid covers two frames. `time_of` computes the step's time from the
+    times of these frames.
 
     Attributes:
         text: format of the time, with one field `time_s`, e.g. "{time_s:.1f}s".
@@ -83,7 +84,7 @@ class TimedSteps:
 
 @dataclass(frozen=True, kw_only=True)
 class NumberedFrames:
-    """Writes each frame as a numbered image, "Frame1: " (InternVL's own prompts).
+    """Writes each frame as a numbered image, "Frame1: " (InternVL's released prompt format).
 
     Attributes:
         text: format of the time after the number, with one field `time_s`; None writes no time.
@@ -102,10 +103,10 @@ class NumberedFrames:
 
 
 def first_time(times_s: Sequence[float]) -> float:
-    """Returns the time of a step's first frame, where the step begins."""
+    """Returns the time of a step's first frame."""
     return times_s[0]
 
 
 def middle_time(times_s: Sequence[float]) -> float:
-    """Returns the midpoint of a step's first and last frame (Qwen3-VL's own prompts)."""
+    """Returns the midpoint of a step's first and last frame, as in Qwen3-VL's release."""
     return fmean((times_s[0], times_s[-1]))

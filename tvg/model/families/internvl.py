@@ -1,7 +1,7 @@
-"""InternVL3 (arXiv 2504.10479), in transformers' own classes (the `-hf` checkpoints).
+"""InternVL3 (arXiv 2504.10479), for checkpoints of transformers' classes (names end in `-hf`).
 
-Every frame is a separate image after "Frame1: ", "Frame2: ", ...; positions are those of plain
-text. The model gets the times of frames only through `prompt.frame_times`.
+Every frame is a separate image after "Frame1: ", "Frame2: ", and so on. Positions are those of
+plain text. The model sees the times of frames only if `prompt.frame_times` is set.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tvg.types import PromptBatch
 
 PATCH, MERGE = 14, 2  # as in every released checkpoint
 TOKEN_SIDE = PATCH * MERGE  # in pixels
-# The names in the released tokenizers.
+# Special tokens, by their names in the released tokenizers.
 _TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
     "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
 }
-# The released format: one placeholder per clip, and no default system turn.
+# The released chat template: one placeholder per clip, and no default system message.
 _CHAT_TEMPLATE = """\
 {% for message in messages %}<|im_start|>{{ message['role'] }}\n\
 {% if message['content'] is string %}{{ message['content'] }}\
@@ -83,7 +83,7 @@ class InternVL(Family):
         }
         expected = dict(zip(found, ([PATCH] * 2, 0, 1 / MERGE, -1, "default"), strict=True))
         if found != expected:
-            raise ValueError(f"model.path: an InternVL of {expected} is supported, got {found}")
+            raise ValueError(f"model.path: unsupported InternVL: expected {expected}, got {found}")
 
     def tower(self, model: Any) -> nn.Module:
         tower: nn.Module = model.model.vision_tower
@@ -206,7 +206,7 @@ def _images(patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 
 def _in_groups(states: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """Groups states of images, [T, h * w, C] in reading order, by token."""
+    """Reorders states of images, [T, h * w, C], from reading order to token after token."""
     time, height, width = grid
     shape = (time, height // MERGE, MERGE, width // MERGE, MERGE, -1)
     return states.reshape(shape).transpose(2, 3).flatten(0, 4)

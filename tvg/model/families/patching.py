@@ -1,4 +1,4 @@
-"""Converts frames to the input of a vision tower: normalised patches."""
+"""Converts frames to normalised patches, the input of a vision tower."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CAP = "cap_pixels_per_frame"
 
 
 class Patching(Protocol):
-    """Cuts clips into patches; the patches of one token (neighbours in a frame) are adjacent."""
+    """Cuts clips into patches; the patches that are merged into one token are adjacent."""
 
     @property
     def merge(self) -> int:
@@ -31,15 +31,15 @@ class Patching(Protocol):
 
     @property
     def clip_config(self) -> str:
-        """A config whose frames have sides that are multiples of `token_side`."""
+        """Hydra override that resizes frames to multiples of `token_side`."""
 
     def __call__(self, clips: Sequence[VideoClip]) -> tuple[Tensor, Tensor]:
-        """Returns all patches, [patches, values per patch], and grids, int64 [clips, 3]."""
+        """Returns all patches, [patches, values per patch], and the grids, int64 [clips, 3]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridPatches:
-    """Patches of Qwen-VL, cut by its video processor, with two frames per patch."""
+    """Cuts Qwen-VL's patches, of two frames each, with the checkpoint's video processor."""
 
     video_processor: Any
     clip_config: str
@@ -57,7 +57,7 @@ class GridPatches:
         return int(self.video_processor.patch_size * self.video_processor.merge_size)
 
     def __call__(self, clips: Sequence[VideoClip]) -> tuple[Tensor, Tensor]:
-        # Frames have their final size; transformers >= 5.19 warns unless the cap is set.
+        # Frames already have their final size; transformers >= 5.19 warns unless the cap is set.
         cap = {CAP: True} if hasattr(self.video_processor, CAP) else {}
         out = self.video_processor(
             videos=[_even_frames(clip.frames, self.num_frames) for clip in clips],
@@ -71,7 +71,7 @@ class GridPatches:
 
 @dataclass(frozen=True, kw_only=True)
 class FramePatches:
-    """Patches of single frames: the video processor normalises each frame, and it is cut here."""
+    """Cuts patches of single frames; the video processor only normalises the frames."""
 
     video_processor: Any
     clip_config: str
@@ -97,7 +97,7 @@ class FramePatches:
 
 
 def clip_patches(clips: Sequence[VideoClip], patching: Patching) -> tuple[Tensor, Tensor]:
-    """Returns normalised patches of all clips and the grid of each, int64 [clips, 3].
+    """Returns normalised patches of all clips, and the grid of each clip: int64 [clips, 3].
 
     Raises:
         ValueError: a frame side is not a multiple of the model's token size.
@@ -106,9 +106,9 @@ def clip_patches(clips: Sequence[VideoClip], patching: Patching) -> tuple[Tensor
     for height, width in {tuple(clip.frames.shape[-2:]) for clip in clips}:
         if height % side or width % side:
             raise ValueError(
-                f"data.clip.sampling.resize_factor: a token of this model is {side} pixels wide, "
-                f"and frames of {width} x {height} are no multiple of it (its frames: "
-                f"{patching.clip_config})"
+                f"data.clip.sampling.resize_factor: frames of {width} x {height} pixels do not "
+                f"divide into this model's tokens of {side} x {side} pixels; use "
+                f"{patching.clip_config}"
             )
     return patching(clips)
 

@@ -1,4 +1,4 @@
-"""Code shared by the Qwen-VL families: mergers inside the tower `visual`, three rotary axes."""
+"""Base class of the Qwen-VL families: mergers inside the tower `visual`, three rotary axes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tvg.types import PromptBatch
 
 
 class QwenVL(Family):
-    """A family whose classes are built like Qwen2-VL's."""
+    """Base class of families whose transformers classes are built like Qwen2-VL's."""
 
     vision_tokens = (
         "<|vision_start|>",
@@ -27,7 +27,7 @@ class QwenVL(Family):
     )
     trunk_prefix = "visual."
     merger_prefixes: tuple[str, ...] = ("visual.merger.",)
-    clip_config = "data/clip=qwen"  # frames that the family's patches divide
+    clip_config = "data/clip=qwen"  # config with a frame size for the family's patches
 
     def make_patching(self, video_processor: Any) -> Patching:
         return GridPatches(video_processor=video_processor, clip_config=self.clip_config)
@@ -58,10 +58,11 @@ class QwenVL(Family):
         return VideoTokens(embeds=merger(features.to(next(merger.parameters()).dtype)))
 
     def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
-        """Positions whose time axis counts grid steps; a step in its own span has time 0 in it.
+        """Returns positions whose time axis counts grid steps.
 
-        As in the release, text continues after the largest id; transformers 5 ignores a clip's
-        length in time (see tvg.core.positions).
+        If every time step is a separate span, the time within a span starts at 0. As in the
+        release, the text after a clip continues from the clip's largest position. transformers 5
+        ignores the clip's length in time instead (see `tvg.core.positions`).
         """
         seconds = torch.ones(len(prompts.video_grid_thw), dtype=torch.float64)
         return self.positions_in_time(config, prompts, seconds, positions_per_second=1)
@@ -74,7 +75,7 @@ class QwenVL(Family):
         *,
         positions_per_second: float,
     ) -> Tensor:
-        """Positions of prompts, given the seconds per time step of each clip, float64 [clips]."""
+        """Returns positions, given the seconds per time step of each clip, float64 [clips]."""
         return mrope_position_ids(
             prompts.input_ids,
             prompts.attention_mask,
@@ -98,12 +99,12 @@ class QwenVL(Family):
 
 
 def second_per_grid_s(config: Any, prompts: PromptBatch) -> Tensor:
-    """Seconds between two temporal grid steps of each clip: float64 [clips]."""
+    """Returns the seconds between two temporal grid steps of each clip: float64 [clips]."""
     temporal_patch: int = config.vision_config.temporal_patch_size
     return temporal_patch / prompts.sampled_fps
 
 
 def patch_values(vision_config: Any) -> int:
-    """Number of values per patch."""
+    """Returns the number of values per patch."""
     frames, side = vision_config.temporal_patch_size, vision_config.patch_size
     return int(vision_config.in_channels * frames * side**2)

@@ -1,7 +1,7 @@
 """Qwen2.5-VL (arXiv 2502.13923), and models derived from it, such as MiMo-VL.
 
-The vision tower uses windows. Time positions count seconds, so the actual sampling rate of a clip
-reaches the language model.
+Most layers of the vision tower attend within windows. Time positions are proportional to seconds,
+so the language model sees the actual sampling rate of a clip.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Qwen2_5VL(QwenVL):  # noqa: N801  (the name of the model)
             mlp_products=3,
             layers=vision.depth,
             full_layers=len(set(vision.fullatt_block_indexes) & set(range(vision.depth))),
-            # Rounded to whole merged tokens, as in transformers.
+            # Rounded down to a multiple of merged tokens, as in transformers.
             window=vision.window_size
             // vision.spatial_merge_size
             // vision.patch_size
@@ -110,11 +110,11 @@ class Qwen2_5VL(QwenVL):  # noqa: N801  (the name of the model)
 
 
 def window_order(grid_thw: Tensor, *, spatial_merge: int, window_tokens: int) -> Tensor:
-    """The order in which the tower's blocks process merged tokens: int64 [tokens].
+    """Returns the order in which the tower's blocks process merged tokens: int64 [tokens].
 
     Qwen2.5-VL attends inside windows of `window_tokens`**2 merged tokens of a frame. The order is
-    clip by clip and frame by frame; the windows of a frame and the tokens of a window are in
-    row-major order.
+    clip by clip and frame by frame. Within a frame, windows are in row-major order; so are the
+    tokens within a window.
     """
     orders, offset = [], 0
     for time, height, width in grid_thw.tolist():
@@ -122,7 +122,7 @@ def window_order(grid_thw: Tensor, *, spatial_merge: int, window_tokens: int) ->
         t, y, x = torch.meshgrid(
             torch.arange(time), torch.arange(rows), torch.arange(columns), indexing="ij"
         )
-        # Window row, window column, row inside, column inside, as digits of one number.
+        # Frame, window row, window column, row and column in the window: digits of one number.
         digits = (t, y // window_tokens, x // window_tokens, y % window_tokens, x % window_tokens)
         bases = (time, rows, columns, window_tokens, window_tokens)
         place = torch.zeros_like(t)

@@ -1,7 +1,7 @@
 """Qwen2-VL (arXiv 2409.12191).
 
-Time positions count steps of the clip's grid, not seconds. The sampling rate of a clip does not
-reach this model, unless `prompt.frame_times` writes times into the prompt.
+Time positions count steps of the clip's grid, not seconds. The model sees no times of a clip unless
+`prompt.frame_times` writes them into the prompt.
 """
 
 from __future__ import annotations

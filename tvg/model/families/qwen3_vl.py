@@ -1,9 +1,9 @@
 """Qwen3-VL.
 
-Every time step of a clip follows its time as text, `<12.3 seconds>`, and gets the positions of an
-image, which encode no time. In addition to the last layer's features, features of the trunk's
-middle layers are used (DeepStack, arXiv 2406.04334): each is projected by its own merger and added
-to the states of the language model after one of its first layers.
+Each time step of a clip is preceded by its time as text, e.g. `<12.3 seconds>`. The step has the
+positions of an image, which encode no time. The language model also receives features of the
+trunk's middle layers (DeepStack, arXiv 2406.04334). A separate merger projects the features of each
+of these layers. The result is added to the states after one of the language model's first layers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PIXEL_LIMITS = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
 
 
 class Qwen3VL(QwenVL):
-    """Qwen3-VL. Trunk features are those of the last layer, then of each deepstack layer."""
+    """Qwen3-VL. Its trunk features are the last layer's, then each deepstack layer's."""
 
     model_type = "qwen3_vl"
     processor_classes = ("Qwen3VLProcessor",)
@@ -39,7 +39,7 @@ class Qwen3VL(QwenVL):
     clip_config = "data/clip=qwen3"
 
     def clip_text(self, frame_times: str | None) -> ClipText:
-        """Timed steps, by default in the model's own format."""
+        """Returns timed steps, by default in the format of the release."""
         return TimedSteps(text=frame_times or "<{time_s:.1f} seconds>", time_of=middle_time)
 
     @property
@@ -100,7 +100,7 @@ class Qwen3VL(QwenVL):
         )
 
     def tiny(self, tokenizer: Any, sizes: TinySizes) -> TinyParts:
-        """Has two deepstack layers, so `num_layers` must be at least 3."""
+        """Returns a model with two deepstack layers, so `num_layers` must be at least 3."""
         from transformers import (
             Qwen2VLImageProcessor,
             Qwen3VLConfig,
@@ -134,7 +134,7 @@ class Qwen3VL(QwenVL):
 
 
 def _deepstack_mergers(model: Any) -> list[nn.Module]:
-    """The deepstack mergers in the order of the trunk's (and the language model's) layers."""
+    """Returns the deepstack mergers in the order of the layers that they belong to."""
     visual = model.model.visual
     layers = list(visual.deepstack_visual_indexes)
     return [visual.deepstack_merger_list[layers.index(layer)] for layer in sorted(layers)]

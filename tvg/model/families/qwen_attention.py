@@ -1,4 +1,4 @@
-"""The vision tower's attention, with one call for all windows of equal length.
+"""Attention of the vision tower, with one call for all windows of equal length.
 
 Unless flash-attention is installed, transformers calls its attention function once per window (once
 per frame in the full-attention blocks): thousands of small calls for one clip. Windows of equal
@@ -18,13 +18,14 @@ from tvg.model.attention_choice import chosen_attention
 
 
 def batch_windows(model: Any) -> None:
-    """Makes a vision tower that is built like Qwen2-VL's attend in few large calls.
+    """Replaces the attention of a Qwen-VL vision tower with few large calls.
 
-    Such a tower has a `patch_embed` and `blocks`, each with an `attn`. The attributes, signatures
-    and rotation of these modules are the same in Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+    A matrix product also replaces the patch embedding. The tower has a `patch_embed` and
+    `blocks`, each with an `attn`. Attributes, signatures and rotary embedding of these modules are
+    the same in Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 
-    Applies only to `attn_implementation="sdpa"`: flash-attention does not need it, and "eager" is
-    meant for inspection. Parameters and state dict do not change.
+    Only `attn_implementation="sdpa"` is changed: flash-attention does not need it, and "eager" is
+    for inspection. Parameters and state dict do not change.
     """
     if chosen_attention(model.config) != "sdpa":
         return
@@ -35,7 +36,7 @@ def batch_windows(model: Any) -> None:
 
 
 def _embed(embedding: Any, patches: Tensor) -> Tensor:
-    """The patch embedding as a matrix product: [S, patch values] -> [S, hidden].
+    """Computes the patch embedding as a matrix product: [S, patch values] -> [S, hidden].
 
     This equals the convolution, because its stride is its kernel size.
     """
@@ -50,14 +51,14 @@ def _attend(
     position_embeddings: tuple[Tensor, Tensor],
     **ignored: Any,
 ) -> Tensor:
-    """Attention within windows: [S, hidden] -> [S, hidden].
+    """Computes attention within windows: [S, hidden] -> [S, hidden].
 
     Args:
         attention: the module whose `forward` this is.
         hidden_states: S patches, window after window.
         cu_seqlens: int [windows + 1], boundaries of the windows.
         position_embeddings: (cos, sin) of the rotary embedding, each [S, head size].
-        ignored: arguments of other attention functions (longest window and the like).
+        ignored: arguments of other attention functions, such as the longest window.
     """
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 

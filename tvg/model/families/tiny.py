@@ -1,6 +1,7 @@
-"""Shared parts of tiny checkpoints, which have a family's own classes and random weights.
+"""Shared parts of tiny checkpoints: a family's real classes with small sizes and random weights.
 
-`tvg.synthetic.tiny` writes them. The special tokens are those of Qwen's released tokenizers.
+`tvg.synthetic.tiny` writes these checkpoints. Their special tokens are those of Qwen's released
+tokenizers.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class TinySizes:
     intermediate_size: int  # width of its MLPs
     num_layers: int  # layers of the language model
     initializer_range: float  # standard deviation of the initial weights
-    frame_side: int  # side of input frames in pixels, for families with frames of one size
+    frame_side: int  # side of input frames in pixels, for families with a fixed frame size
 
     def __post_init__(self) -> None:
         if self.hidden_size < 1 or self.hidden_size % (2 * HEAD_SIZE):
@@ -39,14 +40,14 @@ class TinySizes:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyParts:
-    """Config and processor of a tiny checkpoint, in transformers' own classes."""
+    """Config and processor of a tiny checkpoint, in transformers' classes."""
 
     config: Any
     processor: Any
 
 
 def text_config(tokenizer: Any, sizes: TinySizes, *, rope: Mapping[str, Any]) -> dict[str, Any]:
-    """Config of a tiny language model, with the keys common to all families.
+    """Returns the config of a tiny language model, with the keys common to all families.
 
     `rope` holds the settings of the rotary frequencies.
     """
@@ -68,7 +69,7 @@ def text_config(tokenizer: Any, sizes: TinySizes, *, rope: Mapping[str, Any]) ->
 
 
 def vision_ids(tokenizer: Any) -> dict[str, int]:
-    """Special ids of vision inputs, by their names in a Qwen-VL config."""
+    """Returns the ids of vision tokens, by their names in a Qwen-VL config."""
     return {
         "image_token_id": token_id(tokenizer, "<|image_pad|>"),
         "video_token_id": token_id(tokenizer, "<|video_pad|>"),
