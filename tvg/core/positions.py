@@ -174,8 +174,8 @@ def _find_spans(
     if not fits:
         raise ValueError(
             f"video tokens of the {num_clips} clips in the prompts must match their grids: "
-            f"got {int(is_video.sum())} tokens in spans of {num_tokens.tolist()}, expected "
-            f"{wanted.tolist()} tokens in time steps of {grid[:, 1:].prod(dim=1).tolist()}"
+            f"got {int(is_video.sum())} tokens, expected {wanted.tolist()}; spans have "
+            f"{num_tokens.tolist()} tokens, time steps {grid[:, 1:].prod(dim=1).tolist()}"
         )
     return _Spans(rows=rows, columns=before + 1, clips=clips, grid=own_grid, num_tokens=num_tokens)
 

@@ -18,8 +18,8 @@ def reward_name_problems(names: Iterable[str]) -> list[str]:
     for name in names:
         if _NAME.fullmatch(name) is None:
             problems.append(
-                f"reward.{name}: {name!r} cannot name a reward: expected a letter, followed by "
-                "letters, digits, '_' or '-'"
+                f"reward.{name}: {name!r} cannot name a reward: it has to begin with a letter, and "
+                "letters, digits, '_' and '-' may follow"
             )
         elif name in RESERVED or name.endswith(RESERVED_ENDINGS):
             problems.append(
