@@ -1,4 +1,4 @@
-"""True and predicted segments of a few queries, one row per query."""
+"""Draws the true and predicted segments of a few queries, one row per query."""
 
 from __future__ import annotations
 
@@ -83,8 +83,9 @@ def _draw_row(axes: Axes, y: float, row: TimelineRow) -> None:
 def draw_timelines(rows: Sequence[TimelineRow], *, title: str | None = None) -> Figure:
     """Draws one row per query: the true segment above the predicted one, each on its own track.
 
-    Each track spans its whole clip, so that short and long clips look alike. The clip's length and
-    the temporal IoU are shown at its end. Meant for up to about twelve queries.
+    Each track spans its entire clip, so the tracks of short and long clips have the same width. The
+    clip's length and the temporal IoU are shown to the right of the tracks. About twelve queries
+    remain readable.
 
     Raises:
         ValueError: there is no row, or a row's duration is not above zero.
