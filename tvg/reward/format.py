@@ -24,9 +24,9 @@ class FormatReward:
 class ExactFormatReward:
     """1 if a completion has exactly the format that the prompt asks for, else 0.
 
-    The answer must match `prompt.answer_format`, down to the number of decimals
-    (`tvg.core.answer_format`). The parsers are more tolerant, so without this reward a policy can
-    drift into formats that they merely tolerate.
+    The answer must match `prompt.answer_format`, including the number of decimals
+    (`tvg.core.answer_format`). The parsers are more tolerant. Without this reward, a policy can
+    drift into other formats that the parsers accept.
     """
 
     def __call__(self, *, is_exact: list[bool]) -> list[float]:
