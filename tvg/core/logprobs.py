@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, computed without materialising all logits at once.
+"""Computes log-probabilities of given tokens without the full logits in memory.
 
 The full logits of a batch are its largest tensor by far (8.8 GiB per copy for 8 completions on a
 3,900-token prompt with Qwen2.5's vocabulary of 152k tokens). This module computes the projection
@@ -39,7 +39,7 @@ def token_logprobs(
         temperature: temperature of the sampling distribution, > 0.
         suppressed_ids: int64 [S], ids that cannot be sampled: their logits are -inf before the
             softmax. A suppressed token has log-probability -inf, and its logit gets no gradient.
-        chunk_tokens: rows of logits computed at once, i.e. at most chunk_tokens x V numbers.
+        chunk_tokens: rows of logits computed together, i.e. at most chunk_tokens x V numbers.
 
     Returns:
         logprobs [M] and entropy [M] (in nats) of the same tempered and suppressed distribution,
@@ -104,7 +104,7 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = hidden.new_empty(len(hidden), dtype=dtype)
         entropy = torch.empty_like(logprobs)
         normaliser = torch.empty_like(logprobs)
-        # Autocast would run the product in half precision, whatever the dtypes.
+        # Autocast would run the product in half precision, regardless of the dtypes.
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _chunks(len(hidden), chunk_tokens):
                 logits = _logits(hidden[rows], weight, temperature, suppressed_ids)

@@ -1,8 +1,8 @@
 """Reductions of per-token values to one scalar, with a denominator given by the caller.
 
-If the denominator is computed over the entire optimizer step (all micro-batches, all ranks), the
-values and gradients of micro-batches add up to those of the full batch. If a framework averages
-gradients over ranks, pass the mean of the denominator over ranks instead of the sum.
+If the denominator covers the entire optimizer step (all micro-batches, all ranks), values and
+gradients of micro-batches add up to the values and gradients of the full batch. If a framework
+averages gradients over ranks, pass the denominator's mean over ranks instead of the sum.
 """
 
 from __future__ import annotations

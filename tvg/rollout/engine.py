@@ -67,7 +67,7 @@ class RolloutEngine(Protocol):
     original. Waking or closing one of them wakes or closes all of them.
 
     The random draws of a completion depend only on the seed, the query and the completion's index
-    in its group, so a resumed run samples the same completions.
+    in its group. A resumed run therefore samples the same completions.
 
     Attributes:
         sampling: the settings of this engine.

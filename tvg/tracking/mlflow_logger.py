@@ -55,7 +55,7 @@ class RunLogger(MLFlowLogger):
 
     @property
     def experiment(self) -> Any:
-        """The client."""
+        """The client that writes to the run."""
         return self._resending
 
     @property
