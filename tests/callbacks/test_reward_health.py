@@ -92,7 +92,7 @@ def test_a_falling_share_of_exact_answers_is_told():
     rows = group(0.1, 0.5) + group(0.3, 0.4, exact=False, number=1)
     assert causes(rows, best_exact=0.59) == {}  # 50 % of all are exact
     (message,) = causes(rows, best_exact=0.61).values()
-    assert message.startswith("50 % of the last 4 answers have exactly the asked format, 61 % had")
+    assert message.startswith("50 % of the last 4 answers have exactly the requested format, 61 %")
     assert "reward=[format_exact,...]" in message
     assert "prompt.strict_answer=true" in message
     unparsed = group(0.1, 0.5, parsed=False, exact=False)
@@ -111,9 +111,13 @@ def test_a_healthy_run_is_not_commented_on():
 @pytest.mark.parametrize(
     ("changes", "facts", "advice"),
     [
-        ({"parsed": False, "finished": False}, "100 % cannot be parsed, 100 % are cut", "raise it"),
-        ({"parsed": False}, "100 % cannot be parsed, 0 % are cut", "answer format"),
-        ({}, "0 % cannot be parsed, 0 % are cut", "grows with closeness"),
+        (
+            {"parsed": False, "finished": False},
+            "100 % cannot be parsed, 100 % are truncated",
+            "raise it",
+        ),
+        ({"parsed": False}, "100 % cannot be parsed, 0 % are truncated", "answer format"),
+        ({}, "0 % cannot be parsed, 0 % are truncated", "grows with closeness"),
     ],
 )
 def test_nothing_but_zeros(changes, facts, advice):
@@ -132,7 +136,7 @@ def test_one_reward_that_is_zero_explains_itself():
     found = causes(rows)
     assert list(found) == ["flat.iou"]
     assert found["flat.iou"] == (
-        "iou: 0 in 100 % of the last 20 completions, 90 % cannot be parsed, 80 % are cut at "
+        "iou: 0 in 100 % of the last 20 completions, 90 % cannot be parsed, 80 % are truncated at "
         "rollout.max_new_tokens=20: raise it, or ask for shorter answers (another prompt=)"
     )
     # Not where nobody pays for it.
@@ -255,7 +259,7 @@ def test_the_kl_is_the_mean_of_the_window(fit, tiny_grpo, tmp_path):
     assert lines(tmp_path) == []
     fit(tiny_grpo(), callbacks=[Feed([GOOD] * 6, kl=1.5), make_health(tmp_path)])
     assert len(lines(tmp_path)) == 1
-    assert "the KL to the reference is 1.5 a token" in lines(tmp_path)[0]
+    assert "the KL to the reference is 1.5 per token" in lines(tmp_path)[0]
 
 
 DRIFTED = group(0.1, 0.2, exact=False)
@@ -265,7 +269,7 @@ def test_a_fall_of_exact_answers_is_told_once(fit, tiny_grpo, tmp_path):
     rollouts = [GOOD, GOOD, GOOD, DRIFTED, DRIFTED, DRIFTED]
     fit(tiny_grpo(), callbacks=[Feed(rollouts), make_health(tmp_path)])
     assert [line.split(":")[0] for line in lines(tmp_path)] == ["step 4"]
-    assert "50 % of the last 4 answers have exactly the asked format, 100 %" in lines(tmp_path)[0]
+    assert "of the last 4 answers have exactly the requested format, 100 %" in lines(tmp_path)[0]
 
 
 def test_a_resumed_run_knows_the_best_share(fit, tiny_grpo, tmp_path):

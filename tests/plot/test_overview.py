@@ -95,9 +95,9 @@ def test_values_outside_the_axes_are_counted():
         segments=segments + odd,
         queries_per_video=[1] * 500 + [300],
     )
-    assert "not shown: 2 from 31 s on,  1 unknown" in texts(figure, DURATIONS)
+    assert "not shown: 2 of 31 s or more,  1 unknown" in texts(figure, DURATIONS)
     # 5 s lie in the bar that begins there; 0.2 s a bar
-    assert "not shown: 2 from 5.2 s on,  1 end before their start,  1 unknown" in texts(
+    assert "not shown: 2 of 5.2 s or more,  1 end before their start,  1 unknown" in texts(
         figure, LENGTHS
     )
     note = "not shown: 3 outside their video,  3 without a known duration"

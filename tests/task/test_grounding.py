@@ -80,7 +80,7 @@ def test_text_like_a_field_in_a_template_file_is_reported(tmp_path, caplog):
     assert user_text(task, "a cat") == 'Within {seconds} s: a cat as {"s": 1}'
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"prompt.template_file: {path} holds {{seconds}}, which stays as it is: "
+        f"prompt.template_file: {path} contains {{seconds}}, which is kept: "
         "the query is the only field"
     )
 

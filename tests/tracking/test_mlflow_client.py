@@ -91,7 +91,7 @@ def test_a_locked_store_is_not_retried_at_every_step(database, tmp_path, monkeyp
     monkeypatch.setattr(
         mlflow_client, "problem_of", lambda *_, **__: asked.append(1) or "database is locked"
     )
-    with pytest.warns(UserWarning, match="the run goes on"):
+    with pytest.warns(UserWarning, match="the run continues"):
         log(logger, *range(50))
     assert len(asked) == 1
     assert len(unsent(tmp_path)) == 50
@@ -101,7 +101,7 @@ def test_a_deleted_store_is_reported_and_not_recreated(database, tmp_path):
     logger = make(database, tmp_path / "run")
     log(logger, 1)
     database.rename(tmp_path / "moved.db")
-    with pytest.warns(UserWarning, match="it is gone"):
+    with pytest.warns(UserWarning, match="the file is missing"):
         log(logger, 2)
     with pytest.warns(UserWarning, match="2 writes of this run could not be sent .*resume=true"):
         logger.finalize("success")
@@ -112,13 +112,13 @@ def test_a_deleted_store_is_reported_and_not_recreated(database, tmp_path):
     assert again.experiment.get_run(again.run_id).info.status == "RUNNING"
 
 
-@pytest.mark.filterwarnings("ignore:.*(the run goes on|could not be sent)")
+@pytest.mark.filterwarnings("ignore:.*(the run continues|could not be sent)")
 def test_queued_metrics_go_to_the_replacement_run(database, store, tmp_path):
     logger = make(database, tmp_path / "run")
     database.unlink()
     log(logger, 1, 2)
     logger.finalize("failed")
-    with pytest.warns(UserWarning, match="starting a new one"):
+    with pytest.warns(UserWarning, match="starting a new run"):
         again = make(store, tmp_path / "run")
     assert history(again) == [(1, 0.5), (2, 1.0)]
 
@@ -189,7 +189,7 @@ class LosesStore(pl.Callback):
             self.lock.__exit__(None, None, None)
 
 
-@pytest.mark.filterwarnings("ignore:.*(the run goes on|could not be sent)")
+@pytest.mark.filterwarnings("ignore:.*(the run continues|could not be sent)")
 @pytest.mark.parametrize("how", ["locked", "deleted"])
 def test_training_continues_without_its_store(database, tmp_path, fit, tiny_grpo, how):
     run_dir = tmp_path / "run"

@@ -53,7 +53,7 @@ def test_a_run_that_is_gone_is_replaced_with_a_warning(store, tmp_path, how):
         first.experiment.delete_run(first.run_id)
     else:
         (tmp_path / "mlflow_run.json").write_text('{"run_id": "0123456789abcdef"}')
-    with pytest.warns(UserWarning, match="starting a new one"):
+    with pytest.warns(UserWarning, match="starting a new run"):
         again = make(store, tmp_path)
     assert again.run_id != first.run_id
     assert make(store, tmp_path).run_id == again.run_id

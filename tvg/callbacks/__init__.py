@@ -1,1 +1,1 @@
-"""Lightning callbacks that show and record a run, and the MLflow logger that they write to."""
+"""Lightning callbacks that show, record and check a run, stop it early, or filter its samples."""

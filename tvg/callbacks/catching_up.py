@@ -1,4 +1,4 @@
-"""Lets a resumed run complete the step in which its checkpoint was saved."""
+"""Completes the logging and the validation of a checkpoint's step when its run is resumed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tvg.training.policy_module import PolicyModule
 from tvg.training.trained_state import fingerprint
 
 FILE_NAME = "validation.json"
-_KEY = "missed"  # of the checkpoint
+_KEY = "missed"  # key in a checkpoint
 
 
 class ValidationRecord(Callback):
@@ -31,7 +31,7 @@ class ValidationRecord(Callback):
 
     The file records which weights were validated at which step. It is written after the loggers
     have received the metrics. NaN and infinity are written as null, because JSON has no numbers
-    for them. This has to be the last callback, except for those that save checkpoints.
+    for them. Only callbacks that save checkpoints may come after this callback.
 
     Args:
         run_dir: folder of the run.
@@ -52,12 +52,12 @@ class ValidationRecord(Callback):
             write_json(self.path, record)
 
     def metrics(self) -> dict[str, float]:
-        """Metrics of the last validation, NaN if not finite; empty if there was no validation."""
+        """Returns the last validation's metrics, NaN if not finite; empty without a validation."""
         found = self._read().get("metrics", {})
         return {str(name): math.nan if v is None else float(v) for name, v in found.items()}
 
     def is_of(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """True if the last validation was of the current weights, at the current step."""
+        """Returns whether the last validation was at the current step with the current weights."""
         found = self._read()
         return all(found.get(name) == now for name, now in _place(trainer, pl_module).items())
 
@@ -70,13 +70,13 @@ class ValidationRecord(Callback):
 
 
 class CatchingUp(Callback):
-    """Does, in a resumed run, the logging and validation that the previous run did not reach.
+    """Makes a resumed run do the logging and validation that the previous run did not reach.
 
-    A checkpoint is saved as soon as a step has changed the weights. At that point Lightning has
+    A checkpoint is saved as soon as a step has changed the weights. At that point, Lightning has
     neither passed the step's metrics to the loggers nor run the validation that follows. The
     metrics are therefore saved in the checkpoint and logged on resume, with the same values at the
-    same step. The resumed run does the validation before anything else, unless `record` already
-    has it. This has to be the first callback.
+    same step. The resumed run validates before its first step, unless `record` already contains
+    this validation. All other callbacks have to come after this callback.
 
     Args:
         record: record of this run's validations.
@@ -85,11 +85,11 @@ class CatchingUp(Callback):
     def __init__(self, *, record: ValidationRecord) -> None:
         super().__init__()
         self.record = record
-        self._is_unlogged = False  # a step has ended whose metrics are not logged yet
+        self._is_unlogged = False  # True if the last step's metrics are not logged yet
         self._is_validating = False
         self._missed: dict[str, Any] = {}  # as loaded from the checkpoint
 
-    # -- what is not logged yet when a checkpoint is saved ----------------------------------------
+    # -- saving unlogged metrics in a checkpoint ------------------------------------------------
 
     def on_train_batch_end(self, *arguments: Any) -> None:
         self._is_unlogged = True
@@ -137,12 +137,12 @@ class CatchingUp(Callback):
     def finish(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: pl.LightningDataModule
     ) -> None:
-        """Call this after the fit: a run that was already complete never started training."""
+        """Does the same after the fit, for a complete run, which never starts training."""
         if self._catch_up(trainer, pl_module):
             trainer.validate(pl_module, datamodule=data, verbose=False)
 
     def _catch_up(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Logs the missed metrics; returns whether a validation was missed, on all ranks."""
+        """Logs the missed metrics; returns on all ranks whether a validation was missed."""
         missed, self._missed = self._missed, {}
         if not missed:
             return False

@@ -1,4 +1,4 @@
-"""Ends a run whose reward has stopped rising."""
+"""Stops a run whose reward has stopped rising."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 
 class RewardPlateau(Callback):
-    """Stops training if no window of steps has beaten the best one for `patience` steps.
+    """Stops training if no window of steps has exceeded the best window for `patience` steps.
 
     The metric is averaged over consecutive windows of `window` optimizer steps, because the reward
     of a single step is mostly noise. All ranks decide together, and checkpoints include the state.
-    With `sample_filtering`, the training list gets harder from epoch to epoch: set `patience` to
-    several epochs.
+    With `sample_filtering`, the training list may get harder from epoch to epoch, so set `patience`
+    to several epochs.
 
     Args:
         metric: name of a metric that is logged at every step; larger is better.
@@ -71,7 +71,7 @@ class RewardPlateau(Callback):
         if step == self.last_step:  # gradients are still being accumulated
             return
         num_steps, self.last_step = step - self.last_step, step
-        self.total += self._value(trainer) * num_steps  # one batch may hold several updates
+        self.total += self._value(trainer) * num_steps  # one batch may have several updates
         self.num_steps += num_steps
         if self.num_steps < self.window:
             return

@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, plain lines in a log file."""
+"""Shows the progress of a run: a bar on a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from tvg.training.lightning_internals import Tqdm
 from tvg.training.step_output import StepOutput
 
-_WINDOW = 20  # optimizer steps over which the rates shown are measured
+_WINDOW = 20  # the displayed rates are measured over this many optimizer steps
 
 
 class _Mark(NamedTuple):
@@ -26,14 +26,14 @@ class _Mark(NamedTuple):
 
 
 def format_seconds(seconds: float) -> str:
-    """`1:02:03`, or `2:03` below an hour."""
+    """Formats seconds as `1:02:03`, or as `2:03` below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _total_steps(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int | None:
-    """Optimizer steps of the whole run; None if it has no known end."""
+    """Returns the number of optimizer steps of the entire run; None if it is unknown."""
     if not pl_module.automatic_optimization and trainer.max_steps > 0:
         return trainer.max_steps  # Lightning's estimate assumes one step per batch
     estimate = trainer.estimated_stepping_batches
@@ -41,14 +41,15 @@ def _total_steps(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int | No
 
 
 class Progress(TQDMProgressBar):
-    """One bar over the optimizer steps of the whole run, with reward, loss, rate and time left.
+    """Shows one bar over all optimizer steps of the run, with reward, loss, rate and time left.
 
-    If the output is not a terminal, prints one line every n steps and one per validation.
+    If the output is not a terminal, the callback prints one line every n steps and one line per
+    validation instead.
 
     Args:
         metrics: displayed name -> logged metric; metrics that are not logged are left out.
         every_n_steps: optimizer steps between two printed lines, at least 1.
-        style: "auto" draws the bar on a terminal and prints lines elsewhere.
+        style: "bar", "lines", or "auto": a bar on a terminal, otherwise lines.
     """
 
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -107,10 +108,10 @@ class Progress(TQDMProgressBar):
         self._marks.append(_Mark(0.0, self._start_step, 0.0))
         self.train_progress_bar = self.init_train_tqdm()
         if self.has_lines:
-            self.print(f"training from step {self._start_step} to {self._total or 'no set end'}")
+            self.print(f"training from step {self._start_step} to {self._total or 'unknown'}")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Does nothing: Lightning would restart the bar, which spans all epochs."""
+        """Keeps the bar, which spans all epochs; Lightning's method would restart it."""
 
     def on_train_batch_end(
         self,
@@ -154,7 +155,7 @@ class Progress(TQDMProgressBar):
     def get_metrics(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, str]:
-        """The requested metrics that are logged, and the rates."""
+        """Returns the requested metrics that are logged, and the rates."""
         shown = {name: f"{value:.4g}" for name, value in self._values(trainer)}
         return shown | dict(self._rates())
 

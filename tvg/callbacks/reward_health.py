@@ -29,21 +29,28 @@ KL = "train/policy/kl"
 class RewardHealth(Callback):
     """Checks the completions of the last rollouts and warns of problems that prevent learning.
 
-    The problems are rewards that are 0 or equal in all completions, groups without differences,
-    answers that cannot be parsed, truncated completions, and a large KL. Each warning names the
-    likely cause and the config key to look at. It is logged, appended to
+    The problems are:
+
+    - rewards that are 0 or equal in all completions;
+    - groups whose completions all have the same reward;
+    - answers that cannot be parsed, or are less often in exactly the requested format;
+    - truncated completions;
+    - a large KL.
+
+    Each warning names the likely cause and the config key to look at. It is logged, appended to
     `run_dir/reward_health.txt`, and sent to MLflow (as a tag and that file) and TensorBoard if
     those are used. A warning is given once, and again if its cause was absent for two windows. A
-    run shorter than a window is checked at its end. Rank 0 reports, on its own completions only.
+    run shorter than a window is checked at its end. Only rank 0 reports, and it sees only the
+    completions of rank 0.
 
     Args:
         run_dir: folder of the run.
         window: rollouts that are checked together, at least 1.
         max_unparsed: warn above this share of completions without a readable segment.
         max_truncated: warn above this share of completions truncated at the length limit.
-        max_flat_groups: warn above this share of groups with equal rewards.
+        max_flat_groups: warn above this share of groups whose total rewards are all equal.
         max_kl: warn above this KL to the reference per token; None: never.
-        max_new_tokens: the length limit, for the messages.
+        max_new_tokens: the length limit of completions, which the messages state.
         max_exact_drop: warn if the share of answers in exactly the requested format falls by more
             than this below the best window so far.
         penalties: rewards whose best value is 0.
@@ -83,8 +90,8 @@ class RewardHealth(Callback):
         self._last: deque[tuple[Tally, float | None]] = deque(maxlen=window)
         self._num_rollouts = 0
         self._best_exact = 0.0  # share of exactly formatted answers in any window
-        self._seen: dict[str, int] = {}  # cause -> the last rollout at which it held
-        self._num_lines: int | None = 0  # of the file; None: resumed from an older version
+        self._seen: dict[str, int] = {}  # cause -> the last rollout at which it was found
+        self._num_lines: int | None = 0  # in the file; None: resumed from an older version
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -156,7 +163,8 @@ class RewardHealth(Callback):
         )
         self._best_exact = max(self._best_exact, found.exact)
         now = self._num_rollouts
-        # A single different rollout clears every window that contains it: the cause has not ended.
+        # One different rollout hides a cause in every window that contains this rollout, although
+        # the cause persists. A cause is therefore new only after an absence of two windows.
         pause = 2 * self.window
         new = [c for c in causes if now - self._seen.get(c.name, -pause) > pause]
         self._seen |= {cause.name: now for cause in causes}

@@ -1,4 +1,4 @@
-"""Sampled completions with their rewards, saved as JSON lines and shown as tables."""
+"""Saves sampled completions with their rewards as JSON lines, and shows them as tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plain(value: Any) -> Any:
 
 
 def flatten_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as table cells: nested mappings become columns `key/part`, segments `1.0 - 7.5`."""
+    """Converts a row to cells: nested mappings become columns `key/part`, segments `1.0 - 7.5`."""
     cells: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
@@ -109,7 +109,7 @@ class RolloutTable(Callback):
         if step == last:  # gradients are still being accumulated
             return
         self._last_step = step
-        # Compared by quotient: one batch may hold several optimizer steps.
+        # The quotients are compared, because one batch may have several optimizer steps.
         is_due = last == 0 or step // self.every_n_steps > last // self.every_n_steps
         taken = StepOutput.of(outputs)
         rows = taken.rows if taken is not None else None

@@ -36,7 +36,7 @@ _MLFLOW_PARAM_LENGTH = 500  # accepted by every server since MLflow 1.28
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of git in the folder of this source file; None if git fails or is missing."""
+    """Returns git's output in the folder of this source file; None if git fails or is missing."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -46,7 +46,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def source_revision() -> dict[str, Any]:
-    """Returns the commit of this source and whether files differ from it; None if unknown.
+    """Returns the commit of this source, and whether any file differs from it; None if unknown.
 
     An installed copy may be inside another repository (e.g. a virtual environment in a project),
     so only a repository that tracks this file counts.
@@ -61,7 +61,7 @@ def source_revision() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Installed version of each package that results may depend on; None if missing."""
+    """Returns the installed version of each package that affects results; None if missing."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -72,7 +72,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def machine(trainer: pl.Trainer) -> dict[str, Any]:
-    """The host, its processors and the GPUs that this process sees."""
+    """Returns a description of the host, its processors and the GPUs that this process sees."""
     num_gpus = torch.cuda.device_count()
     return {
         "host": platform.node(),
@@ -98,9 +98,9 @@ def _cpu_name() -> str:
 class RunRecord(Callback):
     """Writes `config.yaml` and `run.json` into the run folder and into MLflow when training begins.
 
-    If the config of a resumed run has changed, the previous one is kept as `config.1.yaml`,
-    `config.2.yaml` and so on. MLflow gets the files as artifacts, the revision and the versions as
-    tags, and `summary` as params. TensorBoard gets the config as text.
+    If the config of a resumed run has changed, the previous config is kept as `config.1.yaml`,
+    `config.2.yaml` and so on. MLflow receives the files as artifacts, the revision and the versions
+    as tags, and `summary` as params. TensorBoard receives the config as text.
 
     Args:
         run_dir: folder of the run.
@@ -165,13 +165,13 @@ class RunRecord(Callback):
         """Logs the summary without Lightning's logger, which cuts values at 250 characters.
 
         MLflow cannot change a param. If a resumed run has another value, MLflow keeps the first
-        one, and config.yaml has the current one.
+        value, and config.yaml has the current value.
         """
         from mlflow.exceptions import MlflowException
 
         try:
             known = client.get_run(run_id).data.params
-        except MlflowException:  # the store is gone or locked; the client keeps the writes
+        except MlflowException:  # store missing or locked: the client keeps the writes
             known = {}
         for name, value in self.summary.items():
             text = str(value)[:_MLFLOW_PARAM_LENGTH]
@@ -179,6 +179,6 @@ class RunRecord(Callback):
                 client.log_param(run_id, name, text)
             elif known[name] != text:
                 rank_zero_warn(
-                    f"this run goes on with {name}={text}; MLflow keeps showing its first "
+                    f"this run continues with {name}={text}; MLflow keeps showing its first "
                     f"value, {known[name]}"
                 )

@@ -1,4 +1,4 @@
-"""The start of a run, new or resumed: checks the checkpoint and applies the schedule."""
+"""Checks the checkpoint and applies the schedule when a new or resumed run starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunStart(Callback):
     """Saves a run's identity in its checkpoints, and refuses checkpoints of other runs.
 
     Args:
-        decides: dotted config key -> value, for everything that decides the result of the run.
+        decides: dotted config key -> value, for all settings that affect the result of the run.
         compare: called with the same mapping from a checkpoint; raises a ValueError if the run
             cannot continue from it.
         begin: called when training begins, on every rank.
@@ -53,8 +53,8 @@ class RunStart(Callback):
         held = checkpoint.get(KEY)
         if held is None:
             raise ValueError(
-                f"resume: {self.checkpoint} records no settings to compare with: it was not "
-                "written by tvg-train, or by an earlier version; model.path takes an export"
+                f"resume: {self.checkpoint} records no settings to compare with: it was written by "
+                "another program, or by an earlier tvg-train; model.path accepts an export"
             )
         self.compare(held)
         done = int(checkpoint["global_step"])

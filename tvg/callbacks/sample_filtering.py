@@ -1,9 +1,9 @@
-"""Sample filtering: after each epoch, train on what the policy neither misses nor masters.
+"""Sample filtering: selects the examples of the next epoch by their current difficulty.
 
-TimeRFT (Time-R1, arXiv 2503.13377): the policy predicts the whole training list with its current
-weights, each example's difficulty and prediction are updated, and the next epoch trains on the
-examples that a selection keeps. Optimizer, schedule and reference continue unchanged (the release
-restarts the last two).
+This is TimeRFT (Time-R1, arXiv 2503.13377). After each epoch, the policy answers all queries of the
+training list with its current weights. This updates each example's difficulty and prediction. The
+next epoch trains on the examples that a selection keeps. Optimizer, schedule and reference continue
+unchanged (the release restarts schedule and reference).
 """
 
 from __future__ import annotations
@@ -41,23 +41,25 @@ log = logging.getLogger(__name__)
 class SampleFiltering(Callback):
     """Selects a new training list at the end of every epoch except the last.
 
-    A round is due as soon as more epochs than rounds are complete. No round is therefore skipped
-    or repeated, whichever Lightning hook a resumed run reaches first. Each round begins with a
-    checkpoint, and predictions are saved as they are made. A run that is killed during a round
-    continues it without scoring any example again.
+    A round is due as soon as more epochs than rounds are complete. Therefore no round is skipped or
+    repeated, no matter which Lightning hook a resumed run reaches first. Each round begins with a
+    checkpoint, and each prediction is saved immediately. A run that is killed during a round
+    continues this round without scoring any example again.
 
-    `run_dir/filtering/round_NN.jsonl` holds every example with its difficulty, its prediction and
-    whether it was selected (`data=custom` can read it). `round_NN.json` holds the statistics, which
-    are also logged as `train/filtering/*`. NN is the number of epochs before the round.
+    `run_dir/filtering/round_NN.jsonl` contains every example with its difficulty, its prediction
+    and whether it was selected (`data=custom` can read it). `round_NN.json` contains the
+    statistics, which are also logged as `train/filtering/*`. NN is the number of epochs before the
+    round.
 
     Args:
         run_dir: folder of the run.
         select: chooses from examples that have a difficulty; a partial of `tvg.data.selection`.
-        rescore: "all" predicts the list that the run started from, "selected" only the examples of
-            the last epoch; the others keep their difficulty and may be selected again.
+        rescore: "all" scores the complete list that the run started from. "selected" scores only
+            the examples of the last epoch; the others keep their difficulty and may be selected
+            again.
         score_first: also do a round before the first epoch (round 0).
         max_new_tokens: longest answer while scoring; None: the validation sampler's limit.
-        mastered_above: IoU; the share of examples above it is logged.
+        mastered_above: IoU above which an example counts as mastered; the share is logged.
 
     Raises:
         ValueError: a setting is out of range; the message names the config key.
@@ -86,7 +88,7 @@ class SampleFiltering(Callback):
         self.max_new_tokens = max_new_tokens
         self.mastered_above = mastered_above
         self.next_round = 0 if score_first else 1
-        self.is_exhausted = False  # nothing was selected, so training ends
+        self.is_exhausted = False  # True if no example was selected, so that training stops
         # qid -> (100 * IoU, predicted segment)
         self.scores: dict[str, tuple[float, list[float] | None]] = {}
 
@@ -97,12 +99,12 @@ class SampleFiltering(Callback):
         if stage == "fit" and trainer.max_steps == -1 and trainer.is_global_zero:
             log.warning(
                 "%s: the learning-rate schedule spans trainer.max_epochs=%s epochs of the first "
-                "list (%d examples); set trainer.max_steps where the lists get much shorter",
+                "list (%d examples); set trainer.max_steps if later lists are much shorter",
                 *(KEY, trainer.max_epochs, len(data.examples("train"))),
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Completes a round in which the run was killed; does round 0 if it is requested."""
+        """Completes the round in which the run was killed, if any; does round 0 if requested."""
         is_resumed = trainer.fit_loop.is_resuming
         if self.is_exhausted:
             self._stop(trainer)
@@ -135,7 +137,7 @@ class SampleFiltering(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, save: bool
     ) -> None:
         assert isinstance(pl_module, PolicyModule)
-        if save:  # a run that is killed in the round resumes from this
+        if save:  # a run that is killed during the round resumes from this checkpoint
             trainer.save_checkpoint(self.run_dir / CHECKPOINTS / LAST)
         data = _data(trainer)
         number = data.training.epochs_done
@@ -206,8 +208,8 @@ class SampleFiltering(Callback):
 
     def _stop(self, trainer: pl.Trainer) -> None:
         log.warning(
-            "%s: no example of the training list is left by %s.select after round %d: training "
-            "stops here, at step %d (see %s)",
+            "%s: no example of the training list is left after %s.select in round %d: training "
+            "stops at step %d (see %s)",
             *(KEY, KEY, self.next_round - 1, trainer.global_step, self.run_dir / FOLDER),
         )
         trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""Logs processor, memory, disk, network and GPU load to MLflow, sampled in its own thread."""
+"""Logs processor, memory, disk, network and GPU load to MLflow, sampled in a separate thread."""
 
 from __future__ import annotations
 

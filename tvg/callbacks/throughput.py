@@ -14,17 +14,17 @@ from tvg.training.step_output import StepOutput
 
 
 class Throughput(Callback):
-    """Logs `perf/*` with the metrics of the step that they belong to.
+    """Logs `perf/*` metrics at the same step as the step's other metrics.
 
-    - `perf/step_s`: seconds per optimizer step, including all its micro-batches and data loading;
-    - `perf/data_wait_s`: the part of it between two batches: loading, moving, logging. Left out
-      at the first step and after a validation or a checkpoint, whose time cannot be separated from
-      it (step_s then excludes it);
-    - `perf/prompts_per_s`, `perf/tokens_per_s` (completion tokens), summed over ranks;
-    - `perf/STAGE_s` for each stage that the step timed, such as vision, sampling,
-      reward, reference, policy (forward), backward, optimizer;
-    - `perf/mfu`, if `peak_tflops` is given and the step counts its operations: the step's
-      necessary operations as a share of the device's peak;
+    - `perf/step_s`: seconds per optimizer step, including all its micro-batches and data loading.
+    - `perf/data_wait_s`: the part of `step_s` between two batches: loading, moving and logging. It
+      is omitted at the first step and after a validation or a checkpoint, because their time cannot
+      be separated from it. `step_s` then excludes that time, too.
+    - `perf/prompts_per_s` and `perf/tokens_per_s` (completion tokens): summed over ranks.
+    - `perf/STAGE_s`: seconds of each stage that the step measures, such as vision, sampling,
+      reward, reference, policy (forward), backward and optimizer.
+    - `perf/mfu`: the step's necessary operations as a share of the device's peak. It is logged if
+      `peak_tflops` is given and the step counts its operations.
     - `perf/gpu_memory_gib`: peak memory allocated by torch since the start, on a GPU.
 
     Args:
@@ -111,7 +111,7 @@ class Throughput(Callback):
         if self._num_flops is not None and self.peak_tflops is not None:
             means["perf/mfu"] = self._num_flops / total_s / (self.peak_tflops * 1e12)
         sums = {name: number / total_s for name, number in self._sums.items()}
-        # Logged by the module, so that every logger has them at the same step as train/*.
+        # The module logs them, so that every logger gets them at the same step as train/*.
         pl_module.log_dict(means, on_step=True, on_epoch=False)
         pl_module.log_dict(sums, on_step=True, on_epoch=False, sync_dist=True, reduce_fx="sum")
         if pl_module.device.type == "cuda":

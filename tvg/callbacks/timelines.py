@@ -15,11 +15,11 @@ from tvg.tracking.steady import reported_only
 
 
 class Timelines(Callback):
-    """Draws the first predictions of a validation, the same queries every time.
+    """Draws the first predictions of each validation, so that the queries are always the same.
 
-    Reads `pl_module.val_predictions`, a list of Prediction that the module fills in its
-    `validation_step`. A module without that attribute gets no picture. Saves
-    `run_dir/pictures/val_timelines_step_<step>.png` and shows it in MLflow and TensorBoard.
+    The predictions are read from `pl_module.val_predictions`, a list of Prediction that the module
+    fills in its `validation_step`. Without that attribute, no picture is drawn. The picture is
+    saved as `run_dir/pictures/val_timelines_step_<step>.png` and sent to MLflow and TensorBoard.
 
     Args:
         run_dir: folder of the run.

@@ -19,7 +19,7 @@ def group_advantages(
     scale: AdvantageScale,
     eps: float,
 ) -> Tensor:
-    """Reward minus a baseline from its own group, divided by a scale.
+    """Returns each reward minus a baseline of its group, divided by a scale.
 
     Baselines:
 
@@ -33,8 +33,8 @@ def group_advantages(
     - "batch_std": the standard deviation of all given rewards plus eps (arXiv 2508.08221).
     - "none": no division (Dr. GRPO, arXiv 2503.20783).
 
-    Standard deviations are unbiased (denominator count - 1) and are those of the rewards, not of
-    the differences. A group of equal rewards gets exactly 0.
+    Standard deviations are unbiased (denominator count - 1). They are computed from the rewards,
+    not from the differences. If all rewards of a group are equal, its advantages are exactly 0.
 
     Args:
         rewards: [N] totals, finite; row n belongs to prompt n // group_size. For "batch_std", pass
@@ -48,7 +48,8 @@ def group_advantages(
         [N], in the dtype of `rewards`.
 
     Raises:
-        ValueError: if the group size does not fit, or a setting is unknown or out of range.
+        ValueError: if the group size is below 2 or does not divide the rewards, or if a setting is
+            unknown or out of range.
     """
     _check(rewards, group_size=group_size, baseline=baseline, scale=scale, eps=eps)
     # In float64 the mean of equal float32 rewards is exact. In float32 its rounding error, divided
@@ -61,7 +62,7 @@ def group_advantages(
         advantages = advantages / (groups.std(dim=1, keepdim=True) + eps)
     elif scale == "batch_std":
         advantages = advantages / (groups.std() + eps)
-    # Exactly 0 also if the mean of equal float64 rewards is rounded, or if eps = 0 (0 / 0).
+    # Rounding of the mean of equal rewards would give a tiny advantage, and eps = 0 would give 0/0.
     is_equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)
     return advantages.masked_fill(is_equal, 0).view(-1).to(rewards.dtype)
 

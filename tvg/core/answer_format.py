@@ -1,8 +1,8 @@
 """Checks that a completion has exactly the format that the prompt asks for.
 
-The parsers accept more than that ("1.2 to 6 6" is read as 1.2 to 6), so that a small slip costs no
-score. A policy can drift into this tolerance during training. The share of exact answers is logged
-to make the drift visible.
+The parsers are more tolerant: they read "1.2 to 6 6" as 1.2 to 6, so that a small formatting error
+does not cost the score. During training, a policy can drift into such formats. The logged share of
+exact answers makes this drift visible.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def answer_pattern(answer_format: str | None) -> re.Pattern[str]:
     """Returns the pattern of an exact answer block.
 
     Args:
-        answer_format: a `str.format` template with fields for seconds. Only the part from the last
-            `<answer>` on is used. None: the letter of an option, in parentheses.
+        answer_format: a `str.format` template with fields for seconds. Text before its last
+            `<answer>` is ignored. None: the answer is the letter of an option, in parentheses.
     """
     if answer_format is None:
         return _CHOICE
@@ -38,7 +38,7 @@ def answer_pattern(answer_format: str | None) -> re.Pattern[str]:
 
 
 def is_exact(text: str, pattern: re.Pattern[str], *, think: bool) -> bool:
-    """True if the stripped text is one think block (if required) and the exact answer block.
+    """Returns whether the stripped text is an exact answer block, after a think block if required.
 
     Args:
         text: one completion.

@@ -12,10 +12,10 @@ from tvg.types import PromptBatch, RolloutBatch
 
 
 def join_prompts(parts: Sequence[PromptBatch], *, pad_id: int) -> PromptBatch:
-    """Joins the prompts of all parts into one batch, padded on the left to the longest.
+    """Joins the prompts of all parts into one batch, padded on the left to the longest prompt.
 
     Args:
-        parts: at least one; all with pixels, or all with features.
+        parts: at least one; either all parts have pixels, or all have features.
         pad_id: value of `input_ids` where `attention_mask` is 0.
     """
     return PromptBatch(
@@ -36,7 +36,7 @@ def join_rollouts(parts: Sequence[RolloutBatch], *, pad_id: int) -> RolloutBatch
     """Joins the groups of all parts into one rollout; completions are padded on the right.
 
     Args:
-        parts: at least one; all of the same group size.
+        parts: at least one; all have the same group size.
         pad_id: value of `completion_ids` where `completion_mask` is 0.
     """
     sizes = {part.group_size for part in parts}

@@ -1,4 +1,4 @@
-"""Turns SIGINT and SIGTERM into one exception, raised at once or held until a step is done."""
+"""Turns SIGINT and SIGTERM into an exception, raised immediately or after the current step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """Raised when a signal asks this process to end.
+    """Raised when a signal requests that this process stop.
 
     Like KeyboardInterrupt, it is not caught by `except Exception`.
 
     Attributes:
         signum: the signal.
-        advice: lines for the user: what was kept, and how to continue.
-        is_agreed: True if all ranks of the job end at the same step.
+        advice: lines that tell the user which results were saved and how to continue.
+        is_agreed: True if all ranks of the job stop at the same step.
     """
 
     def __init__(self, signum: int) -> None:
@@ -54,10 +54,12 @@ _state = _State()
 def handled() -> Iterator[None]:
     """Turns SIGINT and SIGTERM into `Interrupted` while a command runs.
 
-    The first signal raises at once or, while signals are held, sets `pending`. The second one
-    always raises at once. A third ends the process without any clean-up. A signal that the caller
-    ignores (`nohup`, background jobs) stays ignored. This has an effect only in the main thread,
-    and only for the outermost call.
+    - The first signal raises immediately. While signals are held, it only sets `pending`.
+    - The second signal raises immediately, unless `Interrupted` was raised before.
+    - A third signal ends the process without any clean-up.
+
+    A signal that the caller ignores (`nohup`, background jobs) stays ignored. The context has an
+    effect only in the main thread, and only for the outermost call.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or _state.owner == os.getpid():
@@ -75,9 +77,9 @@ def handled() -> Iterator[None]:
 
 
 def hold() -> None:
-    """Holds signals from now on; the caller checks `pending` between its steps.
+    """Holds signals until `release`; the caller checks `pending` between its steps.
 
-    Reinstalls our handlers, in case libraries have replaced them meanwhile.
+    The handlers are installed again, in case a library has replaced them.
     """
     if _state.owner == os.getpid():
         _state.is_held = True
@@ -88,7 +90,7 @@ def release() -> None:
     """Ends `hold`.
 
     Raises:
-        Interrupted: a signal was received meanwhile.
+        Interrupted: a signal was received while signals were held.
     """
     _state.is_held = False
     check()
@@ -96,7 +98,7 @@ def release() -> None:
 
 @contextmanager
 def holds_end_inside() -> Iterator[None]:
-    """Ends any `hold` on exit, also after an error, so that the next job of a sweep has none."""
+    """Ends any `hold` on exit, even after an error, so that it never affects a sweep's next job."""
     try:
         yield
     finally:
@@ -104,12 +106,12 @@ def holds_end_inside() -> Iterator[None]:
 
 
 def pending() -> int | None:
-    """Returns the signal that asked this process to end, or None."""
+    """Returns the first signal that requested a stop, or None."""
     return _state.signum
 
 
 def ask(signum: int) -> None:
-    """Records that the command has to end because another rank received this signal."""
+    """Records that this signal, received here or on another rank, requests a stop."""
     if _state.signum is None:
         _state.signum = signum
 
@@ -118,7 +120,7 @@ def check(*, is_agreed: bool = False) -> None:
     """Raises `Interrupted` if a signal is pending.
 
     Args:
-        is_agreed: True if all ranks know of the signal and end too.
+        is_agreed: True if all ranks were informed of the signal and stop too.
 
     Raises:
         Interrupted: a signal is pending.
@@ -160,6 +162,6 @@ def _receive(number: int, frame: FrameType | None) -> None:
     if _state.is_held and _state.num_received == 1:
         name = signal.Signals(number).name
         # Not through sys.stderr, which may be in the middle of a line when the handler runs.
-        os.write(2, f"\n{name}: stopping after this step (once more: at once)\n".encode())
+        os.write(2, f"\n{name}: stopping after this step (second signal: immediately)\n".encode())
         return
     check()

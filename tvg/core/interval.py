@@ -1,4 +1,4 @@
-"""Agreement of two segments: IoU, generalised IoU, and boundary distance."""
+"""Measures how well two segments agree: IoU, generalised IoU and boundary distance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tvg.types import Segment
 
 
 def temporal_iou(pred: Tensor, truth: Tensor) -> Tensor:
-    """IoU of segments [start, end]; the denominator is the true union of both.
+    """Returns the IoU of segments [start, end]: their intersection divided by their union.
 
     A reversed, empty or non-finite segment on either side scores 0, so the result is never NaN.
 
@@ -31,14 +31,14 @@ def temporal_iou(pred: Tensor, truth: Tensor) -> Tensor:
     intersection = (ends - starts).clamp(min=0)
     pred_length, truth_length = pred[..., 1] - pred[..., 0], truth[..., 1] - truth[..., 0]
     union = pred_length + truth_length - intersection
-    # NaN compares false, and infinite lengths make the union non-finite: both score 0.
+    # Comparisons with NaN are false, and infinite lengths make the union non-finite.
     is_valid = (pred_length > 0) & (truth_length > 0) & torch.isfinite(union)
     iou = intersection / torch.where(is_valid, union, 1)
     return torch.where(is_valid, iou, 0)
 
 
 def segment_iou(a: Segment | None, b: Segment | None) -> float:
-    """IoU of two segments, with the rules of `temporal_iou`; a missing segment scores 0."""
+    """Returns the IoU of two segments as `temporal_iou` does; a missing segment scores 0."""
     if a is None or b is None:
         return 0.0
     a_length, b_length = a[1] - a[0], b[1] - b[0]
@@ -50,10 +50,10 @@ def segment_iou(a: Segment | None, b: Segment | None) -> float:
 
 
 def exact_iou(a: Segment | None, b: Segment | None) -> Fraction:
-    """IoU of two segments in exact decimal arithmetic, with the rules of `segment_iou`.
+    """Returns the IoU of two segments, computed as in `segment_iou` but without rounding.
 
-    Each time is read as the shortest decimal that represents its float: 3.3 is 33/10. An IoU that
-    equals a threshold on paper therefore equals it here, despite binary rounding.
+    Each time is read as the shortest decimal that represents its float: 3.3 is 33/10. Binary
+    rounding therefore cannot move an IoU of exactly 0.7 below the threshold 0.7.
     """
     if a is None or b is None or not all(map(math.isfinite, (*a, *b))):
         return Fraction(0)
@@ -65,16 +65,16 @@ def exact_iou(a: Segment | None, b: Segment | None) -> Fraction:
 
 
 def decimal_fraction(number: float) -> Fraction:
-    """The shortest decimal that represents a finite float, as an exact fraction: 0.3 is 3/10."""
+    """Returns the shortest decimal that represents a finite float as a fraction: 0.3 is 3/10."""
     return Fraction(repr(float(number)))
 
 
 def segment_giou(a: Segment | None, b: Segment | None) -> float:
-    """Generalised IoU of two segments, in [-1, 1] (arXiv 1902.09630, in one dimension).
+    """Returns the generalised IoU of two segments, in [-1, 1] (arXiv 1902.09630, here in 1D).
 
     `IoU - (|hull| - |union|) / |hull|`. If the segments overlap or touch, this is their IoU;
-    otherwise it is minus the gap's share of the hull. A missing, reversed, empty or non-finite
-    segment scores -1, the lower bound, so that no answer is never better than a wrong one.
+    otherwise it is -gap / hull. A missing, reversed, empty or non-finite segment scores -1, the
+    lower bound, so a missing answer never scores better than a wrong one.
     """
     if a is None or b is None or not (a[1] > a[0] and b[1] > b[0]):
         return -1.0
@@ -86,10 +86,9 @@ def segment_giou(a: Segment | None, b: Segment | None) -> float:
 
 
 def boundary_distance(a: Segment, b: Segment) -> float:
-    """Mean of the distances in seconds between the two starts and between the two ends.
+    """Returns the mean of the start distance and the end distance, in seconds.
 
-    This is the Wasserstein-1 distance between the endpoints of `a` and those of `b`, each endpoint
-    with mass 1/2. (In one dimension the optimal transport keeps the order, so start moves to start
-    and end to end.)
+    This is the Wasserstein-1 distance between the endpoints of `a` and the endpoints of `b`, each
+    with mass 1/2. In one dimension, the optimal transport moves start to start and end to end.
     """
     return abs(a[0] - b[0]) / 2 + abs(a[1] - b[1]) / 2

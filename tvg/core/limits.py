@@ -1,7 +1,7 @@
-"""Limits of settings that are checked twice by one function: in the config, and by the component.
+"""Checks of settings, used first by the config check and again by the components.
 
-The config is checked before torch is imported. The components that these limits belong to are
-built after the weights are loaded, or later.
+The config check runs before torch is imported, so that mistakes are reported early. The components
+are built after the weights are loaded, or later. Each check returns one line per problem.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 
-PARTS = ("vision", "merger", "language")  # of a model: trunk of its vision tower, projection, rest
-ADAPTER = "adapter"  # LoRA's weights, in any part
+# Parts of a model: the vision encoder, its projection to the language model, everything else.
+PARTS = ("vision", "merger", "language")
+ADAPTER = "adapter"  # the LoRA weights of all parts
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
@@ -21,14 +22,14 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 def group_size_problems(group_size: float) -> list[str]:
-    """A group needs several completions, because advantages compare them."""
+    """Checks that a group has at least 2 completions, because advantages compare them."""
     if group_size >= 2:
         return []
     return [f"objective.group_size: a group needs at least 2 completions, got {group_size:g}"]
 
 
 def reference_problems(kl_coef: float, reference: str | None) -> list[str]:
-    """A KL weight other than 0 needs the frozen reference."""
+    """Checks that there is a frozen reference if the KL weight is not 0."""
     if not kl_coef or reference is not None:
         return []
     return [
@@ -39,7 +40,7 @@ def reference_problems(kl_coef: float, reference: str | None) -> list[str]:
 def schedule_problems(
     name: str | None, warmup_steps: float | None, num_steps: float | None
 ) -> list[str]:
-    """The schedule must be known, and its warm-up must end within the run; None: not known yet."""
+    """Checks that the schedule exists and its warm-up ends within the run; None: not known yet."""
     if name is not None and name not in SCHEDULES:
         known = ", ".join(SCHEDULES)
         return [f"objective.schedule.name: expected one of {known}, got {name!r}"]
@@ -62,7 +63,7 @@ def schedule_problems(
 
 
 def frozen_model_problems(frozen: Collection[str]) -> list[str]:
-    """If every part is frozen, the optimizer has no parameters."""
+    """Checks that at least one part is trained; otherwise the optimizer has no parameters."""
     if set(frozen) != set(PARTS):
         return []
     keys = ", ".join(f"model.freeze_{part}" for part in PARTS)
@@ -72,7 +73,7 @@ def frozen_model_problems(frozen: Collection[str]) -> list[str]:
 def frozen_adapter_problems(
     chosen: Mapping[str, Collection[str]], frozen: Collection[str]
 ) -> list[str]:
-    """Frozen parts cannot be trained through `model.adapter`.
+    """Checks that `model.adapter` trains no frozen part.
 
     Args:
         chosen: the parts that each key of `model.adapter` names.
@@ -89,7 +90,7 @@ def frozen_adapter_problems(
 def untrained_rate_problems(
     component_lr: Mapping[str, float | None], trained: Collection[str]
 ) -> list[str]:
-    """A learning rate for a part that is not trained is a mistake."""
+    """Checks that no part has a learning rate without being trained."""
     return [
         f"objective.component_lr.{part}: {rate} is the learning rate of a part that is not "
         "trained (see model.freeze_* and model.adapter)"
@@ -99,7 +100,7 @@ def untrained_rate_problems(
 
 
 def eight_bit_problems() -> list[str]:
-    """8-bit optimizer states need bitsandbytes, an optional extra."""
+    """Checks that bitsandbytes, an optional dependency of 8-bit optimizers, is installed."""
     if find_spec("bitsandbytes") is not None:
         return []
     return [
@@ -109,14 +110,14 @@ def eight_bit_problems() -> list[str]:
 
 
 def model_path_problems(*, has_path: bool, can_create: bool) -> list[str]:
-    """A model needs a folder to read from, unless it can be created."""
+    """Checks that a model has a folder to read from, unless the model can be created."""
     if has_path or can_create:
         return []
     return ["model.path: a value is needed (model.path=FOLDER of a checkpoint)"]
 
 
 def on_missing_problems(on_missing: object) -> list[str]:
-    """Missing videos either stop a command or are skipped."""
+    """Checks that missing videos either cause an error or are skipped."""
     if on_missing in ("error", "skip"):
         return []
     return [f"data.on_missing: expected error or skip, got {on_missing!r}"]

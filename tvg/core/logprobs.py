@@ -1,9 +1,9 @@
-"""Log-probabilities of given tokens, computed without materialising all logits at once.
+"""Computes log-probabilities of given tokens without the full logits in memory.
 
 The full logits of a batch are its largest tensor by far (8.8 GiB per copy for 8 completions on a
-3,900-token prompt with Qwen2.5's 152k words). Here the projection onto the vocabulary is computed
-for `chunk_tokens` rows at a time, and again in the backward pass. The gradients of the
-log-probability, `(onehot - p) / temperature`, and of the entropy,
+3,900-token prompt with Qwen2.5's vocabulary of 152k tokens). This module computes the projection
+onto the vocabulary for `chunk_tokens` rows at a time, and again in the backward pass. The gradients
+of the log-probability, `(onehot - p) / temperature`, and of the entropy,
 `-p * (log p + H) / temperature`, are coded by hand. The results are exact, not approximated.
 """
 
@@ -25,11 +25,12 @@ def token_logprobs(
     suppressed_ids: Tensor | None = None,
     chunk_tokens: int = 1024,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token under softmax(hidden @ weight.T / temperature).
+    """Computes the log-probability of each token under softmax(hidden @ weight.T / temperature).
 
     Log-probability and entropy are differentiable in `hidden` and `weight`. The entropy's gradient
-    costs nothing if it is not used. The matrix product runs in the dtype of `weight`, so that in
-    half precision it is rounded as in the sampler's head; everything after it runs in float32.
+    costs nothing if it is not used. The matrix product runs in the dtype of `weight`: in half
+    precision, it is rounded in the same way as the sampler's logits. All later operations run in
+    float32.
 
     Args:
         hidden: [M, D], last hidden state at the position that predicts each token.
@@ -37,8 +38,8 @@ def token_logprobs(
         token_ids: int64 [M].
         temperature: temperature of the sampling distribution, > 0.
         suppressed_ids: int64 [S], ids that cannot be sampled: their logits are -inf before the
-            softmax. A suppressed token gets -inf and no gradient of its own.
-        chunk_tokens: rows of logits computed at once, i.e. at most chunk_tokens x V numbers.
+            softmax. A suppressed token has log-probability -inf, and its logit gets no gradient.
+        chunk_tokens: rows of logits computed together, i.e. at most chunk_tokens x V numbers.
 
     Returns:
         logprobs [M] and entropy [M] (in nats) of the same tempered and suppressed distribution,
@@ -67,9 +68,9 @@ def _chunks(num_rows: int, chunk_tokens: int) -> Iterator[slice]:
 def token_logits(
     hidden: Tensor, weight: Tensor, *, temperature: float, suppressed_ids: Tensor | None
 ) -> Tensor:
-    """Logits over the vocabulary for sampling, [M, V]; meant for the few rows of one step.
+    """Returns the logits for sampling, [M, V], of the few rows of one decoding step.
 
-    Takes the arguments of `token_logprobs` and gives the same logits, also under autocast.
+    The arguments are those of `token_logprobs`. The logits are the same, also under autocast.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         return _logits(hidden, weight, temperature, suppressed_ids)
@@ -78,7 +79,7 @@ def token_logits(
 def _logits(
     hidden: Tensor, weight: Tensor, temperature: float, suppressed_ids: Tensor | None
 ) -> Tensor:
-    """[rows, V] in float32 (float64 for float64 weights); the only place that computes logits."""
+    """Returns logits [rows, V] in float32 (float64 if `weight` is float64)."""
     logits = hidden.to(weight.dtype) @ weight.t()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1.0:
@@ -103,7 +104,7 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = hidden.new_empty(len(hidden), dtype=dtype)
         entropy = torch.empty_like(logprobs)
         normaliser = torch.empty_like(logprobs)
-        # Autocast would run the product in half precision, whatever the dtypes.
+        # Autocast would run the product in half precision, regardless of the dtypes.
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _chunks(len(hidden), chunk_tokens):
                 logits = _logits(hidden[rows], weight, temperature, suppressed_ids)
@@ -161,9 +162,9 @@ def _grad_logits(
     entropy: Tensor,
     grad_entropy: Tensor | None,
 ) -> Tensor:
-    """Gradient w.r.t. the tempered logits of some rows, [rows, V]; overwrites `logps` [rows, V].
+    """Returns the gradient w.r.t. the tempered logits, [rows, V]; overwrites `logps` [rows, V].
 
-    `grad_logprobs * (onehot - p) - grad_entropy * p * (log p + H)`; NaN for suppressed words.
+    `grad_logprobs * (onehot - p) - grad_entropy * p * (log p + H)`; NaN for suppressed tokens.
     """
     picked = grad_logprobs[:, None].to(logps.dtype)
     if grad_entropy is None:

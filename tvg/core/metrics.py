@@ -19,7 +19,7 @@ from torch import Tensor
 from tvg.core.interval import decimal_fraction
 
 _IOU_NOISE = 1e-9  # tolerance above 1, for binary rounding
-_BLOCK_NUMBERS = 1 << 20  # resampled queries at once; bounds memory on large benchmarks
+_BLOCK_NUMBERS = 1 << 20  # queries resampled together; limits memory on large benchmarks
 _INTERVAL = (0.025, 0.975)
 
 
@@ -33,7 +33,7 @@ def grounding_metrics(
     seed: int = 0,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """Recalls, mean IoU and parse rate with 95 % percentile bootstrap intervals over queries.
+    """Returns recalls, mean IoU and parse rate, with 95 % percentile bootstrap intervals.
 
     Args:
         ious: IoU of each query, 0 if nothing was parsed. Fractions (`exact_iou`) give exact
@@ -42,7 +42,7 @@ def grounding_metrics(
         exact_format: whether each answer has exactly the requested format; None if not known.
         thresholds: IoU thresholds of the recalls.
         strict: recalls count IoU > m, like the published Time-R1 scorer.
-        seed: seed of the bootstrap; the same seed gives the same intervals.
+        seed: seed of the bootstrap over queries; the same seed gives the same intervals.
         resamples: number of bootstrap samples.
 
     Returns:
@@ -60,7 +60,7 @@ def grounding_metrics(
         )
     for index, value in enumerate(ious):
         if not 0 <= value <= 1 + _IOU_NOISE:
-            raise ValueError(f"IoU of query {index} must lie in [0, 1]: got {value}")
+            raise ValueError(f"IoU of query {index} must be in [0, 1]: got {value}")
     exact = [iou if isinstance(iou, Fraction) else decimal_fraction(iou) for iou in ious]
     scores = {"miou": torch.tensor(list(map(float, ious)), dtype=torch.float64)}
     for threshold in thresholds:
@@ -83,7 +83,7 @@ def grounding_metrics(
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], *, seed: int = 0, resamples: int = 2000
 ) -> dict[str, Any]:
-    """Gain in mean IoU of b over a on the same queries, with a paired bootstrap.
+    """Returns the gain in mean IoU of b over a on the same queries, with a paired bootstrap.
 
     Args:
         a: IoU of each query under the first policy.
@@ -99,7 +99,8 @@ def paired_bootstrap(
     """
     if not len(a) or len(a) != len(b):
         raise ValueError(
-            f"a paired comparison needs the same queries on both sides: got {len(a)} and {len(b)}"
+            "a paired comparison needs the same queries for both policies: "
+            f"got {len(a)} and {len(b)} IoUs"
         )
     if not all(map(math.isfinite, (*a, *b))):
         raise ValueError("a paired comparison needs finite IoUs: got NaN or infinity")
@@ -109,7 +110,7 @@ def paired_bootstrap(
 
 
 def _bootstrap_intervals(per_query: Tensor, *, seed: int, resamples: int) -> list[list[float]]:
-    """Bootstrap interval [low, high] of the mean of each column of [n, K]; rows are resampled."""
+    """Returns the interval [low, high] of the mean of each column of [n, K], resampling rows."""
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1: got {resamples}")
     num_queries = len(per_query)
@@ -119,7 +120,7 @@ def _bootstrap_intervals(per_query: Tensor, *, seed: int, resamples: int) -> lis
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         drawn = torch.randint(num_queries, (rows, num_queries), generator=generator)
-        # Count how often each query was drawn: one matrix product then covers all columns.
+        # Count how often each query was drawn, so that one matrix product covers all columns.
         counts = torch.zeros(rows, num_queries, dtype=torch.float64)
         counts.scatter_add_(1, drawn, torch.ones_like(counts))
         means.append(counts @ per_query / num_queries)

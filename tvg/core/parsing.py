@@ -1,10 +1,12 @@
 r"""Parses thoughts, answers and time ranges from completions, in time linear in their length.
 
-A policy in training can write anything, so nothing here raises on text and no pattern backtracks.
-Numbers are found in one pass (possessive quantifiers); then only the short gaps between
-neighbouring numbers are examined. The published reference's `(\d+\.?\d*) (to|and) (\d+\.?\d*)`
-takes at least quadratic time on a long run of digits, and rejects "5.0s to 11.6s". Ranges in plain
-seconds, which it accepts, are read the same way here.
+A policy in training can write anything, so no function raises an error because of a text, and no
+pattern backtracks. Numbers are found in one pass (possessive quantifiers). Then only the short gaps
+between neighbouring numbers are examined.
+
+The published reference's `(\d+\.?\d*) (to|and) (\d+\.?\d*)` takes at least quadratic time on a long
+run of digits, and rejects "5.0s to 11.6s". It accepts ranges in plain seconds, and this module
+reads them in the same way.
 """
 
 from __future__ import annotations
@@ -39,15 +41,15 @@ class ParsedAnswer:
 
 
 def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
-    """Read the last time range of the last `<answer>` block.
+    """Reads the last time range of the last `<answer>` block.
 
     Accepts "5 to 11.6", "5.0s to 11.6s", "from 5 to 11.6 seconds", "between 5 and 11.6",
     "5 - 11.6", "00:05 - 00:11". Ranges do not overlap: "1 to 2 to 3" is 1 to 2.
 
     Args:
         text: one completion.
-        anywhere: if the answer block is missing or contains no range, take the last range of the
-            whole text (as the published evaluation does).
+        anywhere: if the answer block is missing or contains no range, use the last range of the
+            complete text (as the published evaluation does).
     """
     answer = last_block(text, ANSWER_OPEN, ANSWER_CLOSE)
     segment = None if answer is None else _last_range(answer)
@@ -61,10 +63,11 @@ def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
 
 
 def has_format(text: str, *, think: bool) -> bool:
-    r"""True if the stripped text is a think block followed by an answer block, nothing else.
+    r"""Returns whether the stripped text is a think block, then an answer block, and nothing else.
 
-    Gives the same result as a full match of `<think>.*?</think>\s*<answer>.*?</answer>` (dot
-    matches newline; Time-R1's format reward), which would take quadratic time on repeated tags.
+    The result equals a full match of Time-R1's format reward,
+    `<think>.*?</think>\s*<answer>.*?</answer>` (dot matches newline). That pattern would take
+    quadratic time on repeated tags.
 
     Args:
         text: one completion.
@@ -78,7 +81,7 @@ def has_format(text: str, *, think: bool) -> bool:
 
 
 def _last_range(text: str) -> Segment | None:
-    """The last non-overlapping "number, separator, number" triple, matched left to right."""
+    """Returns the last non-overlapping "number separator number", matched left to right."""
     last: Segment | None = None
     before: re.Match[str] | None = None
     for number in _NUMBER.finditer(text):

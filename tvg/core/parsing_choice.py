@@ -23,7 +23,7 @@ def parse_choice(text: str) -> str | None:
 
 
 def option_letter(answer: str) -> str | None:
-    """Returns the last letter in parentheses, or else the letter that is or begins the answer.
+    """Returns the last letter in parentheses; without one, the letter that begins the answer.
 
     Accepts "(B)", "(B) opens the door", "B", "b.", "B: opens the door", "Option B".
     """

@@ -1,10 +1,14 @@
 r"""Parses time ranges exactly as the Time-R1 release does, in time linear in the text's length.
 
-The release takes the last match of `(\d+\.?\d*) (to|and) (\d+\.?\d*)`: one space on each side, no
-units, no clock times ("1:05 to 1:11" is 5 to 1), digits of any script. Its rewards ignore case,
-its evaluators do not. That regular expression takes cubic time on a long run of digits. Here the
-separators that follow a digit or a point are found first; the numbers on both sides are then cut
-out of their runs.
+The release uses the last match of `(\d+\.?\d*) (to|and) (\d+\.?\d*)`:
+
+- The separator has one space on each side.
+- Units and clock times are not recognised: "1:05 to 1:11" is read as 5 to 1.
+- Digits of any script are accepted.
+- The release's rewards ignore case; its evaluators do not.
+
+That regular expression takes cubic time on a long run of digits. This module first finds the
+separators that follow a digit or a point, and then the numbers before and after them.
 """
 
 from __future__ import annotations
@@ -23,8 +27,8 @@ from tvg.core.parsing import (
 from tvg.core.text import last_block
 from tvg.types import Segment
 
-# A whole run of digits and points that is followed by " to " or " and " and a digit. The lookbehind
-# keeps the search from retrying every suffix of a run that is followed by something else.
+# A complete run of digits and points, followed by " to " or " and " and a digit. The lookbehind
+# keeps the search from retrying every suffix of a run that is not followed by a separator.
 _BEFORE = re.compile(r"(?<![\d.])[\d.]++(?= (?:to|and) \d)")
 _BEFORE_ANY_CASE = re.compile(_BEFORE.pattern, re.IGNORECASE)
 _BETWEEN = re.compile(r" (?:to|and) ", re.IGNORECASE)
@@ -33,18 +37,18 @@ _NUMBER = re.compile(r"\d++(?:\.\d++)?+")
 
 
 def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
-    """Read a completion as the release does.
+    """Reads a completion as the release does.
 
     Args:
         text: one completion.
-        anywhere: False: the last range of the last `<answer>` block, ignoring case, as in the
-            release's rewards. True: the last range of the whole text, whatever the answer block
-            contains, with "to" or "and" in lower case, as in its evaluators.
+        anywhere: False: use the last range of the last `<answer>` block, ignoring case, as in the
+            release's rewards. True: use the last range of the complete text, even if the answer
+            block has one, with "to" or "and" in lower case, as in the release's evaluators.
 
     Returns:
-        The parsed answer, with the segment as written. A number beyond float's range gives no
-        segment (the release would continue with infinity and also get an IoU of 0). The thought
-        is the last think block.
+        The parsed answer, with the segment as written. There is no segment if a number is beyond
+        float's range (the release would continue with infinity and also get an IoU of 0). The
+        thought is the last think block.
     """
     answer = last_block(text, ANSWER_OPEN, ANSWER_CLOSE)
     searched = text if anywhere else answer
@@ -56,7 +60,7 @@ def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
 
 
 def first_two_numbers(text: str) -> Segment | None:
-    r"""The first two matches of `\d+(?:\.\d+)?`; the release uses them if there is no range.
+    r"""Returns the first two matches of `\d+(?:\.\d+)?`, which the release uses without a range.
 
     Returns:
         None if there are fewer than two numbers, or if one is beyond float's range.
@@ -86,6 +90,6 @@ def _last_range(text: str, *, any_case: bool) -> Segment | None:
 
 
 def _number_at_end(run: str) -> str | None:
-    r"""The longest `\d+\.?\d*` at the end of a run of digits and points."""
+    r"""Returns the longest `\d+\.?\d*` at the end of a run of digits and points."""
     *_, whole, fraction = ("", *run.rsplit(".", 2))
     return f"{whole}.{fraction}" if whole else fraction or None

@@ -1,17 +1,18 @@
 """Multimodal rotary position ids (time, height, width) of prompts with video.
 
 This is the definition of the original Qwen2.5-VL release (arXiv 2502.13923; transformers 4.51 and
-vLLM). Text counts up by 1 on all three axes alike. If a clip's first token has position p, the
-token at (t, h, w) of its merged grid has the ids
+vLLM). Each text token increases the ids on all three axes by 1. If a clip's first token has
+position p, the token at (t, h, w) of its merged grid has the ids
 `p + floor(t * second_per_grid * tokens_per_second)`, `p + h`, `p + w`. The text after the clip
-continues at the largest id used so far plus 1. transformers 5 continues at p + max(height, width)
-instead and ignores the length in time, so its ids must not be mixed with these.
+continues at the largest id used so far plus 1. transformers 5 instead continues at
+p + max(height, width) and ignores the clip's length in time, so its ids must not be mixed with
+these.
 
 A clip may be split into several spans with text between them (times as text,
-`prompt.frame_times`); each span covers a whole number of time steps of the grid. Each span is
-placed like a separate clip: its ids start at the largest so far plus 1, its time steps at 0. Across
-spans the ids then encode only order, not seconds; the text states the times. With one span, this
-is the definition above.
+`prompt.frame_times`). Each span consists of complete time steps of the grid and is placed like a
+separate clip: its ids start at the largest id so far plus 1, and its time steps start at 0. Across
+spans, the ids then encode only the order, not seconds; the text states the times. With one span,
+the result equals the definition above.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _PADDING_POSITION = 1  # never attended to; the released code also uses 1
 
 
 class _Spans(NamedTuple):
-    """Locations of K spans of video tokens in the batch, in reading order; most clips are one."""
+    """Locations of K spans of video tokens in the batch, in reading order.
+
+    A clip has one span unless times are written between its frames.
+    """
 
     rows: Tensor  # int64 [K]
     columns: Tensor  # int64 [K], column of the first video token
@@ -45,20 +49,20 @@ def mrope_position_ids(
     spatial_merge: int,
     tokens_per_second: float,
 ) -> Tensor:
-    """Position ids of whole prompts, by the original Qwen2.5-VL definition.
+    """Returns the position ids of complete prompts, by the original Qwen2.5-VL definition.
 
     Args:
         input_ids: int64 [B, P], padded on either side, video placeholders expanded. A clip is a
-            vision-start token followed by its video tokens, or several such spans of whole time
-            steps. Clips are in reading order.
+            vision-start token followed by its video tokens, or several such spans, each of
+            complete time steps. Clips are in reading order.
         attention_mask: [B, P], 0 at padding.
         video_grid_thw: int64 [clips, 3] in patches, before the spatial merge.
-        second_per_grid_s: float64 [clips], seconds between neighbours on the time axis of the grid:
+        second_per_grid_s: float64 [clips], seconds between neighbouring time steps of the grid:
             temporal patch size / actual sampling rate. float32 is accepted, but its rounding can
             move a time by one position.
         vision_start_id: token before each clip.
         video_token_id: placeholder of a video token.
-        spatial_merge: patches merged into one token, along each side.
+        spatial_merge: number of patches along each side that are merged into one token.
         tokens_per_second: ids per second (4 in the released Qwen2.5-VL checkpoints).
 
     Returns:
@@ -69,8 +73,8 @@ def mrope_position_ids(
     """
     if len(second_per_grid_s) != len(video_grid_thw):
         raise ValueError(
-            "every clip needs the rate at which it was sampled: "
-            f"got {len(video_grid_thw)} grids, {len(second_per_grid_s)} values of second_per_grid_s"
+            "second_per_grid_s must have one value for each clip in video_grid_thw: "
+            f"got {len(second_per_grid_s)} values, {len(video_grid_thw)} clips"
         )
     if second_per_grid_s.dtype not in (torch.float64, torch.float32):
         raise ValueError(f"second_per_grid_s must be float64: got {second_per_grid_s.dtype}")
@@ -90,8 +94,8 @@ def mrope_position_ids(
     num_times, height, width = spans.grid.unbind(dim=1)
     last_time = _time_ids(num_times - 1, seconds, tokens_per_second)
     extent = torch.maximum(last_time, torch.maximum(height, width) - 1) + 1
-    # Text position = number of preceding tokens, except that each earlier span counts the positions
-    # it occupies instead of its tokens.
+    # A text token's position is the number of preceding tokens. An earlier span counts with the
+    # positions that it occupies instead of its tokens.
     steps = is_token.long()
     steps.index_put_(
         (spans.rows, spans.columns + spans.num_tokens - 1),
@@ -112,11 +116,11 @@ def mrope_position_ids(
 
 
 def extend_positions(last: Tensor, num: int) -> Tensor:
-    """Position ids of the next `num` text tokens after a prompt.
+    """Returns the position ids of the next `num` text tokens after a prompt.
 
     Args:
         last: int64 [3, B], ids of the last prompt token (`position_ids[:, :, -1]` with padding on
-            the left). It must be text: after a clip the next id is not that of its last token + 1.
+            the left). That token must be text: after a clip, the next id is not its last id + 1.
         num: number of tokens.
 
     Returns:
@@ -127,11 +131,11 @@ def extend_positions(last: Tensor, num: int) -> Tensor:
 
 
 def _time_ids(grid_index: Tensor, second_per_grid_s: Tensor, tokens_per_second: float) -> Tensor:
-    """floor(grid_index * second_per_grid * tokens_per_second), robust to rounding errors.
+    """Returns floor(grid_index * second_per_grid * tokens_per_second), robust to rounding errors.
 
     2/3 s * 4 per second * 3 is exactly 8, but in floating point it may be slightly less, and a
     plain floor would give 7. The few roundings between frame count and product lose less than
-    8 eps, which are added back. True times that close below a whole number do not occur.
+    8 eps, which are added back. No true time is that close to the next integer without reaching it.
     """
     exact = grid_index * second_per_grid_s * tokens_per_second
     return torch.floor(exact * (1 + 8 * torch.finfo(exact.dtype).eps)).long()
@@ -140,7 +144,7 @@ def _time_ids(grid_index: Tensor, second_per_grid_s: Tensor, tokens_per_second: 
 def _find_spans(
     is_start: Tensor, is_video: Tensor, video_grid_thw: Tensor, spatial_merge: int
 ) -> _Spans:
-    """Matches the spans found in the prompts with the clips' grids; raises if they do not fit."""
+    """Assigns the spans found in the prompts to the clips' grids; raises if they do not match."""
     rows, before = torch.nonzero(is_start[:, :-1] & is_video[:, 1:], as_tuple=True)
     num_clips = len(video_grid_thw)
     if len(rows) < num_clips or (num_clips == 0 and len(rows) > 0):
@@ -163,30 +167,34 @@ def _find_spans(
     found = torch.zeros_like(wanted).index_add(0, clips, num_tokens)
     fits = (
         torch.equal(found, wanted)
-        and torch.equal(own_grid.prod(dim=1), num_tokens)  # whole steps
-        and bool(((clips.diff() > 0) | (rows.diff() == 0)).all())  # a clip is in one prompt
+        and torch.equal(own_grid.prod(dim=1), num_tokens)  # complete time steps
+        and bool(((clips.diff() > 0) | (rows.diff() == 0)).all())  # each clip is in one prompt
         and int(is_video.sum()) == int(wanted.sum())
     )
     if not fits:
         raise ValueError(
             f"video tokens of the {num_clips} clips in the prompts must match their grids: "
-            f"got {int(is_video.sum())} tokens, expected {wanted.tolist()}; in spans of "
-            f"{num_tokens.tolist()}, time steps of {grid[:, 1:].prod(dim=1).tolist()}"
+            f"got {int(is_video.sum())} tokens, expected {wanted.tolist()}; spans have "
+            f"{num_tokens.tolist()} tokens, time steps {grid[:, 1:].prod(dim=1).tolist()}"
         )
     return _Spans(rows=rows, columns=before + 1, clips=clips, grid=own_grid, num_tokens=num_tokens)
 
 
 def _clips_of_spans(num_tokens: Tensor, wanted: Tensor) -> Tensor:
-    """Assigns spans of `num_tokens` [K] to clips of `wanted` [clips] tokens in order: int64 [K].
+    """Returns the index of each span's clip, int64 [K].
 
-    A span belongs to the clip in which it ends. Spans beyond all clips go to the last one.
+    A span belongs to the clip in which it ends. Spans beyond all clips are assigned to the last.
+
+    Args:
+        num_tokens: [K], tokens of each span, in order.
+        wanted: [clips], tokens of each clip, in order.
     """
     ends = torch.searchsorted(wanted.cumsum(dim=0), num_tokens.cumsum(dim=0))
     return ends.clamp(max=max(len(wanted) - 1, 0))
 
 
 def _run_lengths(is_video: Tensor) -> Tensor:
-    """Length of the run of video tokens that starts at each position of [B, P]: int64 [B, P]."""
+    """Returns the length of the run of video tokens that starts at each position: int64 [B, P]."""
     width = is_video.shape[1]
     places = torch.arange(width, device=is_video.device)
     others = torch.where(is_video, width, places)
@@ -195,7 +203,7 @@ def _run_lengths(is_video: Tensor) -> Tensor:
 
 
 def _tokens_of_spans(num_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """For every video token of the batch, the index of its span and its index within the span."""
+    """Returns, for every video token of the batch, its span's index and its index in the span."""
     span_of = torch.repeat_interleave(num_tokens)
     first = num_tokens.cumsum(dim=0) - num_tokens
     return span_of, torch.arange(len(span_of), device=num_tokens.device) - first[span_of]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def token_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Per-token log of policy / old policy: [N, C].
+    """Returns the log of policy / old policy of each token, [N, C].
 
     Args:
         logprobs: [N, C] of the policy; the gradient flows here.
@@ -18,21 +18,21 @@ def token_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Ten
 
 
 def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Log of the length-normalised ratio of whole completions: [N, C], constant along each row.
+    """Returns the log of the length-normalised ratio of completions, [N, C], constant in each row.
 
     `mean over the completion's tokens of (logprob - old_logprob)`: the log of GSPO's s_i (arXiv
-    2507.18071, eq. 7). Its gradient reaches all tokens of the completion equally. Takes the
-    arguments of `token_log_ratio`; a completion without tokens has ratio 1.
+    2507.18071, eq. 7). Its gradient reaches all tokens of the completion equally. The arguments are
+    those of `token_log_ratio`. A completion without tokens has ratio 1.
     """
     total = token_log_ratio(logprobs, old_logprobs, mask).sum(dim=1, keepdim=True)
     return (total / mask.bool().sum(dim=1, keepdim=True).clamp(min=1)).expand_as(logprobs)
 
 
 def truncated_weight(policy_logprobs: Tensor, sampler_logprobs: Tensor, *, cap: float) -> Tensor:
-    """Truncated importance weight of tokens sampled by another engine: [N, C], no gradient.
+    """Returns truncated importance weights of tokens sampled by another engine, [N, C], detached.
 
-    `min(exp(policy - sampler), cap)`. Both log-probabilities belong to the weights used for
-    sampling ("Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", Yao et al.
-    2025).
+    `min(exp(policy - sampler), cap)`. Both log-probabilities are computed with the weights that
+    were used for sampling ("Your Efficient RL Framework Secretly Brings You Off-Policy RL
+    Training", Yao et al. 2025).
     """
     return torch.exp(policy_logprobs.detach() - sampler_logprobs.detach()).clamp(max=cap)

@@ -1,8 +1,8 @@
 """Reductions of per-token values to one scalar, with a denominator given by the caller.
 
-If the denominator is computed over the whole optimizer step (all micro-batches, all ranks), the
-values and gradients of micro-batches add up to those of the full batch. If a framework averages
-gradients over ranks, pass the mean of the denominator over ranks instead of the sum.
+If the denominator covers the entire optimizer step (all micro-batches, all ranks), values and
+gradients of micro-batches add up to the values and gradients of the full batch. If a framework
+averages gradients over ranks, pass the denominator's mean over ranks instead of the sum.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 def reduction_denominator(
     mask: Tensor, reduction: Reduction, *, max_tokens: int | None = None
 ) -> Tensor:
-    """The denominator of `reduce_tokens`, to be summed over micro-batches and ranks.
+    """Returns the denominator of `reduce_tokens`, to be summed over micro-batches and ranks.
+
+    - "token_mean": number of tokens that carry loss.
+    - "sequence_mean" and "group_token_mean": number of completions, also those without such tokens.
+    - "max_tokens": number of completions times `max_tokens`.
 
     Args:
         mask: [N, C], nonzero where a token carries loss.
-        reduction: "token_mean": number of those tokens; "sequence_mean" and "group_token_mean":
-            number of completions, including those without any token; "max_tokens": number of
-            completions times `max_tokens`.
+        reduction: one of the four names.
         max_tokens: length limit of a completion; used only by "max_tokens".
 
     Returns:
@@ -53,7 +55,7 @@ def reduce_tokens(
 
     - "token_mean" and "max_tokens": `sum(values) / denominator` ("max_tokens" is Dr. GRPO, arXiv
       2503.20783).
-    - "sequence_mean": averages each completion over its own tokens, then divides the sum of these
+    - "sequence_mean": averages over the tokens of each completion, then divides the sum of these
       averages by `denominator` (arXiv 2402.03300, eq. 3; Time-R1's `use_grpo=true`).
     - "group_token_mean": divides each completion's sum by its group's mean length instead. This is
       the mean over a group's tokens, then over groups, so all groups have equal weight (Time-R1's
@@ -65,8 +67,8 @@ def reduce_tokens(
         values: [N, C]; values at masked positions are ignored, even NaN.
         mask: [N, C], nonzero where a token carries loss.
         reduction: one of the four names.
-        denominator: `reduction_denominator` of the whole optimizer step; 0 counts as 1.
-        group_lengths: [N], mean number of tokens with loss per completion, over each completion's
+        denominator: `reduction_denominator` of the entire optimizer step; 0 counts as 1.
+        group_lengths: [N], mean number of tokens with loss in the completions of each completion's
             group; used only by "group_token_mean".
 
     Returns:
@@ -86,13 +88,13 @@ def reduce_tokens(
 
 
 def mean_group_lengths(mask: Tensor, *, group_size: int) -> Tensor:
-    """Mean completion length in each completion's group: float64 [N], for a mask [N, C]."""
+    """Returns the mean length of the completions in each completion's group: float64 [N]."""
     lengths = mask.bool().sum(dim=1).double().view(-1, group_size)
     return lengths.mean(dim=1).repeat_interleave(group_size)
 
 
 def token_mean(values: Tensor, mask: Tensor, num_tokens: Tensor | float) -> Tensor:
-    """Masked sum of [N, C] divided by the number of tokens of the whole step; detached."""
+    """Returns the masked sum of [N, C], divided by the tokens of the entire step; detached."""
     return reduce_tokens(values.detach(), mask, reduction="token_mean", denominator=num_tokens)
 
 

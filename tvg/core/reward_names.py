@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# Metrics logged in addition to the rewards themselves: train/reward/total, train/reward/kl_penalty,
-# and NAME_std and NAME_flat_groups of each reward.
+# Metrics logged in addition to the rewards: train/reward/total, train/reward/kl_penalty, and
+# NAME_std and NAME_flat_groups for each reward.
 RESERVED = ("total", "kl_penalty")
 RESERVED_ENDINGS = ("_std", "_flat_groups")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -23,7 +23,7 @@ def reward_name_problems(names: Iterable[str]) -> list[str]:
             )
         elif name in RESERVED or name.endswith(RESERVED_ENDINGS):
             problems.append(
-                f"reward.{name}: {name!r} cannot name a reward: the logs use it for a metric of "
-                f"their own (train/reward/{name})"
+                f"reward.{name}: {name!r} cannot name a reward: the logs use it for another metric "
+                f"(train/reward/{name})"
             )
     return problems

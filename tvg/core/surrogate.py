@@ -1,6 +1,6 @@
 """Surrogate losses per token, from importance ratio and advantage.
 
-All share one signature, so that a config can select any of them (`objective.loss.surrogate`):
+All surrogates have the same signature, so a config can select any (`objective.loss.surrogate`):
 `(log_ratio [N, C], logprobs [N, C], advantages [N], *, clip_low, clip_high) -> loss [N, C]`.
 """
 
@@ -54,7 +54,7 @@ def cispo(
     """Policy gradient weighted by the clipped importance ratio (MiniMax-M1, arXiv 2506.13585).
 
     `-sg(clip(ratio, 1 - clip_low, 1 + clip_high)) * A * logprob` (eq. 4 and 5, sg: stop gradient).
-    Every token keeps its gradient, with a bounded weight. Takes the arguments of `clipped`; here
+    Every token keeps its gradient, with a bounded weight. The arguments are those of `clipped`, but
     the gradient flows only through `logprobs`. clip_low=1 means no lower bound on the weight.
     """
     assert advantages.shape == log_ratio.shape[:1], (advantages.shape, log_ratio.shape)
@@ -71,7 +71,7 @@ def clip_fractions(
     clip_high: float,
     num_tokens: Tensor | float,
 ) -> ClipFractions:
-    """Fractions of tokens at which the clip of `clipped` is active, separately for each side.
+    """Returns the fractions of tokens at which the clip of `clipped` is active, for each side.
 
     Args:
         importance_ratio: [N, C].
@@ -79,7 +79,7 @@ def clip_fractions(
         mask: [N, C], nonzero where a token carries loss.
         clip_low: as for `clipped`.
         clip_high: as for `clipped`.
-        num_tokens: number of tokens in the whole step, so that micro-batches add up.
+        num_tokens: number of tokens in the entire step, so that micro-batches add up.
     """
     weights = advantages.unsqueeze(1)
     is_low = (importance_ratio < 1 - clip_low) & (weights < 0)

@@ -39,10 +39,10 @@ def words(text: str, *, max_words: int) -> list[str]:
 
 
 def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence.
+    """Returns the length of the longest common subsequence.
 
-    Bit-parallel (Hyyro 2004): a few operations per word of `b` on one integer of len(a) bits,
-    instead of a table of len(a) * len(b) cells.
+    The algorithm is bit-parallel (Hyyro 2004): for each word of `b`, it needs a few operations on
+    one integer of len(a) bits, instead of a table of len(a) * len(b) cells.
     """
     if not a or not b:
         return 0
@@ -58,9 +58,9 @@ def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
-    """ROUGE-L of two lists of words as F1: 2 * LCS / (len(a) + len(b)) (Lin, 2004).
+    """Returns ROUGE-L of two lists of words as F1: 2 * LCS / (len(a) + len(b)) (Lin, 2004).
 
-    Symmetric, in [0, 1]; two empty lists give 1.
+    The value is symmetric and in [0, 1]; it is 1 for two empty lists.
     """
     if not a and not b:
         return 1.0

@@ -1,4 +1,4 @@
-"""Text and JSON files written whole, and the check of the folder that they go to."""
+"""Writes text and JSON files atomically, and checks output folders before any work is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tvg.core.writing import whole_file
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes UTF-8 text atomically, so that the file is complete or absent; creates its folder.
+    """Writes UTF-8 text atomically; creates the folder. The file is never incomplete.
 
     Raises:
         OSError: the disk is full or not writable; the message names the file and the disk.
@@ -29,7 +29,7 @@ def write_json(path: str | Path, obj: Any) -> Path:
     """Writes indented JSON atomically.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON cannot hold.
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
     """
     try:
         text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
@@ -49,12 +49,12 @@ def output_folder_check(path: str | Path) -> Path:
     The folder need not exist; nothing is created.
 
     Raises:
-        ValueError: the path is a file, lies below one, or is not writable.
+        ValueError: the path is a file, is below a file, or is not writable.
     """
     path = Path(path)
     refusal = f"cannot write results to the output folder {path}"
     if "\0" in str(path):
-        raise ValueError(f"{refusal!r}: the name holds a NUL character")
+        raise ValueError(f"{refusal!r}: the name contains a NUL character")
     try:
         nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     except OSError as error:  # name too long, or folder not readable

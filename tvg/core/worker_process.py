@@ -1,9 +1,8 @@
 """Worker processes that only their parent can stop, and that exit when their parent exits.
 
 A signal for a job often reaches all of its processes: a terminal and `timeout` signal the process
-group, Slurm signals every process of a step. A worker killed by it before the main process has
-finished its step would abort that step: torch raises "DataLoader worker ... is killed by signal" in
-the middle of whatever the main process is doing.
+group, and Slurm signals every process of a step. If a worker died of that signal, the main process
+could not finish its optimizer step: torch would raise "DataLoader worker ... is killed by signal".
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class WorkerProcess(context.SpawnProcess):
     """A spawned process that ignores SIGINT, and SIGTERM unless its parent sends it."""
 
     def start(self) -> None:
-        """Starts the process with both signals blocked, also in the threads its imports start."""
+        """Starts the process with both signals blocked, also in threads started by its imports."""
         resource_tracker.ensure_running()  # starting the tracker later would unblock the signals
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
@@ -32,7 +31,7 @@ class WorkerProcess(context.SpawnProcess):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def terminate(self) -> None:
-        """Ends the process with SIGKILL: while it is starting, it blocks the other signals."""
+        """Ends the process with SIGKILL, because a starting process blocks the other signals."""
         self.kill()
 
     def run(self) -> None:
@@ -48,7 +47,7 @@ class WorkerProcess(context.SpawnProcess):
 
 
 class WorkerContext(context.SpawnContext):
-    """A `multiprocessing` context of such workers, for any pool or loader that takes a context."""
+    """A `multiprocessing` context that starts `WorkerProcess`, for pools and data loaders."""
 
     Process = WorkerProcess
 
@@ -57,7 +56,7 @@ WORKERS = WorkerContext()
 
 
 def _obey(parent: int) -> None:
-    """Exits this process once its parent sends SIGTERM or has ended, whatever else is running."""
+    """Exits this process as soon as its parent sends SIGTERM or has ended."""
     assert sys.platform == "linux"
     while os.getppid() == parent:
         received = signal.sigtimedwait([signal.SIGTERM], _LOOK_S)

@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, errors that name the full disk, and removal of leftovers."""
+"""Writes files and folders atomically, names the full disk in errors, and removes leftovers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNFINISHED = re.compile(
     r"\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<process>\d+)\.(?P<kind>tmp|tmp-journal|old)"
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Libraries in Rust and C++ raise their own exception types; the message contains the system's text.
+# Libraries in Rust and C++ raise other exception types; the message contains the system's text.
 _FULL_TEXT = re.compile(
     r"no space left on device|disk quota exceeded|file too large|database or disk is full", re.I
 )
@@ -41,7 +41,7 @@ def whole_folder(folder: str | Path, *, replaces: bool = True) -> Iterator[Path]
         replaces: False keeps an existing folder, such as one that another process wrote meanwhile.
 
     Raises:
-        OSError: the disk is full or cannot be written; names `folder` and the disk.
+        OSError: the disk is full or cannot be written; the message names `folder` and the disk.
     """
     folder = Path(folder)
     temporary = unfinished_path(folder)
@@ -75,7 +75,7 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         sync: flush to disk, so that a power cut after the return does not lose the file.
 
     Raises:
-        OSError: the disk is full or cannot be written; names `path` and the disk.
+        OSError: the disk is full or cannot be written; the message names `path` and the disk.
     """
     path = Path(path)
     temporary = unfinished_path(path)
@@ -96,7 +96,7 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def disk_errors(target: str | Path) -> Iterator[None]:
-    """Rewrites disk errors to name the file being written and, if it is full, the disk.
+    """Makes disk errors name the file being written and, if the disk is full, the disk.
 
     Raises:
         OSError: with the same errno, and `target` as its file name.
@@ -111,7 +111,7 @@ def disk_errors(target: str | Path) -> Iterator[None]:
 
 
 def _named(error: Exception, target: Path) -> OSError | None:
-    """Returns the error as an OSError of `target`, or None if it concerns something else."""
+    """Returns the error as an OSError of `target`; None if it is not about writing `target`."""
     if not isinstance(error, OSError):
         if _FULL_TEXT.search(str(error)) is None:
             return None
@@ -157,11 +157,11 @@ def remove_leftovers_of_run(run_dir: str | Path) -> list[Path]:
 
 
 def remove_leftovers(folder: str | Path) -> list[Path]:
-    """Removes unfinished files and folders that killed processes left in a folder (not below it).
+    """Removes unfinished files and folders that killed processes left directly in a folder.
 
-    Files that a running process of this machine is writing are kept, and so are files that another
-    machine wrote within the last day. If a process was killed after it moved the previous folder
-    away and before it moved the new one in, the previous folder is restored.
+    Two kinds of files are kept: files that a running process of this machine is writing, and files
+    that another machine wrote within the last day. If a process was killed between moving the
+    previous folder away and moving the new folder in, the previous folder is restored.
 
     Returns:
         The removed files and folders, sorted.

@@ -1,1 +1,1 @@
-"""Losses composed of core functions; they take tensors and return a `LossOutput`."""
+"""Losses composed of functions of `tvg.core`; each maps tensors to a `LossOutput`."""

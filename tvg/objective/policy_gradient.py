@@ -1,4 +1,4 @@
-"""The policy-gradient objective: surrogate, ratio, KL, entropy and reduction, set by config."""
+"""The policy-gradient objective; surrogate, ratio, KL, entropy and reduction are settings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class PolicyObjective:
 
     `reduce(weight * surrogate(ratio, A) + kl_coef * KL) - entropy_coef * token_mean(H)`.
 
-    The caller computes the denominators over the whole optimizer step and all ranks, so that the
+    The caller computes the denominators over the entire optimizer step and all ranks, so that the
     losses of micro-batches add up to the loss of the step. The entropy bonus is always a mean over
     tokens, so that its coefficient has the same meaning for every reduction.
 
@@ -56,7 +56,7 @@ class PolicyObjective:
             each group, then over groups; "sequence_mean": mean over each completion, then over
             completions; "max_tokens": sum divided by completions * max_tokens.
         max_tokens: length limit of a completion, for "max_tokens".
-        kl_coef: weight of the KL to the frozen reference; 0 means no reference.
+        kl_coef: weight of the KL to the frozen reference; 0 means that no reference is needed.
         kl_estimator: "k1", "k2" or "k3", see `tvg.core.kl`.
         kl_in: "loss": added to the loss; "reward": subtracted from the reward (`reward_penalty`).
         entropy_coef: weight of the entropy bonus, at least 0.
@@ -66,7 +66,7 @@ class PolicyObjective:
             2503.14476).
 
     Raises:
-        ValueError: a setting out of range; names the config key.
+        ValueError: a setting is out of range; the message names the config key.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class PolicyObjective:
             )
         if kl_coef > 0 and kl_in == "loss" and kl_estimator == "k1":
             log.warning(
-                "objective.loss.kl_estimator: the gradient of k1 in the loss is zero on average, "
-                "so it only adds noise: its expected gradient is 0: use k2 or k3, or kl_in=reward"
+                "objective.loss.kl_estimator: the expected gradient of k1 in the loss is zero, so "
+                "k1 only adds noise; use k2 or k3, or objective.loss.kl_in=reward"
             )
         self.surrogate = surrogate
         self.ratio_level = ratio_level
@@ -127,7 +127,7 @@ class PolicyObjective:
         return self.entropy_coef > 0
 
     def loss_mask(self, completion_mask: Tensor, is_finished: Tensor) -> Tensor:
-        """Mask of the tokens that carry loss, [N, C].
+        """Returns the mask of the tokens that carry loss, [N, C].
 
         Args:
             completion_mask: [N, C].
@@ -138,11 +138,11 @@ class PolicyObjective:
         return completion_mask * is_finished.to(completion_mask).unsqueeze(1)
 
     def denominator(self, loss_mask: Tensor) -> Tensor:
-        """The denominator of the loss for the given completions [N, C]."""
+        """Returns the denominator of the loss for the given completions [N, C]."""
         return reduction_denominator(loss_mask, self.reduction, max_tokens=self.max_tokens)
 
     def reward_penalty(self, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
-        """Per-completion KL penalty to subtract from the reward if `kl_in` is "reward".
+        """Returns the KL penalty to subtract from each reward if `kl_in` is "reward".
 
         Args:
             logprobs: [N, C] of the policy that sampled.
@@ -170,7 +170,7 @@ class PolicyObjective:
         num_tokens: Tensor,
         group_lengths: Tensor | None = None,
     ) -> LossOutput:
-        """Loss of some completions of a step, and their contribution to the step's metrics.
+        """Returns the loss of some of a step's completions, and their share of the step's metrics.
 
         Args:
             logprobs: [N, C] of the policy, with gradient.
@@ -183,9 +183,9 @@ class PolicyObjective:
             entropy: [N, C]; with gradient if `needs_entropy_gradient`.
             advantages: [N].
             loss_mask: [N, C], from `loss_mask`.
-            denominator: denominator of the whole optimizer step, from `denominator`.
-            num_tokens: tokens in the loss mask of the whole optimizer step; the entropy bonus and
-                the metrics are means over them.
+            denominator: denominator of the entire optimizer step, from `denominator`.
+            num_tokens: number of tokens in the loss mask of the entire optimizer step. The entropy
+                bonus and the metrics are means over these tokens.
             group_lengths: [N], for reduction "group_token_mean" (`mean_group_lengths`).
         """
         log_ratio = RATIOS[self.ratio_level](logprobs, old_logprobs, loss_mask)

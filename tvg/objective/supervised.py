@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross-entropy of the target answer only."""
+"""Loss of supervised fine-tuning: the cross-entropy of the target answer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tvg.types import LossOutput
 def supervised_loss(
     logprobs: Tensor, entropy: Tensor, completion_mask: Tensor, *, num_tokens: Tensor
 ) -> LossOutput:
-    """Mean negative log-probability over the answer tokens of the whole optimizer step.
+    """Returns the mean negative log-probability of the entire optimizer step's answer tokens.
 
     Args:
         logprobs: [B, C] of the target tokens, with gradient; prompt tokens carry no loss.
         entropy: [B, C], detached.
         completion_mask: [B, C].
-        num_tokens: the denominator: answer tokens of the whole step (all micro-batches).
+        num_tokens: the denominator: number of answer tokens in all micro-batches of the step.
     """
     loss = reduce_tokens(-logprobs, completion_mask, reduction="token_mean", denominator=num_tokens)
     mean_entropy = reduce_tokens(

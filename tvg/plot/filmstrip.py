@@ -1,4 +1,4 @@
-"""A filmstrip: frames over a time axis with the predicted and the true segment below."""
+"""Draws a filmstrip: frames over a time axis, with the predicted and the true segment below."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tvg.types import Segment
 # Inches. Rows are stacked from the top: title, caption, frames, bars, axis.
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 14.0, 1.15, 0.45, 0.30, 0.62
 _TITLE_LINE, _CAPTION, _LANE, _GAP = 0.29, 0.40, 0.40, 0.10
-_STRIP_HEIGHT = 0.90  # target; the actual height follows from the frames' shape
+_STRIP_HEIGHT = 0.90  # target; the actual height depends on the frames' aspect ratio
 _MIN_FRAMES, _MAX_FRAMES = 4, 16
 
 
 def _num_shown(num_frames: int, aspect: float) -> int:
-    """Number of frames that fill the strip at about its target height; aspect = width / height."""
+    """Returns how many frames fill the strip at about its height; aspect = width / height."""
     fitting = round((_WIDTH - _LEFT - _RIGHT) / (_STRIP_HEIGHT * aspect))
     return max(1, min(num_frames, max(_MIN_FRAMES, min(_MAX_FRAMES, fitting))))
 
@@ -136,11 +136,11 @@ def draw_filmstrip(
         frames: uint8 [T, 3, H, W].
         frame_times_s: [T] seconds from the clip's start.
         duration_s: end of the time axis, which starts at 0.
-        predicted: None if the answer has no segment; the picture then says so.
+        predicted: None if the answer has no segment; the picture then contains a note.
         truth: None if unknown; its row is then left out.
-        query: the heading; any characters, `$` included.
+        query: the heading; it may contain any characters, also `$`.
         title: a short line below the heading, such as the video's name.
-        time_label: label of the time axis; it should say if 0 is not the start of the file.
+        time_label: label of the time axis; it should state if 0 is not the start of the file.
 
     Raises:
         ValueError: frames, times or duration cannot be drawn.

@@ -1,4 +1,4 @@
-"""Overview of a dataset: histograms of its durations, segments and queries."""
+"""Draws an overview of a dataset: histograms of its durations, segments and queries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tvg.types import GroundingExample, Segment
 _WIDTH, _HEIGHT = 12.0, 8.2  # inches
 _MAX_BINS = 40
 _LABEL: dict[str, Any] = {"color": MUTED, "fontsize": 10, "loc": "left"}
-_SHOWN_SHARE = 0.995  # of the values; the few beyond would squeeze all others into a few bars
+_SHOWN_SHARE = 0.995  # share of values to show; a few outliers would squeeze the bars of all others
 
 
 def draw_overview(
@@ -31,7 +31,7 @@ def draw_overview(
 ) -> Figure:
     """Draws four histograms with their medians: durations, lengths, centres, queries per video.
 
-    No value is dropped silently: each panel states how many are beyond its axis or not a number.
+    Each panel states how many values are not shown because they are beyond its axis or unknown.
 
     Args:
         title: the heading, such as the set's name and split.
@@ -61,7 +61,7 @@ def draw_overview(
 
 
 def draw_overview_of(examples: Sequence[GroundingExample], *, title: str) -> Figure:
-    """Draws the overview of examples; each window of a video counts with its own duration."""
+    """Draws the overview of examples; each window of a video counts as one clip."""
     durations_s = {
         (example.video, example.window): math.nan
         if example.duration_s is None
@@ -85,7 +85,7 @@ def _relative_centre(segment: Segment, duration_s: float | None) -> float:
 def _draw_seconds(axes: Axes, name: str, counted: str, values: Sequence[float]) -> None:
     """Draws a histogram of seconds, from 0 up to nearly the largest value."""
     found = np.asarray(values, dtype=np.float64)
-    usable = found[found >= 0]  # drops NaN, too
+    usable = found[found >= 0]  # also drops NaN
     finite = usable[np.isfinite(usable)]
     last = float(np.quantile(finite, _SHOWN_SHARE, method="higher")) if finite.size else 1.0
     width = _bin_width(last)
@@ -93,7 +93,7 @@ def _draw_seconds(axes: Axes, name: str, counted: str, values: Sequence[float]) 
     edges = np.arange(0, end + width / 2, width)
     axes.set(xlim=(0, end))
     notes = {
-        f"from {end:g} s on": int((usable >= end).sum()),
+        f"of {end:g} s or more": int((usable >= end).sum()),
         "end before their start": int((found < 0).sum()),
         "unknown": int(np.isnan(found).sum()),
     }
@@ -133,7 +133,7 @@ def _draw_counts(axes: Axes, counts: Sequence[int]) -> None:
 
 
 def _bin_width(end: float) -> float:
-    """The smallest of 1, 2, 5, 10, 20 ... (and 0.5, 0.2 ...) that needs at most _MAX_BINS bins."""
+    """Returns the smallest of ..., 0.2, 0.5, 1, 2, 5, 10, ... that needs at most _MAX_BINS bins."""
     least = max(end, 0.1) / _MAX_BINS
     scale = 10.0 ** math.floor(math.log10(least))
     return next(step * scale for step in (1, 2, 5, 10) if step * scale >= least * (1 - 1e-9))
@@ -147,7 +147,7 @@ def _draw(
     edges: NDArray[np.float64],
     notes: dict[str, int],
 ) -> None:
-    """Draws one panel: bars, heading, and a note on the values that its axis does not show."""
+    """Draws one panel: bars, heading, and a note about values that are not shown."""
     heights, _ = np.histogram(values, edges)
     widths = np.diff(edges)
     axes.bar(edges[:-1], heights, width=widths, align="edge", color=TRUTH_COLOUR, zorder=2)

@@ -29,9 +29,9 @@ def picture_format(path: str | Path) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes the figure in the format of the path's suffix; creates its folder.
+    """Writes the figure in the format of the path's suffix; creates the folder.
 
-    The file appears under its name only when it is complete.
+    The file gets its name only when it is complete.
 
     Raises:
         ValueError: matplotlib cannot write this format.
@@ -40,7 +40,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     file_format = picture_format(path)
     with whole_file(path, sync=False) as temporary, warnings.catch_warnings():
-        # A query may hold characters that no installed font has; they show as boxes.
+        # A query may contain characters that no installed font has; these are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(temporary, format=file_format, dpi=FIGURE_DPI, facecolor="white")
     return path

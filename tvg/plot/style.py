@@ -1,4 +1,4 @@
-"""Shared by all pictures: colours, fonts, text that can be any query, and clipped segments."""
+"""Colours, fonts, text and visible parts of segments, as used by all pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRUTH_COLOUR = "#0072B2"
 INK, MUTED, TRACK = "#1F2933", "#6B7785", "#E9EDF1"
 FIGURE_DPI = 150
 
-# Tried in this order for each glyph that the first one lacks.
+# If a font lacks a glyph, the next font is tried.
 _FONTS = (
     "DejaVu Sans",
     "Noto Sans CJK SC",
@@ -36,7 +36,7 @@ _FONTS = (
 
 @cache
 def font_families() -> list[str]:
-    """The installed fonts to draw with; a missing font would log a warning."""
+    """Returns the fonts of `_FONTS` that are installed; a missing font would log a warning."""
     installed = set(font_manager.fontManager.get_font_names())
     return [name for name in _FONTS if name in installed] or ["sans-serif"]
 
@@ -52,7 +52,7 @@ def clean_text(text: str) -> str:
 
 
 def _width(text: str) -> int:
-    """Number of columns that the text takes; a wide (East Asian) character takes two."""
+    """Returns the number of columns of a text; a wide (East Asian) character has two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
@@ -86,9 +86,9 @@ def wrap_text(text: str, *, num_columns: int, max_lines: int) -> list[str]:
 
 
 def visible_part(segment: Segment | None, duration_s: float) -> tuple[float, float] | None:
-    """The part of a segment inside [0, duration_s]; None if there is nothing to draw.
+    """Returns the part of a segment inside [0, duration_s]; None if there is nothing to draw.
 
-    A policy may answer with reversed, infinite or far-off times, which have no visible part.
+    A policy may answer with reversed, infinite or too late times, which have no visible part.
     """
     if segment is None or not all(map(math.isfinite, segment)):
         return None
@@ -105,7 +105,7 @@ def describe_segment(segment: Segment | None, duration_s: float) -> str:
         return f"{text}  (reversed)"
     if segment.start_s > duration_s or segment.end_s < 0:
         return f"{text}  (outside the clip)"
-    # Annotations sometimes end just after their file: only a visible difference is reported.
+    # Annotations sometimes end just after their video; only a visible difference is reported.
     if segment.end_s > 1.02 * duration_s:
         return f"{text}  (clip ends at {duration_s:.1f} s)"
     return text

@@ -1,4 +1,4 @@
-"""True and predicted segments of a few queries, one row per query."""
+"""Draws the true and predicted segments of a few queries, one row per query."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TimelineRow:
 def _draw_bar(
     axes: Axes, y: float, segment: Segment | None, duration_s: float, colour: str
 ) -> None:
-    """Draws a track over the whole clip and the segment on it, in fractions of the duration."""
+    """Draws a track over the entire clip and the segment on it, in fractions of the duration."""
     axes.barh(y, 1.0, height=_BAR, color=TRACK, zorder=1)
     text: dict[str, Any] = {"va": "center", "fontsize": 7.5, "zorder": 3}
     text["fontfamily"] = font_families()
@@ -81,10 +81,11 @@ def _draw_row(axes: Axes, y: float, row: TimelineRow) -> None:
 
 
 def draw_timelines(rows: Sequence[TimelineRow], *, title: str | None = None) -> Figure:
-    """Draws one row per query: the true segment above the predicted one, each on its own track.
+    """Draws one row per query: the true segment, and below it the predicted segment.
 
-    Each track spans its whole clip, so that short and long clips look alike. The clip's length and
-    the temporal IoU are shown at its end. Meant for up to about twelve queries.
+    Each segment is drawn on a track that spans the entire clip, so all tracks are equally wide. The
+    clip's length and the temporal IoU are shown to the right of the tracks. About twelve queries
+    remain readable.
 
     Raises:
         ValueError: there is no row, or a row's duration is not above zero.

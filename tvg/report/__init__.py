@@ -1,1 +1,1 @@
-"""Results for people: tables of metrics, records of filtering rounds, causes of weak rewards."""
+"""Readable results: tables of metrics, records of filtering rounds, causes of weak rewards."""

@@ -23,8 +23,8 @@ class RoundRecord:
     """Result of one round of sample filtering.
 
     Attributes:
-        number: epochs before the round.
-        step: optimizer steps before the round.
+        number: number of epochs before the round.
+        step: number of optimizer steps before the round.
         examples: all examples that the run started from, with their current difficulty.
         chosen: examples that the next epoch trains on.
         predictions: example ID -> prediction, for the examples scored in this round.
@@ -63,7 +63,7 @@ class RoundRecord:
         }
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes the examples and the numbers to two files and returns these."""
+        """Writes the examples and the numbers to two files and returns the paths."""
         selected = {example.qid for example in self.chosen}
         rows = [{**jsonl_row(e), "selected": e.qid in selected} for e in self.examples]
         return [
@@ -85,9 +85,9 @@ class RoundRecord:
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """A table with one row per round."""
+    """Returns a table with one row per round."""
     table = Table(title="sample filtering", title_justify="left", header_style="bold")
-    heads = ("round", "step", "selected", "of", "mean IoU", "at 0", "mastered", "unparsed")
+    heads = ("round", "step", "selected", "total", "mean IoU", "IoU 0", "mastered", "unparsed")
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rounds:

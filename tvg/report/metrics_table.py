@@ -1,4 +1,4 @@
-"""Metrics as a printed table."""
+"""Prints metrics as a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvg.report.console import make_console
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, Any]], *, title: str | None = None) -> Table:
-    """A table with one row per metric and one column per policy, 95 % intervals in parentheses.
+    """Returns a table of metrics (rows) and policies (columns), 95 % intervals in parentheses.
 
     Args:
         metrics: name of the policy -> dict of `tvg.core.metrics.grounding_metrics`.

@@ -53,13 +53,13 @@ class Tally:
         return self.num_flat_groups / max(1, self.num_groups)
 
     def constant(self, name: str) -> float | None:
-        """Value that a reward had in all completions; None if it varied."""
+        """Returns the value that a reward had in all completions; None if it varied."""
         low, high = self.ranges[name]
         return low if low == high else None
 
 
 def tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
-    """Counts the rows of one rollout, as made by `tvg.training.rollout_log`."""
+    """Counts the rows of one rollout, as returned by `tvg.training.rollout_log`."""
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row["group"])]
     names = {name: name.removeprefix(_REWARD) for name in rows[0] if name.startswith(_REWARD)}
     values = {"": [row["reward"] for row in rows]}
@@ -84,11 +84,11 @@ class Limits:
     max_flat_groups: float
     max_kl: float | None
     max_new_tokens: int
-    max_exact_drop: float  # below the best share of exactly formatted answers so far
+    max_exact_drop: float  # largest drop below the best share of exactly formatted answers so far
 
 
 class Cause(NamedTuple):
-    """A reason why a run does not learn or, if not grave, a fact worth knowing."""
+    """A reason why a run does not learn; if `is_grave` is False, only information."""
 
     name: str
     message: str
@@ -104,7 +104,7 @@ def find_causes(
     kl: float | None,
     best_exact: float,
 ) -> list[Cause]:
-    """Finds the causes to report; a cause that explains others replaces them.
+    """Finds the causes to report; a cause that explains other causes replaces them.
 
     Args:
         found: counts over the completions of the last rollouts.
@@ -129,8 +129,8 @@ def _kl(kl: float, limits: Limits) -> list[Cause]:
     if limits.max_kl is None or kl <= limits.max_kl:
         return []
     message = (
-        f"the KL to the reference is {kl:.3g} a token, above {limits.max_kl:g}: the policy runs "
-        "away from its start: lower objective.optimizer.lr, or raise objective.loss.kl_coef"
+        f"the KL to the reference is {kl:.3g} per token, above {limits.max_kl:g}: the policy moves "
+        "too far from the reference: lower objective.optimizer.lr or raise objective.loss.kl_coef"
     )
     return [Cause("kl", message)]
 
@@ -143,7 +143,7 @@ def _flat(name: str, found: Tally, limits: Limits) -> Cause | None:
     if value > 0:
         message = (
             f"{name}: {value:g} in all of the last {found.num} completions: it no longer "
-            f"discriminates (no problem if it is learnt; otherwise see reward.{name})"
+            f"discriminates (no problem if the policy has learned it; otherwise see reward.{name})"
         )
         return Cause(f"constant.{name}", message, is_grave=False)
     message = f"{name}: {value:g} in 100 % of the last {found.num} completions, "
@@ -158,18 +158,18 @@ def _shares(found: Tally, limits: Limits, best_exact: float) -> list[Cause]:
         causes.append(Cause("unparsed", f"{_facts(found, limits)}: {_FORMAT_UNKNOWN}"))
     elif found.exact < best_exact - limits.max_exact_drop:
         message = (
-            f"{_percent(found.exact)} of the last {found.num} answers have exactly the asked "
-            f"format, {_percent(best_exact)} had before: the policy drifts into what the parser "
-            "still reads: reward the format (reward=[format_exact,...]), or read strictly "
-            "(prompt.strict_answer=true)"
+            f"{_percent(found.exact)} of the last {found.num} answers have exactly the requested "
+            f"format, {_percent(best_exact)} before: the policy drifts into formats that only the "
+            "tolerant parser accepts: reward the format (reward=[format_exact,...]), or accept "
+            "exact answers only (prompt.strict_answer=true)"
         )
         causes.append(Cause("exact_format", message))
     if found.flat_groups > limits.max_flat_groups:
         message = (
-            f"all completions of a group earn the same in {_percent(found.flat_groups)} of the "
-            f"last {found.num_groups} groups, which gives no signal: raise rollout.temperature "
+            f"all completions of a group have the same reward in {_percent(found.flat_groups)} of "
+            f"the last {found.num_groups} groups, which gives no signal: raise rollout.temperature "
             "or objective.group_size, train on examples that are neither too easy nor too hard "
-            "(data/selection), or draw others for them (objective.resample_flat_groups)"
+            "(data/selection), or replace such groups (objective.resample_flat_groups)"
         )
         causes.append(Cause("flat_groups", message))
     return causes
@@ -177,12 +177,12 @@ def _shares(found: Tally, limits: Limits, best_exact: float) -> list[Cause]:
 
 _RAISE_LENGTH = "raise it, or ask for shorter answers (another prompt=)"
 _FORMAT_UNKNOWN = (
-    "rollouts.jsonl shows what is written; the model may not know this prompt's answer format: "
-    "choose another prompt=, or begin from a supervised start (objective=sft, then model.path)"
+    "rollouts.jsonl shows the completions; the model may not know this prompt's answer format: "
+    "choose another prompt=, or train with objective=sft first and set model.path to its export"
 )
 _NO_OVERLAP = (
-    "answers can be read, but earn nothing: take easier examples (data/selection), a reward that "
-    "grows with closeness (reward=[format,giou]), or a supervised start (objective=sft)"
+    "answers can be parsed, but get no reward: use easier examples (data/selection), a reward that "
+    "grows with closeness (reward=[format,giou]), or supervised training first (objective=sft)"
 )
 
 
@@ -196,8 +196,8 @@ def _why(found: Tally, limits: Limits) -> str:
 
 def _facts(found: Tally, limits: Limits) -> str:
     return (
-        f"{_percent(found.unparsed)} cannot be parsed, {_percent(found.truncated)} are cut at "
-        f"rollout.max_new_tokens={limits.max_new_tokens}"
+        f"{_percent(found.unparsed)} cannot be parsed, {_percent(found.truncated)} are truncated "
+        f"at rollout.max_new_tokens={limits.max_new_tokens}"
     )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from tvg.core.parsing import ParsedAnswer
 from tvg.types import GroundingExample, Segment
 
-# A reward is any callable that takes some fields of `Completions` by keyword, or all of them
-# (`**rest`), and returns one number per completion: a list, a tuple or a tensor [N]. Its signature
-# requests the fields that it reads:
+# A reward is any callable that accepts some fields of `Completions` as keyword arguments, or all of
+# them (`**rest`), and returns one number per completion: a list, a tuple or a tensor [N]. Its
+# signature names the fields that it reads:
 #
 #     def short(*, texts: list[str]) -> list[float]: ...
 #
@@ -26,7 +26,7 @@ class Completions:
     Row n belongs to prompt n // group_size. Times are seconds from the start of the clip.
 
     Raises:
-        ValueError: lists of unequal length, or incomplete groups.
+        ValueError: the lists differ in length, or a group is incomplete.
     """
 
     texts: list[str]  # special tokens removed

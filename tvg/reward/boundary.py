@@ -1,4 +1,4 @@
-"""Reward for boundaries close to the true ones; above 0 for every segment, however far off."""
+"""Reward for boundaries close to the true ones, also without any overlap."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from tvg.types import Segment
 class BoundaryReward:
     """exp(-sharpness * W1 / |truth|).
 
-    W1 is the mean distance of both ends, |truth| the length of the true segment. The value is in
-    [0, 1]: 1 for the true segment, exp(-sharpness) if both ends are off by its length. It is dense
-    where IoU is flat 0. A missing, reversed or empty prediction gets 0.
+    W1 is the mean of the start distance and the end distance. |truth| is the length of the true
+    segment. The value is in [0, 1]: 1 for the true segment, and exp(-sharpness) if start and end
+    are both off by |truth|. Unlike IoU, it also ranks segments that do not overlap the true
+    segment. A missing, reversed or empty prediction gets 0.
 
     Based on the boundary-distance reward of TimeLens2. Its release uses uniform distributions over
     the segments instead of their ends, the length of the union instead of the true length, and a

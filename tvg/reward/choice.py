@@ -7,11 +7,11 @@ from tvg.types import GroundingExample
 
 
 class ChoiceReward:
-    """1 if the option letter in the answer block is the true one, else 0.
+    """1 if the option letter in the answer block is correct, otherwise 0.
 
     Args:
-        field: the annotation field (in `example.extra`) that holds the true option, as "B", "(B)"
-            or "B. text of the option".
+        field: the annotation field (in `example.extra`) with the true option, as "B", "(B)" or
+            "B. text of the option".
     """
 
     def __init__(self, *, field: str) -> None:

@@ -9,8 +9,8 @@ class DiversityReward:
     """Mean of 1 - ROUGE-L over the other completions of the group; in [0, 1].
 
     ROUGE-L is the F1 of the longest common subsequence of words (lower case, not stemmed). Only the
-    first `max_words` words of each completion are compared, so a group of G takes at most
-    G * (G - 1) / 2 comparisons of `max_words` steps each, however long its texts are.
+    first `max_words` words of each completion are compared. A group of G completions therefore
+    needs G * (G - 1) / 2 comparisons of at most `max_words` steps each, even for long texts.
 
     Args:
         max_words: words compared per completion, at least 1.

@@ -6,12 +6,12 @@ from tvg.core.parsing import has_format
 
 
 class FormatReward:
-    """1 if a completion consists of a think block and an answer block, else 0.
+    """1 if a completion consists of a think block and an answer block, otherwise 0.
 
     The content of the blocks is not checked, as in Time-R1.
 
     Args:
-        think: False for prompts that ask for the answer block alone.
+        think: False for prompts that ask only for the answer block.
     """
 
     def __init__(self, *, think: bool) -> None:
@@ -22,11 +22,11 @@ class FormatReward:
 
 
 class ExactFormatReward:
-    """1 if a completion has exactly the format that the prompt asks for, else 0.
+    """1 if a completion has exactly the format that the prompt asks for, otherwise 0.
 
-    The answer must match `prompt.answer_format`, down to the number of decimals
-    (`tvg.core.answer_format`). The parsers are more tolerant, so without this reward a policy can
-    drift into formats that they merely tolerate.
+    The answer must match `prompt.answer_format`, including the number of decimals
+    (`tvg.core.answer_format`). The parsers are more tolerant. Without this reward, a policy can
+    drift into other formats that the parsers accept.
     """
 
     def __call__(self, *, is_exact: list[bool]) -> list[float]:

@@ -8,10 +8,11 @@ from tvg.types import Segment
 
 
 class GIoUReward:
-    """Generalised temporal IoU, in [-1, 1]: dense where IoU is flat 0 (arXiv 1902.09630).
+    """Generalised temporal IoU, in [-1, 1] (arXiv 1902.09630).
 
-    The value is not rescaled: a completion without a readable segment gets -1, a segment that only
-    touches the true one gets 0.
+    Unlike IoU, it also ranks segments that do not overlap the true segment. The value is not
+    rescaled: a segment that only touches the true one gets 0, and a completion without a valid
+    segment gets -1.
     """
 
     def __call__(self, *, answers: list[ParsedAnswer], truths: list[Segment]) -> list[float]:

@@ -12,12 +12,13 @@ from tvg.types import GroundingExample, Segment
 class IoUV2Reward:
     """IoU * (1 - |s - s'| / T) * (1 - |e - e'| / T), where T is the length of the clip.
 
-    The timestamp-aware IoU of Time-R1 (arXiv 2503.13377). As published, it is not clamped: an
-    overlapping prediction whose end is off by more than the clip's length gets a negative reward.
+    This is the timestamp-aware IoU of Time-R1 (arXiv 2503.13377). As published, it is not clamped:
+    an overlapping prediction whose end is off by more than the clip's length gets a negative
+    reward.
 
     Args:
-        duration: "clip": T is the length read from the file; "annotation": the annotated length, as
-            in the release (the file's length if none is annotated).
+        duration: "clip": T is the length read from the file. "annotation": T is the annotated
+            length, as in the release, or the file's length if none is annotated.
     """
 
     def __init__(self, *, duration: Literal["clip", "annotation"] = "clip") -> None:

@@ -9,8 +9,9 @@ class OverlongReward:
     The value is 0 up to max_tokens - cache_tokens tokens, then falls linearly to -1 at max_tokens.
 
     Args:
-        max_tokens: the length at which -1 is reached: the length limit of the sampler.
-        cache_tokens: length of the final range in which the penalty grows; in (0, max_tokens].
+        max_tokens: the sampler's length limit, at which the value is -1.
+        cache_tokens: number of tokens before the limit over which the value falls from 0 to -1; in
+            (0, max_tokens].
     """
 
     def __init__(self, *, max_tokens: int, cache_tokens: float) -> None:

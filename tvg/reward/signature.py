@@ -1,4 +1,4 @@
-"""Reads from a reward's signature which fields of the completions it requests."""
+"""Finds the fields of `Completions` that a reward's signature requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tvg.reward.base import FIELDS, Reward
 
 
 def wanted_fields(name: str, reward: Reward) -> frozenset[str]:
-    """Returns the keyword arguments to call `reward` with: all fields if it takes `**rest`.
+    """Returns the names of a reward's keyword arguments: all fields if it accepts `**rest`.
 
     Raises:
         ValueError: the reward is not callable, requires an argument that does not exist, or is a
@@ -44,6 +44,6 @@ def _check(name: str, parameter: Parameter) -> None:
         how = " by position" if is_by_position else ""
         raise ValueError(
             f"reward {name!r} needs the argument {parameter.name!r}{how}, which does not exist: "
-            f"there is, by keyword, {', '.join(sorted(FIELDS))}; settings of its own belong into "
-            "its YAML (with _partial_: true where it is a function)"
+            f"rewards can request, by keyword, {', '.join(sorted(FIELDS))}; set any other argument "
+            "in the reward's YAML (with _partial_: true if the reward is a function)"
         )

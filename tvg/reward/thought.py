@@ -1,7 +1,7 @@
-"""Statistics of a thought: length, keywords, time ranges, paragraphs.
+"""Rewards from statistics of a thought: length, keywords, time ranges, paragraphs.
 
-The Time-R1 release logs them but does not reward them; here they count if given a weight. The
-settings come from their YAML. All are 0 if the think block is missing.
+The Time-R1 release only logs these statistics. Here they count if their weight is not 0. Their
+settings are in `conf/reward`. All of them are 0 if the think block is missing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _TIMESTEP = re.compile(
 
 
 def think_length(*, answers: list[ParsedAnswer], per_char: float, max_chars: int) -> list[float]:
-    """`per_char` for each character of the thought, up to `max_chars` characters."""
+    """Returns `per_char` for each character of the thought, up to `max_chars` characters."""
     return [per_char * min(len(answer.thought or ""), max_chars) for answer in answers]
 
 
 def keyword_use(
     *, answers: list[ParsedAnswer], keywords: list[str], per_keyword: float, max_keywords: int
 ) -> list[float]:
-    """`per_keyword` for each keyword that occurs, also inside words, ignoring case."""
+    """Returns `per_keyword` for each keyword that occurs, also inside words, ignoring case."""
 
     def count(thought: str) -> int:
         lower = thought.lower()
@@ -35,7 +35,7 @@ def keyword_use(
 
 
 def timesteps(*, answers: list[ParsedAnswer], per_pair: float, max_pairs: int) -> list[float]:
-    """`per_pair` for each `<timestep>1.0 to 2.0</timestep>`, up to `max_pairs` pairs."""
+    """Returns `per_pair` for each `<timestep>1.0 to 2.0</timestep>`, up to `max_pairs` pairs."""
 
     def count(thought: str) -> int:
         return sum(1 for _ in islice(_TIMESTEP.finditer(thought), max_pairs))
@@ -44,7 +44,7 @@ def timesteps(*, answers: list[ParsedAnswer], per_pair: float, max_pairs: int) -
 
 
 def paragraphs(*, answers: list[ParsedAnswer], per_line: float, max_lines: int) -> list[float]:
-    """`per_line` for each non-empty line, up to `max_lines` lines."""
+    """Returns `per_line` for each non-empty line, up to `max_lines` lines."""
 
     def count(thought: str) -> int:
         return sum(bool(line.strip()) for line in thought.split("\n"))

@@ -17,7 +17,7 @@ _MAX = torch.finfo(torch.float32).max
 
 
 class WeightedReward:
-    """Weighted sum of named rewards; a reward of weight 0 is computed and logged only.
+    """Weighted sum of named rewards; a reward with weight 0 is only computed and logged.
 
     Args:
         rewards: name -> reward; the names become columns of the logs.
@@ -84,7 +84,7 @@ def _score(
 ) -> list[float]:
     try:
         found = reward(**completions.given(wanted))
-    except Exception as error:  # a user's reward may raise anything: name it and the completion
+    except Exception as error:  # a user's reward may raise any error
         raise _failure(name, reward, wanted, completions, error) from error
     if hasattr(found, "tolist"):  # a tensor, or an array
         found = found.tolist()
@@ -121,7 +121,7 @@ def _failure(
     completions: Completions,
     error: Exception,
 ) -> ValueError:
-    """Finds the completion, or else the group, on which the reward fails when called alone."""
+    """Finds the completion or, failing that, the group on which the reward alone raises."""
 
     def error_on(start: int, stop: int, group_size: int) -> Exception | None:
         try:
@@ -137,8 +137,8 @@ def _failure(
             continue
         for index in range(first, first + size):
             alone = error_on(index, index + 1, 1)
-            # A reward that compares within groups may fail only because the group is missing;
-            # such a failure does not count.
+            # A reward that compares the completions of a group may fail on a single completion
+            # because the rest of the group is missing. Such a failure is ignored.
             if alone is not None and ("group_size" not in wanted or repr(alone) == repr(in_group)):
                 return _failed(name, f"on {_completion(completions, index)}", alone)
         where = f"on the group of completions {first} to {first + size - 1}"

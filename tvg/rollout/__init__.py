@@ -1,1 +1,1 @@
-"""Sampling engines for completions."""
+"""Engines that sample completions from the policy."""

@@ -1,4 +1,4 @@
-"""The interface of rollout engines: what training and evaluation require of a sampler."""
+"""The interface of rollout engines, which sample completions for training and evaluation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class SamplingSettings:
 
     Attributes:
         max_new_tokens: length limit of a completion.
-        temperature: temperature of the softmax; 0 takes the most likely token.
-        top_p: nucleus mass kept, 1.0 for all.
-        top_k: most likely tokens kept, 0 for all.
+        temperature: temperature of the softmax; 0 selects the most likely token.
+        top_p: probability mass of the nucleus; 1.0 keeps all tokens.
+        top_k: number of most likely tokens to keep; 0 keeps all tokens.
 
     Raises:
-        ValueError: a setting out of range; names the config key.
+        ValueError: a setting is out of range; the message names the config key.
     """
 
     max_new_tokens: int
@@ -41,28 +41,33 @@ class SamplingSettings:
 
     @property
     def logprob_temperature(self) -> float:
-        """Temperature at which the trainer scores the sampled tokens (1 for greedy decoding)."""
+        """Temperature for the trainer's log-probabilities of the tokens (1 if greedy)."""
         return self.temperature if self.temperature > 0 else 1.0
 
     def greedy(self) -> SamplingSettings:
-        """The same settings with greedy decoding."""
+        """Returns the same settings with greedy decoding."""
         return replace(self, temperature=0.0, top_p=1.0, top_k=0)
 
 
 class RolloutEngine(Protocol):
     """Samples completions from the policy and records the log-probabilities of their tokens.
 
-    Life of an engine: the config builds it with its settings; `setup` binds it to a policy, once;
-    then, for every rollout or validation, `wake`, `sync_weights`, any number of `generate`, and
-    `sleep` (`awake` does all but `generate`); `close` ends it. An engine that samples with the
-    policy's own weights has nothing to do in most of these.
+    Life of an engine:
 
-    Ranks call `generate` independently of each other, so it must not communicate between them.
-    The engines that `greedy` and `limited` return share everything but the settings with the
-    original: whichever of them is woken or closed, all are.
+    1. The config builds it with its settings.
+    2. `setup` binds it to a policy, once.
+    3. Every rollout and every validation calls `wake`, `sync_weights`, `generate` any number of
+       times, and `sleep`. The context `awake` makes all these calls except `generate`.
+    4. `close` ends it.
+
+    For an engine that samples with the policy's weights in place, most of these methods do nothing.
+
+    Ranks call `generate` independently of each other, so it must not communicate between ranks. The
+    engines that `greedy` and `limited` return share everything except the settings with the
+    original. Waking or closing one of them wakes or closes all of them.
 
     The random draws of a completion depend only on the seed, the query and the completion's index
-    in its group, so a resumed run samples the same completions.
+    in its group. A resumed run therefore samples the same completions.
 
     Attributes:
         sampling: the settings of this engine.
@@ -76,13 +81,13 @@ class RolloutEngine(Protocol):
         """Binds the engine to the policy that it samples from; called once.
 
         Args:
-            policy: the policy. It may still be on the CPU: take GPU memory in `wake` only. Its
-                weights change between rollouts.
+            policy: the policy. It may still be on the CPU, so allocate GPU memory only in `wake`.
+                Its weights change between rollouts.
             tokenizer: decodes ids to text.
         """
 
     def wake(self) -> None:
-        """Takes the memory that sampling needs."""
+        """Allocates the memory that sampling needs."""
 
     def sync_weights(self) -> None:
         """Makes the engine sample from the policy's current weights."""
@@ -100,13 +105,13 @@ class RolloutEngine(Protocol):
         """Frees the memory that only sampling needs."""
 
     def close(self) -> None:
-        """Ends the engine for good; also while it is awake, if an error ended the run."""
+        """Shuts the engine down; after an error, the engine may still be awake."""
 
     def greedy(self) -> Self:
-        """Returns the same engine, with the same binding, that decodes greedily."""
+        """Returns this engine with greedy decoding, bound to the same policy."""
 
     def limited(self, max_new_tokens: int) -> Self:
-        """Returns the same engine, with the same binding, with another length limit."""
+        """Returns this engine with another length limit, bound to the same policy."""
 
 
 @contextmanager

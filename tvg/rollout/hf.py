@@ -1,4 +1,4 @@
-"""Sampling with Hugging Face `generate`, at the policy's own position ids; serves as the oracle."""
+"""Reference engine: samples with Hugging Face `generate`, at the policy's position ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvg.types import PromptBatch
 
 
 class HFEngine(InProcessEngine):
-    """Calls `generate` on G copies of every prompt; arguments as for `InProcessEngine`."""
+    """Calls `generate` on G copies of every prompt; the arguments are those of the base class."""
 
     def _sample(
         self, policy: Policy, prompts: PromptBatch, group_size: int, uniform: Tensor | None
@@ -41,7 +41,7 @@ class HFEngine(InProcessEngine):
 
 
 class _Drawer(LogitsProcessor):
-    """Draws the next token and masks all others, so that greedy `generate` takes it."""
+    """Draws the next token and masks all others, so that greedy `generate` selects it."""
 
     def __init__(self, sampling: SamplingSettings, policy: Policy, uniform: Tensor | None) -> None:
         self.sampling = sampling

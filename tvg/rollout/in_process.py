@@ -1,4 +1,4 @@
-"""Engines that sample with the policy's own weights: their settings, draws and output batch."""
+"""Base class of engines that sample with the policy's weights in the training process."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tvg.types import PromptBatch, RolloutBatch
 
 
 class InProcessEngine(RolloutEngine, ABC):
-    """Samples with the policy's own weights; see `RolloutEngine`.
+    """Samples with the policy's weights in place; see `RolloutEngine`.
 
     Apart from rounding, a completion does not depend on the rest of the batch.
 
     Args:
-        max_new_tokens: see `SamplingSettings`, like the next three.
-        temperature: as above.
-        top_p: as above.
-        top_k: as above.
-        prompts_per_call: prompts sampled together; None for all given prompts.
+        max_new_tokens: see `SamplingSettings`.
+        temperature: see `SamplingSettings`.
+        top_p: see `SamplingSettings`.
+        top_k: see `SamplingSettings`.
+        prompts_per_call: number of prompts sampled together; None: all given prompts.
 
     Raises:
-        ValueError: a setting out of range; names the config key.
+        ValueError: a setting is out of range; the message names the config key.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class InProcessEngine(RolloutEngine, ABC):
             seed: seed of the draws; the global random state is neither used nor changed.
         """
         policy, tokenizer = self._policy, self._tokenizer
-        assert policy is not None, "setup comes before generate"
+        assert policy is not None, "generate needs a call of setup first"
         draws = None
         if self.sampling.temperature > 0:
             qids = [example.qid for example in prompts.examples]
@@ -118,7 +118,7 @@ class InProcessEngine(RolloutEngine, ABC):
         """Samples completions of all prompts together.
 
         Args:
-            policy: in eval mode.
+            policy: the policy, in eval mode.
             prompts: B prompts.
             group_size: G.
             uniform: float64 [N, max_new_tokens], the random numbers for `draw`; None: greedy.
@@ -130,9 +130,9 @@ class InProcessEngine(RolloutEngine, ABC):
 
 @contextmanager
 def _weights_cast_once(device: torch.device) -> Iterator[None]:
-    """If autocast is on, caches its casts of the weights across tokens.
+    """If autocast is on, keeps the cast weights for all tokens.
 
-    Lightning's autocast does not cache them; every token would cast the whole model again.
+    Lightning's autocast does not cache them, so every token would cast all weights again.
     """
     if not torch.is_autocast_enabled(device.type):
         yield
@@ -147,7 +147,7 @@ def _weights_cast_once(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def sampling_mode(policy: Policy) -> Iterator[None]:
-    """Eval mode without gradient checkpointing, which breaks `generate`; restored on exit."""
+    """Sets eval mode and disables gradient checkpointing, which breaks `generate`, until exit."""
     was_training = policy.training
     checkpointed: list[Any] = [
         module for module in policy.modules() if getattr(module, "gradient_checkpointing", False)

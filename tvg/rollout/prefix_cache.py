@@ -1,4 +1,4 @@
-"""Key/value cache for sampling: one copy per prompt, shared by the completions of its group."""
+"""Key/value cache for sampling, with one copy per prompt that its group's completions share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Prefill:
         return attend_row(query, key, value, self.row, scale, is_last=False)
 
     def _per_prompt(self, states: Tensor) -> Tensor:
-        """Scatters [1, K, T, d] of the row to [B, K, P, d]."""
+        """Scatters the row's states [1, K, T, d] to [B, K, P, d]."""
         flat = states[0].transpose(0, 1)
         padded = flat.new_zeros((self.is_real.numel(), *flat.shape[1:]))
         padded[self._rows] = flat[self.row.prompt_places]
@@ -42,10 +42,10 @@ class Prefill:
 class Decoding:
     """Attention for one new token of each of N = B * G completions per step.
 
-    The scores against a prompt are one matrix product for its whole group: its keys are read once,
-    not G times. The row of a step is [1, N], completion after completion. Scores are always at
-    least float32, as in the training kernels: if large scores were rounded to half precision,
-    sampler and trainer would differ.
+    One matrix product computes a group's scores against its prompt, so the prompt's keys are read
+    once, not G times. The row of a step is [1, N], in the order of the completions. Scores are
+    always at least float32, as in the training kernels: if large scores were rounded to half
+    precision, sampler and trainer would differ.
 
     Args:
         prefill: prefill of the B prompts.
@@ -94,10 +94,10 @@ class Decoding:
 
 
 def _together(states: Tensor, group: int) -> Tensor:
-    """[B * G, K, r, x] to [B, K, G * r, x]."""
+    """Reshapes [B * G, K, r, x] to [B, K, G * r, x]."""
     return states.unflatten(0, (-1, group)).transpose(1, 2).flatten(2, 3)
 
 
 def _apart(states: Tensor, group: int) -> Tensor:
-    """[B, K, G * r, x] to [B * G, K, r, x]."""
+    """Reshapes [B, K, G * r, x] to [B * G, K, r, x]."""
     return states.unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Draws tokens so that a sample depends only on the seed, the query and its index in the group."""
+"""Draws tokens with random numbers that depend only on seed, query and index in the group."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from torch import Tensor
 
 
 def uniforms(qids: Sequence[str], *, group_size: int, num_tokens: int, seed: int) -> Tensor:
-    """One uniform random number per token of each completion: float64 [N, num_tokens] in [0, 1).
+    """Returns one uniform random number in [0, 1) per token of each completion.
 
-    Each completion has its own generator, so its draws do not depend on the other prompts in the
+    Each completion has a separate generator, so its draws do not depend on the other prompts in the
     batch. A query that occurs twice in a batch gets different draws the second time.
+
+    Returns:
+        float64 [N, num_tokens].
     """
     seen: Counter[str] = Counter()
     rows = []
@@ -35,9 +38,9 @@ def draw(
 
     Args:
         logits: float32 [N, V], divided by the temperature; suppressed tokens at -inf.
-        uniform: float64 [N] in [0, 1); None takes the most likely token.
+        uniform: float64 [N] in [0, 1); None selects the most likely token.
         top_p: draw from the smallest set of most likely tokens with at least this mass; 1.0: all.
-        top_k: draw from this many most likely tokens; 0: all.
+        top_k: draw from this number of most likely tokens; 0: all.
 
     Returns:
         (ids int64 [N], log-probabilities [N] before any top_p or top_k).
@@ -46,8 +49,8 @@ def draw(
     if uniform is None:
         ids = logits.argmax(-1)
     else:
-        # float64: in float32 the rounding error of a sum over 152k words exceeds a rare word's
-        # mass.
+        # float64, because in float32 the rounding error of a sum over 152k tokens exceeds the
+        # probability of a rare token.
         probs = _likeliest(logprobs.double().exp(), top_p=top_p, top_k=top_k)
         cumulative = probs.cumsum(-1)
         aim = uniform[:, None] * cumulative[:, -1:]

@@ -1,4 +1,4 @@
-"""Sampling with one prefill per prompt; all completions of a group share its keys and values."""
+"""Samples with one prefill per prompt, whose keys and values its group's completions share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tvg.rollout.prefix_cache import Decoding, Prefill
 from tvg.rollout.sampling import draw
 from tvg.types import PromptBatch
 
-STEPS_PER_CHECK = 8  # checking whether all completions are finished synchronises the GPU
+STEPS_PER_CHECK = 8  # steps between checks for the end, because each check synchronises the GPU
 
 
 class SharedPrefixEngine(InProcessEngine):

@@ -1,1 +1,1 @@
-"""Tasks: each defines its messages, its parsing and its report."""
+"""Tasks; each defines its chat messages, its parsing of answers, and its metrics."""

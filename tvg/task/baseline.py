@@ -1,4 +1,4 @@
-"""Baselines that ignore the video: every policy must exceed their scores."""
+"""Baselines that ignore the video; a useful policy has to exceed their scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def best_constant_segment(examples: Iterable[GroundingExample], *, step: float =
     """Returns the constant answer with the highest mIoU, as fractions of the clip's duration.
 
     Args:
-        examples: with known segments and durations.
+        examples: the queries; those without a segment or a duration are ignored.
         step: step of the search grid, as a fraction of the duration.
 
     Raises:
@@ -31,9 +31,9 @@ def best_constant_segment(examples: Iterable[GroundingExample], *, step: float =
 
 
 def random_segments(examples: Sequence[GroundingExample], num: int, *, seed: int) -> list[Segment]:
-    """Draws `num` of the examples' own segments, as fractions of the clip's duration.
+    """Draws `num` true segments of the examples, as fractions of the clip's duration.
 
-    This is the chance baseline: realistic lengths and positions, guessed without the video.
+    This is the chance baseline: guesses with realistic lengths and positions.
 
     Raises:
         ValueError: no example has both a segment and a duration.
@@ -74,7 +74,7 @@ def blind_predictions(
 
 
 def _fractions(examples: Iterable[GroundingExample]) -> torch.Tensor:
-    """Segments as fractions of their clips: float64 [examples, 2]."""
+    """Returns known segments as fractions of their clips: float64 [known examples, 2]."""
     known = [(e.segment, e.duration_s) for e in examples if e.segment and e.duration_s]
     if not known:
         raise ValueError("a blind guess needs examples with a segment and a duration")

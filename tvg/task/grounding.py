@@ -1,4 +1,4 @@
-"""Temporal video grounding: prompts, target answers, their parsing and their scores."""
+"""Temporal video grounding: prompts, target answers, parsing and scores."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ class GroundingTask:
 
     Args:
         template: user text with one `{query}` field (other braces doubled, as in `str.format`).
-        template_file: file to read the user text from instead. In it, every `{query}`, `[EVENT]`
-            or `<EVENT>` is replaced by the query; if it has none of these, one `{}` is. Other
-            braces are literal, so that the text of an existing release can be used as it is.
-        system: text of a system turn; None for no such turn.
-        video_first: put the clip before the text in the user turn; False: after it.
+        template_file: file to read the user text from instead. The query replaces every `{query}`,
+            `[EVENT]` and `<EVENT>` in the text, or a single `{}` if the text has none of these.
+            Other braces are literal, so that the text of an existing release needs no change.
+        system: text of the system turn; None: no system turn.
+        video_first: put the clip before the text in the user turn; False: after the text.
         answer_format: the target of supervised training, with fields `start_s` and `end_s`; None
             if the answer is not a segment.
         think: completions are expected to reason inside `<think>` first.
         lowercase: lower-case the query (as in the training of the Time-R1 release).
         strip_period: drop the query's final full stop.
-        query_blanks: whitespace around the query. "strip" removes it; "before_period" keeps it
-            before a dropped full stop, as in Time-R1's training; "keep" changes nothing, as in
-            Time-R1's evaluation.
+        query_blanks: "strip" removes whitespace around the query. "before_period" also does, but
+            keeps whitespace before a dropped full stop, as in Time-R1's training. "keep" keeps all
+            whitespace, as in Time-R1's evaluation.
         rate_any_numbers: rate an answer without a range by the first two numbers of its text, as
             Time-R1's difficulty scoring does; see `rated_segment`.
-        strict_answer: a segment counts only if the completion has exactly the requested format
-            (`has_exact_format`); False: a segment counts wherever the parser finds one, even with
+        strict_answer: True: a segment counts only if the completion has exactly the requested
+            format (`has_exact_format`). False: any segment that the parser finds counts, even with
             trailing text.
         parser: parses a completion; called with the text and `anywhere`, like `parse`.
-        prefill: text after the generation prompt that every completion continues. With an empty
-            think block, the model answers at once. It is part of the prompt: not sampled, not
-            scored, not seen by rewards. None for no prefill.
-        frame_times: text of a time, with one field `time_s`, written before the frames of that
-            time; None: times are given in the default way of the model's family.
+        prefill: text after the generation prompt that every completion continues. An empty think
+            block makes the model answer immediately. The prefill is part of the prompt: it is
+            neither sampled nor scored, and rewards do not see it. None: no prefill.
+        frame_times: format of a time, with one field `time_s`, written before the frames of that
+            time. None: the model's family determines how the prompt states times.
 
     Raises:
-        ValueError: a text lacks one of its fields or has others, or an argument is invalid.
+        ValueError: a text lacks a field or has an unknown field, or an argument is invalid.
     """
 
     main_metric = "miou"
     validation_metrics = ("miou", "r1_", "parse_rate", "exact_format")
 
-    # Later arguments have defaults, because the records of older exports lack them.
+    # The last arguments have defaults, because the records of older exports lack them.
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class GroundingTask:
         self.lowercase = lowercase
         self.strip_period = strip_period
         self.parser = _undeferred(parser)
-        # A command line cannot hold line breaks, so they are typed there as in YAML strings.
+        # On a command line, users type a line break as `\n`, as in YAML strings.
         self.prefill = None if prefill is None else prefill.replace("\\n", "\n")
         self.frame_times = frame_times
         self.query_blanks = query_blanks
@@ -104,7 +104,7 @@ class GroundingTask:
         self._thinks = think and not is_thought_written
 
     def query_text(self, query: str) -> str:
-        """The query as the prompt shows it."""
+        """Returns a query as the prompt shows it."""
         if self.query_blanks != "keep":
             query = query.strip()
         if self.strip_period:
@@ -113,11 +113,11 @@ class GroundingTask:
         return query.lower() if self.lowercase else query
 
     def asked_query(self, example: GroundingExample) -> str:
-        """The query of an example as the prompt shows it."""
+        """Returns an example's query as the prompt shows it."""
         return self.query_text(example.query if example.raw_query is None else example.raw_query)
 
     def messages(self, example: GroundingExample) -> list[dict[str, Any]]:
-        """Chat turns in Hugging Face's format, with one video placeholder."""
+        """Returns chat turns in Hugging Face's format, with one video placeholder."""
         text = {"type": "text", "text": self.template.format(query=self.asked_query(example))}
         video = {"type": "video"}
         content = [video, text] if self.video_first else [text, video]
@@ -127,7 +127,9 @@ class GroundingTask:
         return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, user]
 
     def target(self, example: GroundingExample) -> str:
-        """The target completion: an example's coarse `hint` if it has one, else its true segment.
+        """Returns the target completion, with the example's true segment.
+
+        If the example has a coarse `hint`, the hint is used instead.
 
         Raises:
             ValueError: the example has neither, or the prompt's answer is not a segment.
@@ -140,7 +142,7 @@ class GroundingTask:
         return self.answer_format.format(start_s=segment.start_s, end_s=segment.end_s)
 
     def typical_target(self) -> str | None:
-        """The target for a segment from 0 to 1 s; None if the answer is not a segment."""
+        """Returns the target for a segment from 0 to 1 s; None if the answer is not a segment."""
         return self.answer_format and self.answer_format.format(start_s=0.0, end_s=1.0)
 
     def parse(self, text: str, *, anywhere: bool = False) -> ParsedAnswer:
@@ -148,8 +150,8 @@ class GroundingTask:
 
         Args:
             text: the completion.
-            anywhere: if the answer block holds no range, take the last range of the whole text.
-                This is for evaluation, as published. Rewards use the block only.
+            anywhere: if the answer block contains no range, use the last range of the complete
+                text, as in the published evaluation. Rewards use only the block.
         """
         parsed = self.parser(text, anywhere=anywhere)
         if self.strict_answer and parsed.segment is not None and not self.has_exact_format(text):
@@ -157,15 +159,15 @@ class GroundingTask:
         return parsed
 
     def has_exact_format(self, text: str) -> bool:
-        """Returns whether a completion has exactly the requested format, decimals included."""
+        """Returns whether a completion has exactly the requested format, including decimals."""
         return is_exact(text, self._exact_answer, think=self._thinks)
 
     def is_parsed(self, answer: ParsedAnswer) -> bool:
-        """Whether the completion holds a segment; any answer, if the prompt asks for no segment."""
+        """Returns whether there is a segment, or any answer if the prompt asks for no segment."""
         return (answer.answer if self.answer_format is None else answer.segment) is not None
 
     def rated_segment(self, text: str) -> Segment | None:
-        """The segment of a completion that is used to rate the difficulty of its query."""
+        """Returns the segment of a completion that is used to rate the query's difficulty."""
         segment = self.parse(text, anywhere=True).segment
         if segment is None and self.rate_any_numbers:
             return first_two_numbers(text)
@@ -174,7 +176,7 @@ class GroundingTask:
     # -- scores ---------------------------------------------------------------------------------
 
     def predict(self, example: GroundingExample, text: str, *, duration_s: float) -> Prediction:
-        """Reads a completion's segment, wherever it is; without one, the score is 0."""
+        """Scores a completion's segment anywhere in the text; without a segment, the score is 0."""
         answer = self.parse(text, anywhere=True)
         segment = answer.segment
         return Prediction(
@@ -208,17 +210,17 @@ class GroundingTask:
     def metrics(
         self, predictions: Sequence[Prediction], *, seed: int = 0, strict: bool = False
     ) -> dict[str, Any]:
-        """Recalls, mIoU, parse rate and share of exactly formatted answers, by `grounding_metrics`.
+        """Returns recalls, mIoU, parse rate and exact-format rate; see `grounding_metrics`.
 
         Args:
-            predictions: with known true segments.
+            predictions: predictions whose true segments are known.
             seed: seed of the bootstrap.
-            strict: recalls count IoU > m.
+            strict: recalls count IoU > m instead of IoU >= m.
         """
         return segment_metrics(predictions, seed=seed, strict=strict)
 
     def columns(self, example: GroundingExample, answer: ParsedAnswer) -> dict[str, Any]:
-        """True and predicted segment as [start_s, end_s]."""
+        """Returns the true and the predicted segment as [start_s, end_s]."""
         return {
             "truth": list(example.segment) if example.segment else None,
             "segment": list(answer.segment) if answer.segment else None,

@@ -1,4 +1,4 @@
-"""The record of an answered query, and its file: one JSON object per line."""
+"""Predictions, and their file with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvg.types import Segment
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One query with the policy's answer; fields that a task does not have are None."""
+    """One query with the policy's answer; fields that a task does not use are None."""
 
     qid: str
     video: str
@@ -22,8 +22,8 @@ class Prediction:
     segment: Segment | None = None  # predicted; None if the answer has none
     truth: Segment | None = None  # None if unknown
     answer: str | None = None  # as text, if it is not a segment
-    expected: str | None = None  # the right answer as text; None if unknown
-    score: float | None  # in [0, 1]: temporal IoU, or 1 for a right answer; None: truth unknown
+    expected: str | None = None  # the correct answer as text; None if unknown
+    score: float | None  # in [0, 1]: temporal IoU, or 1 for a correct answer; None: truth unknown
     text: str  # the completion as generated
     duration_s: float
     is_parsed: bool
@@ -35,7 +35,7 @@ _FORMER_NAMES = {"iou": "score"}  # in files written before 2026-11-29
 
 
 def known_scores(predictions: Iterable[Prediction]) -> list[float]:
-    """The score of every prediction.
+    """Returns the score of every prediction.
 
     Raises:
         ValueError: the truth of a query is unknown.
@@ -87,7 +87,7 @@ def _segment(value: Any) -> Segment | None:
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """Reads a file of `write_predictions`; unknown keys are ignored.
+    """Reads a file that `write_predictions` wrote; unknown keys are ignored.
 
     Raises:
         ValueError: a line is not a prediction; the message names the file and the line.

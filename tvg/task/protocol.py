@@ -1,7 +1,7 @@
-"""The interface of a task: what the policy is asked, how answers are read, and how they score.
+"""The interface of a task: its prompts, its parsing of answers, and its scores.
 
-Training, evaluation, callbacks and records know tasks only through this interface. To add a task,
-write one class with these members and one YAML in `conf/prompt` that builds it.
+Training, evaluation, callbacks and records use tasks only through this interface. To add a task,
+write one class with these members and one YAML file in `conf/prompt` that builds it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Task(Protocol):
     """One kind of question about a video.
 
     Attributes:
-        prefill: text after the generation prompt that every completion continues; None: none.
-        frame_times: text of a time, with one field `time_s`, written before the frames of that
-            time; None: times are given in the default way of the model's family.
+        prefill: text after the generation prompt that every completion continues; None: no text.
+        frame_times: format of a time, with one field `time_s`, written before the frames of that
+            time. None: the model's family determines how the prompt states times.
         main_metric: name of the primary metric. Validation logs it as `val/NAME`, and a training
             run returns it.
         validation_metrics: names, or beginnings of names, of the metrics that validation logs.
@@ -39,41 +39,41 @@ class Task(Protocol):
     def validation_metrics(self) -> tuple[str, ...]: ...
 
     def asked_query(self, example: GroundingExample) -> str:
-        """The query of an example as the prompt shows it."""
+        """Returns an example's query as the prompt shows it."""
 
     def messages(self, example: GroundingExample) -> list[dict[str, Any]]:
-        """Chat turns in Hugging Face's format, with one video placeholder."""
+        """Returns chat turns in Hugging Face's format, with one video placeholder."""
 
     def target(self, example: GroundingExample) -> str:
-        """The completion that supervised training teaches.
+        """Returns the completion that is the target of supervised training.
 
         Raises:
             ValueError: the example has no label, or the task has no supervised target.
         """
 
     def typical_target(self) -> str | None:
-        """A target such as training sees; None if the task has no supervised target."""
+        """Returns an example of a training target; None if the task has no supervised target."""
 
     def parse(self, text: str) -> ParsedAnswer:
-        """Reads a completion as the rewards see it; unreadable text is no error."""
+        """Parses a completion for the rewards; text without an answer is not an error."""
 
     def is_parsed(self, answer: ParsedAnswer) -> bool:
-        """Whether a parsed completion holds an answer to the task."""
+        """Returns whether a parsed completion contains an answer to the task."""
 
     def has_exact_format(self, text: str) -> bool:
-        """Whether a completion has exactly the requested format."""
+        """Returns whether a completion has exactly the requested format."""
 
     def predict(self, example: GroundingExample, text: str, *, duration_s: float) -> Prediction:
-        """Reads a completion as an answer to be scored, and scores it if the truth is known.
+        """Parses a completion for evaluation, and scores its answer if the truth is known.
 
         Args:
-            example: the example that was asked.
+            example: the example that the completion answers.
             text: the completion.
             duration_s: length of the clip.
         """
 
     def rate(self, example: GroundingExample, prediction: Prediction) -> GroundingExample:
-        """Returns the example with the difficulty that a prediction shows (0 hard, 100 easy).
+        """Adds a prediction and the resulting difficulty (0 hard, 100 easy) to an example.
 
         Raises:
             ValueError: the truth is unknown.
@@ -85,13 +85,13 @@ class Task(Protocol):
         """Scores many predictions: metric -> value, and "ci95": metric -> [low, high].
 
         Args:
-            predictions: at least one; all with a known truth.
+            predictions: at least one prediction; the truth of all has to be known.
             seed: seed of the bootstrap.
-            strict: thresholds have to be exceeded, not only reached.
+            strict: scores have to exceed thresholds; False: to reach them.
 
         Raises:
             ValueError: there is no prediction, or the truth of one is unknown.
         """
 
     def columns(self, example: GroundingExample, answer: ParsedAnswer) -> dict[str, Any]:
-        """Table columns of the truth and of a parsed completion: JSON values."""
+        """Returns table columns (JSON values) of the truth and of a parsed completion."""

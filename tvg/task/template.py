@@ -1,4 +1,4 @@
-"""Text of prompts with fields, from the config or from the file of a release."""
+"""Reads prompt templates from the config or from the file of a release."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def read_template(template: str | None, template_file: str | None) -> str:
-    """Returns the text of a prompt, with one field `{query}`, from one of two config keys.
+    """Returns the prompt's text, with one field `{query}`, from one of two config keys.
 
     Raises:
-        ValueError: not exactly one is given, or the text has other fields.
+        ValueError: both keys or none are set, or the text has other fields.
     """
     if (template is None) == (template_file is None):
         raise ValueError(
@@ -33,7 +33,7 @@ def read_template(template: str | None, template_file: str | None) -> str:
 
 
 def read_template_file(template_file: str) -> str:
-    """Reads a file as a `template`: query marks become fields, other braces are doubled.
+    """Converts a file to a `template`: query marks become fields, other braces are doubled.
 
     Raises:
         ValueError: the file cannot be read, or marks the query by several `{}`.
@@ -53,7 +53,7 @@ def read_template_file(template_file: str) -> str:
     others = sorted(set(_LIKE_A_FIELD.findall(text)))
     if others:
         log.warning(
-            "prompt.template_file: %s holds %s, which stays as it is: the query is the only field",
+            "prompt.template_file: %s contains %s, which is kept: the query is the only field",
             template_file,
             ", ".join(others),
         )

@@ -19,7 +19,7 @@ def log_evaluation(
     prefix: str,
     folder: str = "evaluation",
 ) -> None:
-    """Logs every number of `metrics` as `<prefix>/<name>`, and the files as MLflow artifacts."""
+    """Logs all numbers of `metrics` as `<prefix>/<name>`, and the files as MLflow artifacts."""
     numbers = {
         f"{prefix}/{name}": float(value)
         for name, value in metrics.items()

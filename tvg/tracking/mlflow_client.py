@@ -17,7 +17,7 @@ from tvg.core.text_files import write_text
 from tvg.tracking.mlflow_store import problem_of, quiet
 
 UNSENT_FILE = "mlflow_unsent.jsonl"
-_PROBE_S = 1.0  # longest wait of a step for a locked sqlite store; MLflow itself would wait 20 s
+_PROBE_S = 1.0  # longest wait of a step for a locked sqlite store; MLflow would wait for 20 s
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
 _LARGEST_SHARE = 0.1  # largest share of a run's time spent on failing attempts
 _END_PATIENCE_S, _FAILED_PATIENCE_S = 60.0, 10.0  # longest wait for the store when a run ends
@@ -29,23 +29,23 @@ class Write:
     """One MlflowClient call that changes the run, with JSON-serialisable arguments."""
 
     call: str
-    arguments: dict[str, Any]  # without the run's ID, which a resumed run may change
+    arguments: dict[str, Any]  # without the run's ID, which may change when the run is resumed
 
 
 class ResendingClient:
     """Wraps an MlflowClient; writes to the run that fail are kept and sent again.
 
-    Failed writes wait in `file`, one JSON object per line, and are sent in order before the next
+    Failed writes are kept in `file`, one JSON object per line, and sent in order before the next
     write. The pause between attempts grows from 5 s to 60 s. Waiting writes are also sent at the
     end of the run and when the run is resumed. Each write keeps the time and step at which it was
-    logged. The stores keep one value per time and step, so a write that is sent twice shows once.
+    logged. The stores keep one value per time and step, so a write that is sent twice appears once.
 
     Args:
         client: the MlflowClient.
         run_id: ID of the run to write to.
-        database: file of an sqlite store, used to detect quickly that it is locked or gone; None
-            for other stores.
-        file: file of the waiting writes; writes left in it by a killed run are sent first.
+        database: file of an sqlite store, used to detect quickly that the store is locked or
+            missing; None for other stores.
+        file: file of the waiting writes; writes that a killed run left in it are sent first.
     """
 
     def __init__(self, client: Any, *, run_id: str, database: Path | None, file: Path) -> None:
@@ -62,7 +62,7 @@ class ResendingClient:
             self._send_waiting()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # looked up by copy and pickle; not the client's
+        if name.startswith("_"):  # private names, such as those that copy and pickle look up
             raise AttributeError(name)
         return getattr(self._client, name)
 
@@ -97,13 +97,13 @@ class ResendingClient:
         self._write("log_artifact", local_path=path, artifact_path=artifact_path)
 
     def log_table(self, run_id: str, data: dict[str, list[Any]], artifact_file: str) -> None:
-        """Replaces a table of the same name, unlike MlflowClient."""
+        """Logs a table; unlike MlflowClient, replaces a table of the same name."""
         self._write("log_table", data=data, artifact_file=artifact_file)
 
     def set_terminated(
         self, run_id: str, status: str | None = None, end_time: int | None = None
     ) -> None:
-        """Ends the run and waits a limited time until the remaining writes are sent."""
+        """Ends the run and waits for a limited time until the remaining writes are sent."""
         end_time = end_time or int(time.time() * 1000)
         self._write("set_terminated", status=status, end_time=end_time)
         # A scheduler that sends SIGTERM kills the process about half a minute later.
@@ -112,7 +112,7 @@ class ResendingClient:
         if self._waiting:
             rank_zero_warn(
                 f"MLflow: {len(self._waiting)} writes of this run could not be sent and are kept "
-                f"in {self._file}; the same command with resume=true sends them"
+                f"in {self._file}; run the same command with resume=true to send them"
             )
 
     def _write(self, call: str, **arguments: Any) -> None:
@@ -133,8 +133,8 @@ class ResendingClient:
     def _send_waiting(self) -> bool:
         """Sends the waiting writes in order; returns True if none is left.
 
-        A write that fails although the store answers (e.g. an artifact on a full disk) does not
-        block the others.
+        If a write fails although the store answers (e.g. an artifact on a full disk), the following
+        writes are still sent.
         """
         number = len(self._waiting)
         failed: list[Write] = []
@@ -149,7 +149,7 @@ class ResendingClient:
         if len(self._waiting) < number:
             try:
                 self._rewrite_file()
-            except OSError as error:  # after a kill they are sent again, which is harmless
+            except OSError as error:  # after a kill, writes are sent again, which is harmless
                 log.warning("cannot write %s: %s", self._file, error)
         if self._waiting:
             return False
@@ -171,8 +171,8 @@ class ResendingClient:
             time.sleep(1.0)
 
     def _answers(self) -> bool:
-        """True if the store answers, so that only the write failed."""
-        if not self._is_open:  # asking would wait for the lock of another process
+        """Returns whether the store answers, which means that only the write failed."""
+        if not self._is_open:  # a request would wait for the lock of another process
             return False
         try:
             with quiet(level=logging.CRITICAL):
@@ -191,7 +191,7 @@ class ResendingClient:
                 with quiet(level=logging.CRITICAL):
                     _send(self._client, self._run_id, write)
                 return True
-            except Exception as error:  # from any library between here and the server
+            except Exception as error:  # any library may raise here
                 problem = f"{error}".strip().split("\n")[0] or type(error).__name__
                 if _is_refused(error, write):
                     rank_zero_warn(f"MLflow refuses to log {write.call}: {problem}")
@@ -204,8 +204,8 @@ class ResendingClient:
             self._has_warned = True
             store = self._database or "the tracking server"
             rank_zero_warn(
-                f"MLflow: {store} cannot be written ({problem}); the run goes on, and what it "
-                f"logs waits in {self._file}"
+                f"MLflow: {store} cannot be written ({problem}); the run continues, and its writes "
+                f"are kept in {self._file}"
             )
         return False
 
@@ -239,7 +239,7 @@ def _replace_table(client: Any, run_id: str, columns: dict[str, list[Any]], file
 
 
 def _is_refused(error: Exception, write: Write) -> bool:
-    """True if the write would fail again at any later time."""
+    """Returns whether every later attempt of this write would fail, too."""
     if write.call == "log_artifact" and not Path(write.arguments["local_path"]).exists():
         return True
     return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
@@ -250,7 +250,7 @@ def _line(write: Write) -> str:
 
 
 def _read(file: Path) -> list[Write]:
-    """Reads the writes left by an earlier run, except its end, since the resumed run goes on."""
+    """Reads the writes left by an earlier run, except the end of that run, which now continues."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, NotADirectoryError):

@@ -33,11 +33,11 @@ class _State:
 def state_kept(run_dir: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
     """Restores the MLflow run of a folder if a start fails before training begins.
 
-    A run that this start has created ends as FAILED.
+    If this start created the run, its status becomes FAILED.
 
     Args:
         run_dir: folder of the run.
-        has_begun: returns whether training has begun; from then on, nothing is restored.
+        has_begun: returns whether training has begun; afterwards, nothing is restored.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         yield
@@ -55,7 +55,7 @@ def state_kept(run_dir: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
 
 
 def _state(run_dir: Path) -> _State | None:
-    """State of the run that a folder is logged to; None if it cannot be determined."""
+    """Returns the state of a folder's MLflow run; None if the state cannot be determined."""
     path = run_dir / RUN_FILE
     if not path.is_file():
         return None
@@ -70,7 +70,7 @@ def _state(run_dir: Path) -> _State | None:
             return None  # MLflow would create a missing store, and try a broken one ten times
         info = _client(uri).get_run(run_id).info
     except (ValueError, TypeError, KeyError, OSError, MlflowException, SQLAlchemyError):
-        return None  # building the logger reports the error
+        return None  # the error is reported when the logger is built
     return _State(tracking_uri=uri, run_id=run_id, status=info.status, end_time=info.end_time)
 
 
@@ -84,7 +84,7 @@ def _set(before: _State | None, now: _State) -> None:
         else:
             client.set_terminated(now.run_id, status=before.status, end_time=before.end_time)
     except (OSError, MlflowException) as error:
-        log.warning("MLflow run %s keeps the state of this start: %s", now.run_id, error)
+        log.warning("MLflow run %s could not be restored: %s", now.run_id, error)
 
 
 def _client(tracking_uri: str) -> Any:

@@ -1,4 +1,4 @@
-"""All uses of MLflow's modules that its documentation does not list."""
+"""All uses of undocumented MLflow modules."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def with_context_tags(tags: dict[str, str]) -> dict[str, str]:
 
 
 def start_system_monitor(run_id: str, *, tracking_uri: str, interval_s: float) -> Any:
-    """Starts the thread that logs `system/*` metrics to a run; its `finish()` ends it.
+    """Starts a thread that logs `system/*` metrics to a run, until `finish()` of the result.
 
-    MLflow's public switch is for the run that is active in the process, which Lightning's logger
+    MLflow's public setting works only for the active run of the process, which Lightning's logger
     does not use.
     """
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

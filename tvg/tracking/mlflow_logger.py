@@ -55,7 +55,7 @@ class RunLogger(MLFlowLogger):
 
     @property
     def experiment(self) -> Any:
-        """The client."""
+        """The client that writes to the run."""
         return self._resending
 
     @property
@@ -77,7 +77,10 @@ class RunLogger(MLFlowLogger):
 
 
 def _experiment_id(client: Any, name: str, database: Path | None) -> str:
-    """Returns the experiment's ID; creates a missing one, with its files beside an sqlite store."""
+    """Returns the experiment's ID; creates the experiment if it is missing.
+
+    The artifacts of an sqlite store's experiments are in a folder beside the store.
+    """
     known = client.get_experiment_by_name(name)
     if known is not None and known.lifecycle_stage == "deleted":
         raise ValueError(
@@ -92,7 +95,7 @@ def _experiment_id(client: Any, name: str, database: Path | None) -> str:
 
 
 def _known_run(client: Any, run_dir: Path, tracking_uri: str) -> str | None:
-    """ID of the run that the folder was logged to; None if it is not in this store."""
+    """Returns the ID of the folder's MLflow run; None if the run is not in this store."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -100,7 +103,7 @@ def _known_run(client: Any, run_dir: Path, tracking_uri: str) -> str | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
-        rank_zero_warn(f"{run_dir / RUN_FILE} names no MLflow run: starting a new one")
+        rank_zero_warn(f"{run_dir / RUN_FILE} names no MLflow run: starting a new run")
         return None
     try:
         run = client.get_run(run_id)
@@ -111,14 +114,14 @@ def _known_run(client: Any, run_dir: Path, tracking_uri: str) -> str | None:
     if run is None or run.info.lifecycle_stage == "deleted":
         rank_zero_warn(
             f"MLflow run {run_id} of {run_dir} is not in {tracking_uri} (or was deleted there): "
-            "starting a new one; what was logged before stays where it was"
+            "starting a new run; earlier logs are not moved"
         )
         return None
     return str(run_id)
 
 
 class SilentLogger(Logger):
-    """Logs nothing; the logger of ranks other than zero."""
+    """A logger that logs nothing, for ranks other than zero."""
 
     @property
     def name(self) -> str:
@@ -146,26 +149,26 @@ def make_mlflow_logger(
 ) -> Logger:
     """Builds the MLflow logger for the run of a run folder.
 
-    The run's ID is saved in `run_dir/mlflow_run.json`. A folder with that file continues its run
-    if the run is still in the store. A relative sqlite path is relative to the working folder. The
-    artifacts of an sqlite store are in `mlartifacts` beside it. On ranks other than zero, nothing
-    is touched and the returned logger logs nothing.
+    The run's ID is saved in `run_dir/mlflow_run.json`. If this file exists and the run is still in
+    the store, the logger continues that run. A relative sqlite path is relative to the working
+    folder. The artifacts of an sqlite store are in `mlartifacts` beside it. On ranks other than
+    zero, no file is read or written, and the returned logger logs nothing.
 
     Args:
         tracking_uri: such as `sqlite:///mlflow.db` or `http://host:5000`.
         experiment_name: created if missing.
-        run_name: shown in the dashboard; None: MLflow generates one.
+        run_name: shown in the dashboard; None: MLflow generates a name.
         run_dir: folder of the run.
-        parent_run_id: run of a sweep under which this one is shown.
+        parent_run_id: ID of a sweep's run, under which the dashboard shows this run.
         tags: additional tags of the run.
 
     Raises:
         ValueError: the store cannot be written, is damaged or does not answer, or the experiment
-            was deleted. Later, while the run logs, errors of the store are not raised.
+            was deleted. Errors of the store while the run logs are not raised.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return SilentLogger()
-    # A run uses no network except for its tracking server. The user's setting takes precedence.
+    # A run uses no network except for its tracking server. A value set by the user has precedence.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Failed writes are sent again later; MLflow's own seven tries of two minutes are too long.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

@@ -1,4 +1,4 @@
-"""MLflow's sqlite store: created atomically, and checked before it is written to."""
+"""Creates MLflow's sqlite store atomically, and checks that an existing store can be written."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tvg.core.writing import remove_leftovers, whole_file
 SQLITE = "sqlite:///"
 KEY = "logger.tracking_uri"
 _LOCK_TIMEOUT_S = 180.0
-_BUSY_TIMEOUT_S = 60.0  # longest wait of a start for a store that another process has locked
+_BUSY_TIMEOUT_S = 60.0  # longest wait, when a run starts, for a store that is locked
 
 
 @contextlib.contextmanager
 def quiet(*, level: int = logging.WARNING) -> Iterator[None]:
-    """Suppresses the about 50 log lines of creating the tables of a new store.
+    """Suppresses the about 50 log lines that MLflow prints when it creates a store's tables.
 
     Args:
         level: lowest level that is still shown; MLflow logs failed writes as errors.
@@ -39,7 +39,7 @@ def quiet(*, level: int = logging.WARNING) -> Iterator[None]:
 
 
 def database_of(tracking_uri: str) -> Path | None:
-    """Absolute path of an sqlite store's file; None for any other store."""
+    """Returns the absolute path of an sqlite store's file; None for any other store."""
     if not tracking_uri.startswith(SQLITE):
         return None
     return Path(tracking_uri.removeprefix(SQLITE)).expanduser().absolute()
@@ -63,7 +63,7 @@ def store_lock(database: Path | None) -> Iterator[None]:
         except Timeout as error:
             raise ValueError(
                 f"{KEY}: another process has been creating {database} for "
-                f"{_LOCK_TIMEOUT_S:.0f} s; remove {lock.lock_file} if there is none"
+                f"{_LOCK_TIMEOUT_S:.0f} s; if there is no such process, remove {lock.lock_file}"
             ) from error
         except OSError as error:
             raise ValueError(f"{KEY}: cannot write {database}: {error}") from error
@@ -71,9 +71,9 @@ def store_lock(database: Path | None) -> Iterator[None]:
 
 
 def make_store(database: Path) -> None:
-    """Creates a missing store in a temporary file and renames it: a kill leaves no partial store.
+    """Creates a missing store in a temporary file and renames the file.
 
-    The caller has to hold the store's lock.
+    A killed process therefore leaves no partial store. The caller has to hold the store's lock.
 
     Raises:
         ValueError: the store exists but is damaged or stays locked; the message says what to do.
@@ -93,16 +93,16 @@ def make_store(database: Path) -> None:
 
 
 def problem_of(database: Path, *, wait_s: float) -> str | None:
-    """Returns sqlite's reason why a store cannot be written to; None if it can.
+    """Returns the reason why an sqlite store cannot be written; None if it can be written.
 
-    Never creates the file.
+    This function never creates the file.
 
     Args:
         database: file of the store.
         wait_s: seconds to wait for another process to release its lock.
     """
     if not database.exists():
-        return "it is gone"
+        return "the file is missing"
     uri = f"{database.as_uri()}?mode=rw"
     try:
         connection = sqlite3.connect(uri, uri=True, timeout=wait_s, isolation_level=None)
@@ -119,13 +119,13 @@ def store_error(problem: str, database: Path | None) -> ValueError:
     first = problem.strip().split("\n")[0]
     if database is None:
         return ValueError(
-            f"{KEY}: the MLflow server does not answer: {first}; logger=[] needs none"
+            f"{KEY}: the MLflow server does not answer: {first}; logger=[] runs without a server"
         )
     file = shlex.quote(str(database))
     if "locked" in first:
         return ValueError(
-            f"{KEY}: another process keeps the MLflow store {database} locked ({first}): end it "
-            f"(`fuser {file}` shows it), or choose another store"
+            f"{KEY}: another process keeps the MLflow store {database} locked ({first}): end that "
+            f"process (`fuser {file}` prints its id), or choose another store"
         )
     if "disk is full" in first:
         return ValueError(
@@ -136,8 +136,8 @@ def store_error(problem: str, database: Path | None) -> ValueError:
         return ValueError(f"{KEY}: cannot write {database}: {first}")
     return ValueError(
         f"{KEY}: {database} is not a complete MLflow store ({first}): it was damaged, "
-        "left incomplete by a kill, or made by another version of MLflow. For that, run "
+        "left incomplete by a kill, or made by another version of MLflow. In the last case, run "
         f"`mlflow db upgrade {shlex.quote(f'{SQLITE}{database}')}` after a "
-        f"backup; else move it away (`mv {file} {shlex.quote(f'{database}.broken')}`), "
-        "and the next start makes a new one"
+        f"backup; otherwise move it away (`mv {file} {shlex.quote(f'{database}.broken')}`), "
+        "and the next start creates a new store"
     )

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def end_runs(loggers: Sequence[Logger], status: str) -> None:
-    """Ends the loggers' MLflow runs with `status`; a store that is gone only causes a warning.
+    """Ends the loggers' MLflow runs with `status`; a missing store only causes a warning.
 
     Args:
         loggers: loggers of a trainer or a command; other kinds of loggers are ignored.

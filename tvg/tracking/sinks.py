@@ -1,6 +1,6 @@
 """Sends tables, texts, files and pictures to the trainer's loggers that support them.
 
-All functions do nothing without such a logger, and on every rank except zero.
+The functions do nothing if there is no such logger, or on ranks other than zero.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def log_table(trainer: pl.Trainer, columns: dict[str, list[Any]], *, name: str, 
 
 
 def markdown_table(columns: dict[str, list[Any]]) -> str:
-    """Formats a table as Markdown, with one line per row whatever the cells contain."""
+    """Formats a table as Markdown, with one line per row even if cells contain line breaks."""
 
     def line(cells: list[Any]) -> str:
         texts = (f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells)
         kept = (" ".join(text.split()) for text in texts)
-        # Escaped, because a dashboard would read the tags in completions as HTML.
+        # Escaped, because a dashboard would interpret the tags in completions as HTML.
         safe = (t.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|") for t in kept)
         return f"| {' | '.join(safe)} |"
 

@@ -1,4 +1,4 @@
-"""Keeps errors of loggers and reports from ending a training run."""
+"""Prevents errors of loggers and reports from stopping a training run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _METHODS = (
 
 @contextlib.contextmanager
 def reported_only(target: str | Path) -> Iterator[None]:
-    """Turns a disk error into a warning, for files that training can do without.
+    """Turns a disk error into a warning, for files that training does not need.
 
     Args:
         target: file or folder that the block writes.
@@ -34,14 +34,14 @@ def reported_only(target: str | Path) -> Iterator[None]:
         with disk_errors(target):
             yield
     except OSError as error:
-        rank_zero_warn(f"{error.filename}: {error.strerror}; the run goes on without it")
+        rank_zero_warn(f"{error.filename}: {error.strerror}; the run continues without it")
 
 
 def steady(loggers: Sequence[Logger]) -> list[Logger]:
-    """Turns errors that these loggers raise while logging into warnings, one per logger.
+    """Makes logging errors of these loggers a warning, at most one per logger.
 
-    The run's own files are complete without the loggers. MLflow's writes are also sent again, see
-    `tvg.tracking.mlflow_client`.
+    The files in the run folder are complete without the loggers. Failed writes to MLflow are also
+    sent again, see `tvg.tracking.mlflow_client`.
     """
     for logger in loggers:
         failures: list[Exception] = []
@@ -60,7 +60,7 @@ def _guarded(
             return method(*args, **kwargs)
         except Exception as error:  # from any logging library
             if not failures:
-                rank_zero_warn(f"{logger} cannot log ({error}); the run goes on")
+                rank_zero_warn(f"{logger} cannot log ({error}); the run continues")
             failures.append(error)
             return None
 
