@@ -1,4 +1,4 @@
-"""Words of the command line: quoting of literal texts, and errors for words that Hydra refuses."""
+"""Quotes literal texts on the command line, and explains overrides that Hydra refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_SUCH_OPTION = re.compile(r"Could not load '(.+)/([^/']+)'")
 
 
 def program() -> str:
-    """The command's name: `tvg-train`, also if started by `python -m tvg.cli.train`."""
+    """Returns the command's name: `tvg-train`, also if started by `python -m tvg.cli.train`."""
     module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
     package, _, name = str(module).rpartition(".")
     return f"tvg-{name}" if package == "tvg.cli" else Path(sys.argv[0]).name
@@ -53,15 +53,18 @@ def quoted(value: str) -> str:
 
 
 def unreadable_value(error: OverrideParseException) -> str:
-    """Message for a value that Hydra's grammar refuses: how to quote it in a shell."""
+    """Returns the message for a value that Hydra cannot parse: how to quote it in a shell."""
     override = str(error.override)
     key, _, value = override.partition("=")
     advice = shlex.quote(f"{key}={quoted(value)}")
-    return f"{override}: cannot be read; to give this text as it is, quote it twice: {advice}"
+    return f"{override}: cannot be parsed; to pass this text unchanged, quote it twice: {advice}"
 
 
 def unknown_option(error: MissingConfigException) -> str | None:
-    """Message for an unknown option in a list, for which Hydra lists no others; else None."""
+    """Returns the message for an unknown option in a list; None for other errors.
+
+    Hydra's own message does not list the available options.
+    """
     found = _NO_SUCH_OPTION.search(str(error))
     if found is None:
         return None
@@ -75,14 +78,14 @@ def unknown_option(error: MissingConfigException) -> str | None:
 
 
 def options_of(group: str) -> list[str]:
-    """Options of a group that can be chosen; those beginning with _ are parts of others."""
+    """Returns the options of a group; files that begin with _ are parts of options."""
     folders = [CONF_DIR, *_config_dirs(sys.argv[1:])]
     files = [file for folder in folders for file in (folder / group).glob("*.yaml")]
     return sorted({file.stem for file in files if not file.name.startswith("_")})
 
 
 def _config_dirs(words: Sequence[str]) -> list[Path]:
-    """Folders added by --config-dir."""
+    """Returns the folders added by --config-dir."""
     given = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
     flags = ("--config-dir", "-cd")
     pairs = itertools.pairwise(words)
@@ -90,7 +93,7 @@ def _config_dirs(words: Sequence[str]) -> list[Path]:
 
 
 def unknown_overrides(first: str) -> str:
-    """Message with one line for every override whose key does not exist."""
+    """Returns a message with one line for every override whose key does not exist."""
     name = Path(program()).stem.removeprefix("tvg-")
     rest = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     bad: list[str] = [first]
@@ -109,7 +112,7 @@ def unknown_overrides(first: str) -> str:
 
 
 def _near(key: str, known: set[str]) -> str:
-    """Suggests similar keys of the same section or, if there are none, of the whole config."""
+    """Suggests similar keys of the same section or, if there are none, of the complete config."""
     parent, _, leaf = key.rpartition(".")
     beside = [path.rpartition(".")[2] for path in known if parent_of(path) == parent]
     prefix = f"{parent}." if parent else ""
