@@ -25,7 +25,7 @@ _SHOWN = 3  # differing keys that an error names
 _SHOWN_CHARACTERS = 60  # of a value
 
 # Top-level keys that do not affect the result: places, loggers, machine. `compat` acts only through
-# the keys that it sets. Callbacks are in _PLACES, because those that choose training data count.
+# the keys that it sets. `callbacks` is in _PLACES instead, with exceptions in _DECIDING_CALLBACKS.
 _ELSEWHERE = {
     "hydra", "name", "run_dir", "resume", "train", "logger", "device", "picture", "prepare", "demo",
     "compat",
@@ -72,7 +72,7 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """Hash of the identity, ten hexadecimal digits."""
+        """Returns the hash of the identity, ten hexadecimal digits."""
         text = json.dumps([self.command, self.decides], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

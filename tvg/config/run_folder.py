@@ -88,7 +88,7 @@ def claimed(cfg: DictConfig, command: str) -> Iterator[RunFolder]:
         folder: RunFolder | None = None
         try:
             stack.enter_context(locked(run_dir / LOCK_FILE, f"run_dir: {run_dir}"))
-            # again, because another process may have written to the folder before the lock
+            # Again, because another process may have used the folder in the meantime.
             _refuse_other_job(run_dir, identity, cfg.get("resume"))
             files = dict.fromkeys(single_files(command, values))
             # Files whose paths a config key sets are kept, even if the command fails later.

@@ -116,7 +116,7 @@ def _partial(
     cfg: DictConfig, parts: RunComponents, folder: RunFolder, device: torch.device
 ) -> PartialPredictions:
     """Returns the predictions of an earlier, interrupted run of the same evaluation."""
-    # Part of the digest, because an annotation file can change without changing its name.
+    # The digest includes the examples, because an annotation file can change under the same name.
     examples = parts.data.examples(cfg.split)
     told = repr(
         [

@@ -72,7 +72,7 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
     start = run_start(folder, ckpt_path)
     remove_leftovers_of_run(run_dir)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    # Read now: the record may come from the export of an earlier run, which is moved later.
+    # Read now, because the checkpoint that contains the record may be moved later.
     notes = {RECORD_FILE: record_text(cfg)}
     parts = build_components(cfg, split="train")
     module = build_module(cfg, parts)
