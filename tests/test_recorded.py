@@ -146,7 +146,7 @@ def test_the_time_limit_of_a_checkpoint_can_be_overridden(tmp_path):
         ("prompt.template", "{query:{query}}", "expected a format such as"),
         ("prompt.template", "{query.__class__}", "expected the fields"),
         ("prompt.answer_format", "{start_s:.999999999f}{end_s}", "expected a format such as"),
-        ("prompt.template_file", "/etc/passwd", "a record names no files"),
+        ("prompt.template_file", "/etc/passwd", "a record must not name files"),
         ("prompt.parser", "os.system", "expected one of default, time_r1"),
         ("prompt.sistem", "a", "no such option; did you mean 'system'"),
         ("prompt", [1], "expected a mapping, got [1]"),
@@ -178,10 +178,10 @@ def test_a_value_of_another_kind_is_named(tmp_path, path, value, told):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a: &a [x]\nb: *a\n", "no anchors or aliases"),
-        ("a: &a x\n", "no anchors or aliases"),
-        ("a: !!python/object/apply:os.system ['true']\n", "no tags"),
-        ("a: !!binary aGk=\n", "no tags"),
+        ("a: &a [x]\nb: *a\n", "must not contain anchors or aliases"),
+        ("a: &a x\n", "must not contain anchors or aliases"),
+        ("a: !!python/object/apply:os.system ['true']\n", "must not contain tags"),
+        ("a: !!binary aGk=\n", "must not contain tags"),
         ("[" * 50, "levels deep"),
         ("a: [" + "1," * 2000 + "1]\n", "at most 1000 values"),
         ("a: " + "x" * 300_000, "has 300,003 bytes"),

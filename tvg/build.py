@@ -1,4 +1,4 @@
-"""From a composed config to the objects of a run."""
+"""Builds the objects of a run from a composed config."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RunComponents:
 
 
 def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
-    """Builds task, sampler, data and model; reads annotations first, as loading weights is slow."""
+    """Builds task, sampler, data and model; reads annotations before it loads weights (slow)."""
     forward_by = cfg.policy.forward if "policy" in cfg else "shared_prefix"
     task = build(cfg.prompt)
     source: ModelSource = build(cfg.model)
@@ -66,7 +66,7 @@ def build_data(
     family: Family | None = None,
     keep_frames: bool = False,
 ) -> PromptDataModule:
-    """Builds the data module; without task, processor and family, it gives no batches."""
+    """Builds the data module; it needs task, processor and family to make batches."""
     data: PromptDataModule = build(cfg.data)(
         task=task, processor=processor, family=family, seed=cfg.seed, keep_frames=keep_frames
     )
@@ -74,7 +74,7 @@ def build_data(
 
 
 def build_module(cfg: DictConfig, parts: RunComponents) -> LightningModule:
-    """Builds the objective, with those of the components that its signature names."""
+    """Builds the objective with the components that its signature names."""
     module: LightningModule = offer(
         build(cfg.objective),
         policy=parts.policy,
@@ -91,7 +91,7 @@ def build_module(cfg: DictConfig, parts: RunComponents) -> LightningModule:
 
 
 def offer(factory: Callable[..., Any], **parts: Any) -> Any:
-    """Calls `factory` with those of the parts that its signature accepts."""
+    """Calls `factory` with the parts that its signature names."""
     wanted = inspect.signature(factory).parameters
     return factory(**{name: part for name, part in parts.items() if name in wanted})
 
@@ -105,12 +105,12 @@ def build_reward(cfg: DictConfig) -> WeightedReward:
 
 
 def build_all(nodes: DictConfig | None) -> list[Any]:
-    """Builds every entry of a group; an entry set to null is left out."""
+    """Builds all entries of a group, except those that are null."""
     return [build(node) for node in (nodes or {}).values() if node is not None]
 
 
 def automatic_strategy() -> str:
-    """Lightning's name for its own choice of a strategy; the target of strategy=auto."""
+    """Returns "auto", which lets Lightning choose the strategy; the target of strategy=auto."""
     return "auto"
 
 
@@ -119,8 +119,8 @@ def build_trainer(
 ) -> Trainer:
     """Builds the Lightning trainer with its loggers, callbacks and strategy.
 
-    `first` and `last` come before and after the callbacks of the config. Callbacks that save
-    checkpoints run after all of these.
+    `first` run before the callbacks of the config, and `last` after them. Callbacks that save
+    checkpoints run after all others.
     """
     callbacks = [*first, *build_all(cfg.get("callbacks")), *last]
     if not cfg.trainer.get("enable_progress_bar", True):

@@ -1,7 +1,7 @@
-"""The prompt and clip sampling that a checkpoint records, so that it is used as it was trained.
+"""Records a checkpoint's prompt and frame sampling, and builds both again from the record.
 
-A record holds plain values of known options and names no code. A checkpoint from elsewhere can
-therefore decide only which prompt and which frames the model gets.
+A record contains plain values of known options and names no code. An untrusted checkpoint can
+therefore only choose the prompt and the frames of its model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROMPT, LOADER = "prompt", "data/clip"  # sections of a record: config groups
 RECORDED_KEYS = {PROMPT: "prompt", LOADER: "data.clip"}  # group -> config key
 FORMER_SECTIONS = {"data/loader": LOADER}  # of exports made before 2026-11-29
 AS_RECORDED = "recorded"
-OWN = "own:"  # prefix of the dotted path of user code, which a record only mentions
+OWN = "own:"  # prefix of a dotted path to user code; a record mentions it, but nothing imports it
 TASK = "tvg.task.grounding.GroundingTask"
 CLIP_LOADER = "tvg.data.video.clip.ClipLoader"
 FRAME_SAMPLING = "tvg.data.video.sampling.FrameSampling"
@@ -56,7 +56,7 @@ def record_text(cfg: DictConfig) -> str:
 
 
 def _prompt_record(node: Any) -> dict[str, Any]:
-    """Converts the prompt's config node to plain values that name no files or checkpoints."""
+    """Converts the prompt's config node to plain values without file or checkpoint names."""
     target = node.get("_target_")
     if target == f"{__name__}.{recorded_prompt.__name__}":
         found = _prompt_values(node["folder"], node["fallback"])
@@ -100,12 +100,12 @@ def _loader_record(node: Any) -> dict[str, Any]:
 def recorded_loader(
     *, folder: str | None, fallback: str, timeout_s: float | Literal["recorded"] | None
 ) -> Any:
-    """Builds the clip loader that the checkpoint in `folder` was trained with, except its decoder.
+    """Builds the clip loader that the checkpoint in `folder` was trained with, without its decoder.
 
     Args:
         folder: checkpoint folder; None if there is none yet.
-        fallback: option of `data/clip` for checkpoints without a record (all except our exports).
-            For checkpoints with a record, it provides the settings that are not recorded.
+        fallback: option of `data/clip` for checkpoints without a record, such as released ones. For
+            checkpoints with a record, it provides the settings that are not recorded.
         timeout_s: as for `ClipLoader`, or "recorded".
 
     Raises:
@@ -143,7 +143,7 @@ def recorded_prompt(
     Args:
         folder: as for `recorded_loader`.
         fallback: option of `prompt` for checkpoints without a record.
-        system: as for `GroundingTask`, or "recorded": as in training. So are the arguments below.
+        system: as for `GroundingTask`, or "recorded": the recorded value.
         video_first: as for `system`.
         lowercase: as for `system`.
         strip_period: as for `system`.
@@ -181,7 +181,7 @@ def recorded_prompt(
 
 
 def _parser(parser: Any, folder: str | None) -> Any:
-    """Returns the function for a name in `PARSERS`; returns a function as it is."""
+    """Returns the function for a name in `PARSERS`; returns functions unchanged."""
     if not isinstance(parser, str):
         return parser
     if parser in PARSERS:
@@ -190,7 +190,7 @@ def _parser(parser: Any, folder: str | None) -> Any:
     if parser.startswith(OWN):
         raise ConfigError(
             f"{where}: this checkpoint was trained with a custom parser, "
-            f"{parser.removeprefix(OWN)!r}, which is not part of it: choose one by "
+            f"{parser.removeprefix(OWN)!r}, which the checkpoint does not contain: choose one with "
             "prompt.parser={_target_:...,_partial_:true}"
         )
     raise ConfigError(f"{where}: expected one of {', '.join(PARSERS)}, got {parser!r}")
@@ -207,7 +207,7 @@ def _prompt_values(folder: str | None, fallback: str) -> dict[str, Any]:
     _refuse_own(section, "task", where, "prompt=think")
     section = _without_target(section, TASK, where)
     if section.pop("template_file", None) is not None:
-        raise ConfigError(f"{where}.template_file: a record names no files")
+        raise ConfigError(f"{where}.template_file: a record must not name files")
     if isinstance(section.get("parser"), dict):  # written by an older version
         node = section["parser"]
         targets = [t for t in PARSERS.values() if node == {"_target_": t, "_partial_": True}]
@@ -261,7 +261,7 @@ def _section(folder: str | None, group: str, fallback: str) -> dict[str, Any] | 
 
 
 def _without_target(node: dict[str, Any], target: str, where: str) -> dict[str, Any]:
-    """Removes the `_target_` that versions before 2026-11-28 wrote; refuses any other."""
+    """Removes the `_target_` that versions before 2026-11-28 wrote; refuses all others."""
     if "_target_" in node and node["_target_"] not in (target, FORMER_TARGETS.get(target)):
         raise _names_code(where, node)
     if "_partial_" in node and ("_target_" not in node or node["_partial_"] is not True):
@@ -271,7 +271,7 @@ def _without_target(node: dict[str, Any], target: str, where: str) -> dict[str, 
 
 def _names_code(where: str, node: Mapping[str, Any]) -> ConfigError:
     return ConfigError(
-        f"{where}: a record holds values of known options and names no code, "
+        f"{where}: a record must contain only values of known options, no code, "
         f"got _target_={node.get('_target_')!r}"
     )
 
@@ -280,6 +280,6 @@ def _refuse_own(section: Mapping[str, Any], key: str, where: str, example: str) 
     own = section.get(key)
     if isinstance(own, str) and own.startswith(OWN):
         raise ConfigError(
-            f"{where}: this checkpoint was trained with {own.removeprefix(OWN)!r}, which it cannot "
-            f"bring along: choose {example} or another option"
+            f"{where}: this checkpoint was trained with {own.removeprefix(OWN)!r}, which it "
+            f"does not contain: choose {example} or another option"
         )

@@ -1,4 +1,4 @@
-"""Data classes passed between the stages of the pipeline, from annotation file to loss.
+"""Defines the data classes that the pipeline passes along, from annotation file to loss.
 
 Letters in shapes: B prompts, G completions per prompt (group size), N = B * G completions,
 P prompt tokens (left-padded), C completion tokens (right-padded), T frames, V vocabulary.
@@ -28,7 +28,7 @@ class Segment(NamedTuple):
 
 
 class LeadIn(NamedTuple):
-    """Filler frames put before a clip, to shift its events past the training positions."""
+    """Filler frames inserted before a clip, which shift its events to later times."""
 
     length_s: float  # rounded to whole frames of the file when the clip is loaded
     kind: Literal["blank", "noise", "freeze"]  # black, random pixels, the clip's first frame
@@ -40,17 +40,17 @@ class GroundingExample:
     """One query on one video, as read from an annotation file (or from a user's request)."""
 
     qid: str
-    video: str  # id or relative path, as annotated
-    video_path: Path | None  # the file found for it; None if only annotations are read
+    video: str  # id or relative path from the annotation file
+    video_path: Path | None  # the video file; None if only annotations are read
     query: str
     segment: Segment | None  # ground truth, relative to the window's start; None if unknown
     duration_s: float | None  # annotated length of the clip (of the window, if there is one)
-    window: Segment | None = None  # the part of the file to show, in the file's own seconds
+    window: Segment | None = None  # the part of the file to show, in seconds of the file
     difficulty: float | None = None  # 100 * IoU of a model's earlier prediction; high = easy
-    prediction: Segment | None = None  # that earlier prediction
+    prediction: Segment | None = None  # that prediction
     hint: Segment | None = None  # coarse label for supervised training; None: use `segment`
     lead_in: LeadIn | None = None  # already included in `segment` and `duration_s`
-    raw_query: str | None = None  # with surrounding whitespace, as in the file; None: it has none
+    raw_query: str | None = None  # query with surrounding whitespace; None: it has no whitespace
     # other fields of the annotation, under their original names: source, query type, pass rate ...
     extra: Mapping[str, str | float] = field(default_factory=dict)
 
@@ -92,7 +92,7 @@ class _Batch:
 class UnexpandedPrompt:
     """A prompt for rollout engines that process clips themselves, such as vLLM."""
 
-    token_ids: list[int]  # with the clip's mark in its place, not yet its placeholders
+    token_ids: list[int]  # with one marker for the clip instead of its expanded placeholders
     frames: Tensor  # uint8 [T, 3, H, W], sampled and resized, on the CPU
     frame_times_s: Tensor  # float64 [T], when each frame appears, from the clip's start
     sampled_fps: float
@@ -113,7 +113,7 @@ class PromptBatch(_Batch):
     examples: list[GroundingExample] = field(default_factory=list)  # length B
     unreadable: list[str] = field(default_factory=list)  # clips left out or replaced, and why
     duration_s: Tensor  # float64 [B], lengths of the clips, read from the files
-    # length B if the rollout engine needs them, else empty
+    # length B if the rollout engine needs them, otherwise empty
     unexpanded: list[UnexpandedPrompt] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class PromptBatch(_Batch):
 
     def rows(self, start: int, stop: int) -> PromptBatch:
         """Returns the prompts [start, stop) with their clips; requires one clip per prompt."""
-        assert self.video_grid_thw.shape[0] == len(self), "one clip a prompt expected"
+        assert self.video_grid_thw.shape[0] == len(self), "expected one clip per prompt"
         ends = self.video_grid_thw.prod(-1).cumsum(0).tolist()
         patches = slice([0, *ends][start], [0, *ends][min(stop, len(self))])
         pixels, features = self.pixel_values_videos, self.video_features
@@ -173,12 +173,12 @@ class RolloutBatch(_Batch):
     is_finished: Tensor  # bool [N]: ended by EOS, not truncated at the length limit
 
     def rows_of(self, prompts: range, completions: range) -> Tensor:
-        """Rows of some completions of some prompts: int64 [len(prompts), len(completions)]."""
+        """Returns the row numbers of completions: int64 [len(prompts), len(completions)]."""
         numbers = torch.arange(len(self.prompts) * self.group_size).view(-1, self.group_size)
         return numbers[prompts.start : prompts.stop, completions.start : completions.stop]
 
     def select(self, prompts: range, completions: range) -> RolloutBatch:
-        """Returns some of the prompts, with some of the completions of each group."""
+        """Returns a range of prompts with a range of completions from each group."""
         rows = self.rows_of(prompts, completions).flatten()
         places = rows.to(self.completion_ids.device)
         return RolloutBatch(

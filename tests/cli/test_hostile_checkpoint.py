@@ -36,7 +36,7 @@ def with_a_pickle(folder: Path, marker: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (with_a_target, "a record holds values of known options and names no code"),
+        (with_a_target, "a record must contain only values of known options, no code"),
         (with_code, "auto_map names code"),
         (with_a_pickle, "holds pickled weights only (pytorch_model.bin)"),
     ],

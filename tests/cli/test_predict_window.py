@@ -85,8 +85,8 @@ def test_without_a_window_there_is_one_time(predicted):
     ("answer", "oddity"),
     [
         (Segment(12.2, 8.2), "is reversed: its start is after its end"),
-        (Segment(8.2, 30.5), "ends after the clip, which is 30.00 s long"),
-        (Segment(38.2, 42.2), "lies after the clip, which is 30.00 s long"),
+        (Segment(8.2, 30.5), "ends after the end of the clip, which is 30.00 s long"),
+        (Segment(38.2, 42.2), "starts after the end of the clip, which is 30.00 s long"),
     ],
 )
 def test_an_odd_segment_is_named(predicted, answer, oddity):

@@ -143,7 +143,7 @@ def test_a_few_videos_start_no_worker_processes(command, collection, monkeypatch
     for present in (0, 3):
         done = command("prepare", *options, "prepare.timeout_s=60")
         assert done.code == 0, done.err
-        assert f"{present} there before" in done.out
+        assert f"{present} already present" in done.out
     assert report_of()["unreadable"].keys() == {str(Path("videos/text_0.mp4").absolute())}
 
 
@@ -281,7 +281,7 @@ def test_features_of_a_model(command, collection, tmp_path, tiny_checkpoint):
         assert done.code == 0, done.err
         report = report_of()
         assert (report["cache"]["kind"], report["cache"]["entries"]) == ("features", 2)
-        assert f"{there_before} there before" in done.out
+        assert f"{there_before} already present" in done.out
         assert report["bytes"] == sum(map(len, entries(tmp_path / "cache").values()))
     error = command("prepare", *words, "model.path=null").error
     assert "expected its folder as model.path" in error
@@ -473,7 +473,7 @@ def test_a_damaged_entry_is_named_and_built_again(command, collection, tmp_path)
     path.write_bytes(damaged)
     done = command("prepare", *words)
     assert report_of()["cache"]["rebuilt"] == [str(path)]
-    assert f"{path}: was damaged, built again" in done.out
+    assert f"{path}: was damaged and has been rebuilt" in done.out
     assert entries(tmp_path / "cache") == whole
 
 

@@ -174,10 +174,10 @@ def test_gpus_that_are_not_there_are_one_line(command, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     error = command("train", "trainer=gpu").error
     assert error.startswith("trainer.accelerator: gpu, but torch ")
-    assert error.endswith("sees no GPU on this machine: trainer=cpu trains without one")
+    assert error.endswith("sees no GPU on this machine: use trainer=cpu to train without GPUs")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     error = command("train", "trainer=gpu", "trainer.devices=8").error
-    assert error == "trainer.devices: 8 GPUs are asked for, 2 found"
+    assert error == "trainer.devices: 8 GPUs requested, but 2 found"
 
 
 def test_what_lightning_refuses_is_one_line_with_the_key():

@@ -116,6 +116,6 @@ def test_a_stopped_command_leaves_nothing_and_completes(words, tmp_path, name, p
 )
 def test_a_stopped_demo_goes_on(words, tmp_path, pause, number):
     err = stopped("train", words["train"], tmp_path / "w", pause, number)
-    assert err.rstrip().endswith("the same command goes on after them")
+    assert err.rstrip().endswith("run the same command to continue")
     real.completes("train", words["train"], tmp_path / "w")
     assert (tmp_path / "w" / "run" / "results.json").is_file()

@@ -37,7 +37,7 @@ def test_targets_are_imported_only_when_nothing_else_is_wrong(conf_dir, tmp_path
     assert cheap == ["seed: a value is needed (seed=...)"]
     assert "costly_to_import" not in sys.modules
     costly = find_problems(compose("train", words, conf_dir=conf_dir))
-    assert costly == ["model.widht: thing takes no argument 'widht'; did you mean 'width'?"]
+    assert costly == ["model.widht: thing has no argument 'widht'; did you mean 'width'?"]
 
 
 # --- keys that an experiment file smuggles in ---
@@ -103,7 +103,7 @@ def test_a_component_set_to_null_is_left_out(problems_of):
 
 def test_an_option_written_as_a_value(problems_of):
     assert problems_of("model: big")[0] == (
-        "model: experiment/e puts 'big' where a section is expected; an option is chosen in its "
+        "model: experiment/e sets 'big' where a section is expected; choose an option in its "
         "defaults list: - override /model: big"
     )
 

@@ -29,10 +29,10 @@ def test_a_longer_run_may_be_resumed():
 def test_a_changed_setting_is_refused_with_both_values():
     message = refusal(seed=3)
     assert "seed was 3, is 0" in message
-    assert message.endswith("give them as they were, or start a new run (another name)")
+    assert message.endswith("restore them, or start a new run under another name")
 
 
 def test_a_run_of_an_older_version_can_start_a_new_one():
     message = refusal(**{"data.clip._target_": "tvg.data.clip.ClipLoader"})
-    assert "an older version of tvg (tvg.data.clip.ClipLoader has another name now)" in message
+    assert "an older version of tvg (tvg.data.clip.ClipLoader was renamed)" in message
     assert message.endswith("(model.path=RUN_FOLDER/export)")

@@ -54,12 +54,12 @@ CASES = {
     ),
     "reward without a weight": (
         {"objective": {"group_size": 2}, "reward": {"iou": {"reward": {}}}},
-        "reward.iou.weight: expected a number (0: logged alone), got None",
+        "reward.iou.weight: expected a number (0: only logged), got None",
         {"objective": {"group_size": 2}, **SCORED},
     ),
     "nothing to imitate": (
         {"objective": {"optimizer": {}}, "prompt": {"answer_format": None}},
-        "prompt.answer_format: supervised training needs one",
+        "prompt.answer_format: supervised training needs a format",
         {"objective": {"optimizer": {}}, "prompt": {"answer_format": "<answer>"}},
     ),
     "features of a trained trunk": (
@@ -68,7 +68,7 @@ CASES = {
             "model": {"freeze_vision": False},
             **GRPO,
         },
-        "data.cache: features are of a frozen vision trunk",
+        "data.cache: cached features need a frozen vision encoder",
         {
             "data": {"cache": {"_target_": "tvg.data.cache.features.FeatureCache"}},
             "model": {"freeze_vision": True},
@@ -92,17 +92,17 @@ CASES = {
     ),
     "greedy groups": (
         {**GRPO, "rollout": {"temperature": 0}},
-        "rollout.temperature: greedy completions",
+        "rollout.temperature: must be above 0",
         {**GRPO, "rollout": {"temperature": 0.7}},
     ),
     "no reward": (
         {"objective": {"group_size": 8}},
-        "reward: learning from samples needs a reward, but none is chosen",
+        "reward: policy-gradient training needs a reward, but none is chosen",
         GRPO,
     ),
     "weights of zero": (
         {**GRPO, "reward": {"iou": {"weight": 0.0}}},
-        "reward: learning from samples needs a reward, but every weight is 0",
+        "reward: policy-gradient training needs a reward, but every weight is 0",
         {**GRPO, "reward": {"iou": {"weight": 0.0}, "format": {"weight": 1}}},
     ),
     "format out of reach": (
@@ -122,7 +122,7 @@ CASES = {
     ),
     "CPU optimizer without offload": (
         optimizer(CPU_ADAM),
-        f"objective.optimizer._target_: {CPU_ADAM} steps states in CPU memory",
+        f"objective.optimizer._target_: {CPU_ADAM} updates states in CPU memory",
         optimizer(ADAM),
     ),
     "parameters offloaded": (
@@ -137,12 +137,13 @@ CASES = {
     ),
     "FSDP": (
         {"strategy": {"_target_": "lightning.pytorch.strategies.FSDPStrategy"}},
-        "strategy: FSDPStrategy is not supported; there are strategy=auto, ddp, deepspeed_zero1",
+        "strategy: FSDPStrategy is not supported; supported are strategy=auto, ddp, "
+        "deepspeed_zero1",
         {"strategy": {"_target_": "lightning.pytorch.strategies.DDPStrategy"}},
     ),
     "ZeRO-3 by name": (
         {"strategy": {"_target_": "builtins.str", "object": "deepspeed_stage_3"}},
-        "strategy: str is not supported; there are strategy=auto, ddp",
+        "strategy: str is not supported; supported are strategy=auto, ddp",
         {"strategy": {"_target_": "tvg.build.automatic_strategy"}},
     ),
     "unknown precision": (
@@ -238,8 +239,7 @@ CASES = {
     ),
     "negative workers": (
         {"prepare": {"num_workers": -1, "timeout_s": None}},
-        "prepare.num_workers: expected a number of processes (0: none, null: one a processor), "
-        "got -1",
+        "prepare.num_workers: expected a number of processes (0: none, null: all CPUs), got -1",
         {"prepare": {"num_workers": 0, "timeout_s": None}},
     ),
     "half a worker": (

@@ -52,7 +52,7 @@ CASES = {
     ),
     "features of an adapted trunk": (
         {**FEATURES, **GRPO, **lora("vision", "language", freeze_vision=False)},
-        "data.cache: features are of a frozen vision trunk, but model.adapter trains vision",
+        "data.cache: cached features need a frozen vision encoder, but model.adapter trains vision",
         {**FEATURES, **GRPO, **lora("language", freeze_vision=False)},
     ),
     "a rate for a frozen part": (

@@ -76,8 +76,8 @@ def test_those_that_can_be_called(target, settings):
 @pytest.mark.parametrize(
     ("target", "settings", "problem"),
     [
-        ("plain", {}, "rewards_to_check.plain is a function: it needs _partial_: true beside it"),
-        ("has_setting", {"max_chars": 3}, "it needs _partial_: true"),
+        ("plain", {}, "rewards_to_check.plain is a function: add _partial_: true to its node"),
+        ("has_setting", {"max_chars": 3}, "add _partial_: true"),
         ("has_setting", {"_partial_": True}, "'own' needs the argument 'max_chars'"),
         ("asks", {"_partial_": True}, "'own' needs the argument 'frames'"),
         (

@@ -1,4 +1,5 @@
-"""The commands: thin entry points that import Hydra and `tvg.config`, and everything else late.
+"""Entry points of the commands. They import only Hydra and `tvg.config` at the start.
 
-`--help`, a misspelt key and every rule that needs no tensor are handled without importing torch.
+`--help` and most config errors, such as misspelt keys, are therefore handled without importing
+torch.
 """

@@ -1,4 +1,4 @@
-"""tvg-evaluate: predictions and metrics of a checkpoint on one split of a dataset."""
+"""tvg-evaluate: computes predictions and metrics of a checkpoint on one split of a data set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tvg.config import entry_point
 
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
-    """The console script."""
+    """Runs the command."""
     from tvg.jobs.evaluate import evaluate
 
     evaluate(cfg)

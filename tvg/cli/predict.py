@@ -9,7 +9,7 @@ from tvg.config import entry_point
 
 @entry_point("predict", texts=("video", "query"))
 def main(cfg: DictConfig) -> None:
-    """The console script."""
+    """Runs the command."""
     from tvg.jobs.predict import predict
 
     predict(cfg)

@@ -1,4 +1,4 @@
-"""tvg-prepare: checks a dataset, video by video, and fills its cache before any training."""
+"""tvg-prepare: checks all videos of a data set and fills its cache before training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tvg.config import entry_point
 
 @entry_point("prepare")
 def main(cfg: DictConfig) -> None:
-    """The console script."""
+    """Runs the command."""
     from tvg.jobs.prepare import prepare
 
     prepare(cfg)

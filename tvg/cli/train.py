@@ -1,4 +1,4 @@
-"""tvg-train: one training run, or a job made of several (see the `job` key)."""
+"""tvg-train: runs a training, or a job of several runs such as the demo (see the `job` key)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tvg.config import build, entry_point
 
 @entry_point("train")
 def main(cfg: DictConfig) -> Any:
-    """The console script."""
+    """Runs the command."""
     if cfg.train.estimate:
         from tvg.estimate.from_config import show_estimate
 

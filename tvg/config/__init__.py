@@ -1,4 +1,4 @@
-"""The code that depends on Hydra, except the commands: resolvers, building, checking, errors."""
+"""Composes configs with Hydra, checks them, and builds the objects that they describe."""
 
 from tvg.config.build import build
 from tvg.config.check import check

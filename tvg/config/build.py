@@ -16,12 +16,13 @@ from tvg.config.omegaconf_internals import full_key
 def build(node: DictConfig | ListConfig | dict[str, Any], **kwargs: Any) -> Any:
     """Builds the object that a config node describes; containers in it become dicts and lists.
 
-    A node without a `_target_` gives a dict of its children's objects. `kwargs` are passed to the
-    constructor unchanged; `instantiate` would copy dicts and turn dataclasses into configs.
+    For a node without a `_target_`, returns a dict of its children's objects. `kwargs` are passed
+    to the constructor unchanged, whereas `instantiate` would copy dicts and turn dataclasses into
+    configs.
 
     Raises:
         ConfigError: building raised a ValueError or an OSError, or a target cannot be found or
-            called; the message names the config key. Other errors are raised with a note.
+            called. The message names the config key. Other errors are re-raised with a note.
     """
     path = _path(node)
     try:
@@ -43,11 +44,11 @@ def build(node: DictConfig | ListConfig | dict[str, Any], **kwargs: Any) -> Any:
 
 
 def _readable(error: InstantiationException, path: str) -> Exception:
-    """Returns the user's error inside Hydra's; an unforeseen error gets a note."""
+    """Returns the error inside Hydra's as a ConfigError, or with a note if it is unexpected."""
     cause: BaseException = error
     while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
         cause = cause.__cause__
-    # Hydra names the node that failed, which may lie deeper than the one asked for.
+    # Hydra names the node that failed, which may be below the requested one.
     key = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else path
     if isinstance(cause, ConfigError):
         return cause
@@ -61,7 +62,7 @@ def _readable(error: InstantiationException, path: str) -> Exception:
 
 
 def _with_path(message: str, path: str) -> str:
-    """Puts the key before the message, unless the message begins with a key of that node."""
+    """Prepends the key to the message, unless it already begins with a key of the same group."""
     group = path.split(".")[0]
     return message if message.startswith((f"{path}:", f"{group}.")) else f"{path}: {message}"
 

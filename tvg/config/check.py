@@ -28,13 +28,13 @@ COLLECTIONS = ("callbacks", "logger", "reward")
 
 
 def check(cfg: DictConfig | Composition) -> None:
-    """Raises an error if a config cannot work, before anything is loaded.
+    """Raises an error if a config cannot work. Called before anything is loaded.
 
     Args:
         cfg: the config of the running @hydra.main function, or what `compose` returns.
 
     Raises:
-        ConfigError: the config has problems; one line for each of them.
+        ConfigError: the config has problems; the message has one line for each of them.
     """
     composition = cfg if isinstance(cfg, Composition) else current_composition(cfg)
     problems = find_problems(composition)
@@ -45,7 +45,8 @@ def check(cfg: DictConfig | Composition) -> None:
 def find_problems(composition: Composition) -> list[str]:
     """Returns one line for every problem of a composed config.
 
-    Targets are imported only if there are no other problems, because this may take many seconds.
+    Targets are imported only if there are no other problems, because importing may take many
+    seconds.
     """
     cfg = composition.cfg
     values, unresolved = plain(cfg), raw(cfg)
@@ -62,11 +63,13 @@ def find_problems(composition: Composition) -> list[str]:
 
 
 def unknown_keys(composition: Composition) -> list[str]:
-    """Reports keys that exist only because an experiment file names them and that nothing reads.
+    """Reports keys of experiment files that nothing reads, such as misspelt ones.
 
-    Arguments of a `_target_` are not checked here: its signature is their schema. These keys are
-    allowed: whole new components, components set to null, keys that an interpolation refers to, and
-    keys that the user added with a plus.
+    Arguments of a `_target_` are checked elsewhere, against its signature. These keys are allowed:
+
+    - complete new components, and components set to null;
+    - keys that an interpolation refers to;
+    - keys that the user added with a plus.
     """
     unresolved = raw(composition.cfg)
     asked_for = referenced(unresolved) | set(composition.added)
@@ -99,13 +102,13 @@ def unknown_keys(composition: Composition) -> list[str]:
 
 def _section_overwritten(path: str, value: Any, whence: str) -> str:
     return (
-        f"{path}: {whence} puts {value!r} where a section is expected; an option is chosen in its "
+        f"{path}: {whence} sets {value!r} where a section is expected; choose an option in its "
         f"defaults list: - override /{path.replace('.', '/')}: {value}"
     )
 
 
 def entries_without_target(composition: Composition) -> list[str]:
-    """Reports chosen options and entries of collections that describe no object."""
+    """Reports chosen options and entries of collections that have no `_target_`."""
     values = raw(composition.cfg)
     problems = []
     for entry in composition.entries:
@@ -113,7 +116,7 @@ def entries_without_target(composition: Composition) -> list[str]:
         if group in COLLECTIONS or "/" not in entry.name:
             continue
         if entry.package == "experiment":
-            problems.append(f"{entry.name}: its first line has to be '# @package _global_'")
+            problems.append(f"{entry.name}: its first line must be '# @package _global_'")
         elif not has_target_within(at(values, entry.package)):
             problems.append(f"{entry.package}: the option {entry.name} has no _target_")
     for group in COLLECTIONS:

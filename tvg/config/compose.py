@@ -1,4 +1,4 @@
-"""Composes configs and keeps track of the options that they are made of."""
+"""Composes configs and records the options that they consist of."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ CONF_DIR = (Path(__file__).resolve().parents[1] / "conf").resolve()
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """A config, the same config without overlays, and the options that it is made of.
+    """A config, the same config without overlays, and the options that it consists of.
 
-    Hydra merges an experiment file (`# @package _global_`) without checking that its keys exist.
-    `known` holds the keys that do: those of the main config and of all groups, with the same
-    options chosen.
+    An overlay is a file with `# @package _global_`, such as an experiment. Hydra merges it without
+    checking that its keys exist. `known` contains the keys that exist: those of the main config and
+    of all groups, with the same options chosen.
     """
 
     cfg: DictConfig
     known: DictConfig
-    added: tuple[str, ...]  # keys that the user added on purpose: +key=value
+    added: tuple[str, ...]  # keys that the user added with +key=value
     entries: tuple[Entry, ...]
-    # files left out of `known`, e.g. experiment/demo; without the empty options `none`
+    # names of the overlays, e.g. experiment/demo; without the empty options `none`
     overlays: tuple[str, ...]
 
 
@@ -56,7 +56,7 @@ def current_composition(cfg: DictConfig) -> Composition:
 def compose(
     config_name: str, overrides: Sequence[str] = (), *, conf_dir: Path = CONF_DIR
 ) -> Composition:
-    """Composes a config as the command of that name would, without running anything.
+    """Composes a config as the command `config_name` does, without running anything.
 
     Args:
         config_name: main config, e.g. "train".
@@ -76,9 +76,10 @@ def compose(
 
 
 def help_text(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CONF_DIR) -> str:
-    """Returns the text of `--help`: Hydra's template, filled in without reading unused groups.
+    """Returns the text of `--help`: Hydra's template, filled in.
 
-    Hydra itself lists the options of all groups, even for a template that does not show them.
+    Hydra's own function is slower: it lists the options of all groups, even if the template does
+    not show them.
     """
     with _initialised(conf_dir, config_name):
         cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
@@ -96,7 +97,7 @@ def keys_of(config_name: str, overrides: Sequence[str], *, conf_dir: Path = CONF
 
 
 def compose_option(group: str, option: str, *, conf_dir: Path = CONF_DIR) -> DictConfig:
-    """Returns the node of one option of a config group alone, e.g. "prompt", "think".
+    """Returns the config of a single option, e.g. of group "prompt" and option "think".
 
     Raises:
         ConfigError: there is no such option.
@@ -111,7 +112,7 @@ def compose_option(group: str, option: str, *, conf_dir: Path = CONF_DIR) -> Dic
 
 
 def _settle_hydra_values(cfg: DictConfig) -> None:
-    """Resolves `${hydra:...}`, which would later refer to another run, or to none."""
+    """Resolves all `${hydra:...}` now: later, they would refer to another run or to no run."""
     for _, parent, key, text in list(interpolations(cfg)):
         if "${hydra:" in text:
             parent[key] = parent[key]
@@ -119,7 +120,7 @@ def _settle_hydra_values(cfg: DictConfig) -> None:
 
 @contextmanager
 def _initialised(conf_dir: Path, job_name: str) -> Iterator[None]:
-    """Lets Hydra compose from a folder, whether or not a command is running."""
+    """Lets Hydra compose from a folder, also while a command is running."""
     register_resolvers()
     with (
         outside_any_run(),
@@ -133,7 +134,7 @@ def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Com
     entries = defaults.entries()
     overlays = [entry.name for entry in entries if entry.package == ""]
     named = tuple(name for name in overlays if not name.endswith("/none"))
-    # Options `none` add no key, and a composition takes half a second.
+    # Options called `none` add no keys, and a second composition takes a quarter of a second.
     known = defaults.compose_without(overlays) if named else cfg
     return Composition(
         cfg=cfg,

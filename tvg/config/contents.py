@@ -1,4 +1,4 @@
-"""Short digests of the files that decide a result, each computed once per process."""
+"""Computes short digests of files that decide a result, once per process and file."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 MISSING = "missing"
-_WHOLE_BYTES = 32 * 2**20  # files up to this size are read whole
-_NUM_SAMPLES = 32  # blocks read of a larger file
+_WHOLE_BYTES = 32 * 2**20  # files up to this size are read completely
+_NUM_SAMPLES = 32  # blocks read from a larger file
 _SAMPLE_BYTES = 64 * 2**10
 _DIGITS = 16
 
 
 def file_digest(path: str | Path) -> str:
-    """Digest of a text file's whole content, or "missing" if there is no such file."""
+    """Returns the digest of a file's complete content, or "missing" if there is no such file."""
     return _digest(path, _read_whole)
 
 
 def sampled_digest(path: str | Path) -> str:
-    """Digest of a file's size, both ends and evenly spaced blocks; of all bytes up to 32 MiB.
+    """Returns the digest of a file's size and of evenly spaced blocks, including both ends.
 
-    Training changes every trained weight, so different weights of equal size have different
-    digests.
+    Files of up to 32 MiB are read completely. Training changes every trained weight, so different
+    weights of equal size have different digests.
     """
     return _digest(path, _read_samples)
 
 
 def checkpoint_digest(folder: str | Path) -> str:
-    """Digest of a checkpoint folder's files by name, independent of the folder's location."""
+    """Returns the digest of the names and contents of a checkpoint folder's files."""
     try:
         files = sorted(path for path in Path(folder).iterdir() if path.is_file())
     except OSError:
@@ -42,7 +42,7 @@ def checkpoint_digest(folder: str | Path) -> str:
 
 
 def _digest(path: str | Path, read: Callable[[Path], str]) -> str:
-    """Digest by `read`; a file is read again only if its inode, size or time has changed."""
+    """Returns `read(path)`, cached until the file's inode, size or modification time changes."""
     path = Path(path).absolute()
     try:
         stat = path.stat()

@@ -1,4 +1,4 @@
-"""Entry points: turns a function into a command that reports user errors as one message."""
+"""Turns functions into commands that report user errors as one message."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SPIN_COUNT = "20000"  # some microseconds; measured in docs/DECISIONS.md
 _OURS = "TVG_CLEAN_ERRORS"  # set if we, not the user, set HYDRA_FULL_ERROR
 _HINT = f"({_FULL_ERROR}=1 shows where it was raised)"
 _AGAIN = "to resume: run the same command again"
-_TRAINER_KEYS = (  # keys of conf/trainer that Lightning's messages name
+_TRAINER_KEYS = (  # keys of conf/trainer that occur in Lightning's messages
     "accelerator",
     "devices",
     "num_nodes",
@@ -62,26 +62,28 @@ _MISSING_VALUE = re.compile(r"Missing mandatory value: ([\w.]+)")
 
 
 class _Refused(BaseException):
-    """Carries a message for the user past Hydra, which would print the overrides first."""
+    """Carries a user message through Hydra, which would otherwise print the overrides first."""
 
 
 def entry_point(
     config_name: str, *, texts: Sequence[str] = (), conf_dir: Path = CONF_DIR
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
-    """Turns a function into a command; the function gets the config from Hydra after it is checked.
+    """Turns a function into a command. The command calls the function with the checked config.
 
-    The config is checked before Hydra creates any folder. With a sweep, or with flags such as
-    --config-dir, it is checked when the job begins. User errors are Hydra's errors about config
-    files and overrides, every `ValueError` that `tvg` raises, and files that cannot be read or
-    written. They are printed to stderr without a traceback, and the exit code is 2. Any other error
-    is a bug and keeps its traceback. `HYDRA_FULL_ERROR=1` shows every traceback.
+    The config is checked before Hydra creates any folder. In a sweep, or with flags such as
+    --config-dir, it is checked when each job begins.
 
-    SIGINT and SIGTERM end the command at any time, with exit code 130 or 143 and the advice that
-    `Interrupted` carries.
+    User errors are printed to stderr without a traceback, and the exit code is 2. These are Hydra's
+    errors about config files and overrides, every `ValueError` that `tvg` raises, and files that
+    cannot be read or written. Any other error is a bug and keeps its traceback.
+    `HYDRA_FULL_ERROR=1` shows every traceback.
+
+    SIGINT and SIGTERM stop the command at any time. The exit code is then 130 or 143, and the
+    command prints the advice of `Interrupted`.
 
     Args:
         config_name: the command's main config, e.g. "train".
-        texts: keys whose values on the command line are taken literally, as text.
+        texts: keys whose values on the command line are literal text, not YAML.
         conf_dir: folder of the config files.
     """
 
@@ -103,8 +105,8 @@ def _command(
 
     def command() -> Any:
         # torch's OpenMP reads these variables when it is loaded. Waiting threads then spin for some
-        # microseconds, about the time between small products, and sleep afterwards. By default
-        # they keep spinning, which makes CPU training many times slower beside other jobs.
+        # microseconds, about the time between small products, and sleep afterwards. By default,
+        # they keep spinning. That makes CPU training many times slower while other jobs run.
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
             os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
@@ -120,7 +122,7 @@ def _command(
     def with_clean_errors() -> Any:
         if os.environ.get(_FULL_ERROR) == "1" and _OURS not in os.environ:
             return run()
-        # Hydra would print the error and exit; asked for the full error, it raises it.
+        # With HYDRA_FULL_ERROR=1, Hydra raises errors instead of printing them and exiting.
         before = {name: os.environ.get(name) for name in (_FULL_ERROR, _OURS)}
         os.environ.update({_FULL_ERROR: "1", _OURS: "1"})
         try:
@@ -151,7 +153,7 @@ def _command(
         overrides = _asks_for_help(words)
         if overrides is not None:
             return print(help_text(config_name, overrides, conf_dir=conf_dir))
-        # With flags, or values to sweep over, only Hydra knows which configs will run.
+        # With flags, or several values of a key, only Hydra can tell which configs will run.
         is_one_run = not any(word.startswith("-") for word in words) and not have_sweep(words)
         if is_one_run:
             check(compose(config_name, words, conf_dir=conf_dir))
@@ -159,7 +161,7 @@ def _command(
         @functools.wraps(function)
         def job(cfg: DictConfig) -> Any:
             if not is_one_run:
-                # Errors are raised: the other jobs of a sweep go on, and Hydra names this one.
+                # Errors are raised: Hydra names this job and continues with the others.
                 check(cfg)
                 with warnings_as_log_lines():
                     return function(cfg)
@@ -183,7 +185,7 @@ def _end_with(message: str) -> NoReturn:
 
 
 def _asks_for_help(words: Sequence[str]) -> list[str] | None:
-    """Returns the overrides beside `--help`; None without `--help` or with other flags."""
+    """Returns the overrides next to `--help`; None without `--help` or with other flags."""
     overrides = [word for word in words if word not in ("--help", "-h")]
     is_ours = len(overrides) < len(words) and not any(word.startswith("-") for word in overrides)
     return overrides if is_ours else None
@@ -213,7 +215,8 @@ def user_message(error: Exception) -> str | None:
         return str(error)
     if _is_refused_by_lightning(error):
         return _with_trainer_key(str(error))
-    # torch re-raises as RuntimeError if a type takes more arguments than a text (VideoError).
+    # For an error in a worker whose class needs more than a message (VideoError), torch raises a
+    # RuntimeError.
     return _raised_in_worker(str(error)) if isinstance(error, ValueError | RuntimeError) else None
 
 
@@ -222,13 +225,13 @@ def _raised_by_us(error: BaseException) -> bool:
     if not frames:
         return False
     names = frames[-1][0].f_globals
-    # Under `python -m tvg.cli.prepare` that module is called __main__; __spec__ has its name.
+    # With `python -m tvg.cli.prepare`, the module's name is __main__; __spec__ has the full name.
     name = getattr(names.get("__spec__"), "name", None) or names.get("__name__", "")
     return str(name).startswith("tvg.")
 
 
 def _is_refused_by_lightning(error: BaseException) -> bool:
-    """True if Lightning refuses a setting; does not import the class of its error."""
+    """Returns whether Lightning refused a setting, without importing the class of its error."""
     frames = list(traceback.walk_tb(error.__traceback__))
     module = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
     is_theirs = module.startswith(("lightning.", "lightning_fabric.", "pytorch_lightning."))
@@ -237,7 +240,7 @@ def _is_refused_by_lightning(error: BaseException) -> bool:
 
 
 def _with_trainer_key(message: str) -> str:
-    """Puts the trainer keys that a message of Lightning names before the message."""
+    """Prepends the trainer keys that a message of Lightning names."""
     text = " ".join(message.split())
     named = [word for word in re.findall(r"\b[a-z]+(?:_[a-z]+)*\b", text) if word in _TRAINER_KEYS]
     keys = ", ".join(f"trainer.{word}" for word in dict.fromkeys(named))
@@ -246,12 +249,12 @@ def _with_trainer_key(message: str) -> str:
 
 def _passed_through_us(error: BaseException) -> bool:
     modules = [f.f_globals.get("__name__", "") for f, _ in traceback.walk_tb(error.__traceback__)]
-    around = (__name__, "tvg.config.compose")  # count as Hydra's frames, for the user's config
+    around = (__name__, "tvg.config.compose")  # these only call Hydra, with the user's config
     return any(str(name).startswith("tvg.") and name not in around for name in modules)
 
 
 def _raised_in_worker(text: str) -> str | None:
-    """Returns the message in an error from a data loader's worker; None for other text."""
+    """Returns our message in an error from a data loader's worker; None for other errors."""
     if not text.startswith("Caught ") or "Original Traceback" not in text:
         return None
     frames = re.findall(r'File "([^"]+)"', text)

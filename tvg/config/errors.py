@@ -1,4 +1,4 @@
-"""Configuration errors, worded for the user who wrote the configuration."""
+"""Defines the error for problems in the configuration, and suggestions for misspelt names."""
 
 from __future__ import annotations
 

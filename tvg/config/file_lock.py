@@ -1,4 +1,4 @@
-"""A lock for a folder or file that one process at a time may write; it ends with its process."""
+"""Locks a folder or file, so that only one process at a time writes it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def locked(lock_file: Path, what: str) -> Iterator[None]:
-    """Holds a lock file; the system releases the lock when the process ends.
+    """Holds the lock of a file. The system releases it when the process ends.
 
     Args:
-        lock_file: created here and removed at the end.
+        lock_file: the file to lock; created here and removed at the end.
         what: config key and path that the lock protects, for the error message.
 
     Raises:
@@ -37,7 +37,7 @@ def locked(lock_file: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock_file.unlink(missing_ok=True)  # while locked: a waiter notices
+        lock_file.unlink(missing_ok=True)  # while still locked, so that a waiting process notices
         lock.release()
 
 

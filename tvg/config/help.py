@@ -1,4 +1,4 @@
-"""The part of `--help` that lists the groups of options that a command uses."""
+"""Lists the config groups that a command uses, for `--help`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ DESCRIPTIONS = {
     "model": "the policy: family, checkpoint folder, precision, which parts are trained",
     "model/adapter": "LoRA adapters, or none",
     "data": "data set, or mixture: annotation files, videos, batch sizes",
-    "data/cache": "what is kept of decoded videos between runs",
+    "data/cache": "cache that keeps decoded videos between runs",
     "data/decoder": "library that decodes videos",
     "data/clip": "frame sampling: rate, number and size of frames",
     "data/padding": "filler frames before a clip, which shift its times",
     "data/selection": "which training examples are used, by difficulty",
-    "prompt": "text of the request, format of the answer, and how it is read",
-    "reward": "what completions are scored by; several: reward=[format,iou]",
+    "prompt": "text of the prompt, format of the answer, and parser",
+    "reward": "how completions are scored; several: reward=[format,iou]",
     "objective": "training objective: supervised, or a kind of policy gradient",
     "objective/optimizer": "optimizer",
     "rollout": "how completions are sampled",
-    "strategy": "how weights, gradients and optimizer states are shared out among devices",
+    "strategy": "how weights, gradients and optimizer states are distributed over devices",
     "trainer": "devices, precision, length of the run, validation",
-    "logger": "where metrics go; several: logger=[mlflow,csv]",
-    "callbacks": "what accompanies training; several: callbacks=[checkpoint,progress]",
-    "experiment": "a whole recipe, which may choose any of the options above",
-    "compat": "time_r1: what that release computes differently",
+    "logger": "where metrics are logged; several: logger=[mlflow,csv]",
+    "callbacks": "additional actions during training; several: callbacks=[checkpoint,progress]",
+    "experiment": "a complete recipe, which may choose any of the options above",
+    "compat": "time_r1: computes results as the Time-R1 release does",
 }
 
 
@@ -39,7 +39,7 @@ def register_help() -> None:
 
 
 def command_groups(config_name: str) -> str:
-    """Lists each group that the command uses: its options, then a description.
+    """Returns a list of the groups that the command uses, each with its options and a description.
 
     Args:
         config_name: the main config of the running command.
@@ -53,7 +53,7 @@ def command_groups(config_name: str) -> str:
 
 
 def _used_groups(config_name: str) -> dict[str, str]:
-    """Group -> the key that chooses it (data/clip@clip), in the order of `DESCRIPTIONS`."""
+    """Returns group -> the key that chooses it (data/clip@clip), in the order of `DESCRIPTIONS`."""
     main = yaml.safe_load((CONF_DIR / f"{config_name}.yaml").read_text(encoding="utf-8"))
     entries = [entry for entry in main["defaults"] if isinstance(entry, dict)]
     keys = [key for entry in entries for key in entry if not key.startswith("override ")]

@@ -1,4 +1,4 @@
-"""Creates new job folders before Hydra does, and removes those that stay empty."""
+"""Creates new job folders before Hydra does, and removes folders that stay empty."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from omegaconf.errors import OmegaConfBaseException
 from tvg.config import resolvers
 
 _MULTIRUN_FILE = "multirun.yaml"
-# The first variable that is set counts. SLURM sets its own in every shell that it opens; in such a
-# shell, Lightning starts the other ranks with LOCAL_RANK.
+# Variables with the rank; the first one that is set is used. SLURM sets SLURM_PROCID in every shell
+# that it opens. In such a shell, Lightning starts the other ranks with LOCAL_RANK.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _made: list[Path] = []  # folders made by this process's command, innermost first
 
 
 class JobFolders(Callback):
-    """Creates each run folder for one run only, and removes those that stay empty.
+    """Creates each run folder for one run only, and removes folders that stay empty.
 
-    If the clock gives two runs the same name, the later run's name ends in `_2`.
+    If two runs get the same name from the clock, the name of the later run ends in `_2`.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -46,14 +46,14 @@ class JobFolders(Callback):
 
 
 def is_first_rank() -> bool:
-    """True if this process owns the run folder of its job."""
+    """Returns whether this process owns the run folder of its job."""
     name = next((name for name in _RANKS if name in os.environ), "LOCAL_RANK")
     node = os.environ.get("NODE_RANK", "0") if name == "LOCAL_RANK" else "0"
     return os.environ.get(name, "0") == "0" and node == "0"
 
 
 def remove_unused() -> None:
-    """Removes the empty ones of the folders that were created for this command."""
+    """Removes folders that were created for this command and are empty."""
     if _made and [path.name for path in _made[0].glob("*")] == [_MULTIRUN_FILE]:
         (_made[0] / _MULTIRUN_FILE).unlink()
     remove_empty(_made)
@@ -61,14 +61,14 @@ def remove_unused() -> None:
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Removes those of the folders that are empty, innermost first."""
+    """Removes the empty ones of `folders`, in the given order (innermost first)."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
 
 def _make(config: DictConfig, mode: str) -> None:
-    """Creates the folder of a run or sweep, under another name if the clock's is taken."""
+    """Creates the folder of a run or sweep; chooses another name if the clock's name is taken."""
     _made.clear()
     if not is_first_rank():
         return

@@ -1,4 +1,4 @@
-"""All uses of Hydra's private members and modules: its global state, config loader and parser."""
+"""Contains all uses of Hydra's private members: its global state, config loader and parser."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Entry:
     """A chosen option of a config group, or a file that it includes."""
 
     name: str  # group/option, e.g. data/synthetic
-    package: str  # path of its keys in the config, e.g. data; empty: the whole config
+    package: str  # path of its keys in the config, e.g. data; empty: the root of the config
 
 
 @contextmanager
 def outside_any_run() -> Iterator[None]:
-    """Sets Hydra's global state aside, so that a running command can compose another one."""
+    """Saves and restores Hydra's global state, so that a running command can compose a config."""
     running, settings = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:
@@ -36,13 +36,13 @@ def outside_any_run() -> Iterator[None]:
 
 
 def have_sweep(overrides: Sequence[str]) -> bool:
-    """True if a word of the command line gives several values (seed=1,2)."""
+    """Returns whether an override has several values (seed=1,2)."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return any(override.is_sweep_override() for override in parsed)
 
 
 def added_keys(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Keys that the words of a command line add on purpose: +key=value."""
+    """Returns the keys that the overrides add with +key=value."""
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     return tuple(o.key_or_group for o in parsed if o.is_add() or o.is_force_add())

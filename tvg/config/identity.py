@@ -1,7 +1,7 @@
-"""The identity of a job: every setting and file that decides its result.
+"""Computes the identity of a job: all settings and files that decide its result.
 
-It names default run folders and is saved in a run folder's `identity.json` and in checkpoints. It
-distinguishes a job that continues from another job that would write into the same folder.
+The identity names default run folders. It is saved in the run folder's `identity.json` and in
+checkpoints. It shows whether a job continues the job of a folder or is another one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ IDENTITY_FILE = "identity.json"
 _SHOWN = 3  # differing keys that an error names
 _SHOWN_CHARACTERS = 60  # of a value
 
-# Top-level keys that do not affect the result: places, loggers, machine; `compat` only through the
-# keys that it sets. `callbacks` is in
-# _PLACES, except for those that choose training data.
+# Top-level keys that do not affect the result: places, loggers, machine. `compat` acts only through
+# the keys that it sets. `callbacks` is in _PLACES instead, with exceptions in _DECIDING_CALLBACKS.
 _ELSEWHERE = {
     "hydra", "name", "run_dir", "resume", "train", "logger", "device", "picture", "prepare", "demo",
     "compat",
@@ -73,17 +72,17 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """Hash of the identity, ten hexadecimal digits."""
+        """Returns the hash of the identity, ten hexadecimal digits."""
         text = json.dumps([self.command, self.decides], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def as_json(self) -> dict[str, Any]:
-        """The content of `identity.json`."""
+        """Returns the content of `identity.json`."""
         return {"command": self.command, "digest": self.digest, "decides": self.decides}
 
 
 def identity_of(command: str, cfg: DictConfig) -> Identity:
-    """Identity of the job that a config describes; unresolvable values are left out."""
+    """Returns the identity of the job that a config describes, without unresolvable values."""
     values = {}
     for key in map(str, cfg):
         if key in _ELSEWHERE or (key == "job" and command != "demo"):
@@ -108,7 +107,7 @@ def identity_of(command: str, cfg: DictConfig) -> Identity:
         if not _is_any(key, dropped) or _is_any(key, _DECIDING_CALLBACKS)
     }
     decides.pop("callbacks.sample_filtering.run_dir", None)
-    # Through JSON, as if read from a file: tuples become lists, NaN and infinity become texts.
+    # Converted to JSON and back, as if read from a file: tuples become lists, NaN becomes text.
     text = json.dumps({**decides, **_contents(command, values)}, default=str)
     return Identity(command=command, decides=json.loads(text, parse_constant=str))
 
@@ -127,7 +126,7 @@ def _is_any(key: str, patterns: Iterable[str]) -> bool:
 
 
 def _contents(command: str, values: Mapping[str, Any]) -> Settings:
-    """Digests of the files that a job reads, by the keys that name them."""
+    """Returns digests of the files that a job reads, by the keys that name the files."""
     found: Settings = {}
     model, prompt = values.get("model"), values.get("prompt")
     if isinstance(model, Mapping) and model.get("path"):
@@ -150,7 +149,7 @@ def _contents(command: str, values: Mapping[str, Any]) -> Settings:
 
 
 def data_sets(values: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Returns (key, node) of every data set that a config reads: one, or several of a mixture."""
+    """Returns (key, node) of every data set in a config; a mixture has several."""
     data = values.get("data")
     if not isinstance(data, Mapping):
         return []
@@ -179,13 +178,13 @@ def read_identity(folder: Path) -> Identity | None:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], *, may_change: Callable[[str], bool]
 ) -> str:
-    """Lists the keys whose values differ, as `seed was 0, is 1`; empty if none do."""
+    """Returns the keys whose values differ, as `seed was 0, is 1`; an empty text if none do."""
     keys = [
         key
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key) and not may_change(key)
     ]
-    # Keys of both come first, `_target_` foremost: they say more than keys of only one.
+    # Keys that both have come first, and `_target_` before others, as these explain the most.
     keys.sort(key=lambda key: (not (key in before and key in now), not key.endswith("_target_")))
     told = [f"{k} was {_short(before.get(k))}, is {_short(now.get(k))}" for k in keys[:_SHOWN]]
     if len(keys) > _SHOWN:

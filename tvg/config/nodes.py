@@ -1,7 +1,7 @@
-"""Functions that walk through a config, most of them without resolving its interpolations.
+"""Walks through configs, mostly without resolving interpolations.
 
-Unresolved values are plain: a section is a dict, a list is a list, and an interpolation (`${...}`)
-or a missing value (`???`) is a text.
+Unresolved values are dicts for sections, lists for lists, and texts for interpolations (`${...}`)
+and missing values (`???`).
 """
 
 from __future__ import annotations
@@ -68,22 +68,22 @@ def at(values: Any, path: str) -> Any:
 
 
 def has_target(value: Any) -> bool:
-    """True if an unresolved value is a section that describes an object itself."""
+    """Returns whether an unresolved value is a section with a `_target_`."""
     return isinstance(value, dict) and "_target_" in value
 
 
 def has_target_within(value: Any) -> bool:
-    """True if an unresolved value, or one below it, describes an object."""
+    """Returns whether an unresolved value, or a value below it, has a `_target_`."""
     return has_target(value) or any(has_target(inner) for _, inner in walk(value))
 
 
 def is_interpolation(value: Any) -> bool:
-    """True if an unresolved value is an interpolation, which may refer to a section."""
+    """Returns whether an unresolved value is an interpolation, which may refer to a section."""
     return isinstance(value, str) and "${" in value
 
 
 def referenced(values: Any) -> set[str]:
-    """Paths that interpolations of a config's unresolved values refer to."""
+    """Returns the paths that the interpolations in unresolved values refer to."""
     found = set()
     for path, value in walk(values):
         for dots, name in _REFERENCE.findall(value) if isinstance(value, str) else ():
@@ -95,18 +95,18 @@ def referenced(values: Any) -> set[str]:
 
 
 def missing(values: Any) -> list[str]:
-    """Paths of the values that are `???`."""
+    """Returns the paths of all values that are `???`."""
     return [path for path, value in walk(values) if value == "???"]
 
 
 def unresolvable(cfg: DictConfig) -> list[str]:
-    """One line for every interpolation that has no value, except those to a missing value."""
+    """Returns one line for every interpolation that fails, unless it refers to a missing value."""
     problems = []
     for path, parent, key, text in interpolations(cfg):
         try:
             parent[key]
         except (InterpolationToMissingValueError, MissingMandatoryValue):
-            continue  # reported at the missing value
+            continue  # the missing value itself is reported
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             problems.append(f"{path}: {text} cannot be resolved ({reason})")
@@ -114,7 +114,7 @@ def unresolvable(cfg: DictConfig) -> list[str]:
 
 
 def plain(node: Any) -> Any:
-    """Converts a config to dicts and lists, without values that are missing or unresolvable."""
+    """Converts a config to dicts and lists; leaves out missing and unresolvable values."""
     if not isinstance(node, DictConfig | ListConfig):
         return node
     keys: Any = range(len(node)) if isinstance(node, ListConfig) else list(node)

@@ -1,4 +1,4 @@
-"""All uses of OmegaConf's private members."""
+"""Contains all uses of OmegaConf's private members."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from omegaconf import Node
 
 
 def full_key(node: Node) -> str:
-    """Dotted path of a node in its config; empty for the root."""
+    """Returns the dotted path of a node in its config; empty for the root."""
     return str(node._get_full_key(None))

@@ -1,4 +1,4 @@
-"""Checks, before any work, that no output of a command replaces one of its inputs."""
+"""Checks before a command starts that none of its outputs replaces an input."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Folder(NamedTuple):
     key: str
     path: Path
     suffixes: frozenset[str]  # suffixes of the input files in it
-    is_deep: bool  # whether files in its subfolders are inputs, too
+    is_deep: bool  # whether files in subfolders are inputs, too
 
 
 def check_outputs(command: str, values: Mapping[str, Any]) -> None:
     """Refuses outputs that would replace an input, a file of an input folder, or another output.
 
-    Symbolic and hard links, `..` and case-insensitive disks are taken into account.
+    The check follows symbolic and hard links and `..`, and works on case-insensitive disks.
 
     Args:
         command: "train", "evaluate", "predict", "prepare" or "demo".
@@ -71,7 +71,7 @@ def check_outputs(command: str, values: Mapping[str, Any]) -> None:
     ]
     for number, one in enumerate(outputs):
         problems += [
-            f"{other.key}: {other.path} is written as {one.key}, too: choose another name"
+            f"{other.key}: {other.path} is also the output of {one.key}: choose another name"
             for other in outputs[number + 1 :]
             if one.key != other.key and same_file(one.path, other.path)
         ]
@@ -81,7 +81,7 @@ def check_outputs(command: str, values: Mapping[str, Any]) -> None:
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """True if two paths are the same file, or would be if they were written."""
+    """Returns whether two paths are the same file, or would be once they are written."""
     try:
         if one.exists() and other.exists():
             return os.path.samefile(one, other)
@@ -91,7 +91,7 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def _outputs(command: str, values: Mapping[str, Any]) -> Iterator[Place]:
-    """Every file and folder that a command writes."""
+    """Yields every file and folder that a command writes."""
     run_dir = Path(str(values["run_dir"]))
     yield from (Place("run_dir", run_dir / name) for name in WRITTEN[command])
     yield from single_files(command, values)
@@ -103,7 +103,7 @@ def _outputs(command: str, values: Mapping[str, Any]) -> Iterator[Place]:
 
 
 def single_files(command: str, values: Mapping[str, Any]) -> Iterator[Place]:
-    """Files that a command writes to a path given by a key of their own."""
+    """Yields the files whose paths are set by a config key, such as `picture`."""
     run_dir = Path(str(values["run_dir"]))
     if command == "predict" and values.get("picture"):
         picture = Path(str(values["picture"]))
@@ -165,7 +165,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def _is_file_of(path: Path, folder: Folder) -> bool:
-    """True if an existing file is an input in a folder, directly or through a link."""
+    """Returns whether an existing file is an input in a folder, directly or through a link."""
     try:
         if path.resolve().suffix.lower() in folder.suffixes:
             is_child = path.resolve().parent == folder.path.resolve()
@@ -181,19 +181,19 @@ def _is_file_of(path: Path, folder: Folder) -> bool:
 
 
 def _foreign_files(command: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """Reports JSON outputs that already exist and were not written by the same command."""
+    """Reports JSON outputs that exist already and were not written by the same command."""
     if command == "predict" and values.get("picture"):
         path = Path(str(values["picture"])).with_suffix(".json")
         if path.is_file() and not _is_json_with(path, {"query", "segment", "text"}):
             yield (
-                f"picture: the prediction goes beside it, to {path}, which holds something else: "
-                "choose another name"
+                f"picture: {path}, the prediction's JSON file, exists with other content: choose "
+                "another name"
             )
     report = (values.get("prepare") or {}).get("report") if command == "prepare" else None
     if report is not None:
         path = Path(str(report))
         if path.is_file() and not _is_json_with(path, {"dataset", "splits"}):
-            yield f"prepare.report: {path} exists and is not such a report: choose another name"
+            yield f"prepare.report: {path} exists and is not a report: choose another name"
 
 
 def _is_json_with(path: Path, keys: set[str]) -> bool:

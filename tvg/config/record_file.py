@@ -1,7 +1,7 @@
-"""Reads the YAML record of a checkpoint as plain values: no tags, no aliases, nothing resolved.
+"""Reads and writes the YAML record of a checkpoint, `tvg.yaml`.
 
-A checkpoint may come from elsewhere, so its record is only data: `${...}` in it is text. Records
-that would take long to read are refused.
+A checkpoint may not be trusted, so its record contains only plain values. Tags and aliases are
+refused, and `${...}` is text. Records that would take long to read are refused, too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Reads the values of a record: dicts, lists, texts, numbers, booleans and None.
 
     Raises:
-        ConfigError: the file is not a valid record; one line that names the file.
+        ConfigError: the file is not a valid record; the message names the file.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
@@ -59,9 +59,9 @@ def _check_events(path: Path, text: str) -> None:
         if number > MAX_NODES:
             raise ConfigError(f"{line}: a record has at most {MAX_NODES} values")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise ConfigError(f"{line}: a record holds no anchors or aliases")
+            raise ConfigError(f"{line}: a record must not contain anchors or aliases")
         if getattr(event, "tag", None) is not None:
-            raise ConfigError(f"{line}: a record holds no tags, got {event.tag!r}")
+            raise ConfigError(f"{line}: a record must not contain tags, got {event.tag!r}")
 
 
 def _check_values(path: Path, value: Any, key: str) -> None:

@@ -1,4 +1,4 @@
-"""The options that a checkpoint's record may set, and the kind of each."""
+"""Checks the options in a checkpoint's record: their names and the kinds of their values."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ PARSERS = {  # name in a record -> function
     "default": "tvg.core.parsing.parse_answer",
     "time_r1": "tvg.core.parsing_time_r1.parse_answer",
 }
-# Width and precision of a format have at most two digits: "{start_s:.1f}". A larger width would
-# fill the memory.
+# Width and precision of a format have at most two digits, as in "{start_s:.1f}". Larger widths
+# would fill the memory.
 _FORMAT_SPEC = re.compile(r"0?[0-9]{0,2}(\.[0-9]{1,2})?[a-zA-Z%]?")
 _FORMATS = ("template", "answer_format", "frame_times")
 
@@ -68,7 +68,7 @@ def check_options(
     Args:
         values: values of one section of a record.
         options: name -> one of the kinds above.
-        where: file and section, for messages.
+        where: file and section, for error messages.
         optional: names that may be absent.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Resolvers that config files may use in addition to Hydra's own."""
+"""Defines the resolvers that config files can use in addition to Hydra's own."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ _attempts = [1]  # numbers tried for a run name that no other run has
 
 
 def register_resolvers() -> None:
-    """Registers the functions of this module as `${run_name:}` and so on; may be called again."""
+    """Registers the resolvers of this module, such as `${run_name:}`; may be called repeatedly."""
     for resolver in _RESOLVERS:
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 def run_name(*, _root_: DictConfig) -> str:
-    """Returns the date and time at which this run began, the same in every process that it starts.
+    """Returns the date and time at which this run began, the same on all of its ranks.
 
     Lightning starts the other ranks of a node by running the command again, seconds later. These
-    processes have a LOCAL_RANK and take the name of the process that started them.
+    processes have a LOCAL_RANK and inherit the name of the process that started them.
 
     Raises:
-        ConfigError: torchrun, srun or several nodes start the ranks, each with its own clock.
+        ConfigError: the ranks are started by torchrun, srun or on several nodes. Each would read
+            its own clock.
     """
     inherited = os.environ.get(_RUN_NAME)
     if inherited and "LOCAL_RANK" in os.environ:
         return inherited
     if started := _started_by_others(_root_):
         raise ConfigError(
-            f"name: a value is needed (name=...): {started} starts several processes, which would "
-            "take different names from the clock"
+            f"name: a value is needed (name=...): {started} starts several processes, whose names "
+            "from the clock would differ"
         )
     return _new_run_name(_attempts[-1])
 
 
 def _started_by_others(cfg: DictConfig) -> str:
-    """Names the setting by which other processes run the same command; empty if none do."""
+    """Returns the setting that shows that several processes were started; empty if none does."""
     for name, rank in (("WORLD_SIZE", "RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")):
         count = os.environ.get(name, "")
         if rank in os.environ and count.isdigit() and int(count) > 1:
@@ -64,7 +65,7 @@ def _started_by_others(cfg: DictConfig) -> str:
 
 
 def next_run_name() -> None:
-    """Gives this run another name, ending in `_2`, `_3` and so on: the current one is taken."""
+    """Changes the name of this run to one that ends in `_2`, `_3` and so on."""
     _attempts.append(_attempts[-1] + 1)
 
 
@@ -76,14 +77,14 @@ def _new_run_name(attempt: int = 1) -> str:
 
 
 def identity(command: str, *, _root_: DictConfig) -> str:
-    """Ten-digit hash of everything that decides a job's result; names its default folder."""
+    """Returns the ten-digit hash of all that decides a job's result, for its default folder."""
     return identity_of(command, _root_).digest
 
 
 def job_folder(overrides: ListConfig) -> str:
-    """Folder name of a sweep's job: its overrides, shortened, and a hash of all of them.
+    """Returns the folder name of a sweep's job: its shortened overrides and a hash of all of them.
 
-    The same job has the same folder in every sweep, whatever its number.
+    The same job has the same folder in every sweep, regardless of its number.
     """
     words = [str(word) for word in overrides if not str(word).startswith(_NO_PART_OF_A_JOB)]
     readable = "_".join(_readable(word) for word in words)[:_READABLE].strip("-._")
@@ -98,7 +99,7 @@ def _readable(word: str) -> str:
 
 
 def short_hash(*values: Any) -> str:
-    """Eight-digit hash of the values, for the name of what they describe."""
+    """Returns an eight-digit hash of the values, for names of files and folders."""
     plain = [
         OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
         for value in values
@@ -108,18 +109,18 @@ def short_hash(*values: Any) -> str:
 
 
 def basename(path: str) -> str:
-    """Last part of a path, such as the name of a run from its folder."""
+    """Returns the last part of a path, such as the name of a run from its folder."""
     return Path(path).name
 
 
 def module_doc(name: str) -> str:
-    """The docstring of the entry point `tvg.cli.name`, for its --help."""
+    """Returns the docstring of the entry point `tvg.cli.name`, for its --help."""
     module = sys.modules.get(f"tvg.cli.{name}", sys.modules["__main__"])
     return inspect.cleandoc(module.__doc__ or "")
 
 
 def resolved_config(*, _root_: DictConfig) -> str:
-    """The whole resolved config as YAML; keys that hold this text itself are null in it."""
+    """Returns the complete resolved config as YAML; keys with this resolver become null."""
     plain = _without(OmegaConf.to_container(_root_, resolve=False), "${resolved_config:}")
     return OmegaConf.to_yaml(OmegaConf.create(plain), resolve=True)
 
@@ -133,12 +134,12 @@ def _without(value: Any, unwanted: str) -> Any:
 
 
 def by_compat(ours: Any, time_r1: Any, *, _root_: DictConfig) -> Any:
-    """Returns the second value with compat=time_r1, else the first."""
+    """Returns the second value with compat=time_r1, otherwise the first."""
     return time_r1 if OmegaConf.select(_root_, "compat") == "time_r1" else ours
 
 
 def mul(*factors: float) -> float:
-    """Product of numbers; an integer if all are integers."""
+    """Returns the product of numbers; an integer if all are integers."""
     product: float = 1
     for factor in factors:
         product *= factor

@@ -1,4 +1,4 @@
-"""Keys that may differ between a training run and its resumption; all others must be equal.
+"""Decides which settings of a training run may change when it is resumed.
 
 | key | when a run is resumed |
 |---|---|
@@ -6,7 +6,7 @@
 | loggers, callbacks (except sample_filtering), progress, validation interval | applied |
 | data workers, folders of caches, moved files of equal content, test split | applied |
 | micro-batches, gradient checkpointing, offloading, accelerator | applied; equal up to rounding |
-| model, data, prompt, rewards, objective, schedule, seed and all else | refused by name |
+| model, data, prompt, rewards, objective, schedule, seed, all other keys | refused by name |
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def refuse_changes(before: Mapping[str, Any], now: Identity, *, where: str) -> N
     Args:
         before: `Identity.decides` of the run to resume.
         now: identity of the run that resumes it.
-        where: the folder or checkpoint, for the message.
+        where: the folder or checkpoint, for the error message.
 
     Raises:
         ValueError: such settings differ; the message names the keys, with both values.
@@ -59,10 +59,10 @@ def refuse_changes(before: Mapping[str, Any], now: Identity, *, where: str) -> N
     found = differences(before, now.decides, may_change=may_change)
     if not found:
         return
-    advice = "give them as they were, or start a new run (another name)"
+    advice = "restore them, or start a new run under another name"
     if former := _former_classes(before):
         advice = (
-            f"the run was started by an older version of tvg ({former[0]} has another name now): "
+            f"the run was started by an older version of tvg ({former[0]} was renamed): "
             "finish it with that version, or start a new run from its weights "
             "(model.path=RUN_FOLDER/export)"
         )
@@ -73,7 +73,7 @@ def refuse_changes(before: Mapping[str, Any], now: Identity, *, where: str) -> N
 
 
 def _former_classes(settings: Mapping[str, Any]) -> list[str]:
-    """Modules of tvg that dotted settings name and that this version does not have."""
+    """Returns the targets in dotted settings that this version of tvg does not have."""
     named = [value for key, value in settings.items() if key.endswith("._target_")]
     return [str(name) for name in named if str(name).startswith("tvg.") and not _exists(str(name))]
 

@@ -1,4 +1,4 @@
-"""Run folders: claimed by one process, for one job, and removed if nothing was done."""
+"""Claims a run folder for one job and one process; removes a new folder if the job fails early."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RunFolder:
         self._log = logger
 
     def begin(self) -> None:
-        """Keeps the folder for this job: from now on, a failure leaves it as it is."""
+        """Keeps the folder for this job: after this call, a failure no longer removes it."""
         if self.has_begun:
             return
         self.has_begun = True
@@ -53,7 +53,7 @@ class RunFolder:
         self._log.release()
 
     def write_identity(self) -> None:
-        """Writes `identity.json`, with the command line for the reader's information."""
+        """Writes `identity.json`, with the command line as information for the user."""
         write_json(self.path / IDENTITY_FILE, {**self.identity.as_json(), "command_line": sys.argv})
 
 
@@ -61,9 +61,8 @@ class RunFolder:
 def claimed(cfg: DictConfig, command: str) -> Iterator[RunFolder]:
     """Claims the run folder of a job, so that no other process can claim it.
 
-    Nothing is kept until `RunFolder.begin`: if the command fails before, a new folder is removed
-    and an existing one is left as it was. Ranks other than the first claim nothing. The lock ends
-    with its process.
+    If the command fails before `RunFolder.begin`, its files are removed, and so is the folder if it
+    is new. Ranks other than the first claim nothing. The lock is released when its process ends.
 
     Args:
         cfg: the resolved config.
@@ -89,14 +88,15 @@ def claimed(cfg: DictConfig, command: str) -> Iterator[RunFolder]:
         folder: RunFolder | None = None
         try:
             stack.enter_context(locked(run_dir / LOCK_FILE, f"run_dir: {run_dir}"))
-            _refuse_other_job(run_dir, identity, cfg.get("resume"))  # as the last holder left it
+            # Again, because another process may have used the folder in the meantime.
+            _refuse_other_job(run_dir, identity, cfg.get("resume"))
             files = dict.fromkeys(single_files(command, values))
-            # Files that a key asks for are kept, even if the command fails after writing them.
+            # Files whose paths a config key sets are kept, even if the command fails later.
             kept = _entries(run_dir) - {run_dir / LOCK_FILE}
             kept |= {place.path.resolve() for place in files}
             log = stack.enter_context(_held_log(run_dir / f"{command}.log"))
             folder = RunFolder(run_dir, identity, log)
-            if read_identity(run_dir) is None:  # identifies the job if this start is killed
+            if read_identity(run_dir) is None:  # identifies the job if this process is killed
                 folder.write_identity()
             for place in files:
                 stack.enter_context(_locked_file(place))
@@ -139,7 +139,7 @@ def _refuse_other_job(run_dir: Path, identity: Identity, resume: Any) -> None:
     """Refuses a job whose run folder holds the files of another job.
 
     Raises:
-        ValueError: the folder is another job's; the message names the keys that differ.
+        ValueError: the folder belongs to another job; the message names the keys that differ.
     """
     held = read_identity(run_dir)
     if held is None:
@@ -193,7 +193,7 @@ class _HeldLog:
         )
 
     def release(self) -> None:
-        """Writes the held records; later records are written at once."""
+        """Writes the held records; later records are written immediately."""
         self.handler.flush()
         self.handler.capacity = 1
 
@@ -214,19 +214,19 @@ def _held_log(path: Path) -> Iterator[_HeldLog]:
 
 
 def _missing_folders(folder: Path) -> list[Path]:
-    """The missing ones of a folder and its parents, innermost first."""
+    """Returns those of a folder and its parents that do not exist, innermost first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _entries(folder: Path) -> set[Path]:
-    """Contents of a run folder and of the folders of its loggers."""
+    """Returns the contents of a run folder and of its loggers' folders."""
     with suppress(OSError):
         return {*folder.iterdir(), *folder.glob("csv/*"), *folder.glob("tensorboard/*")}
     return set()
 
 
 def _remove_new(run_dir: Path, kept: set[Path]) -> None:
-    """Removes the files that a run has added to its folder without having begun."""
+    """Removes the files that a run has added to its folder."""
     for path in sorted(_entries(run_dir) - kept, reverse=True):
         if path.resolve() in kept:
             continue

@@ -1,4 +1,4 @@
-"""Checks nodes with a `_target_` against the signature of what they build."""
+"""Checks the arguments of nodes with a `_target_` against the target's signature."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def target_problems(cfg: DictConfig) -> list[str]:
 def _argument_problems(
     path: str, node: dict[str, Any], function: Callable[..., Any], *, nothing_added: bool
 ) -> list[str]:
-    """`nothing_added`: the node is nested in another one and gets only the config's arguments."""
+    """Reports wrong arguments; `nothing_added`: all arguments come from the config."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -59,8 +59,8 @@ def _argument_problems(
     problems = []
     if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
         problems = [
-            f"{path}.{key}: {name} takes no argument {key!r}"
-            + (did_you_mean(key, named) or f"; it takes {', '.join(sorted(named))}")
+            f"{path}.{key}: {name} has no argument {key!r}"
+            + (did_you_mean(key, named) or f"; its arguments are {', '.join(sorted(named))}")
             for key in sorted(given - named)
         ]
     problems += _numbers_for_text(path, node, parameters)
@@ -76,10 +76,12 @@ def _argument_problems(
 def _numbers_for_text(
     path: str, node: dict[str, Any], parameters: Mapping[str, Parameter]
 ) -> list[str]:
-    """Reports numbers (e.g. a folder 2024) for arguments of ours that accept only text."""
+    """Reports numbers (e.g. a folder 2024) for arguments of tvg that accept only text."""
     problems = []
     for name, parameter in parameters.items():
-        if name not in node or not isinstance(parameter.annotation, str):  # ours are strings
+        if name not in node or not isinstance(
+            parameter.annotation, str
+        ):  # annotations in tvg are strings
             continue
         kinds = {kind.strip() for kind in parameter.annotation.split("|")}
         value = node[name]
@@ -90,7 +92,7 @@ def _numbers_for_text(
 
 
 def locate(target: str) -> Any:
-    """Returns the object at a dotted path and imports the modules on the way.
+    """Returns the object at a dotted path, after importing its modules.
 
     Raises:
         ImportError: a module is missing or cannot be imported, or has no such attribute.

@@ -1,4 +1,4 @@
-"""Words of the command line: quoting of literal texts, and errors for words that Hydra refuses."""
+"""Quotes literal texts on the command line, and explains overrides that Hydra refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_SUCH_OPTION = re.compile(r"Could not load '(.+)/([^/']+)'")
 
 
 def program() -> str:
-    """The command's name: `tvg-train`, also if started by `python -m tvg.cli.train`."""
+    """Returns the command's name: `tvg-train`, also if started by `python -m tvg.cli.train`."""
     module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
     package, _, name = str(module).rpartition(".")
     return f"tvg-{name}" if package == "tvg.cli" else Path(sys.argv[0]).name
@@ -53,15 +53,15 @@ def quoted(value: str) -> str:
 
 
 def unreadable_value(error: OverrideParseException) -> str:
-    """Message for a value that Hydra's grammar refuses: how to quote it in a shell."""
+    """Returns the message for a value that Hydra cannot parse: how to quote it in a shell."""
     override = str(error.override)
     key, _, value = override.partition("=")
     advice = shlex.quote(f"{key}={quoted(value)}")
-    return f"{override}: cannot be read; to give this text as it is, quote it twice: {advice}"
+    return f"{override}: cannot be parsed; to pass this text unchanged, quote it twice: {advice}"
 
 
 def refused_overrides(error: HydraException) -> str | None:
-    """Message for all overrides that name an unknown key or an unknown option of a list.
+    """Returns a message for all overrides that name an unknown key or an unknown option of a list.
 
     Hydra stops at the first one. Without the refused overrides, it finds the next one.
 
@@ -103,7 +103,7 @@ def refused_overrides(error: HydraException) -> str | None:
 
 
 def _unknown_option(error: HydraException) -> tuple[str, str] | None:
-    """The group and the message for an unknown option in a list; Hydra lists no others for it."""
+    """Returns the group and the message for an unknown option in a list."""
     found = (
         _NO_SUCH_OPTION.search(str(error)) if isinstance(error, MissingConfigException) else None
     )
@@ -123,14 +123,14 @@ def _unknown_option(error: HydraException) -> tuple[str, str] | None:
 
 
 def options_of(group: str) -> list[str]:
-    """Options of a group that can be chosen; those beginning with _ are parts of others."""
+    """Returns the options of a group; files that begin with _ are parts of options."""
     folders = [CONF_DIR, *_config_dirs(sys.argv[1:])]
     files = [file for folder in folders for file in (folder / group).glob("*.yaml")]
     return sorted({file.stem for file in files if not file.name.startswith("_")})
 
 
 def _config_dirs(words: Sequence[str]) -> list[Path]:
-    """Folders added by --config-dir."""
+    """Returns the folders added by --config-dir."""
     given = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
     flags = ("--config-dir", "-cd")
     pairs = itertools.pairwise(words)
@@ -138,7 +138,7 @@ def _config_dirs(words: Sequence[str]) -> list[Path]:
 
 
 def _near(key: str, known: set[str]) -> str:
-    """Suggests similar keys of the same section or, if there are none, of the whole config."""
+    """Suggests similar keys of the same section or, if there are none, of the complete config."""
     parent, _, leaf = key.rpartition(".")
     beside = [path.rpartition(".")[2] for path in known if parent_of(path) == parent]
     prefix = f"{parent}." if parent else ""

@@ -1,1 +1,1 @@
-"""The work of the commands: each job takes a composed config and runs to its end."""
+"""Implements the commands: each job is a function of a composed config."""

@@ -1,4 +1,4 @@
-"""The demo: draws a world, trains a cold start and GRPO, and evaluates both on one test split."""
+"""Runs the demo: generates videos, trains a cold start and GRPO, and evaluates both."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def run_demo(
     grpo: Sequence[str],
     evaluation: Sequence[str],
 ) -> float:
-    """Runs every stage in this process; each is a separate run below `run_dir`.
+    """Runs all stages in this process. Each stage is a separate run in a subfolder of `run_dir`.
 
     Args:
-        cfg: the config of the demo itself.
+        cfg: the config of the demo.
         seed: seed of weights, data order and random draws.
         num_threads: number of PyTorch threads while the demo runs.
         shared: overrides for all stages.
@@ -82,7 +82,7 @@ def run_demo(
     _refuse_lost_overrides()
     with claimed(cfg, "demo") as folder:
         folder.begin()
-        advice = "finished stages and checkpoints are kept: the same command goes on after them"
+        advice = "finished stages and checkpoints are kept: run the same command to continue"
         with advising(advice), _torch_threads(num_threads):
             return _run_stages(folder.path, seed, shared, sft, grpo, evaluation)
 
@@ -135,7 +135,7 @@ def _run_stages(
 
 
 def _decode_all(world: PromptDataModule) -> None:
-    """Fills the frame cache on all CPU cores; the first epoch would fill it on one."""
+    """Fills the frame cache on all CPU cores, because the first epoch would use only one."""
     clips = world.clips
     if not isinstance(clips, FrameCache):
         return
@@ -145,7 +145,7 @@ def _decode_all(world: PromptDataModule) -> None:
         prepare_frames(
             unique_requests(examples), clips, num_workers=num_workers, timeout_s=DECODING_LIMIT_S
         )
-    except ValueError as error:  # full disk, or another demo fills it: the cache is optional
+    except ValueError as error:  # full disk, or another demo writes to it; the cache is optional
         log.warning("%s; clips will be decoded during training", error)
 
 
@@ -155,10 +155,10 @@ def blind_baselines(
     *,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of answers that ignore the video.
+    """Returns the metrics of baselines that ignore the video.
 
-    "chance" answers with segments drawn from the training set, "constant" always answers with the
-    fractions of the clip that score best there.
+    "chance" answers with random segments of the training set. "constant" always answers with the
+    same fractions of the clip, which score best on the training set.
     """
     num = len(test_examples)
     guesses = {
@@ -190,10 +190,10 @@ class _Clock:
 
 
 def _refuse_lost_overrides() -> None:
-    """Refuses command-line overrides that would not reach the stages, with configs of their own.
+    """Refuses command-line overrides that would have no effect on the stages.
 
     Raises:
-        ValueError: there are such overrides; the message says where they belong.
+        ValueError: there are such overrides; the message shows how to pass them to the stages.
     """
     if not HydraConfig.initialized():
         return
@@ -203,14 +203,14 @@ def _refuse_lost_overrides() -> None:
     if lost:
         words = ",".join(f'"{word}"' for word in lost)
         raise ValueError(
-            f"experiment=demo runs stages with configs of their own, which {', '.join(lost)} would "
-            f"not reach: pass it with 'job.shared=[\"data=synthetic_demo\",{words}]', or, for one "
+            f"experiment=demo runs stages with separate configs, so {', '.join(lost)} would have "
+            f"no effect: pass it with 'job.shared=[\"data=synthetic_demo\",{words}]', or, for one "
             "stage, by job.sft, job.grpo or job.evaluation"
         )
 
 
 def _begin(run_dir: Path, overrides: Sequence[Any]) -> None:
-    """Clears an earlier demo's results, unless it was interrupted and had the same overrides."""
+    """Removes an earlier demo's results, unless it was interrupted and had the same overrides."""
     marker, kind = run_dir / UNFINISHED, json.dumps(list(overrides))
     if marker.is_file() and marker.read_text(encoding="utf-8") == kind:
         log.info("demo: resuming the interrupted run in %s", run_dir)
@@ -253,7 +253,7 @@ def _print(
     seconds: dict[str, float],
 ) -> None:
     num = metrics["grpo"]["n"]
-    table = Table(title=f"{num} test queries of the drawn world", title_justify="left")
+    table = Table(title=f"{num} generated test queries", title_justify="left")
     table.add_column("policy")
     for column in ("mIoU (95 %)", "R1@0.3", "R1@0.5", "R1@0.7", "parsed", "exact format"):
         table.add_column(column, justify="right")

@@ -1,4 +1,4 @@
-"""Evaluation: predictions and metrics of a checkpoint on one split of a dataset."""
+"""Evaluates a checkpoint: predictions and metrics on one split of a data set."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     parts = build_components(cfg, split=cfg.split)
     if difficulty_file is not None and isinstance(parts.data.source, MixedSets):
         raise ValueError(
-            "evaluate.write_difficulty: one file holds one data set, but "
-            f"data={cfg.data.name} mixes several: evaluate each of them"
+            "evaluate.write_difficulty: a file can contain only one data set, but "
+            f"data={cfg.data.name} is a mixture: evaluate each of its sets"
         )
     if difficulty_file is not None and cfg.split != "train":
         log.warning(
-            "evaluate.write_difficulty: rates the %s split; for a list to train on, split=train",
+            "evaluate.write_difficulty: rates the %s split; use split=train to rate training data",
             cfg.split,
         )
     folder.begin()
@@ -89,7 +89,8 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         run_dir / "metrics.json",
         run_dir / PREDICTIONS_FILE,
     ]
-    # Raises if a logger's store cannot be opened; the same command then only has to log.
+    # Raises an error if a logger's store cannot be opened. The same command, run again, then only
+    # has to log.
     loggers = steady(build_all(cfg.get("logger")))
     log_evaluation(loggers, metrics, files=files, prefix=f"{cfg.split}")
     partial.remove()
@@ -99,7 +100,7 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
 
 def _difficulty_file(cfg: DictConfig) -> Path | None:
-    """Returns the file for difficulties, checked before any work is done."""
+    """Returns the file for difficulties after checking that it can be written."""
     if cfg.evaluate.write_difficulty is None:
         return None
     path = Path(cfg.evaluate.write_difficulty)
@@ -115,7 +116,8 @@ def _partial(
     cfg: DictConfig, parts: RunComponents, folder: RunFolder, device: torch.device
 ) -> PartialPredictions:
     """Returns the predictions of an earlier, interrupted run of the same evaluation."""
-    examples = parts.data.examples(cfg.split)  # the file may have changed but not its name
+    # The digest includes the examples, because an annotation file can change under the same name.
+    examples = parts.data.examples(cfg.split)
     told = repr(
         [
             (e.qid, e.raw_query or e.query, e.segment, e.window, e.lead_in, sorted(e.extra.items()))

@@ -1,4 +1,4 @@
-"""Prediction: finds the moment that a sentence describes in a video file, and draws it."""
+"""Predicts the moment that a sentence describes in a video file, and draws it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _predicted(cfg: DictConfig, console: Console) -> Prediction:
     window, truth = _segment(cfg, "window"), _segment(cfg, "truth")
     loader: ClipLoader = build(cfg.clip)(decoder=build(cfg.decoder))
     window = _window_of(loader, Path(cfg.video), window)
-    clip = loader.load(Path(cfg.video), window)  # before the model, as it fails faster
+    clip = loader.load(Path(cfg.video), window)  # before the model, so that bad files fail early
     example = GroundingExample(
         qid="query",
         video=str(cfg.video),
@@ -124,7 +124,7 @@ def _is_seconds(value: Any) -> bool:
 
 
 def _window_of(loader: ClipLoader, video: Path, window: Segment | None) -> Segment | None:
-    """Returns the window to show; raises if it is not a part of the file."""
+    """Returns the window to show; raises ValueError if it is not inside the file."""
     if window is None:
         return None
     try:
@@ -149,23 +149,23 @@ def _time_label(window: Segment | None) -> str:
 
 
 def _oddity(segment: Segment | None, duration_s: float) -> str | None:
-    """Describes why this cannot be a true segment of the clip; None if it can."""
+    """Returns why the segment cannot be correct for this clip; None if it can be."""
     if segment is None:
         return None
     if segment.start_s > segment.end_s:
         return "is reversed: its start is after its end"
     if segment.start_s >= duration_s:
-        return f"lies after the clip, which is {duration_s:.2f} s long"
+        return f"starts after the end of the clip, which is {duration_s:.2f} s long"
     if segment.end_s > duration_s + 0.005:  # half of the printed precision
-        return f"ends after the clip, which is {duration_s:.2f} s long"
+        return f"ends after the end of the clip, which is {duration_s:.2f} s long"
     return None
 
 
 def _as_json(prediction: Prediction, window: Segment | None) -> dict[str, Any]:
     """Returns the prediction as JSON, with its times in the file.
 
-    The prediction's segments count from the window's start; `window` and `segment_in_file` are in
-    the file's seconds. `oddity` says what is wrong with the segment.
+    `segment` and `truth` count from the start of the window. `window` and `segment_in_file` count
+    from the start of the file. `oddity` describes an impossible segment.
     """
     return {
         **prediction.__dict__,

@@ -1,4 +1,4 @@
-"""Preparation: checks a dataset, video by video, and fills its cache before any training."""
+"""Prepares a data set: checks all its videos and fills its cache before training."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ log = logging.getLogger(__name__)
 
 
 def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
-    """Reads every split, probes every video, fills the cache; prints a table, writes the report.
+    """Reads all splits, checks all videos and fills the cache; prints a table and writes a report.
 
-    Everything is checked, even if some of it is missing or broken.
+    Missing or broken files do not stop the check.
 
     Raises:
         ValueError: videos or queries cannot be used and `data.on_missing` is "error" (the report
-            is still written), or no example of a file is left.
+            is still written), or a file has no usable example.
     """
     with claimed(cfg, "prepare") as folder:
         return _prepare(cfg, folder, console or make_console())
@@ -60,14 +60,14 @@ def prepare(cfg: DictConfig, console: Console | None = None) -> dict[str, Any]:
 def _prepare(cfg: DictConfig, folder: RunFolder, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     _check_outputs(cfg)
-    # Missing videos must not stop the check before everything has been looked at.
+    # With "error", the first missing video would stop the check.
     data = build(cfg.data)(task=None, processor=None, family=None, seed=cfg.seed, on_missing="skip")
     if not cfg.prepare.check_only:
         data.prepare_data()
     results = _read(data, cfg.prepare.split)
     others = {splits: _outside_share(data, splits) for splits in results}
     looked_at = [e for r in results.values() for e in r.examples]
-    with advising("clips cached so far are kept: the same command goes on after them"):
+    with advising("clips cached so far are kept: run the same command to continue"):
         videos = _look(cfg, data, [*looked_at, *(e for more in others.values() for e in more)])
     inspections = [
         inspect(result, splits, videos.failed, videos.infos, also=others[splits])
@@ -83,7 +83,7 @@ def _prepare(cfg: DictConfig, folder: RunFolder, console: Console) -> dict[str, 
     }
     _show(console, data, inspections, videos)
     if cfg.get("logger"):
-        folder.begin()  # keeps the run's files, whatever they report
+        folder.begin()  # keeps the run's files, even if the data is unusable
     _write(cfg, report, total)
     _stop_if_unusable(cfg, data.source, inspections)
     return report
@@ -116,19 +116,19 @@ def _read(data: PromptDataModule, split: Split | None) -> dict[tuple[Split, ...]
             groups.setdefault((source.files[each], each == "train"), []).append(each)
     if not groups:
         raise ValueError(
-            f"data.annotation_file: {data.name} has no annotation file of its own: name yours"
+            f"data.annotation_file: a file is needed, because data={data.name} has none"
         )
     results = {}
     for splits in groups.values():
         try:
             results[tuple(splits)] = data.read(splits[0])
-        except ReadError as error:  # no example is left: reported at the end
+        except ReadError as error:  # no usable example; reported at the end
             results[tuple(splits)] = ReadResult(examples=[], report=error.report)
     return results
 
 
 def _outside_share(data: PromptDataModule, splits: tuple[Split, ...]) -> Sequence[Any]:
-    """All training examples of a mixture, so that the cache also serves other weights."""
+    """Returns all training examples of a mixture, so that the cache also fits other weights."""
     if not isinstance(data.source, MixedSets) or "train" not in splits:
         return ()
     try:
@@ -166,11 +166,13 @@ def _show(
     if done is not None:
         console.print(
             f"cache: {done.num_entries:,} clips, {size_text(done.num_bytes)} "
-            f"({done.written:,} written, {done.present:,} there before, "
+            f"({done.written:,} written, {done.present:,} already present, "
             f"{len(done.rebuilt):,} rebuilt)",
             highlight=False,
         )
-        _print_lines(console, [f"{path}: was damaged, built again" for path in done.rebuilt])
+        _print_lines(
+            console, [f"{path}: was damaged and has been rebuilt" for path in done.rebuilt]
+        )
 
 
 def _problems(source: AnnotationSet | MixedSets, total: Inspection) -> list[str]:
@@ -184,7 +186,7 @@ def _print_lines(console: Console, lines: Sequence[str]) -> None:
 
 
 def _write(cfg: DictConfig, report: dict[str, Any], total: Inspection) -> None:
-    """Writes report and picture if their paths are set; loggers get both in any case."""
+    """Writes report and picture if their paths are set, or if there is a logger."""
     run_dir = Path(cfg.run_dir)
     report_path, overview_path = cfg.prepare.report, cfg.prepare.overview
     if cfg.get("logger"):

@@ -1,4 +1,4 @@
-"""Training: from a composed config to a trained policy and its export."""
+"""Trains a policy from a composed config and exports it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EXPORT = "export"
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Trains, and writes `export/`, a plain Hugging Face folder.
+    """Trains a policy and writes `export/`, a plain Hugging Face folder.
 
     Returns:
         The task's main metric in the last validation, such as val/miou; None without validation.
@@ -58,8 +58,8 @@ def train(cfg: DictConfig) -> float | None:
             return _train(cfg, folder)
     except Interrupted as stop:
         if stop.is_agreed and not is_first_rank():
-            # If a rank exits with a nonzero code, Lightning kills all ranks that it has started,
-            # and the first one in the middle of its report.
+            # If a rank exits with a nonzero code, Lightning kills all ranks that it has started.
+            # The first rank could then not finish its report.
             raise SystemExit(0) from stop
         stop.advice = resume_advice(Path(cfg.run_dir))
         raise
@@ -72,7 +72,8 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
     start = run_start(folder, ckpt_path)
     remove_leftovers_of_run(run_dir)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    notes = {RECORD_FILE: record_text(cfg)}  # before the checkpoint it may come from is moved
+    # Read now, because the checkpoint that contains the record may be moved later.
+    notes = {RECORD_FILE: record_text(cfg)}
     parts = build_components(cfg, split="train")
     module = build_module(cfg, parts)
     validations = ValidationRecord(run_dir=run_dir)
@@ -82,11 +83,11 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
         if trainer.is_global_zero:
             rehearse_export(parts.policy, parts.processor, run_dir / EXPORT, notes=notes)
         trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt_path, weights_only=True)
-        folder.begin()  # in case nothing was left to train
+        folder.begin()  # needed if no step was left to train
         if isinstance(module, StoppableModule) and module.is_stopped:
             interruption.check(is_agreed=True)
         catching_up.finish(trainer, module, parts.data)
-        if trainer.checkpoint_callback is not None:  # saves the end, whatever the saving interval
+        if trainer.checkpoint_callback is not None:  # saves the last step at any saving interval
             save_last(trainer, run_dir / CHECKPOINTS / LAST)
         interruption.release()
         if trainer.is_global_zero:
@@ -103,7 +104,7 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
 
 
 def run_start(folder: RunFolder, checkpoint: Path | None) -> RunStart:
-    """Returns the callback that begins a run; refuses another run's checkpoint early if it can.
+    """Returns the callback that begins a run; if possible, already checks the checkpoint to resume.
 
     Raises:
         ValueError: the checkpoint's run had settings that a resumed run cannot change.
@@ -122,7 +123,7 @@ def gpu_check(cfg: DictConfig) -> None:
     """Stops a GPU run on a machine with too few GPUs, before anything is read.
 
     Raises:
-        ValueError: `trainer.accelerator` or `trainer.devices` ask for GPUs that are not there.
+        ValueError: `trainer.accelerator` or `trainer.devices` require GPUs that are missing.
     """
     if cfg.trainer.get("accelerator") not in ("gpu", "cuda"):
         return
@@ -130,7 +131,7 @@ def gpu_check(cfg: DictConfig) -> None:
     if not found:
         raise ValueError(
             f"trainer.accelerator: {cfg.trainer.accelerator}, but torch {torch.__version__} sees "
-            "no GPU on this machine: trainer=cpu trains without one"
+            "no GPU on this machine: use trainer=cpu to train without GPUs"
         )
     if isinstance(wanted, int) and wanted > found:
-        raise ValueError(f"trainer.devices: {wanted} GPUs are asked for, {found} found")
+        raise ValueError(f"trainer.devices: {wanted} GPUs requested, but {found} found")

@@ -1,4 +1,4 @@
-"""Rules for what is learnt: weights, objective, sampler and rewards."""
+"""Rules for trained weights, objective, sampler and rewards."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from tvg.core.reward_names import reward_name_problems
 
 
 def is_adapted(cfg: Config) -> bool:
-    """True if adapters are trained instead of the model's own weights."""
+    """Returns whether adapters are trained instead of the model's own weights."""
     return bool(value(cfg, "model.adapter.components"))
 
 
 def frozen_parts(cfg: Config) -> set[str]:
-    """Parts of the model whose own weights are frozen by `model.freeze_*`."""
+    """Returns the parts of the model whose own weights `model.freeze_*` freezes."""
     return {part for part in PARTS if value(cfg, f"model.freeze_{part}") is True}
 
 
 def adapted_parts(cfg: Config) -> dict[str, list[str]]:
-    """The parts that each key of `model.adapter` names; empty without adapters."""
+    """Returns the parts that each key of `model.adapter` names; empty without adapters."""
     if not is_adapted(cfg):
         return {}
     chosen = {key: value(cfg, f"model.adapter.{key}") for key in ("components", "full_components")}
@@ -44,14 +44,14 @@ def adapted_parts(cfg: Config) -> dict[str, list[str]]:
 
 
 def trained_parts(cfg: Config) -> set[str]:
-    """Parts of the model that are trained, by their own weights or by adapters."""
+    """Returns the parts of the model whose own weights or adapters are trained."""
     if is_adapted(cfg):
         return {part for parts in adapted_parts(cfg).values() for part in parts}
     return set(PARTS) - frozen_parts(cfg)
 
 
 def no_model(cfg: Config) -> list[str]:
-    """See `model_path_problems`; a key that is missing altogether is reported as such."""
+    """See `model_path_problems`. Missing keys are reported elsewhere."""
     model = value(cfg, "model")
     if not isinstance(model, Mapping) or "path" not in model or "create" not in model:
         return []
@@ -71,13 +71,13 @@ def frozen_part_to_be_trained(cfg: Config) -> list[str]:
 
 
 def dropout_beside_a_sampler(cfg: Config) -> list[str]:
-    """Dropout must be 0: the sampler draws without it, but the trainer would score with it."""
+    """Dropout must be 0 with GRPO: the trainer would apply it, but the sampler does not."""
     dropout = number(cfg, "model.adapter.dropout")
     if not dropout or number(cfg, "objective.group_size") is None:
         return []
     return [
         f"model.adapter.dropout: must be 0 with objective.group_size, got {dropout:g}: the sampler "
-        "draws without it, so that the trainer would score another distribution"
+        "uses no dropout, so the trainer would score another distribution"
     ]
 
 
@@ -92,8 +92,8 @@ def features_of_a_trained_trunk(cfg: Config) -> list[str]:
         else f"model.freeze_vision is {value(cfg, 'model.freeze_vision')}"
     )
     return [
-        f"data.cache: features are of a frozen vision trunk, but {why}: take data/cache=frames, "
-        "or freeze it"
+        f"data.cache: cached features need a frozen vision encoder, but {why}: use "
+        "data/cache=frames, or freeze the encoder"
     ]
 
 
@@ -113,7 +113,7 @@ def rate_of_a_frozen_part(cfg: Config) -> list[str]:
 
 
 def samples_groups(cfg: Config) -> bool:
-    """True if the objective learns from its own samples (GRPO and related objectives)."""
+    """Returns whether the objective trains on sampled completions (GRPO and related ones)."""
     return number(cfg, "objective.group_size") is not None
 
 
@@ -124,13 +124,13 @@ def group_of_one(cfg: Config) -> list[str]:
 
 
 def micro_batch_over_batch(cfg: Config) -> list[str]:
-    """A micro-batch cannot exceed the batch: both count prompts per GPU and optimizer step."""
+    """A micro-batch cannot be larger than the batch; both count prompts per GPU."""
     micro, batch = number(cfg, "objective.micro_batch_size"), number(cfg, "data.batch_size")
     if micro is None or batch is None or micro <= batch:
         return []
     return [
         f"objective.micro_batch_size: {micro:g} prompts per pass, but data.batch_size is only "
-        f"{batch:g} a step"
+        f"{batch:g} per step"
     ]
 
 
@@ -147,15 +147,15 @@ def nothing_to_imitate(cfg: Config) -> list[str]:
     prompt = value(cfg, "prompt")
     if not isinstance(prompt, Mapping) or prompt.get("answer_format", "") is not None:
         return []
-    return ["prompt.answer_format: supervised training needs one, but this prompt has null"]
+    return ["prompt.answer_format: supervised training needs a format, but this prompt has null"]
 
 
 def sampler_is_not_policy(cfg: Config) -> list[str]:
-    """Log-probabilities use the whole softmax, so the sampler must not truncate it."""
+    """Log-probabilities use the complete softmax, so the sampler must not truncate it."""
     if not samples_groups(cfg):
         return []
     problems = []
-    why = "the sampler would draw from another distribution than the trainer scores"
+    why = "the trainer scores the complete distribution, so the sampler must use it, too"
     top_p, top_k = number(cfg, "rollout.top_p"), number(cfg, "rollout.top_k")
     temperature = number(cfg, "rollout.temperature")
     may_cut = value(cfg, "policy.sampler_may_cut") is True  # set by compat=time_r1
@@ -165,7 +165,8 @@ def sampler_is_not_policy(cfg: Config) -> list[str]:
         problems.append(f"rollout.top_k: must be 0 with objective.group_size, got {top_k}: {why}")
     if temperature is not None and temperature <= 0:
         problems.append(
-            "rollout.temperature: greedy completions of a group are all the same: nothing to learn"
+            "rollout.temperature: must be above 0 with objective.group_size: greedy completions of "
+            "a group are all equal, so there is nothing to learn"
         )
     return problems
 
@@ -184,7 +185,7 @@ def schedule_longer_than_run(cfg: Config) -> list[str]:
 
 
 def no_reward(cfg: Config) -> list[str]:
-    """Learning from samples needs a reward with a weight other than 0."""
+    """Policy-gradient training needs a reward with a weight other than 0."""
     if not samples_groups(cfg):
         return []
     rewards = value(cfg, "reward") or {}
@@ -192,7 +193,7 @@ def no_reward(cfg: Config) -> list[str]:
     if any(weight != 0 for weight in weights.values()):
         return []
     found = "every weight is 0" if weights else "none is chosen (reward=[format,iou])"
-    return [f"reward: learning from samples needs a reward, but {found}"]
+    return [f"reward: policy-gradient training needs a reward, but {found}"]
 
 
 def reward_without_weight(cfg: Config) -> list[str]:
@@ -201,14 +202,14 @@ def reward_without_weight(cfg: Config) -> list[str]:
     if not isinstance(rewards, Mapping):
         return []
     return [
-        f"reward.{name}.weight: expected a number (0: logged alone), got {entry.get('weight')!r}"
+        f"reward.{name}.weight: expected a number (0: only logged), got {entry.get('weight')!r}"
         for name, entry in rewards.items()
         if isinstance(entry, Mapping) and number(entry, "weight") is None
     ]
 
 
 def format_reward_out_of_reach(cfg: Config) -> list[str]:
-    """The format reward must expect thinking if, and only if, the prompt asks for it."""
+    """The format reward must expect a think block exactly if the prompt requests one."""
     think, asked = value(cfg, "reward.format.reward.think"), value(cfg, "prompt.think")
     if not isinstance(think, bool) or not isinstance(asked, bool) or think == asked:
         return []
@@ -216,13 +217,13 @@ def format_reward_out_of_reach(cfg: Config) -> list[str]:
 
 
 def reward_cannot_be_named(cfg: Config) -> list[str]:
-    """Names of rewards become names of metrics, so they must be valid and not taken."""
+    """Names of rewards become names of metrics, so they must be valid and unused."""
     rewards = value(cfg, "reward")
     return reward_name_problems(map(str, rewards)) if isinstance(rewards, Mapping) else []
 
 
 def reward_cannot_be_called(cfg: Config) -> list[str]:
-    """A reward's signature may name only the fields that exist; imports the rewards."""
+    """A reward's signature may name only existing fields. This rule imports the rewards."""
     problems = []
     for name, entry in (value(cfg, "reward") or {}).items():
         node = value(entry, "reward") if isinstance(entry, Mapping) else None
@@ -248,7 +249,7 @@ def _reward_problems(path: str, name: str, node: Mapping[str, Any]) -> list[str]
     from tvg.reward.base import FIELDS  # imports torch
 
     if parameters.keys() & FIELDS:
-        return [f"{path}: {node['_target_']} is a function: it needs _partial_: true beside it"]
+        return [f"{path}: {node['_target_']} is a function: add _partial_: true to its node"]
     return []
 
 

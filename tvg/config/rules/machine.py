@@ -1,4 +1,4 @@
-"""Rules for what a trainer, a strategy, a precision or a machine cannot do."""
+"""Rules for trainer, strategy, precision, machine and data preparation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DEEPSPEED_STAGES = (1, 2)
 
 
 def is_deepspeed(cfg: Config) -> bool:
-    """True if the strategy is one of DeepSpeed's."""
+    """Returns whether the strategy is one of DeepSpeed's."""
     return "deepspeed" in str(value(cfg, "strategy._target_", "")).lower()
 
 
 def updates_lost_in_half_precision(cfg: Config) -> list[str]:
-    """Half precision loses updates: bfloat16 cannot represent a step of 1e-6 on a weight of 1e-2.
+    """Trained weights must be float32: bfloat16 cannot add 1e-6 to a weight of 1e-2.
 
-    DeepSpeed keeps its own float32 master weights, and adapters are always float32.
+    DeepSpeed keeps float32 master weights, and adapters are always float32.
     """
     dtype = value(cfg, "model.dtype")
     strategy = str(value(cfg, "strategy._target_", ""))
@@ -35,15 +35,15 @@ def updates_lost_in_half_precision(cfg: Config) -> list[str]:
     if strategy.endswith("DeepSpeedStrategy") or is_adapted(cfg):
         return []
     return [
-        f"model.dtype: training {dtype} weights loses small updates: take model.dtype=float32 with "
-        "trainer.precision=bf16-mixed, or a deepspeed strategy, which keeps float32 masters"
+        f"model.dtype: training {dtype} weights loses small updates: use model.dtype=float32 with "
+        "trainer.precision=bf16-mixed, or a DeepSpeed strategy, which keeps float32 master weights"
     ]
 
 
 def float16_training(cfg: Config) -> list[str]:
-    """Float16 needs scaled gradients, which our clipping would see before they are unscaled.
+    """Float16 needs DeepSpeed, which scales and clips gradients itself.
 
-    DeepSpeed scales and clips gradients itself.
+    Without DeepSpeed, gradients would be clipped before they are unscaled.
     """
     precision = str(value(cfg, "trainer.precision", ""))
     if not precision.startswith("16") or is_deepspeed(cfg):
@@ -70,7 +70,7 @@ def eight_bit_optimizer_not_possible(cfg: Config) -> list[str]:
 
 
 def offload_without_its_optimizer(cfg: Config) -> list[str]:
-    """Optimizer states in CPU memory need DeepSpeed's CPU optimizer, and only they do."""
+    """Optimizer states in CPU memory and DeepSpeed's CPU optimizer need each other."""
     target = str(value(cfg, "objective.optimizer._target_", ""))
     has_own, wanted = target.endswith("DeepSpeedCPUAdam"), "deepspeed.ops.adam.DeepSpeedCPUAdam"
     offloads = is_deepspeed(cfg) and bool(value(cfg, "strategy.offload_optimizer"))
@@ -80,7 +80,7 @@ def offload_without_its_optimizer(cfg: Config) -> list[str]:
         ]
     if has_own and value(cfg, "strategy") is not None and not offloads:
         return [
-            f"objective.optimizer._target_: {wanted} steps states in CPU memory: "
+            f"objective.optimizer._target_: {wanted} updates states in CPU memory: "
             "it needs a DeepSpeed strategy with strategy.offload_optimizer=true"
         ]
     return []
@@ -94,14 +94,14 @@ def parameters_offloaded(cfg: Config) -> list[str]:
 
 
 def strategy_without_gpu(cfg: Config) -> list[str]:
-    """DeepSpeed's Lightning strategy refuses CPUs."""
+    """Lightning's DeepSpeed strategy does not run on CPUs."""
     if not is_deepspeed(cfg) or value(cfg, "trainer.accelerator") != "cpu":
         return []
     return ["strategy: DeepSpeed runs on GPUs, but trainer.accelerator is cpu: use strategy=ddp"]
 
 
 def unsupported_strategy(cfg: Config) -> list[str]:
-    """Refuses strategies whose gradients, clipping or exports the modules do not support.
+    """Refuses strategies that the modules do not support.
 
     With ZeRO-3 or FSDP, a run would train on its last micro-batch only and export empty weights.
     """
@@ -116,7 +116,7 @@ def unsupported_strategy(cfg: Config) -> list[str]:
             return []
         return [f"strategy.stage: ZeRO-{stage} is not supported, only stages 1 and 2 are"]
     if name not in ("automatic_strategy", "DDPStrategy"):
-        return [f"strategy: {name} is not supported; there are {known}"]
+        return [f"strategy: {name} is not supported; supported are {known}"]
     return []
 
 
@@ -145,23 +145,23 @@ def trainer_steps_in_our_place(cfg: Config) -> list[str]:
     if accumulate not in (1, None):
         problems.append(
             f"trainer.accumulate_grad_batches: must be 1, got {accumulate}: data.batch_size is the "
-            "batch of a whole step, objective.micro_batch_size what goes through at once"
+            "batch of a complete step, objective.micro_batch_size the prompts per pass"
         )
     return problems
 
 
 def run_without_end(cfg: Config) -> list[str]:
-    """A run needs a limit; without one, Lightning would stop after 1,000 epochs."""
+    """A run needs a limit; without one, Lightning stops after 1,000 epochs."""
     if not isinstance(value(cfg, "trainer"), Mapping):
         return []
     limits = (value(cfg, "trainer.max_steps"), value(cfg, "trainer.max_epochs"))
     if any(limit not in (None, -1) for limit in limits) or value(cfg, "trainer.max_time"):
         return []
-    return ["trainer.max_steps: set it or trainer.max_epochs: nothing would end the run"]
+    return ["trainer.max_steps: set it or trainer.max_epochs; otherwise nothing limits the run"]
 
 
 def unknown_choice(cfg: Config) -> list[str]:
-    """Accelerator and precision must be known ones."""
+    """Accelerator and precision must be supported values."""
     problems = []
     for key, known, aliases in (
         ("trainer.accelerator", ACCELERATORS, ()),
@@ -213,8 +213,8 @@ def validation_interval(cfg: Config) -> list[str]:
     elif every is not None and _is_count(interval):
         problems.append(
             f"trainer.check_val_every_n_epoch: {every} needs trainer.val_check_interval=1.0 (or a "
-            f"share of an epoch), got {interval} batches, which may be more than an epoch has; "
-            "null counts the batches over epochs"
+            f"share of an epoch), got {interval} batches, which may be more than one epoch; "
+            "null counts batches across epochs"
         )
     if interval is None:
         return problems
@@ -248,7 +248,7 @@ def preparation_without_end(cfg: Config) -> list[str]:
     num_workers = value(cfg, "prepare.num_workers")
     if num_workers is not None and not (type(num_workers) is int and num_workers >= 0):
         problems.append(
-            "prepare.num_workers: expected a number of processes (0: none, null: one a processor), "
+            "prepare.num_workers: expected a number of processes (0: none, null: all CPUs), "
             f"got {num_workers!r}"
         )
     timeout_s, limit_s = value(cfg, "prepare.timeout_s"), number(cfg, "prepare.timeout_s")
