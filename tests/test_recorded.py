@@ -140,7 +140,7 @@ def test_recorded_time_limit_can_be_overridden(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "part_of_message"),
     [
         ("prompt.think", "yes", "expected true or false, got 'yes'"),
         ("prompt.video_first", 1, "expected true or false, got 1"),
@@ -163,7 +163,7 @@ def test_recorded_time_limit_can_be_overridden(tmp_path):
         ("reward", {"a": 1}, "no section 'reward'"),
     ],
 )
-def test_invalid_value_in_record_is_named(tmp_path, path, value, told):
+def test_invalid_value_in_record_is_named(tmp_path, path, value, part_of_message):
     record = new_record()
     *parents, leaf = path.split(".")
     node = record
@@ -174,12 +174,12 @@ def test_invalid_value_in_record_is_named(tmp_path, path, value, told):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         read(folder)
     assert str(caught.value).startswith(f"{folder}/tvg.yaml: ")
-    assert told in str(caught.value)
+    assert part_of_message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "part_of_message"),
     [
         ("a: &a [x]\nb: *a\n", "no anchors or aliases"),
         ("a: &a x\n", "no anchors or aliases"),
@@ -198,12 +198,12 @@ def test_invalid_value_in_record_is_named(tmp_path, path, value, told):
         ("", "expected a mapping, got NoneType"),
     ],
 )
-def test_unreadable_record_is_reported_in_one_line(tmp_path, text, told):
+def test_unreadable_record_is_reported_in_one_line(tmp_path, text, part_of_message):
     path = folder_with(tmp_path / "a", text) / "tvg.yaml"
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         read_record(path)
     assert str(caught.value).startswith(str(path))
-    assert told in str(caught.value)
+    assert part_of_message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -214,8 +214,8 @@ def test_custom_parser_is_recorded_by_name_and_not_loaded(tmp_path):
     folder = folder_with(tmp_path / "a", record)
     with pytest.raises(ValueError, match=r"trained with a custom parser, 'os\.path"):
         read(folder)
-    asked = [f"model.path={folder}", *words]
-    task = build(compose("evaluate", asked).cfg.prompt)
+    overrides = [f"model.path={folder}", *words]
+    task = build(compose("evaluate", overrides).cfg.prompt)
     assert task.parser.func is os.path.join  # accepted: named on the command line
 
 

@@ -64,7 +64,7 @@ def test_second_process_is_refused_until_first_is_killed(tmp_path):
 def test_other_job_in_used_folder_is_refused(tmp_path):
     with claimed(config(tmp_path / "run"), "evaluate"):
         pass
-    told = (tmp_path / "run" / "identity.json").read_bytes()
+    identity = (tmp_path / "run" / "identity.json").read_bytes()
     with (
         pytest.raises(
             ValueError, match=r"already holds a run with other settings: seed was 0, is 1;"
@@ -77,7 +77,7 @@ def test_other_job_in_used_folder_is_refused(tmp_path):
         claimed(config(tmp_path / "run"), "train"),
     ):
         pass
-    assert (tmp_path / "run" / "identity.json").read_bytes() == told
+    assert (tmp_path / "run" / "identity.json").read_bytes() == identity
     with claimed(config(tmp_path / "run"), "evaluate"):
         pass  # the same job again
 

@@ -41,7 +41,7 @@ def completions(lengths: list[int], *, group_size: int = 4, seed: int = 0) -> Co
 
 
 @dataclass(frozen=True)
-class Learnt:
+class PassResult:
     """Results of one forward and backward pass."""
 
     loss: Tensor
@@ -58,7 +58,7 @@ def learn(
     forward_by: str,
     temperature: float = 1.0,
     autocast: bool = False,
-) -> Learnt:
+) -> PassResult:
     """Computes the GRPO loss with its KL term, and all gradients, by one forward method."""
     policy.forward_by = forward_by
     policy.zero_grad(set_to_none=True)
@@ -85,7 +85,7 @@ def learn(
     ).loss
     loss.backward()
     gradients = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
-    return Learnt(loss.detach(), logprobs.detach(), entropy.detach(), gradients)
+    return PassResult(loss.detach(), logprobs.detach(), entropy.detach(), gradients)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
@@ -93,7 +93,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
-def worst_errors(got: Learnt, expected: Learnt) -> dict[str, float]:
+def worst_errors(got: PassResult, expected: PassResult) -> dict[str, float]:
     """Returns relative errors; "gradient" is the largest error of any parameter's gradient."""
     assert got.gradients.keys() == expected.gradients.keys()
     return {
