@@ -99,10 +99,7 @@ def test_record_of_older_version_still_loads(tmp_path):
     task, loader = read(folder_with(tmp_path / "a", OLD_RECORD))
     assert (task.template, task.system, task.video_first) == ("Find: {query}", "Be brief.", False)
     assert (task.think, task.lowercase, task.strip_period) == (False, True, False)
-    assert task.parse("<answer>1:05 to 1:11</answer>").segment == (
-        5.0,
-        1.0,
-    )  # time_r1 reads "1:05" like this
+    assert task.parse("<answer>1:05 to 1:11</answer>").segment == (5.0, 1.0)  # parser: time_r1
     assert loader.sampling == FrameSampling(fps=3.0, max_frames=96, min_pixels=784, max_pixels=1568)
     assert loader.timeout_s == 7.5
 

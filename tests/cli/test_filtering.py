@@ -82,9 +82,7 @@ def test_run_killed_inside_a_round_resumes_identically(tiny_checkpoint, tiny_wor
     kill_when_there(process, marker)
     assert not (killed / "filtering" / "round_01.json").exists()
     finish(start(killed, *run, "resume=true", CALLS=str(tmp_path / "calls_again")))
-    assert (
-        tmp_path / "calls_again"
-    ).stat().st_size == 12 - 4  # two batches of two were already scored
+    assert (tmp_path / "calls_again").stat().st_size == 12 - 4  # two batches were scored before
     assert files_of(killed / "filtering") == files_of(whole / "filtering")
     one, other = (
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)

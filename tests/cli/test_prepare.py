@@ -244,11 +244,7 @@ def test_durations_and_windows_are_compared_with_the_files(command, collection, 
     rows = [
         {"video": "good0.mp4", "video_start": 0.0, "video_end": 2.0},
         {"video": "good1.mp4", "video_start": 10.0, "video_end": 13.0},  # already cut
-        {
-            "video": "good2.mp4",
-            "video_start": 50.0,
-            "video_end": 99.0,
-        },  # neither inside the file nor as long as the file
+        {"video": "good2.mp4", "video_start": 50.0, "video_end": 99.0},  # not of this file
     ]
     common = {"timestamp": [0.5, 1.0], "sentence": "a", "difficulty": 1.0, "pred": [0, 1]}
     for number, row in enumerate(rows):
@@ -317,9 +313,7 @@ def test_mixture_of_datasets_is_prepared(command, collection, tmp_path, tiny_wor
         len(entry["sentences"])
         for entry in json.loads((tiny_world / "train.json").read_text()).values()
     )
-    assert (
-        report["queries"] == report["kept"] == 4 + num_drawn
-    )  # weights repeat no query in a report
+    assert report["queries"] == report["kept"] == 4 + num_drawn  # weights repeat no query
     assert report["videos"] == report["cache"]["entries"] == 2 + 6
 
 

@@ -33,7 +33,7 @@ def evaluating(tiny_world, tiny_checkpoint):
     ]
 
 
-def test_evaluations_with_different_prompts_use_different_folders(command, evaluating, tmp_path):
+def test_evaluations_of_different_prompts_use_different_folders(command, evaluating, tmp_path):
     for prompt in ("short", "think"):
         assert command("evaluate", *evaluating, f"prompt={prompt}").code == 0
     folders = list((tmp_path / "runs").iterdir())
@@ -58,9 +58,7 @@ def test_partial_predictions_remain_until_all_are_written(
     assert (tmp_path / "run" / "predictions.partial.jsonl").is_file()
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        evaluation, "predict_batch", lambda **_: 1 / 0
-    )  # nothing is predicted again
+    monkeypatch.setattr(evaluation, "predict_batch", lambda **_: 1 / 0)  # must not be called
     assert command("evaluate", *words).code == 0
     assert (tmp_path / "run" / "predictions.jsonl").is_file()
     assert not (tmp_path / "run" / "predictions.partial.jsonl").exists()

@@ -65,7 +65,7 @@ def listed(key: str, words: list[str]) -> str:
     return f"{key}=[{','.join(json.dumps(word) for word in words)}]"
 
 
-PLACES = [  # in workers, and in the main process
+PLACES = [  # pauses in workers and in the main process
     ("prepare", "tvg.preparation.pool:_PoolRun._take:2", signal.SIGTERM),
     ("prepare", "tvg.preparation.pool:_PoolRun._take:2", signal.SIGINT),
     ("evaluate", "tvg.training.evaluation:predict_batch:2", signal.SIGTERM),

@@ -147,14 +147,11 @@ def assert_ended_alike(one, other):
 def test_killed_run_logs_all_metrics(train, tmp_path):
     assert train("whole").code == 0
     with pytest.raises(import_module("ending").Dead):
-        train(
-            "killed", "resume=auto", dies_at=1
-        )  # after the checkpoint of step 2, before its metrics are logged
+        # Stops after the checkpoint of step 2, before its metrics are logged.
+        train("killed", "resume=auto", dies_at=1)
     assert ("1", "train/loss") not in logged(tmp_path / "killed")
     with pytest.raises(import_module("ending").Dead):
-        train(
-            "killed", "resume=auto", *at("on_validation_start", 1)
-        )  # the only validation, after step 3
+        train("killed", "resume=auto", *at("on_validation_start", 1))  # after step 3
     assert ("2", "train/loss") in logged(tmp_path / "killed")
     assert ("2", "val/miou") not in logged(tmp_path / "killed")
     assert train("killed", "resume=auto").code == 0

@@ -54,7 +54,7 @@ def contents(folder: Path) -> dict[str, object]:
         own = path.name in ("paused", "go_on", "run.json") or path.suffix in (".log", ".ckpt")
         if not path.is_file():
             continue
-        if path.name == "metrics.csv":  # seconds, memory
+        if path.name == "metrics.csv":  # without times and memory
             lines = [line.split(",") for line in path.read_text().splitlines()]
             kept = [n for n, key in enumerate(lines[0]) if not key.startswith(("perf/", "system/"))]
             found[name] = [[line[n] for n in kept] for line in lines]

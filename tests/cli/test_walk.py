@@ -107,9 +107,7 @@ def test_3_grpo_logs_to_mlflow(command, world, walked):
     )
     assert done.code == 0, done.err
     columns = logged(run)
-    assert columns["train/policy/kl"][0] == pytest.approx(
-        0, abs=1e-6
-    )  # the policy still equals the reference
+    assert columns["train/policy/kl"][0] == pytest.approx(0, abs=1e-6)  # equals the reference
     assert columns["train/policy/kl"][1] > 0
     assert all(gap < 1e-4 for gap in columns["train/policy/sampler_gap"])
     assert columns["train/policy/importance_ratio"] == pytest.approx([1.0, 1.0])
@@ -125,7 +123,7 @@ def test_3_grpo_logs_to_mlflow(command, world, walked):
     rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert len(rows) == 2  # the first step's group; the table is written every ten steps
     record = (run / "export" / RECORD_FILE).read_text()
-    assert "recorded" not in record  # the values themselves
+    assert "recorded" not in record  # values, not a reference to another record
     assert record == (walked / "sft" / "export" / RECORD_FILE).read_text()
     check_mlflow(run, f"sqlite:///{store}")
 
@@ -265,10 +263,7 @@ def test_7_preparation(command, world, tiny_world, tmp_path):
     assert report["videos"] == 12
     assert report["unreadable"] == {}
     sizes = [path.stat().st_size for path in (tiny_world / "videos").iterdir()]
-    assert (report["bytes"], report["video_bytes"]) == (
-        0,
-        sum(sizes),
-    )  # data=synthetic has no cache
+    assert (report["bytes"], report["video_bytes"]) == (0, sum(sizes))  # without a cache
     assert {s: r["videos"] for s, r in report["splits"].items()} == {
         "train": 6,
         "val": 3,

@@ -22,7 +22,7 @@ from tvg.estimate.memory import estimate, total
 from tvg.estimate.text import GIB, USABLE
 
 PUBLISHED = {
-    # rewards, KL weight, epochs, longest completion, (vision, merger, language) frozen, saved every
+    # rewards, KL weight, epochs, max_new_tokens, frozen (vision, merger, language), save interval
     "timezero_charades": ({"format", "iou"}, 0.04, 1, 1024, (True, True, False), 50),
     "timezero_activitynet": ({"format", "iou"}, 0.04, 1, 1024, (True, True, False), 50),
     "timer1_ft_charades": ({"format", "iou"}, 0.0, 2, 1024, (True, False, False), 100),
@@ -205,7 +205,7 @@ def test_documented_commands_use_existing_options():
 
 @pytest.mark.slow
 def test_documented_commands_pass_the_config_check():
-    fixed = {"model.path": "x", "run_dir": "y"}  # commands that differ by these alone are one
+    fixed = {"model.path": "x", "run_dir": "y"}  # each command runs once for all paths
     tried = {
         (command, *(f"{key}={fixed.get(key, value)}" for key, _, value in map(cut, words)))
         for command, words in commands_of_the_papers()

@@ -19,7 +19,7 @@ THINK = "<think>At {start_s:.0f}.</think> <answer>{start_s:.2f} to {end_s:.2f}</
         ("<answer>1.2 to 6.0</answer>", True, True),
         (" <answer>1.2 to 6.0</answer>\n", True, True),
         ("<answer>8.0 to 1.2</answer>", True, True),  # reversed segment in the exact format
-        ("<answer>1.2 to 6 6</answer>", False, True),  # this and the next: from the demo's policy
+        ("<answer>1.2 to 6 6</answer>", False, True),  # the demo's policy drifted to this
         ("<answer>1.2 to 6.0.</answer>", False, True),
         ("<answer>1.2 to 6.0 seconds</answer>", False, True),
         ("<answer>1.2 to 6</answer>", False, True),

@@ -24,12 +24,8 @@ def sampled(tiny_checkpoint, tiny_world):
         group_size=GROUP,
         seed=3,
     )
-    assert len(set(rollout.completion_mask.sum(1).tolist())) > 1, (
-        "expected completions of different lengths"
-    )
-    assert len(set(rollout.prompts.attention_mask.sum(1).tolist())) > 1, (
-        "expected prompts of different lengths"
-    )
+    assert len(set(rollout.completion_mask.sum(1).tolist())) > 1, "completions of equal length"
+    assert len(set(rollout.prompts.attention_mask.sum(1).tolist())) > 1, "prompts of equal length"
     return rollout
 
 

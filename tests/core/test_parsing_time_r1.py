@@ -29,7 +29,7 @@ BY_HAND = [
     ("5 to 11", (5, 11)),
     ("12.54 to 17.83", (12.54, 17.83)),
     ("from 5. AND 11.", (5, 11)),
-    ("5.0s to 11.6s", None),  # the most frequent complaint
+    ("5.0s to 11.6s", None),  # reported most often by users
     ("5.0 s to 11.6 s", None),
     ("00:05 - 00:11", None),
     ("1:05 to 1:11", (5, 1)),

@@ -21,9 +21,7 @@ def table_lcs(a: list[str], b: list[str]) -> int:
     return rows[-1][-1]
 
 
-some_words = st.lists(
-    st.sampled_from("abcd"), max_size=90
-)  # longer than 64, the bits of a machine word
+some_words = st.lists(st.sampled_from("abcd"), max_size=90)  # over 64, the bits of a machine word
 
 
 @settings(deadline=None)  # a busy machine must not fail the test
