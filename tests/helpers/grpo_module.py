@@ -109,5 +109,5 @@ def sample(parts: Any, *, num: int, seed: int = 3) -> RolloutBatch:
         seed=seed,
     )
     parts.policy.eos_ids = policy_eos
-    assert len(set(sampled.completion_mask.sum(1).tolist())) > 1, "expected different lengths"
+    assert len(set(sampled.completion_mask.sum(1).tolist())) > 1, "completions of equal length"
     return sampled
