@@ -15,24 +15,24 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Tests that send SIGINT also pass in a background job, whose shell has it ignored."""
+    """Restores Python's SIGINT handler, because a background job starts with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of public annotation files that may stand beside the project."""
+    """Returns the folder `shared` next to the project, with public annotation files."""
     folder = PROJECT.parent / "shared"
     if not folder.is_dir():
         if os.environ.get("TVG_REQUIRE_SHARED") == "1":
-            pytest.fail("TVG_REQUIRE_SHARED=1, but there is no folder `shared` beside the project")
-        pytest.skip("needs the folder `shared` beside the project")
+            pytest.fail("TVG_REQUIRE_SHARED=1, but there is no folder `shared` next to the project")
+        pytest.skip("needs the folder `shared` next to the project")
     return folder
 
 
 @pytest.fixture(scope="session")
 def write_video() -> Callable[..., Path]:
-    """A function that writes a small H.264 video in which no two frames are alike."""
+    """Returns a function that writes a small H.264 video in which all frames differ."""
     return _write_video
 
 
@@ -47,9 +47,10 @@ def _write_video(
     container_options: dict[str, str] | None = None,
     frame_times_ms: list[int] | None = None,
 ) -> Path:
-    """Writes `path`; `codec_options` such as {"g": "12", "bf": "3"} set key and B-frames.
+    """Writes a video to `path`.
 
-    With `frame_times_ms`, which must ascend, the frame rate varies.
+    `codec_options` such as {"g": "12", "bf": "3"} set key frames and B-frames. `frame_times_ms`
+    (ascending, one per frame) makes the frame rate variable; `fps` is then unused.
     """
     import av
 
@@ -74,7 +75,7 @@ def _write_video(
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small drawn world: train, val and test files with 6, 3 and 3 clips."""
+    """Generates a small synthetic data set: train, val and test files with 6, 3 and 3 clips."""
     from tvg.synthetic.world import world_settings
     from tvg.synthetic.write import write_world
 
@@ -89,7 +90,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random Qwen2.5-VL checkpoint folder."""
+    """Writes a small Qwen2.5-VL checkpoint folder with random weights."""
     from tvg.synthetic.templates import all_queries
     from tvg.synthetic.tiny import write_tiny_checkpoint
 

@@ -1,4 +1,4 @@
-"""The commands, run in this process: a real one spends seconds on imports."""
+"""Fixtures that run commands in the test process, which saves seconds of imports per command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What a command left on the terminal."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -25,7 +25,7 @@ class Done:
 
     @property
     def error(self) -> str:
-        """The one message of a command that failed for a reason that users can mend."""
+        """Checks that the command failed with one message for users, and returns the message."""
         assert self.code == 2, self.err
         assert "Traceback" not in self.err + self.out
         begins = [n for n, line in enumerate(self.lines) if line.startswith(f"{self.name}: ")]
@@ -42,7 +42,7 @@ class Done:
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Done]]:
-    """Runs `tvg-<name>` with words of the command line, in an empty working folder."""
+    """Returns a function that runs `tvg-<name>` with arguments in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
     before = root.handlers[:], root.level
@@ -71,7 +71,7 @@ def command(
 
 
 def _point_handlers_to(stream: TextIO | None) -> None:
-    """Libraries keep the stderr of their import, which may be that of a test long over."""
+    """Redirects all stream handlers, because libraries keep the stderr of an earlier test."""
     for logger in list(logging.Logger.manager.loggerDict.values()):
         for handler in getattr(logger, "handlers", []):
             if type(handler) is logging.StreamHandler:
@@ -80,7 +80,7 @@ def _point_handlers_to(stream: TextIO | None) -> None:
 
 @pytest.fixture(scope="session")
 def world(tiny_world: Path) -> list[str]:
-    """Overrides that put the small drawn world in the place of the large one."""
+    """Returns overrides that use the small generated data set instead of the default one."""
     return [
         "data=synthetic",
         f"data.world.root={tiny_world}",

@@ -1,4 +1,4 @@
-"""Everything a user may get wrong: one message that names what and where, and nothing half-done."""
+"""Tests of user errors: each gives one message that names the cause, and leaves no partial file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HALF_DONE = ("*.tmp", "*.partial*", "export", ".export*", "*.ckpt", "*.png", "pr
 
 @pytest.fixture
 def files(tmp_path, tiny_world):
-    """A folder with one good video and annotations for it."""
+    """Creates a folder with one valid video and its annotations."""
     folder = tmp_path / "given"
     (folder / "videos").mkdir(parents=True)
     good = sorted((tiny_world / "videos").iterdir())[0]
@@ -38,7 +38,7 @@ def annotate(folder: Path, *video_ids: str, times=((1.0, 3.0),)) -> None:
 
 @pytest.fixture
 def attempt(command, files, tiny_checkpoint):
-    """Runs a command on those files, after the given damage, and returns its error."""
+    """Returns a function that runs a command on those files and returns its error message."""
 
     def run(name: str, *words: str, video: str = "clip.mp4") -> str:
         given = [f"run_dir={files.parent / 'run'}", f"hydra.run.dir={files.parent / 'run'}"]
@@ -77,27 +77,27 @@ def attempt(command, files, tiny_checkpoint):
 
 
 @pytest.mark.parametrize("name", ANNOTATED)
-def test_an_id_without_its_video(attempt, files, name):
+def test_missing_video_of_an_id_is_named(attempt, files, name):
     annotate(files, "clip", "gone")
     error = attempt(name)
     looked_for = f"looked for {files / 'videos' / 'gone'}.{{mp4,mkv,webm,avi,mov,m4v}}"
-    if name == "prepare":  # which goes through all of them first
+    if name == "prepare":  # reports all problems before it fails
         assert error == f"gone: no video file; {looked_for}"
         report = json.loads((files.parent / "run" / "report.json").read_text())
-        assert report["videos"] > 0  # the report stays, for whatever reason the command fails
+        assert report["videos"] > 0  # the report remains after the failure
         return
     assert f"{files / 'a.json'}: 1 of 2 ids have no video file, the first is 'gone'" in error
     assert looked_for in error
 
 
-def test_a_video_that_is_not_there(attempt, files):
+def test_predict_names_the_missing_video(attempt, files):
     error = attempt("predict", video="gone.mp4")
     assert error == f"{files / 'videos' / 'gone.mp4'}: no such file; expected a video file"
 
 
 @pytest.mark.parametrize("name", [*ANNOTATED, "predict"])
 @pytest.mark.parametrize("damage", ["truncated", "text"])
-def test_a_video_that_is_no_video(attempt, files, name, damage):
+def test_unreadable_video_is_named(attempt, files, name, damage):
     path = files / "videos" / "clip.mp4"
     if damage == "text":
         path.write_text("not a video at all\n" * 100)
@@ -118,25 +118,25 @@ def test_a_video_that_is_no_video(attempt, files, name, damage):
         ("train", '{"clip": ', "not JSON: Expecting value at line 1, column 10"),
     ],
 )
-def test_an_annotation_file_that_holds_nothing(attempt, files, name, text, expected):
+def test_empty_or_invalid_annotation_file_is_named(attempt, files, name, text, expected):
     (files / "a.json").write_text(text)
     assert attempt(name) == f"{files / 'a.json'}: {expected}"
 
 
 @pytest.mark.parametrize("name", ANNOTATED)
-def test_an_annotation_file_that_is_not_there(attempt, files, name):
+def test_missing_annotation_file_is_named(attempt, files, name):
     (files / "a.json").unlink()
     assert attempt(name) == f"{files / 'a.json'}: no such annotation file"
 
 
-def test_only_reversed_segments(attempt, files):
+def test_annotations_with_only_reversed_segments_are_refused(attempt, files):
     annotate(files, "clip", times=((3.0, 1.0), (2.0, 2.0)))
     error = attempt("train")
     assert error.startswith(f"{files / 'a.json'}: no example is left.")
     assert "2 with start >= end, dropped: clip:0, clip:1" in error
 
 
-def test_reversed_segments_among_others_are_counted(command, files):
+def test_some_reversed_segments_are_counted(command, files):
     annotate(files, "clip", times=((3.0, 1.0), (1.0, 3.0)))
     done = command(
         "prepare",
@@ -157,7 +157,7 @@ def test_reversed_segments_among_others_are_counted(command, files):
 
 
 @pytest.mark.parametrize("name", ANNOTATED)
-def test_a_dataset_that_there_is_not(command, name, tmp_path):
+def test_unknown_dataset_lists_the_available_ones(command, name, tmp_path):
     error = command(name, "data=charadess").error
     assert "Could not find 'data/charadess'" in error
     assert "charades\n" in error
@@ -174,7 +174,7 @@ def test_a_dataset_that_there_is_not(command, name, tmp_path):
         ("prepare", "prepare.reprot=x", "prepare.report"),
     ],
 )
-def test_a_misspelt_override(command, tmp_path, name, word, meant):
+def test_misspelt_override_suggests_the_key(command, tmp_path, name, word, meant):
     key = word.partition("=")[0]
     error = command(name, word).error
     assert error.splitlines()[0] == f"{key}: no such config key; did you mean {meant!r}?"
@@ -184,24 +184,24 @@ def test_a_misspelt_override(command, tmp_path, name, word, meant):
 @pytest.mark.parametrize(
     "value", ["a [red] ball", "a (red) ball: it falls", 'who says "no"?', "it's"]
 )
-def test_a_sentence_needs_no_quotes_for_hydra(command, tiny_checkpoint, value):
+def test_query_needs_no_quotes_for_hydra(command, tiny_checkpoint, value):
     words = ["video=x.mp4", f"query={value}", f"model.path={tiny_checkpoint}"]
     assert command("predict", *words).error == "x.mp4: no such file; expected a video file"
 
 
 @pytest.mark.parametrize("name", WITH_MODEL)
-def test_a_model_folder_that_is_not_there(attempt, tmp_path, name):
+def test_missing_model_folder_is_named(attempt, tmp_path, name):
     missing = tmp_path / "no" / "model"
     assert attempt(name, f"model.path={missing}") == f"model.path: no such folder: {missing}"
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict"])
-def test_a_model_folder_that_is_missed_by_its_prompt(attempt, tmp_path, name):
+def test_recorded_prompt_names_missing_model_folder(attempt, tmp_path, name):
     error = attempt(name, f"model.path={tmp_path / 'no'}", "prompt=recorded")
     assert error == f"model.path: no such folder: {tmp_path / 'no'}"
 
 
-def test_a_folder_that_holds_no_model(attempt, files):
+def test_folder_without_model_is_refused(attempt, files):
     error = attempt("train", f"model.path={files}")
     assert error.startswith(f"model.path: {files} contains no config.json")
 
@@ -222,8 +222,8 @@ def test_a_folder_without_a_model_gives_no_warning_about_its_record(command, fil
         ("prepare", "prepare.report", "/x.json"),
     ],
 )
-def test_an_output_folder_that_cannot_be_written(attempt, files, name, key, leaf):
-    blocked = files / "a.json" / "out"  # below a file: nobody may write there, not even root
+def test_unwritable_output_folder_is_named(attempt, files, name, key, leaf):
+    blocked = files / "a.json" / "out"  # below a file: not even root can write there
     error = attempt(name, f"{key}={blocked}{leaf}")
     expected = f"cannot write results to the output folder {blocked}: {files / 'a.json'} is a file"
     if key != "run_dir":
@@ -253,7 +253,7 @@ def test_an_output_folder_that_cannot_be_written(attempt, files, name, key, leaf
         ("train", "data.max_prompt_tokens=3", "clip:0: the prompt has "),
     ],
 )
-def test_values_that_make_no_sense(attempt, name, word, message):
+def test_invalid_value_is_named(attempt, name, word, message):
     assert message in attempt(name, word)
 
 
@@ -272,7 +272,7 @@ def test_help_is_readable(command, name, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_command_fails_as_cleanly(files):
+def test_command_in_own_process_fails_with_one_message(files):
     video = files / "videos" / "clip.mp4"
     video.write_bytes(video.read_bytes()[:3000])
     done = subprocess.run(
@@ -299,6 +299,6 @@ def test_a_real_command_fails_as_cleanly(files):
 
 
 @pytest.mark.parametrize("key", ["data.cache.folder", "data.video_dir"])
-def test_a_folder_named_like_a_number(command, key):
+def test_folder_named_like_a_number_needs_quotes(command, key):
     error = command("prepare", "data=charades", f"{key}=2024").error
     assert error == f"{key}: expected text, got 2024: quote it ({key}='\"2024\"')"

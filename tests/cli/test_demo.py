@@ -1,4 +1,4 @@
-"""The demo's job at its smallest: every stage, the results file, going on after an interruption."""
+"""Tests of a minimal demo: its stages, the results file, and resuming after an interruption."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tvg.config import build, compose
 
 
 def demo_config(run_dir, world):
-    """A few steps on the tiny world, in the demo's own prompt."""
+    """Returns the demo's config, reduced to a few steps on the tiny data set."""
     small = ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=2"]
     small += ["objective.micro_batch_size=2", "objective.schedule.warmup_steps=1"]
     stages = {
@@ -37,7 +37,9 @@ def demo_config(run_dir, world):
 
 
 @pytest.mark.slow
-def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch, request):
+def test_interrupted_demo_resumes_and_writes_all_results(
+    tmp_path, tiny_world, capsys, monkeypatch, request
+):
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(2)
     cfg = demo_config(tmp_path / "demo", tiny_world)
@@ -56,7 +58,7 @@ def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch,
     with pytest.raises(KeyboardInterrupt):
         build(cfg.job)(cfg)
     before = (tmp_path / "demo" / "sft" / "checkpoints" / "last.ckpt").stat().st_ino
-    miou = build(cfg.job)(cfg)  # goes on: trained stages are not trained again
+    miou = build(cfg.job)(cfg)  # resumes: finished stages are not trained again
     assert torch.get_num_threads() == 2
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert results["seed"] == 5
@@ -74,10 +76,10 @@ def test_all_stages_and_their_results(tmp_path, tiny_world, capsys, monkeypatch,
     assert low <= results["gain"]["miou"] <= high
     assert len(list((tmp_path / "demo" / "pictures").glob("*.png"))) == 3
     assert "GRPO gains" in capsys.readouterr().out
-    assert before  # the file was there when the first run was stopped
+    assert before  # the checkpoint existed when the first run was stopped
 
 
-def test_words_that_would_reach_no_stage_are_refused(monkeypatch):
+def test_overrides_that_reach_no_stage_are_refused(monkeypatch):
     def check(*words):
         settings = SimpleNamespace(overrides=SimpleNamespace(task=OmegaConf.create(list(words))))
         monkeypatch.setattr(tvg.jobs.demo.HydraConfig, "initialized", staticmethod(lambda: True))
@@ -89,18 +91,18 @@ def test_words_that_would_reach_no_stage_are_refused(monkeypatch):
         check("experiment=demo", "trainer.max_steps=5")
 
 
-def test_a_finished_demo_is_begun_anew_and_an_interrupted_one_is_not(tmp_path):
+def test_finished_demo_starts_again_and_interrupted_demo_resumes(tmp_path):
     run_dir = tmp_path / "demo"
     tvg.jobs.demo._begin(run_dir, [1, "a"])
     (run_dir / "sft").mkdir()
     tvg.jobs.demo._begin(run_dir, [1, "a"])
     assert (run_dir / "sft").is_dir()
-    tvg.jobs.demo._begin(run_dir, [2, "a"])  # of another seed
+    tvg.jobs.demo._begin(run_dir, [2, "a"])  # another seed
     assert not (run_dir / "sft").exists()
     (run_dir / "sft").mkdir()
-    (run_dir / tvg.jobs.demo.UNFINISHED).unlink()  # as at the end
+    (run_dir / tvg.jobs.demo.UNFINISHED).unlink()  # as at the end of a demo
     (run_dir / "results.json").write_text("{}")
     tvg.jobs.demo._begin(run_dir, [2, "a"])
     assert not (run_dir / "sft").exists()
-    assert not (run_dir / "results.json").exists()  # nobody takes it for the new one's
+    assert not (run_dir / "results.json").exists()  # so that old results are not read as new ones
     shutil.rmtree(run_dir)

@@ -1,4 +1,4 @@
-"""`tvg-train train.estimate=true`: a table and a verdict, from config files alone."""
+"""Tests of `tvg-train train.estimate=true`, which estimates memory from config files only."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ESTIMATE = "train.estimate=true"
 
 @pytest.fixture
 def config_3b(tmp_path) -> Path:
-    """A folder with nothing but the released 3B checkpoint's sizes."""
+    """Writes the config.json of the released 3B checkpoint, without weights."""
     return write_config(tmp_path / "3b", "3b")
 
 
 @pytest.fixture
 def nothing_loads(monkeypatch):
-    """Weights and videos are out of reach."""
+    """Fails the test if weights or videos are loaded."""
 
     def refuse(*_, **__):
         raise AssertionError("an estimate loads nothing")
@@ -39,7 +39,7 @@ def nothing_loads(monkeypatch):
     monkeypatch.setattr(ClipLoader, "load", refuse)
 
 
-def test_a_run_that_fits(command, tmp_path, nothing_loads):
+def test_estimate_of_a_run_that_fits(command, tmp_path, nothing_loads):
     done = command("train", ESTIMATE, "train.device_memory_gib=80", f"run_dir={tmp_path / 'run'}")
     assert done.code == 0, done.err
     assert "Memory of each of 1 device" in done.out
@@ -47,11 +47,11 @@ def test_a_run_that_fits(command, tmp_path, nothing_loads):
         assert what in done.out
     assert re.search(r"It fits: \d\.\d\d GiB of 80 GiB\.", done.out)
     assert not (tmp_path / "run").exists()
-    assert not (tmp_path / ".data").exists()  # the world was not drawn
+    assert not (tmp_path / ".data").exists()  # no data was generated
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_that_does_not_fit_is_told_what_helps(command, config_3b, nothing_loads):
+def test_estimate_of_a_run_that_does_not_fit_suggests_settings(command, config_3b, nothing_loads):
     words = [
         ESTIMATE,
         "model=qwen2_5_vl_3b",
@@ -78,11 +78,11 @@ def test_a_run_that_does_not_fit_is_told_what_helps(command, config_3b, nothing_
     assert "train.device_memory_gib=80 sets" in done.out  # no GPU here
 
 
-def test_no_such_key(command):
+def test_misspelt_key_is_named(command):
     assert "train.estimat: no such config key" in command("train", "train.estimat=true").error
 
 
-def test_no_checkpoint(command, tmp_path):
+def test_folder_without_config_is_refused(command, tmp_path):
     error = command("train", ESTIMATE, "model=qwen2_5_vl_3b", f"model.path={tmp_path}").error
     assert "contains no config.json" in error
 
@@ -96,7 +96,7 @@ def tiny(tiny_checkpoint) -> str:
     return f"model.path={tiny_checkpoint}"
 
 
-def test_the_keys_arrive_where_they_belong(tiny):
+def test_estimate_uses_the_config_keys(tiny):
     found = job(
         tiny,
         "data.batch_size=6",
@@ -123,7 +123,7 @@ def test_the_keys_arrive_where_they_belong(tiny):
     assert not job(tiny).has_reference
 
 
-def test_supervised_runs_have_one_completion_a_prompt(tiny):
+def test_supervised_run_has_one_completion_per_prompt(tiny):
     found = job(tiny, "objective=sft", "reward=[]")
     assert (found.group_size, found.row.completions, found.has_reference) == (1, 1, False)
 
@@ -138,7 +138,7 @@ def test_supervised_runs_have_one_completion_a_prompt(tiny):
         (["strategy=deepspeed_zero2"], (4, 4, 4), False, False),
     ],
 )
-def test_precision(tiny, words, precision, is_autocast, has_masters):
+def test_precision_and_optimizer_states(tiny, words, precision, is_autocast, has_masters):
     found = job(tiny, *words)
     weight, compute, stream = precision
     assert found.precision == Precision(weight=weight, compute=compute, stream=stream)
@@ -146,7 +146,7 @@ def test_precision(tiny, words, precision, is_autocast, has_masters):
     assert found.optimizer.states == (8 if has_masters or weight == 4 else 4)
 
 
-def test_sharding(tiny):
+def test_sharding_and_gradient_copies(tiny):
     words = ["trainer.devices=4", "trainer.num_nodes=2", "strategy=deepspeed_zero2_offload"]
     found = job(tiny, *words, "objective/optimizer=adamw_cpu").sharding
     assert (found.devices, found.stage, found.offload_optimizer) == (8, 2, True)
@@ -155,21 +155,21 @@ def test_sharding(tiny):
     assert job(tiny).sharding.devices == 1
 
 
-def test_the_largest_prompt(tiny):
+def test_size_of_the_largest_prompt(tiny):
     # 12 frames of 28 x 28 pixels: 6 tokens of 4 patches each.
     short = job(tiny, clip_s=6.0)
     assert short.patches == 6 * 4
     longest = job(tiny)
     assert longest.patches == 384 * 4  # 768 frames
     assert longest.prompt_tokens - short.prompt_tokens == 384 - 6
-    # Qwen's budget of 3,584 tokens, whatever the length; but 768 frames take at least
-    # 1.05 * 16 tokens a pair.
+    # Qwen allows 3,584 tokens for a clip of any length, but at least 1.05 * 16 tokens per pair
+    # of frames.
     words = ["data/clip=qwen", "data.max_prompt_tokens=8192"]
     assert job(tiny, *words, clip_s=60.0).patches == 3540 * 4  # 60 pairs of 59 tokens
     assert job(tiny, *words).patches == 384 * 16 * 4
     limited = job(tiny, "data/clip=qwen", "data.max_prompt_tokens=1000")
     assert limited.prompt_tokens == 1000
-    # Some prompts say the time of each step.
+    # Some prompts contain the time of each step as text.
     timed, untimed = (
         job(tiny, "prompt=timelens", f"prompt.frame_times={times}", clip_s=6.0)
         for times in ("'{time_s:.1f}s'", "null")
@@ -178,8 +178,8 @@ def test_the_largest_prompt(tiny):
     assert timed.patches == untimed.patches
 
 
-def test_the_longest_clip_is_the_annotations(world, tiny_world):
-    # The videos are not looked for.
+def test_longest_clip_is_read_from_the_annotations(world, tiny_world):
+    # The videos need not exist.
     found = training_list(compose("train", [*world, "data.video_dir=nowhere"]).cfg)
     videos = json.loads((tiny_world / "train.json").read_text()).values()
     assert found.clip_s == max(video["duration"] for video in videos)
@@ -192,11 +192,11 @@ def test_the_longest_clip_is_the_annotations(world, tiny_world):
     assert "cannot be read" in found.words
 
 
-def test_size_of_the_run(tiny):
+def test_steps_and_checkpoint_size_of_the_run(tiny):
     words = ["trainer.devices=4", "trainer.num_nodes=2", "data.batch_size=3"]
     assert run_size(job(tiny, *words), 100) == [
         "A step takes 24 prompts: 3 on each of 8 devices, and 192 completions.",
-        "An epoch takes 5 steps for 100 training examples.",  # 13 a device, 3 a step
+        "An epoch takes 5 steps for 100 training examples.",  # 13 per device, 3 per step
         f"A checkpoint takes {size(job(tiny).checkpoint_bytes)} on disk.",
     ]
     supervised = run_size(job(tiny, "objective=sft", "reward=[]", "data.batch_size=3"), None)
@@ -204,7 +204,7 @@ def test_size_of_the_run(tiny):
     assert "unknown" in supervised[1]
 
 
-def test_steps_of_an_epoch_are_those_that_a_run_makes(tiny):
+def test_steps_per_epoch_equal_those_of_training(tiny):
     found = job(tiny, "trainer.devices=2", "data.batch_size=4")
     for num_examples in (1, 7, 8, 9, 16, 17):
         order = BatchOrder(
@@ -218,7 +218,7 @@ def test_steps_of_an_epoch_are_those_that_a_run_makes(tiny):
         assert found.steps_per_epoch(num_examples) == len(order)
 
 
-def test_a_lone_config_tells_steps_and_checkpoint_size(command, config_3b, tiny_world):
+def test_config_without_weights_is_enough(command, config_3b, tiny_world):
     words = ["model=qwen2_5_vl_3b", f"model.path={config_3b}", "data=custom"]
     words += ["trainer.devices=2", "strategy=ddp", "data.video_dir=nowhere"]
     words += [f"data.train_file={tiny_world / 'train.json'}", "data.batch_size=2"]
@@ -232,7 +232,7 @@ def test_a_lone_config_tells_steps_and_checkpoint_size(command, config_3b, tiny_
     assert float(gib) == pytest.approx(3.123e9 * 12 / 2**30, rel=1e-3)
 
 
-def test_answers_that_rate_the_list_count_at_their_length(tiny):
+def test_filtering_rounds_count_with_their_completion_length(tiny):
     words = ["rollout.max_new_tokens=20", "data.eval_batch_size=5"]
     assert (job(tiny, *words).eval_prompts, job(tiny, *words).eval_tokens) == (5, 20)
     words += [
@@ -242,7 +242,7 @@ def test_answers_that_rate_the_list_count_at_their_length(tiny):
     assert job(tiny, *words).eval_tokens == 1024
 
 
-def test_the_tiny_model_is_counted_without_being_kept(tmp_path, monkeypatch):
+def test_estimate_of_tiny_model_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tvg.estimate.from_config.tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
@@ -251,5 +251,5 @@ def test_the_tiny_model_is_counted_without_being_kept(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.rglob("*")] == ["tmp"]
 
 
-def test_bytes_for_people():
+def test_bytes_are_printed_with_units():
     assert [size(n) for n in (0, 3 * 2**20, 2**30)] == ["-", "3.0 MiB", "1.00 GiB"]

@@ -1,11 +1,11 @@
-"""tvg-evaluate counts the queries that it cannot score: missing or broken videos."""
+"""Tests that tvg-evaluate counts the queries of missing or broken videos."""
 
 import json
 import shutil
 from pathlib import Path
 
 
-def test_what_is_not_scored_is_counted(command, tiny_world, tiny_checkpoint, tmp_path):
+def test_queries_without_usable_video_are_counted(command, tiny_world, tiny_checkpoint, tmp_path):
     entries = json.loads((tiny_world / "test.json").read_text())
     num = {video: len(entry["sentences"]) for video, entry in entries.items()}
     missing, broken, *_ = num
@@ -27,8 +27,8 @@ def test_what_is_not_scored_is_counted(command, tiny_world, tiny_checkpoint, tmp
     )
     assert done.code == 0, done.err
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    told = ("queries", "missing", "unreadable", "left_out", "beyond_limit", "n")
+    keys = ("queries", "missing", "unreadable", "left_out", "beyond_limit", "n")
     everything, gone = sum(num.values()), num[missing] + num[broken]
-    assert tuple(metrics[key] for key in told) == (
+    assert tuple(metrics[key] for key in keys) == (
         everything, num[missing], num[broken], gone, 0, everything - gone
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One GRPO step, and the export's evaluation, by the commands for each family of models."""
+"""Tests one GRPO step and the evaluation of its export for each model family."""
 
 import json
 import math
@@ -31,7 +31,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("model", FAMILIES)
-def test_a_step_of_grpo_and_its_evaluation(command, world, tmp_path, model):
+def test_grpo_step_and_evaluation_of_the_export(command, world, tmp_path, model):
     words = [f"model={model}", *FAMILIES[model]]
     done = command("train", *world, *SMALL, *words, f"run_dir={tmp_path / 'run'}")
     assert done.code == 0, done.err
@@ -67,7 +67,7 @@ def read_metrics(run_dir: Path) -> dict[str, str]:
     return {name: value for row in cells for name, value in row.items() if value}
 
 
-def test_frames_for_tokens_of_another_size_are_refused(command, world, tmp_path):
+def test_frame_sizes_of_another_family_are_refused(command, world, tmp_path):
     done = command("train", *world, *SMALL, "model=tiny_qwen3_vl", f"run_dir={tmp_path / 'run'}")
     assert "data.clip.sampling.resize_factor: frames of " in done.error
     assert "this model's tokens of 32 x 32 pixels" in done.error

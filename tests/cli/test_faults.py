@@ -1,4 +1,4 @@
-"""Real kills and signals at a few moments; experiments/faults does it at many."""
+"""Tests kills and signals at a few moments; experiments/faults tests many moments."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "faults" / "faults.py"
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("variant", ["grpo", "filtering"])
-def test_interrupted_run_equals_uninterrupted_run(tmp_path, variant):
+def test_killed_runs_equal_the_uninterrupted_run(tmp_path, variant):
     words = ["--kills", "2", "--signals", "1", "--variants", variant]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path), *words],

@@ -1,7 +1,4 @@
-"""Sample filtering by the command: killed inside a round, it ends as if nothing had happened.
-
-And difficulties as a command of their own, read back by the data that they are for.
-"""
+"""Tests of sample filtering with kills and several ranks, and of the difficulties it can write."""
 
 import json
 
@@ -15,8 +12,8 @@ from tvg.core.interval import segment_iou
 from tvg.data.readers import read_jsonl, read_time_r1
 from tvg.task.predictions import read_predictions
 
-# Reads a segment from any text, since random weights answer none; where it is asked to, stops in
-# the middle of scoring. Training's own answers are read by it, too, but not counted.
+# A parser that returns a segment for any text, because random weights write no valid answers.
+# It counts its calls during scoring (anywhere=True), and blocks at call number BLOCK_AT.
 PARSER = """
 import os, time, zlib
 from pathlib import Path
@@ -69,14 +66,14 @@ def start(run_dir, checkpoint, world, *more, **environment):
 
 
 @pytest.mark.slow
-def test_sigkill_inside_a_round_changes_nothing(tiny_checkpoint, tiny_world, tmp_path):
+def test_run_killed_inside_a_round_resumes_identically(tiny_checkpoint, tiny_world, tmp_path):
     (tmp_path / "crc_parser.py").write_text(PARSER)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run = [tiny_checkpoint, tiny_world]
     printed = finish(start(whole, *run, CALLS=str(tmp_path / "calls_whole")))
     assert "filtering round 1: 4 of 6 examples selected" in printed
     assert "filtering round 2: 4 of 6 examples selected" in printed
-    assert (tmp_path / "calls_whole").stat().st_size == 12  # two rounds of six
+    assert (tmp_path / "calls_whole").stat().st_size == 12  # two rounds of six examples
     marker = tmp_path / "in_the_third_batch"
     process = start(
         *(killed, *run),
@@ -85,7 +82,7 @@ def test_sigkill_inside_a_round_changes_nothing(tiny_checkpoint, tiny_world, tmp
     kill_when_there(process, marker)
     assert not (killed / "filtering" / "round_01.json").exists()
     finish(start(killed, *run, "resume=true", CALLS=str(tmp_path / "calls_again")))
-    assert (tmp_path / "calls_again").stat().st_size == 12 - 4  # two batches of two were done
+    assert (tmp_path / "calls_again").stat().st_size == 12 - 4  # two batches were scored before
     assert files_of(killed / "filtering") == files_of(whole / "filtering")
     one, other = (
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
@@ -94,11 +91,11 @@ def test_sigkill_inside_a_round_changes_nothing(tiny_checkpoint, tiny_world, tmp
     assert one["global_step"] == other["global_step"] == 3 + 2 + 2
     for name in ("state_dict", "optimizer_states", "lr_schedulers", "GroundingDataModule"):
         assert_same(one[name], other[name])
-    assert one["lr_schedulers"][0]["last_epoch"] == 7  # one schedule through all rounds
+    assert one["lr_schedulers"][0]["last_epoch"] == 7  # one learning-rate schedule for all rounds
 
 
 @pytest.mark.slow
-def test_two_ranks_share_a_round_and_train_on_its_list(tiny_checkpoint, tiny_world, tmp_path):
+def test_two_ranks_share_the_scoring_of_a_round(tiny_checkpoint, tiny_world, tmp_path):
     (tmp_path / "crc_parser.py").write_text(PARSER)
     rounds = {}
     for name, *words in (
@@ -119,10 +116,10 @@ def test_two_ranks_share_a_round_and_train_on_its_list(tiny_checkpoint, tiny_wor
         ]  # fmt: skip
         rounds[name] = files_of(folder)
         state = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
-        assert state["global_step"] == 4  # twice four examples, two a step
+        assert state["global_step"] == 4  # twice four examples, two per step
         assert state["GroundingDataModule"]["place"]["epoch"] == 2
-        assert (tmp_path / f"calls_{name}").stat().st_size == 12  # each example by one rank
-    for file in ("round_00.json", "round_00.jsonl"):  # with the same weights, the same list
+        assert (tmp_path / f"calls_{name}").stat().st_size == 12  # one rank scores each example
+    for file in ("round_00.json", "round_00.jsonl"):  # equal weights select equal examples
         assert rounds["one"][file] == rounds["two"][file]
 
 
@@ -171,17 +168,17 @@ def test_difficulties_are_written_as_annotations(
         assert example.video_path is not None
 
 
-def test_where_difficulties_cannot_go(evaluate, tmp_path):
+def test_invalid_path_for_difficulties_is_refused(evaluate, tmp_path):
     done = evaluate(f"evaluate.write_difficulty={tmp_path / 'hard.csv'}")
     assert done.error.startswith("evaluate.write_difficulty: expected a name that ends with .json")
-    assert not (tmp_path / "run").exists()  # before any work
+    assert not (tmp_path / "run").exists()  # refused before any work
     (tmp_path / "file").touch()
     done = evaluate(f"evaluate.write_difficulty={tmp_path / 'file' / 'hard.json'}")
     assert done.error.startswith("evaluate.write_difficulty: cannot write")
 
 
 @pytest.mark.parametrize("selection", ["band", "gaussian", "random", "top"])
-def test_the_callbacks_compose_with_any_selection(selection, tmp_path):
+def test_callbacks_compose_with_any_selection(selection, tmp_path):
     composed = compose(
         "train",
         [
@@ -196,7 +193,7 @@ def test_the_callbacks_compose_with_any_selection(selection, tmp_path):
     assert stopping.metric == "train/reward/total"
 
 
-def test_the_release_rates_at_1024_tokens(tmp_path):
+def test_compat_scores_with_1024_tokens(tmp_path):
     words = ["compat=time_r1", "callbacks=[sample_filtering]", f"run_dir={tmp_path}"]
     (filtering,) = build_all(compose("train", words).cfg.callbacks)
     assert filtering.max_new_tokens == 1024

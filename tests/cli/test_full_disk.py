@@ -1,4 +1,4 @@
-"""A full disk ends no training before its end, is named, and costs nothing that was written."""
+"""Tests of full disks: training runs to its end, the error names the disk, and old files remain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALL = [
 
 
 class Disk:
-    """A disk of some MiB, and a file that fills it."""
+    """A small disk and a file that fills it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,13 +74,15 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:no checkpoint was saved")
-def test_checkpoints_on_a_full_disk(command, world, tiny_checkpoint, disk, tmp_path, monkeypatch):
+def test_training_on_a_full_disk_resumes_with_equal_weights(
+    command, world, tiny_checkpoint, disk, tmp_path, monkeypatch
+):
     import tvg.jobs.train
 
     words = ("train", *world, *SMALL, f"model.path={tiny_checkpoint}")
     assert command(*words, f"run_dir={tmp_path}/whole").code == 0
     run = disk.path / "run"
-    with monkeypatch.context() as patch:  # there was room when the training started
+    with monkeypatch.context() as patch:  # the disk is filled after the start
         patch.setattr(
             tvg.jobs.train, "rehearse_export", lambda *_, **__: disk.fill(but_bytes=300_000)
         )
@@ -97,7 +99,9 @@ def test_checkpoints_on_a_full_disk(command, world, tiny_checkpoint, disk, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:no checkpoint was saved")
-def test_a_disk_that_gets_room_again(command, world, tiny_checkpoint, disk, monkeypatch):
+def test_training_survives_a_temporarily_full_disk(
+    command, world, tiny_checkpoint, disk, monkeypatch
+):
     saves = []
 
     former = AtomicCheckpointIO.save_checkpoint
@@ -116,7 +120,7 @@ def test_a_disk_that_gets_room_again(command, world, tiny_checkpoint, disk, monk
     assert leftovers(run) == []
 
 
-def test_an_export_on_a_full_disk(command, world, tiny_checkpoint, disk, monkeypatch):
+def test_export_on_a_full_disk_can_be_repeated(command, world, tiny_checkpoint, disk, monkeypatch):
     import tvg.jobs.train
 
     run = disk.path / "run"
@@ -139,7 +143,7 @@ def test_an_export_on_a_full_disk(command, world, tiny_checkpoint, disk, monkeyp
     assert (run / "export" / "config.json").is_file()
 
 
-def test_predictions_and_reports_on_a_full_disk(command, world, tiny_checkpoint, disk, tmp_path):
+def test_evaluation_on_a_full_disk_can_be_repeated(command, world, tiny_checkpoint, disk, tmp_path):
     words = ("evaluate", *world, "prompt=short", "rollout.max_new_tokens=8", "split=val")
     words = (*words, f"model.path={tiny_checkpoint}", "device=cpu", "logger=[]")
     assert command(*words, f"run_dir={tmp_path}/whole").code == 0
@@ -156,7 +160,7 @@ def test_predictions_and_reports_on_a_full_disk(command, world, tiny_checkpoint,
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_cache_and_its_report_on_a_full_disk(command, world, disk, tmp_path):
+def test_prepare_on_a_full_disk_names_cache_or_report(command, world, disk, tmp_path):
     cache = disk.path / "cache"
     cache.mkdir()
     words = ("prepare", *world, "data/cache=frames", f"data.cache.folder={cache}", "logger=[]")
@@ -175,7 +179,9 @@ def test_a_cache_and_its_report_on_a_full_disk(command, world, disk, tmp_path):
     assert not report.exists()
 
 
-def test_a_prediction_on_a_full_disk(command, world, tiny_checkpoint, disk, tiny_world):
+def test_predict_on_a_full_disk_names_the_picture(
+    command, world, tiny_checkpoint, disk, tiny_world
+):
     video = next((tiny_world / "videos").glob("*.mp4"))
     words = ("predict", f"video={video}", "query=the red ball moves", "device=cpu", "prompt=short")
     disk.fill(but_bytes=8192)
@@ -185,7 +191,7 @@ def test_a_prediction_on_a_full_disk(command, world, tiny_checkpoint, disk, tiny
     assert [path.name for path in disk.path.iterdir()] == ["filler"]
 
 
-def test_a_training_needs_no_room_in_tmpdir(
+def test_training_needs_no_space_in_tmpdir(
     command, world, tiny_checkpoint, disk, tmp_path, monkeypatch
 ):
     disk.fill(but_bytes=16_384)

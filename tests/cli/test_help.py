@@ -1,4 +1,4 @@
-"""--help lists the groups that the command uses, each with a line about it."""
+"""Tests that --help lists the config groups of a command, each with a description."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 from tvg.config import CONF_DIR
 from tvg.config.help import DESCRIPTIONS
 
-# Chosen by other keys: compat, data=mix, hydra's own.
+# Groups that other keys select: compat and data=mix.
 INDIRECT = {"compat/evaluation", "compat/training", "data/role"}
 
 
 def groups_of(text: str) -> dict[str, list[str]]:
-    """Group -> its options, and the line about it last."""
+    """Returns group -> its options, followed by its description."""
     part = text.partition("with group=option ==")[2].partition("== Config")[0]
     lines = [line for line in part.splitlines() if line.strip()]
     assert len(lines) % 2 == 0
@@ -24,7 +24,7 @@ def groups_of(text: str) -> dict[str, list[str]]:
     return found
 
 
-def test_training_shows_its_groups(command):
+def test_help_of_train_lists_all_groups(command):
     groups = groups_of(command("train", "--help").out)
     assert set(groups) == set(DESCRIPTIONS)
     assert groups["strategy"] == [
@@ -46,7 +46,7 @@ def test_training_shows_its_groups(command):
         ("prepare", {"data", "data/cache", "logger"}, {"prompt", "rollout", "callbacks"}),
     ],
 )
-def test_other_commands_show_theirs(command, name, shown, hidden):
+def test_help_of_other_commands_lists_their_groups_only(command, name, shown, hidden):
     groups = groups_of(command(name, "--help").out)
     assert shown <= set(groups)
     assert not hidden & set(groups)

@@ -1,4 +1,4 @@
-"""Commands on checkpoints that try to run code: one error, and no marker file."""
+"""Tests that commands run no code of a hostile checkpoint: one error, and no marker file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from helpers.hostile_targets import hostile_nodes, pickle_that_writes, script_th
 
 
 def with_a_target(folder: Path, marker: Path) -> None:
-    """A record whose parser and sampling are one of our own writers."""
+    """Writes a record whose parser and sampling are targets that write a file."""
     node = hostile_nodes(folder, marker)["tvg.core.text_files.write_text"]
     record = {"prompt": {"parser": node}, "data/clip": {"sampling": dict(node)}}
     (folder / "tvg.yaml").write_text(yaml.safe_dump(record))
 
 
 def with_code(folder: Path, marker: Path) -> None:
-    """A config that names code beside it."""
+    """Writes a config.json that names a Python file in the folder."""
     script_that_writes(folder / "payload.py", marker)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "payload", "auto_map": {"AutoConfig": "payload.Payload"}}
@@ -27,22 +27,22 @@ def with_code(folder: Path, marker: Path) -> None:
 
 
 def with_a_pickle(folder: Path, marker: Path) -> None:
-    """Weights that are a pickle."""
+    """Replaces the weights by a pickle."""
     (folder / "model.safetensors").unlink()
     pickle_that_writes(folder / "pytorch_model.bin", marker)
 
 
 @pytest.mark.parametrize("name", ["predict", "evaluate", "train"])
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (with_a_target, "a record must contain only values of known options, no code"),
         (with_code, "auto_map names code"),
         (with_a_pickle, "holds pickled weights only (pytorch_model.bin)"),
     ],
 )
-def test_a_checkpoint_runs_no_code(
-    command, world, tiny_world, tiny_checkpoint, tmp_path, name, spoil, told
+def test_hostile_checkpoint_runs_no_code(
+    command, world, tiny_world, tiny_checkpoint, tmp_path, name, spoil, message
 ):
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
     spoil(folder, tmp_path / "marker")
@@ -55,14 +55,14 @@ def test_a_checkpoint_runs_no_code(
         ],
     }[name]
     done = command(name, f"model.path={folder}", *words, f"run_dir={tmp_path / 'run'}")
-    assert told in done.error
+    assert message in done.error
     assert done.error.count("\n") == 0
     assert not (tmp_path / "marker").exists()
     assert not (tmp_path / "run" / "export").exists()
 
 
 def spoil_what_may_stay(folder: Path, marker: Path) -> set[str]:
-    """Puts code and pickles beside the weights, and targets into a record; returns their names."""
+    """Adds code, pickles and a record with targets to a checkpoint; returns their file names."""
     before = {path.name for path in folder.iterdir()}
     hostile_nodes(folder, marker)  # writes payload.py and payload.pt
     for name in ("modeling_payload.py", "configuration_qwen2_5_vl.py", "setup.py", "conftest.py"):
@@ -78,7 +78,9 @@ def spoil_what_may_stay(folder: Path, marker: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - before
 
 
-def test_nothing_of_a_hostile_folder_reaches_an_export(command, world, tiny_checkpoint, tmp_path):
+def test_export_contains_no_files_of_a_hostile_checkpoint(
+    command, world, tiny_checkpoint, tmp_path
+):
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
     added = spoil_what_may_stay(folder, tmp_path / "marker")
     run = tmp_path / "run"
@@ -101,7 +103,7 @@ def test_nothing_of_a_hostile_folder_reaches_an_export(command, world, tiny_chec
         ".yaml",
         ".sha256",
     }
-    assert {path.name for path in files} & added == {"tvg.yaml"}  # the run's own record
+    assert {path.name for path in files} & added == {"tvg.yaml"}  # written by the run
     for path in files:
         data = path.read_bytes()
         assert b"auto_map" not in data, path

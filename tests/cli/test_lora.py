@@ -1,4 +1,4 @@
-"""`model/adapter=lora`: a supervised start, and reinforcement learning from its export."""
+"""Tests of `model/adapter=lora`: supervised training, then GRPO from its export."""
 
 import torch
 from safetensors.torch import load_file
@@ -22,9 +22,7 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_a_cold_start_and_reinforcement_learning_with_adapters(
-    command, world, tiny_checkpoint, tmp_path
-):
+def test_supervised_training_and_grpo_with_adapters(command, world, tiny_checkpoint, tmp_path):
     sft, grpo = tmp_path / "sft", tmp_path / "grpo"
     words = [*RUN, *world]
     done = command(
@@ -52,7 +50,7 @@ def test_a_cold_start_and_reinforcement_learning_with_adapters(
     assert (grpo / "export" / "adapter" / "adapter_config.json").is_file()
 
 
-def test_contradictions_are_told_before_anything_is_loaded(command, world, tmp_path):
+def test_contradictory_lora_settings_are_refused_before_loading(command, world, tmp_path):
     error = command(
         "train", *world, "model/adapter=lora", "model.path=nowhere", "model.freeze_language=true",
         "model.adapter.dropout=0.1", f"run_dir={tmp_path / 'run'}",

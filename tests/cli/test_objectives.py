@@ -1,4 +1,4 @@
-"""Each objective takes two updates from one rollout by the command, on a tiny policy."""
+"""Tests that each objective trains a tiny policy with two updates per rollout."""
 
 import math
 from pathlib import Path
@@ -26,12 +26,12 @@ SMALL = [
     "reward=[]",
     "+reward.length={weight:1.0,reward:{_target_:helpers.tiny_policy.LengthReward}}",
 ]
-# What the last of the two updates must show: the policy has moved since it sampled.
+# objective -> overrides. The second update must report that the policy changed after sampling.
 OBJECTIVES = {
     "grpo": [],
     "grpo_token_mean": ["objective.advantage.baseline=leave_one_out"],
     "dr_grpo": ["objective.loss.entropy_coef=0.01"],
-    "dapo": ["objective.loss.mask_truncated=false"],  # nothing is finished after six tokens
+    "dapo": ["objective.loss.mask_truncated=false"],  # no completion ends within six tokens
     "gspo": ["objective.loss.kl_coef=0.1", "objective.loss.kl_estimator=k2"],
     "cispo": ["objective.loss.sampler_ratio_cap=2.0", "objective.advantage.scale=batch_std"],
     "bnpo": [
@@ -43,7 +43,7 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_two_updates(command, world, tiny_checkpoint, tmp_path, objective):
+def test_two_updates_per_rollout(command, world, tiny_checkpoint, tmp_path, objective):
     done = command(
         "train",
         *world,
@@ -66,25 +66,25 @@ def test_two_updates(command, world, tiny_checkpoint, tmp_path, objective):
 
 
 def read_metrics(run_dir: Path) -> dict[str, float]:
-    """The last value of each metric."""
+    """Returns the last value of each metric."""
     header, *rows = (run_dir / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
     cells = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
     return {name: float(value) for row in cells for name, value in row.items() if value}
 
 
-def test_a_search_for_groups_ends_with_its_epoch(command, world, tiny_checkpoint, tmp_path):
-    """Else a run over a short list of flat groups would go on for ever without a step."""
+def test_dynamic_sampling_stops_at_the_end_of_an_epoch(command, world, tiny_checkpoint, tmp_path):
+    """A run in which all groups have equal rewards must not sample for ever without a step."""
     done = command(
         "train",
         *world,
         "objective=dapo",
         f"model.path={tiny_checkpoint}",
         *[word for word in SMALL if not word.startswith(("reward", "+reward"))],
-        "reward=[format]",  # which nothing of six tokens keeps to
+        "reward=[format]",  # no completion of six tokens has the format
         "data.limit_train=4",
         f"run_dir={tmp_path / 'run'}",
     )
     assert done.code == 0, done.err
     row = read_metrics(tmp_path / "run")
     assert row["train/sampling/kept_groups"] == 0
-    assert row["train/sampling/batches"] == 2  # an epoch's
+    assert row["train/sampling/batches"] == 2  # one epoch

@@ -1,4 +1,4 @@
-"""A user's own reward: a function in a file of the working folder, and a YAML beside it."""
+"""Tests of a user's own reward: a function in the working directory, and a YAML file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ YAML = """
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The working folder of a user, as PYTHONPATH=. makes it."""
+    """Writes a user's files and makes them importable, like PYTHONPATH=. does."""
     (tmp_path / "my_rewards.py").write_text(OWN)
     (tmp_path / "my_conf" / "reward").mkdir(parents=True)
     for name in ("center", "broken"):
@@ -58,7 +58,7 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("my_rewards", None)
 
 
-def test_own_rewards_beside_those_that_ship(command, world, own, tiny_checkpoint, tmp_path):
+def test_own_rewards_work_with_shipped_rewards(command, world, own, tiny_checkpoint, tmp_path):
     run = tmp_path / "run"
     short = "{weight:1.0,reward:{_target_:my_rewards.short,_partial_:true,max_tokens:4}}"
     done = command(
@@ -82,20 +82,20 @@ def test_own_rewards_beside_those_that_ship(command, world, own, tiny_checkpoint
         assert row["reward"] == pytest.approx(paid + 0.3 * parts["center"], abs=1e-6)
         assert parts["short"] == row["num_tokens"] / 4
         assert row["finished"] or row["num_tokens"] == 4
-    # An untrained model writes nothing that can be read: that is said.
+    # `reward_health` reports that the untrained model writes no valid answers.
     health = (run / "reward_health.txt").read_text()
     assert "iou: 0 in 100 % of the last 2 completions" in health
     assert "rollout.max_new_tokens=4: raise it" in health
 
 
-def test_what_is_wrong_with_one_is_told_in_a_line(command, world, own, tiny_checkpoint, tmp_path):
+def test_error_of_own_reward_is_one_line(command, world, own, tiny_checkpoint, tmp_path):
     def error(name, *words):
         places = [f"model.path={tiny_checkpoint}", f"run_dir={tmp_path / name}"]
         return command("train", *own, *world, *SMALL, *places, *words).error
 
     message = error("nan", "reward=[format,iou,broken]")
     assert message.startswith("reward 'broken' must be a finite number: got nan for completion 0 (")
-    # A setting that the function has no default for, and the YAML does not give.
+    # An argument without default that is missing in the config.
     needs = "+reward.short={weight:1.0,reward:{_target_:my_rewards.short,_partial_:true}}"
     assert "'short' needs the argument 'max_tokens'" in error("needs", needs)
     early = "+reward.center={weight:1.0,reward:{_target_:my_rewards.center}}"

@@ -1,4 +1,4 @@
-"""A window on the command line is literal, and answers say whose seconds they are in."""
+"""Tests of `window=` in tvg-predict: segments are printed in the window's and the file's time."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tvg.types import Segment
 
 @pytest.fixture(scope="module")
 def minute(tmp_path_factory, write_video) -> Path:
-    """A file of 60 s."""
+    """Writes a video of 60 s."""
     return write_video(tmp_path_factory.mktemp("minute") / "minute.mp4", fps=5, num_frames=300)
 
 
 @pytest.fixture
 def predicted(monkeypatch, tmp_path, minute):
-    """Runs tvg-predict with a given answer in the place of the model's."""
+    """Returns a function that runs tvg-predict with a given answer instead of the model's."""
 
     def run(answer: Segment | None, window: str) -> tuple[str, dict, dict]:
         def answered(cfg, sample, device):
@@ -61,7 +61,7 @@ def predicted(monkeypatch, tmp_path, minute):
     return run
 
 
-def test_answers_are_in_window_and_file_time(predicted):
+def test_segment_is_printed_in_window_and_file_time(predicted):
     out, found, drawn = predicted(Segment(8.2, 12.2), "[30,60]")
     assert "clip: 30.00 s (window: 30.00 to 60.00 s of the file)," in out
     assert "segment: 8.20 to 12.20 s of the window, 38.20 to 42.20 s of the file\n" in out
@@ -73,7 +73,7 @@ def test_answers_are_in_window_and_file_time(predicted):
     assert drawn["time_label"] == "time in the window (s); 0 is 30 s of the file"
 
 
-def test_without_a_window_there_is_one_time(predicted):
+def test_segment_without_window_is_printed_once(predicted):
     out, found, drawn = predicted(Segment(8.2, 12.2), "null")
     assert "clip: 60.00 s, " in out
     assert "segment: 8.20 to 12.20 s\n" in out
@@ -89,27 +89,27 @@ def test_without_a_window_there_is_one_time(predicted):
         (Segment(38.2, 42.2), "starts after the end of the clip, which is 30.00 s long"),
     ],
 )
-def test_an_odd_segment_is_named(predicted, answer, oddity):
+def test_odd_segment_is_reported(predicted, answer, oddity):
     out, found, _ = predicted(answer, "[30,60]")
     assert f"the segment {oddity}\n" in out
     assert found["oddity"] == oddity
 
 
-def test_no_segment_has_no_times(predicted):
+def test_answer_without_segment_has_no_times(predicted):
     out, found, _ = predicted(None, "[30,60]")
     assert "no segment in the answer" in out
     assert (found["segment_in_file"], found["oddity"]) == (None, None)
 
 
 @pytest.mark.parametrize("window", ["[30,90]", "[1000,1010.5]", "[-3,4]", "[0,61.5]", "[60,60.5]"])
-def test_a_window_outside_the_file_is_refused(predicted, window, minute):
+def test_window_outside_the_file_is_refused(predicted, window, minute):
     start, end = json.loads(window)
     message = rf"window: .*minute\.mp4: expected a part of the file, 0 to 60\.00 s, got {start:g} to {end:g} s"  # noqa: E501
     with pytest.raises(ValueError, match=message):
         predicted(Segment(1.0, 2.0), window)
 
 
-def test_a_windows_end_may_be_rounded(predicted):
+def test_end_of_window_may_exceed_the_file_slightly(predicted):
     _, found, _ = predicted(Segment(1.0, 2.0), "[0.5,60.9]")
     assert found["window"] == [0.5, 60.0]
     assert found["duration_s"] == pytest.approx(59.5)

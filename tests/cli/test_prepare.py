@@ -1,4 +1,4 @@
-"""tvg-prepare: real annotation files, broken videos, a cache that survives being killed."""
+"""Tests of tvg-prepare: real annotation files, broken videos, and a cache that survives kills."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from helpers.broken_videos import KINDS, UNDECODABLE_KINDS, write_broken
 
-# option of data, file, videos, queries, late ends by more than 0 / 1e-6 / 0.5 / 1 s, reversed, late
+# data option, file, number of videos, queries, segments that end more than 0 / 1e-6 / 0.5 / 1 s
+# after the video, reversed segments, segments that start after the video
 REAL = [
     ("charades", "charades_sta/train.json", 5338, 12408, (1789, 1789, 1546, 671), 4, 3),
     ("charades", "charades_sta/val.json", 1334, 3720, (562, 562, 514, 228), 0, 0),
@@ -42,11 +43,13 @@ def count(report: dict, defect: str) -> int:
 
 @pytest.mark.slow  # the files have 10,000 queries and more
 @pytest.mark.parametrize(
-    ("option", "file", "videos", "queries", "late", "num_reversed", "behind"),
+    ("option", "file", "videos", "queries", "late", "num_reversed", "num_late_starts"),
     REAL,
     ids=[row[1] for row in REAL],
 )
-def test_real_files(command, shared_dir, option, file, videos, queries, late, num_reversed, behind):
+def test_report_of_real_annotation_files(
+    command, shared_dir, option, file, videos, queries, late, num_reversed, num_late_starts
+):
     path = shared_dir / "data" / file
     done = command("prepare", f"data={option}", f"data.annotation_file={path}", *CHECK)
     assert done.code == 0, done.err
@@ -55,16 +58,16 @@ def test_real_files(command, shared_dir, option, file, videos, queries, late, nu
     assert videos is None or report["videos"] == videos
     assert tuple(report["late_ends"].values()) == late
     assert count(report, "with start >= end") == num_reversed
-    assert count(report, "starting after the video's end") == behind
+    assert count(report, "starting after the video's end") == num_late_starts
     assert (report["missing"], report["unreadable"], report["bytes"]) == ([], {}, 0)
-    (split,) = report["splits"]  # that file alone
+    (split,) = report["splits"]  # only this file
     assert split == ("train" if "train" in file else "test")
-    if split == "test":  # a benchmark's queries all count
+    if split == "test":  # a benchmark keeps all queries
         assert report["kept"] == queries
     assert f"{queries:,}" in done.out
 
 
-def test_variants_of_the_format(command, shared_dir):
+def test_variants_of_the_charades_format_are_read(command, shared_dir):
     entries = json.loads((shared_dir / "data" / "charades_sta" / "val.json").read_text())
     other = {
         video: {**{k: v for k, v in entry.items() if k != "duration"}, "fps": 24, "tags": ["x"]}
@@ -82,14 +85,14 @@ def test_variants_of_the_format(command, shared_dir):
     assert tuple(report["late_ends"].values()) == (562, 562, 514, 228)
 
 
-def test_the_whole_of_a_set(command, shared_dir):
+def test_all_splits_of_a_dataset_are_reported(command, shared_dir):
     folder = shared_dir / "data" / "charades_sta"
     files = [f"data.{split}_file={folder}/{name}.json" for split, name in (
         ("train", "train"), ("val", "val"), ("test", "val"))]  # fmt: skip
     done = command("prepare", "data=charades", *files, *CHECK, "prepare.overview=o.png")
     assert done.code == 0, done.err
     report = report_of()
-    assert report["queries"] == 12408 + 3720  # a file that serves two splits counts once
+    assert report["queries"] == 12408 + 3720  # a file used for two splits counts once
     assert {s: r["queries"] for s, r in report["splits"].items()} == {
         "train": 12408,
         "val": 3720,
@@ -105,7 +108,7 @@ def test_the_whole_of_a_set(command, shared_dir):
 
 @pytest.fixture
 def collection(tmp_path, write_video):
-    """Writes good and broken videos of 3 s, two queries each, and their annotations."""
+    """Returns a function that writes valid and broken videos with two queries each."""
 
     def write(num_good: int, kinds: list[str], *, folder: Path = tmp_path) -> list[str]:
         videos = folder / "videos"
@@ -114,7 +117,7 @@ def collection(tmp_path, write_video):
         for index in range(1, num_good):
             copy = videos / f"good{index}.mp4"
             shutil.copy(first, copy)
-            with copy.open("ab") as file:  # other bytes, or all would be one cache entry
+            with copy.open("ab") as file:  # different bytes, so that each has a cache entry
                 file.write(b"\0\0\0\x0cfree" + index.to_bytes(4, "big"))
         names = [f"{kind}_{index}" for index, kind in enumerate(kinds)]
         for name, kind in zip(names, kinds, strict=True):
@@ -134,7 +137,7 @@ def collection(tmp_path, write_video):
     return write
 
 
-def test_a_few_videos_start_no_worker_processes(command, collection, monkeypatch):
+def test_few_videos_start_no_worker_processes(command, collection, monkeypatch):
     def start(**_):
         raise AssertionError("a worker process was started")
 
@@ -147,7 +150,7 @@ def test_a_few_videos_start_no_worker_processes(command, collection, monkeypatch
     assert report_of()["unreadable"].keys() == {str(Path("videos/text_0.mp4").absolute())}
 
 
-def test_queries_that_cannot_be_asked_are_reported(command, collection, tmp_path):
+def test_unusable_queries_are_reported(command, collection, tmp_path):
     options = collection(2, [])
     data = json.loads((tmp_path / "a.json").read_text())
     data["good0"]["sentences"] = ["a \ud800 b", "fine"]
@@ -176,7 +179,7 @@ def entries(folder: Path) -> dict[str, bytes]:
 HERE = ["prepare.num_workers=0", "prepare.timeout_s=null"]
 
 
-def test_broken_videos_are_left_out_and_named(command, collection, tmp_path):
+def test_broken_videos_are_skipped_and_named(command, collection, tmp_path):
     kinds = [kind for kind in KINDS if kind != "denied" or os.geteuid() != 0] + ["garbled"]
     words = [*collection(3, kinds), *HERE]
     done = command("prepare", *words, "data.on_missing=skip")
@@ -189,14 +192,14 @@ def test_broken_videos_are_left_out_and_named(command, collection, tmp_path):
     num_good = 3 + len(kinds) - len(bad)
     assert report["kept"] == 2 * num_good
     assert report["dropped"] == {"video unreadable": 2 * len(bad)}
-    assert report["cache"]["entries"] == num_good  # once for both queries
+    assert report["cache"]["entries"] == num_good  # one for both queries
     assert report["bytes"] == sum(map(len, entries(tmp_path / "cache").values())) > 0
     assert (report["precut"], report["duration_mismatch"]) == (0, 0)
     for path in bad:
         assert path in done.out
 
     before = entries(tmp_path / "cache")
-    done = command("prepare", *words)  # on_missing=error: the same, and then it stops
+    done = command("prepare", *words)  # on_missing=error: the same report, then an error
     error = done.error
     assert error.startswith(f"{len(bad)} videos cannot be used (data.on_missing=skip leaves them")
     assert all(path in error for path in bad)
@@ -208,7 +211,7 @@ def without_seconds(report: dict) -> dict:
     return {key: value for key, value in report.items() if key != "seconds"}
 
 
-def test_missing_videos_are_named_or_fatal(command, collection, tmp_path):
+def test_missing_videos_are_named(command, collection, tmp_path):
     words = [*collection(2, []), *HERE]
     (tmp_path / "videos" / "good1.mp4").unlink()
     done = command("prepare", *words)
@@ -230,11 +233,11 @@ def test_check_only_writes_nothing(command, collection, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_durations_and_windows_are_held_against_the_files(command, collection, tmp_path):
+def test_durations_and_windows_are_compared_with_the_files(command, collection, tmp_path):
     words = [*collection(4, []), *HERE]
     annotations = json.loads((tmp_path / "a.json").read_text())
-    annotations["good1"]["duration"] = 4.2  # the file has 3.0 s
-    annotations["good2"]["duration"] = 3.9  # within a second
+    annotations["good1"]["duration"] = 4.2  # the file is 3.0 s long
+    annotations["good2"]["duration"] = 3.9  # less than 1 s off
     (tmp_path / "a.json").write_text(json.dumps(annotations))
     assert command("prepare", *words).code == 0
     report = report_of()
@@ -243,8 +246,8 @@ def test_durations_and_windows_are_held_against_the_files(command, collection, t
     assert report["defects"][name] == {"count": 1, "action": "kept", "examples": ["good1:0"]}
     rows = [
         {"video": "good0.mp4", "video_start": 0.0, "video_end": 2.0},
-        {"video": "good1.mp4", "video_start": 10.0, "video_end": 13.0},  # cut already
-        {"video": "good2.mp4", "video_start": 50.0, "video_end": 99.0},  # fits in no way
+        {"video": "good1.mp4", "video_start": 10.0, "video_end": 13.0},  # already cut
+        {"video": "good2.mp4", "video_start": 50.0, "video_end": 99.0},  # not of this file
     ]
     common = {"timestamp": [0.5, 1.0], "sentence": "a", "difficulty": 1.0, "pred": [0, 1]}
     for number, row in enumerate(rows):
@@ -258,9 +261,7 @@ def test_durations_and_windows_are_held_against_the_files(command, collection, t
     assert "fits this file of 3.00 s in neither way" in problem
 
 
-def test_a_disk_too_small_is_refused_before_anything_is_written(
-    command, collection, tmp_path, monkeypatch
-):
+def test_too_small_disk_is_refused_before_writing(command, collection, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
     error = command("prepare", *collection(2, []), *HERE).error
@@ -271,7 +272,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(
     assert not Path("r.json").exists()
 
 
-def test_features_of_a_model(command, collection, tmp_path, tiny_checkpoint):
+def test_features_are_cached_once(command, collection, tmp_path, tiny_checkpoint):
     words = [*collection(2, ["text"]), "data.on_missing=skip", "prepare.num_workers=0"]
     words += ["data/cache=features", f"model.path={tiny_checkpoint}"]
     words = [w for w in words if not w.startswith("data.cache.folder")]
@@ -287,7 +288,7 @@ def test_features_of_a_model(command, collection, tmp_path, tiny_checkpoint):
     assert "expected its folder as model.path" in error
 
 
-def test_a_mixture(command, collection, tmp_path, tiny_world):
+def test_mixture_of_datasets_is_prepared(command, collection, tmp_path, tiny_world):
     words = collection(2, [])
     done = command(
         "prepare",
@@ -315,11 +316,11 @@ def test_a_mixture(command, collection, tmp_path, tiny_world):
         len(entry["sentences"])
         for entry in json.loads((tiny_world / "train.json").read_text()).values()
     )
-    assert report["queries"] == report["kept"] == 4 + num_drawn  # weights repeat no query here
+    assert report["queries"] == report["kept"] == 4 + num_drawn  # weights repeat no query
     assert report["videos"] == report["cache"]["entries"] == 2 + 6
 
 
-def test_a_share_of_a_mixture_is_counted_and_all_of_it_looked_at(command, collection, tmp_path):
+def test_mixture_share_is_counted_and_all_videos_are_checked(command, collection, tmp_path):
     collection(4, ["text"])
     words = [
         "data=mix",
@@ -340,7 +341,7 @@ def test_a_share_of_a_mixture_is_counted_and_all_of_it_looked_at(command, collec
         assert command("prepare", *words, f"seed={seed}").code == 0
         reports.append(without_seconds(report_of()))
     report = reports[0]
-    assert reports[1] == report  # the run's seed moves nothing
+    assert reports[1] == report  # the seed has no effect
     assert report["queries"] == 10
     assert report["dropped"]["outside this epoch's share"] == 9
     assert report["kept"] + report["dropped"].get("video unreadable", 0) == 1
@@ -349,7 +350,7 @@ def test_a_share_of_a_mixture_is_counted_and_all_of_it_looked_at(command, collec
 
 
 @pytest.mark.parametrize("key", ["report", "overview"])
-def test_a_folder_is_no_file_to_write(command, collection, tmp_path, key):
+def test_folder_as_output_file_is_refused(command, collection, tmp_path, key):
     folder = tmp_path / "results.png"
     folder.mkdir()
     words = [*collection(1, []), *HERE, f"prepare.{key}={folder}"]
@@ -358,7 +359,7 @@ def test_a_folder_is_no_file_to_write(command, collection, tmp_path, key):
     assert not (tmp_path / "cache").exists()
 
 
-def test_workers_and_time_are_checked_before_anything_is_done(command, collection, tmp_path):
+def test_invalid_workers_and_timeout_are_refused(command, collection, tmp_path):
     words = collection(1, [])
     error = command("prepare", *words, "prepare.num_workers=-1", "prepare.timeout_s=0").error
     assert "prepare.num_workers: expected a number of processes" in error
@@ -366,7 +367,7 @@ def test_workers_and_time_are_checked_before_anything_is_done(command, collectio
     assert not (tmp_path / "cache").exists()
 
 
-def test_segments_that_do_not_fit_their_file_are_counted(command, collection, tmp_path):
+def test_segments_outside_the_file_are_counted(command, collection, tmp_path):
     words = [*collection(1, []), *HERE]
     entry = {"timestamps": [[0, 1], [100, 110], [1, 50]], "sentences": ["a", "b", "c"]}
     (tmp_path / "a.json").write_text(json.dumps({"good0": entry}))
@@ -400,12 +401,12 @@ def test_report_and_overview_reach_mlflow(command, collection, tmp_path):
     assert files == {"prepare/r.json", "prepare/overview.png"}
 
 
-# -- as a process of its own ----------------------------------------------------------------------
+# -- in a separate process ------------------------------------------------------------------------
 
 
 def start(words: list[str], folder: Path, *more: str) -> subprocess.Popen[str]:
     prefix: list[str] = []
-    if os.geteuid() == 0 and shutil.which("setpriv"):  # whom no permission stops, otherwise
+    if os.geteuid() == 0 and shutil.which("setpriv"):  # root ignores file permissions otherwise
         dropped = "-dac_override,-dac_read_search"
         prefix = ["setpriv", f"--bounding-set={dropped}", f"--inh-caps={dropped}"]
     return subprocess.Popen(
@@ -431,7 +432,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def kill_with_entries(process: subprocess.Popen[str], cache: Path, num: int) -> None:
-    """SIGKILL once the cache holds so many entries."""
+    """Sends SIGKILL as soon as the cache has `num` entries."""
     while process.poll() is None:
         if len(list(cache.rglob("*.safetensors"))) >= num:
             process.send_signal(signal.SIGKILL)
@@ -445,7 +446,9 @@ def kill_with_entries(process: subprocess.Popen[str], cache: Path, num: int) -> 
     ("num_clips", "num_kills", "workers"),
     [(12, 1, 0), pytest.param(60, 10, 2, marks=pytest.mark.timeout(1800))],
 )
-def test_killed_and_resumed_is_as_undisturbed(collection, tmp_path, num_clips, num_kills, workers):
+def test_killed_and_resumed_prepare_equals_uninterrupted(
+    collection, tmp_path, num_clips, num_kills, workers
+):
     words = [*collection(num_clips, ["text"]), "data.on_missing=skip"]
     words += [f"prepare.num_workers={workers}", "prepare.timeout_s=60"]
     finish(start(words, tmp_path))
@@ -463,7 +466,7 @@ def test_killed_and_resumed_is_as_undisturbed(collection, tmp_path, num_clips, n
     assert without_seconds(report_of(tmp_path / "r.json")) == without_seconds(report)
 
 
-def test_a_damaged_entry_is_named_and_built_again(command, collection, tmp_path):
+def test_damaged_cache_entry_is_named_and_rebuilt(command, collection, tmp_path):
     words = [*collection(3, []), *HERE]
     assert command("prepare", *words).code == 0
     whole = entries(tmp_path / "cache")
@@ -480,7 +483,7 @@ def test_a_damaged_entry_is_named_and_built_again(command, collection, tmp_path)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("on_missing", ["skip", "error"])
-def test_500_clips_with_20_bad_ones(collection, tmp_path, on_missing):
+def test_20_bad_videos_among_500_are_named(collection, tmp_path, on_missing):
     if os.geteuid() == 0 and not shutil.which("setpriv"):
         pytest.skip("root may read everything: needs setpriv, or another user")
     kinds = [KINDS[index % len(KINDS)] for index in range(20)]

@@ -1,4 +1,4 @@
-"""Two processes take the same step as one with both their batches."""
+"""Tests that two ranks make the same optimizer steps as one process with both batches."""
 
 import csv
 import os
@@ -27,7 +27,7 @@ def train(run_dir, checkpoint, world, *more):
         *on_world(run_dir, checkpoint, world),
         "objective=sft",
         "prompt=short",
-        # Answers of different lengths: one rank has more tokens than the other.
+        # Answers of different lengths, so that the ranks have different numbers of tokens.
         "prompt.answer_format='<answer>{start_s} to {end_s}</answer>'",
         "objective.optimizer.lr=1e-2",
         "objective.optimizer._target_=torch.optim.SGD",
@@ -61,7 +61,7 @@ def train(run_dir, checkpoint, world, *more):
     return load_file(run_dir / "export" / "model.safetensors"), logged
 
 
-# One rank finds groups with unequal rewards sooner, so it has to wait for the other.
+# Rank 0 finds groups with unequal rewards sooner, so it must wait for rank 1.
 UNEVEN = """
 import os
 
@@ -74,7 +74,7 @@ def for_some(*, texts, examples):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ranks_step_together_where_one_waits_for_groups(tiny_checkpoint, tiny_world, tmp_path):
+def test_ranks_step_together_if_one_waits_for_groups(tiny_checkpoint, tiny_world, tmp_path):
     (tmp_path / "uneven.py").write_text(UNEVEN)
     run_dir = tmp_path / "run"
     overrides = [
@@ -117,13 +117,13 @@ def test_ranks_step_together_where_one_waits_for_groups(tiny_checkpoint, tiny_wo
     steps = [row for row in rows if row.get("train/loss")]
     batches = [row for row in rows if row.get("train/reward/total")]
     assert len(steps) == 3
-    assert len(batches) > len(steps), "the rank with few groups had to wait"
+    assert len(batches) > len(steps), "expected more batches than steps"
     assert (run_dir / "export" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_ranks_equal_one(tiny_checkpoint, tiny_world, tmp_path):
+def test_two_ranks_equal_one_process(tiny_checkpoint, tiny_world, tmp_path):
     one, logged = train(
         tmp_path / "one", tiny_checkpoint, tiny_world, "data.batch_size=4", "trainer.devices=1"
     )

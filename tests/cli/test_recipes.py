@@ -1,4 +1,4 @@
-"""Every recipe runs: two steps on a tiny policy and the drawn world, with and without compat."""
+"""Tests two steps of every recipe on a tiny policy and generated data, with and without compat."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def run(command, world, tiny_checkpoint, run_dir: Path, recipe: str, *words: str
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_two_steps(command, world, tiny_checkpoint, tmp_path, recipe):
+def test_recipe_trains_two_steps(command, world, tiny_checkpoint, tmp_path, recipe):
     run(command, world, tiny_checkpoint, tmp_path / "run", recipe)
     record = (tmp_path / "run" / "export" / RECORD_FILE).read_text()
     assert "parser: default" in record
     assert ("{time_s:.1f}s" in record) == (recipe == "timelens_rlvr")
 
 
-@pytest.mark.slow  # composed by tests/config/test_recipes.py, and one of them run below
+@pytest.mark.slow  # tests/config/test_recipes.py composes all, and the test below runs one
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_two_steps_in_the_releases_way(command, world, tiny_checkpoint, tmp_path, recipe):
+def test_recipe_trains_two_steps_with_compat(command, world, tiny_checkpoint, tmp_path, recipe):
     run(command, world, tiny_checkpoint, tmp_path / "run", recipe, "compat=time_r1")
 
 
-def test_the_releases_way_from_training_to_recall(command, world, tiny_checkpoint, tmp_path):
+def test_training_and_evaluation_with_compat(command, world, tiny_checkpoint, tmp_path):
     trained = tmp_path / "run"
     run(command, world, tiny_checkpoint, trained, "timer1_rl", "compat=time_r1")
     record = (trained / "export" / RECORD_FILE).read_text()

@@ -1,4 +1,4 @@
-"""The commands on a folder as released: real tokenizer, template and names, on the real clip."""
+"""Tests of commands on a checkpoint folder like a released one, with a real video clip."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def release(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def real(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides for the real clip and its real annotations."""
+    """Returns overrides for a real clip and its annotations."""
     videos = shared_dir / "data" / "videos"
     listed = json.loads((shared_dir / "data" / "charades_sta" / "val.json").read_text())
     file = tmp_path_factory.mktemp("annotations") / "train.json"
@@ -55,7 +55,7 @@ SHORT = [
 
 
 def logged(run_dir: Path) -> dict[str, list[float]]:
-    """The CSV logger's columns."""
+    """Returns the columns of the CSV logger."""
     header, *rows = (run_dir / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
     names = header.split(",")
     cells = [dict(zip(names, row.split(","), strict=True)) for row in rows]
@@ -70,7 +70,7 @@ def released_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_predict_on_the_real_clip(command, release, shared_dir, tmp_path):
+def test_predict_on_a_real_clip(command, release, shared_dir, tmp_path):
     video = shared_dir / "data" / "videos" / f"{VIDEO}.mp4"
     done = command(
         "predict",
@@ -92,7 +92,7 @@ def test_predict_on_the_real_clip(command, release, shared_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_reinforced_with_a_kl_and_reloaded_in_transformers(command, release, real, tmp_path):
+def test_export_of_grpo_with_kl_loads_in_transformers(command, release, real, tmp_path):
     run = tmp_path / "grpo"
     done = command(
         "train",
@@ -114,7 +114,7 @@ def test_reinforced_with_a_kl_and_reloaded_in_transformers(command, release, rea
     assert all(gap < 1e-3 for gap in columns["train/policy/sampler_gap"])
     before = released_tensors(release)
     after = Qwen2_5_VLForConditionalGeneration.from_pretrained(run / "export").state_dict()
-    assert before.keys() == after.keys() - {"lm_head.weight"}  # tied, and not stored
+    assert before.keys() == after.keys() - {"lm_head.weight"}  # tied: not stored
     changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
     assert any("language_model.layers" in name for name in changed)
     assert all(".merger." in name for name in changed if ".visual." in name)  # the trunk is frozen
@@ -126,7 +126,7 @@ def test_reinforced_with_a_kl_and_reloaded_in_transformers(command, release, rea
 
 
 @pytest.mark.slow
-def test_supervised_adapters_on_cached_features(command, release, real, tmp_path):
+def test_supervised_lora_on_cached_features(command, release, real, tmp_path):
     run = tmp_path / "sft"
     cached = [*real, "data/cache=features", f"data.cache.folder={tmp_path / 'cache'}"]
     model = ["model=qwen2_5_vl_3b", f"model.path={release}", "model.dtype=bfloat16"]

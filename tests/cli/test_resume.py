@@ -1,4 +1,4 @@
-"""A run killed in the middle and resumed ends as if nothing had happened, bit for bit."""
+"""Tests that a killed and resumed run equals an uninterrupted run bit for bit."""
 
 import csv
 import os
@@ -8,7 +8,7 @@ import torch
 from helpers.killed_runs import assert_same, finish, kill_when_there, start_training
 
 STEPS = 6
-# A reward without weight that, where it is asked to, stops in the middle of a step.
+# A reward with weight 0 that blocks in the middle of a step, at call number BLOCK_AT.
 BLOCKING = """
 import os, time
 from pathlib import Path
@@ -70,7 +70,7 @@ def start(run_dir, checkpoint, world, *more, **environment):
 
 
 def logged(run_dir):
-    """(step, metric) -> text as logged, later entries for a step in place of earlier ones."""
+    """Returns (step, metric) -> logged text; later entries replace earlier ones."""
     found = {}
     for path in sorted(run_dir.rglob("metrics.csv"), key=os.path.getmtime):
         with path.open() as file:
@@ -84,7 +84,9 @@ def logged(run_dir):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("objective", [GRPO, DAPO])
-def test_sigkill_and_resume_change_nothing(tiny_checkpoint, tiny_world, tmp_path, objective):
+def test_killed_and_resumed_run_equals_uninterrupted_run(
+    tiny_checkpoint, tiny_world, tmp_path, objective
+):
     (tmp_path / "blocking.py").write_text(BLOCKING)
     marker = tmp_path / "in_the_fourth_step"
     finish(start(tmp_path / "whole", tiny_checkpoint, tiny_world, *objective))
@@ -110,5 +112,5 @@ def test_sigkill_and_resume_change_nothing(tiny_checkpoint, tiny_world, tmp_path
         for name in ("train/reward/total", "train/loss")
     )
     assert len(losses) == STEPS / num_updates
-    assert len(steps) > len(losses) or objective is GRPO, "batches that left no full step"
+    assert len(steps) > len(losses) or objective is GRPO, "expected batches without a step"
     assert logged(tmp_path / "killed") == metrics

@@ -1,4 +1,4 @@
-"""A resumed run applies changed settings or refuses them by name, and then changes nothing."""
+"""Tests of resuming with changed settings: they are applied, or refused without any change."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def finished(command, place, tiny_world, tiny_checkpoint) -> list[str]:
-    """The command of a run that has ended."""
+    """Returns the arguments of a finished run."""
     words = words_of(tiny_world, tiny_checkpoint, place / "run")
     if not (place / "run").exists():
         done = command("train", *words)
@@ -69,7 +69,7 @@ def finished(command, place, tiny_world, tiny_checkpoint) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (["objective.optimizer.lr=1e-5"], "objective.optimizer.lr was 0.001, is 1e-05"),
         (["prompt=think"], "prompt.template was "),
@@ -80,13 +80,13 @@ def finished(command, place, tiny_world, tiny_checkpoint) -> list[str]:
         (["data.batch_size=3"], "data.batch_size was 2, is 3"),
     ],
 )
-def test_changed_settings_are_refused_and_nothing_changes(
-    command, finished, place, tiny_world, tiny_checkpoint, changes, told
+def test_refused_settings_change_no_file(
+    command, finished, place, tiny_world, tiny_checkpoint, changes, message
 ):
     import shutil
 
     run = place / "run"
-    if "data.train_file=OTHER" in changes:  # as many clips, other times
+    if "data.train_file=OTHER" in changes:  # the same annotations with other bytes
         text = (tiny_world / "train.json").read_text().replace('"duration": ', '"duration":  ')
         (place / "other.json").write_text(text)
         changes = [f"data.train_file={place / 'other.json'}"]
@@ -97,13 +97,13 @@ def test_changed_settings_are_refused_and_nothing_changes(
     before, state = files_of(run), state_of(run)
     error = command("train", *finished, *changes, "resume=true").error
     assert error.startswith("resume: ")
-    assert told in error
+    assert message in error
     assert files_of(run) == before
     assert state_of(run) == state
     assert state[0] == "FINISHED"
 
 
-def test_a_late_refusal_changes_nothing_either(command, finished, place, monkeypatch):
+def test_late_refusal_changes_no_file(command, finished, place, monkeypatch):
     run = place / "run"
     before, state = files_of(run), state_of(run)
     monkeypatch.setattr("tvg.jobs.train.check_resumed", lambda *_: None)
@@ -122,12 +122,12 @@ def test_fewer_steps_than_done_are_refused(command, finished, place):
     assert (files_of(place / "run"), state_of(place / "run")) == (before, state)
 
 
-def test_an_extended_run_learns_from_its_first_step(command, finished, place):
+def test_extended_run_continues_its_schedule(command, finished, place):
     done = command("train", *finished, "trainer.max_steps=4", "data.num_workers=0", "resume=true")
     assert done.code == 0, done.err
     with (place / "run" / "csv" / "version_1" / "metrics.csv").open() as file:
         rates = [float(row["train/learning_rate"]) for row in csv.DictReader(file)]
-    assert rates == pytest.approx([5e-4, 2.5e-4])  # linear over 4 steps, from the third on
+    assert rates == pytest.approx([5e-4, 2.5e-4])  # steps 3 and 4 of a linear schedule over 4 steps
     held = json.loads((place / "run" / "identity.json").read_text())["decides"]
     assert held["trainer.max_steps"] == 4
     assert state_of(place / "run")[0] == "FINISHED"

@@ -1,4 +1,4 @@
-"""Commands share no run folder, replace no input, and leave nothing where they fail."""
+"""Tests that commands share no run folder, replace no input, and leave no folder when they fail."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evaluating(tiny_world, tiny_checkpoint):
     ]
 
 
-def test_evaluations_of_other_prompts_keep_their_folders(command, evaluating, tmp_path):
+def test_evaluations_of_different_prompts_use_different_folders(command, evaluating, tmp_path):
     for prompt in ("short", "think"):
         assert command("evaluate", *evaluating, f"prompt={prompt}").code == 0
     folders = list((tmp_path / "runs").iterdir())
@@ -48,7 +48,9 @@ def test_evaluations_of_other_prompts_keep_their_folders(command, evaluating, tm
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-def test_partial_predictions_stay_until_all_are_written(command, evaluating, tmp_path, monkeypatch):
+def test_partial_predictions_remain_until_all_are_written(
+    command, evaluating, tmp_path, monkeypatch
+):
     words = [*evaluating, f"run_dir={tmp_path / 'run'}"]
     monkeypatch.setattr("tvg.jobs.evaluate.write_predictions", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -56,7 +58,7 @@ def test_partial_predictions_stay_until_all_are_written(command, evaluating, tmp
     assert (tmp_path / "run" / "predictions.partial.jsonl").is_file()
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation, "predict_batch", lambda **_: 1 / 0)  # nothing is asked again
+    monkeypatch.setattr(evaluation, "predict_batch", lambda **_: 1 / 0)  # must not be called
     assert command("evaluate", *words).code == 0
     assert (tmp_path / "run" / "predictions.jsonl").is_file()
     assert not (tmp_path / "run" / "predictions.partial.jsonl").exists()
@@ -73,13 +75,13 @@ def test_partial_predictions_stay_until_all_are_written(command, evaluating, tmp
         ("prepare", ["data=custom", "data.annotation_file=none.jsonl", "data.video_dir=x"]),
     ],
 )
-def test_failures_and_estimates_leave_no_folder(command, tmp_path, name, words):
+def test_failures_and_estimates_leave_no_run_folder(command, tmp_path, name, words):
     done = command(name, *words)
     assert done.code == (0 if "train.estimate=true" in words else 2), done.err
     assert not list(tmp_path.iterdir())
 
 
-def test_prepare_refuses_a_report_over_its_annotations(command, tiny_world, tmp_path):
+def test_prepare_refuses_to_replace_its_annotations(command, tiny_world, tmp_path):
     mine = tmp_path / "mine.json"
     mine.write_bytes((tiny_world / "test.json").read_bytes())
     words = ["data=custom", f"data.annotation_file={mine}", f"data.video_dir={tiny_world}/videos"]
@@ -89,7 +91,7 @@ def test_prepare_refuses_a_report_over_its_annotations(command, tiny_world, tmp_
     assert list(tmp_path.iterdir()) == [mine]
 
 
-def test_a_folder_in_use_is_refused(command, evaluating, tmp_path):
+def test_run_folder_in_use_is_refused(command, evaluating, tmp_path):
     from tvg.config import compose
 
     run_dir = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""A task of a user's own is one file and one YAML: it trains, validates and is evaluated."""
+"""Tests of a user's own task, one Python file and one YAML: training, validation, evaluation."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ SMALL = [
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The working folder of a user, as PYTHONPATH=. makes it."""
+    """Writes a user's files and makes them importable, like PYTHONPATH=. does."""
     (tmp_path / "my_task.py").write_text(TASK)
     (tmp_path / "my_conf" / "prompt").mkdir(parents=True)
     (tmp_path / "my_conf" / "prompt" / "halves.yaml").write_text(YAML)
@@ -108,7 +108,7 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("my_task", None)
 
 
-def test_a_second_task_trains_and_is_evaluated(command, world, own, tiny_checkpoint, tmp_path):
+def test_own_task_trains_and_is_evaluated(command, world, own, tiny_checkpoint, tmp_path):
     def run(name, *words):
         folder = tmp_path / name.replace("train", words[0].partition("=")[2])
         done = command(name, *own, *world, *words, f"run_dir={folder}")

@@ -1,4 +1,4 @@
-"""A signal to every process of a training, as Slurm sends it, stops it like any other."""
+"""Tests that a signal to all processes of a training, as Slurm sends it, saves the current step."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def words(tiny_world, tiny_checkpoint):
 
 
 @pytest.mark.parametrize("to", ["group", "every process"])
-def test_a_signal_to_all_processes_saves_the_step(words, tmp_path, to):
+def test_signal_to_all_processes_saves_the_step(words, tmp_path, to):
     folder = tmp_path / "w"
     process = real.start("train", words, folder, "tvg.training.grpo:GRPOModule.training_step:2")
     try:
         real.run(process)
         real.until_paused(process, folder)
         below = real.descendants(process.pid)
-        assert len(below) > 1  # the loader's worker among them
+        assert len(below) > 1  # including the data loader's worker
         if to == "group":
             os.killpg(process.pid, signal.SIGTERM)
-        else:  # as Slurm does, whose order is any
+        else:  # like Slurm, which signals processes in any order
             for pid in (*below, process.pid):
                 os.kill(pid, signal.SIGTERM)
                 time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""What needs no tensor is answered without torch, which takes ten seconds to import."""
+"""Tests of the start of commands: quick answers without importing torch, and early errors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_answers_that_need_no_tensor_import_no_torch(name, tmp_path):
+def test_help_and_config_errors_do_not_import_torch(name, tmp_path):
     cases = CASES[name]
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps([name, HEAVY, [case.split() for case in cases]])],
@@ -87,7 +87,7 @@ def test_answers_that_need_no_tensor_import_no_torch(name, tmp_path):
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize("name", ["train", "prepare"])
-def test_ranks_of_torchrun_need_a_name(command, monkeypatch, tmp_path, name, rank):
+def test_ranks_of_torchrun_need_a_given_name(command, monkeypatch, tmp_path, name, rank):
     for key, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.delenv("TVG_RUN_NAME", raising=False)
@@ -96,11 +96,11 @@ def test_ranks_of_torchrun_need_a_name(command, monkeypatch, tmp_path, name, ran
         "name: a value is needed (name=...): WORLD_SIZE=2 starts several processes, which would "
         "take different names from the clock"
     )
-    assert len(done.lines) == 2  # the message and its hint: no warning of Hydra's before it
+    assert len(done.lines) == 2  # the message and a hint, without a warning from Hydra
     assert not list(tmp_path.iterdir())
 
 
-def test_console_scripts_name_functions_that_exist():
+def test_functions_of_console_scripts_exist():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     assert sorted(project["scripts"]) == sorted(f"tvg-{name}" for name in COMMANDS)
     for target in project["scripts"].values():
@@ -108,7 +108,7 @@ def test_console_scripts_name_functions_that_exist():
         assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_a_module_run_by_python_calls_itself_the_command(tmp_path):
+def test_module_run_by_python_uses_the_command_name(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tvg.cli.train", "sed=1"],
         cwd=tmp_path,
@@ -121,7 +121,7 @@ def test_a_module_run_by_python_calls_itself_the_command(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(command, monkeypatch, given, used):
+def test_waiting_threads_sleep_by_default(command, monkeypatch, given, used):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     if given is not None:
@@ -131,7 +131,7 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(command, monkeypat
     assert ("GOMP_SPINCOUNT" in os.environ) == (given is None)
 
 
-def test_every_option_of_a_list_is_offered(command):
+def test_unknown_list_entry_shows_the_options(command):
     error = command("train", "reward=[iou,foo]", "callbacks=[checkpoint]").error
     assert error.startswith("reward: no option 'foo'; for an option of your own, add --config-dir")
     assert "\n\nAvailable options in 'reward':\n\tboundary" in error
@@ -153,14 +153,14 @@ def test_unknown_options_and_keys_are_reported_together(command):
 
 
 @pytest.mark.parametrize("word", ["seed=${sed}", "objective.optimizer.lr=${sed}", "name=${sed}"])
-def test_a_misspelt_interpolation_is_one_message(command, word):
+def test_misspelt_interpolation_is_one_message(command, word):
     error = command("train", word).error
     assert "'sed' not found" in error
     assert word.partition("=")[0].split(".")[0] in error or "hydra.run.dir" in error
 
 
 @pytest.mark.parametrize("query", ["the ball, then ${price}", "null", "1e3"])
-def test_a_query_is_asked_as_it_was_typed(command, monkeypatch, query):
+def test_query_keeps_its_characters(command, monkeypatch, query):
     asked = []
     monkeypatch.setattr(
         "tvg.jobs.predict.predict", lambda cfg: asked.append((cfg.query, cfg.video))
@@ -170,7 +170,7 @@ def test_a_query_is_asked_as_it_was_typed(command, monkeypatch, query):
     assert asked == [(query, "a,b.mp4")]
 
 
-def test_gpus_that_are_not_there_are_one_line(command, monkeypatch):
+def test_missing_gpus_are_reported_in_one_line(command, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     error = command("train", "trainer=gpu").error
     assert error.startswith("trainer.accelerator: gpu, but torch ")
@@ -180,7 +180,7 @@ def test_gpus_that_are_not_there_are_one_line(command, monkeypatch):
     assert error == "trainer.devices: 8 GPUs requested, but 2 found"
 
 
-def test_what_lightning_refuses_is_one_line_with_the_key():
+def test_error_from_lightning_names_the_key():
     from omegaconf import OmegaConf
 
     from tvg.build import build_trainer

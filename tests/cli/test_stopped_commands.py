@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end real commands with one line of advice, and nothing is left over."""
+"""Tests that SIGTERM and SIGINT stop real commands with advice and without leftover files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def words(tiny_world, tiny_checkpoint):
             "data.cache.folder=cache",
             "prepare.num_workers=2",
             "prepare.report=report.json",
-            "prepare.timeout_s=null",  # or the few clips need no workers
+            "prepare.timeout_s=null",  # with a limit, few clips would start no workers
             "run_dir=run",
         ],
         "evaluate": [
@@ -65,7 +65,7 @@ def listed(key: str, words: list[str]) -> str:
     return f"{key}=[{','.join(json.dumps(word) for word in words)}]"
 
 
-PLACES = [  # in workers, and in the main process
+PLACES = [  # pauses in workers and in the main process
     ("prepare", "tvg.preparation.pool:_PoolRun._take:2", signal.SIGTERM),
     ("prepare", "tvg.preparation.pool:_PoolRun._take:2", signal.SIGINT),
     ("evaluate", "tvg.training.evaluation:predict_batch:2", signal.SIGTERM),
@@ -76,7 +76,7 @@ PLACES = [  # in workers, and in the main process
 
 
 def stopped(name: str, words: list[str], folder: Path, pause: str, number: int) -> str:
-    """Starts a command, sends it and its group a signal at its pause; returns its stderr."""
+    """Starts a command, signals its process group at its pause, and returns its stderr."""
     process = real.start(name, words, folder, pause)
     try:
         real.run(process)
@@ -89,8 +89,8 @@ def stopped(name: str, words: list[str], folder: Path, pause: str, number: int) 
         assert "Traceback" not in err
         assert real.are_gone(below)
         lines = err.rstrip().splitlines()
-        told = lines.index(f"tvg-{name}: stopped by {signal.Signals(number).name}")
-        assert lines[told + 1 :], "no advice"
+        message_line = lines.index(f"tvg-{name}: stopped by {signal.Signals(number).name}")
+        assert lines[message_line + 1 :], "expected advice after the message"
         assert not real.leftovers(folder)
         return err
     finally:
@@ -98,7 +98,7 @@ def stopped(name: str, words: list[str], folder: Path, pause: str, number: int) 
 
 
 @pytest.mark.parametrize(("name", "pause", "number"), PLACES)
-def test_a_stopped_command_leaves_nothing_and_completes(words, tmp_path, name, pause, number):
+def test_stopped_command_can_be_run_again(words, tmp_path, name, pause, number):
     err = stopped(name, words[name], tmp_path / "w", pause, number)
     assert len(err.rstrip().splitlines()[-1]) < 100
     results = {"prepare": "report.json", "evaluate": "run/metrics.json", "predict": "answer.json"}
@@ -114,7 +114,7 @@ def test_a_stopped_command_leaves_nothing_and_completes(words, tmp_path, name, p
         ("lightning.pytorch:Trainer.fit:1", signal.SIGINT),
     ],
 )
-def test_a_stopped_demo_goes_on(words, tmp_path, pause, number):
+def test_stopped_demo_can_be_continued(words, tmp_path, pause, number):
     err = stopped("train", words["train"], tmp_path / "w", pause, number)
     assert err.rstrip().endswith("run the same command to continue")
     real.completes("train", words["train"], tmp_path / "w")

@@ -1,4 +1,4 @@
-"""A run stopped by a signal or an error at any point resumes with identical results."""
+"""Tests that runs stopped by a signal or an error resume with identical results."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from tvg.core.interruption import Interrupted
 
 STEPS = 3
-# A callback that ends the run in a hook, and a logger that ends it before it logs.
+# A callback that stops the run in a hook, and a logger that stops it before it logs.
 ENDING = """
 import os, signal
 
@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 
-class Dead(BaseException):  # no logger and no command may take it for an error
+class Dead(BaseException):  # not handled as an error by loggers and commands
     pass
 
 
@@ -92,7 +92,7 @@ def train(command, world, tiny_checkpoint, tmp_path, monkeypatch):
     return run
 
 
-# Parses nothing; sends SIGTERM on the third call.
+# A parser that finds no segment, and sends SIGTERM on the third call.
 PARSER = """
 import os
 
@@ -117,7 +117,7 @@ def at(hook, call, signum="null"):
 
 
 def logged(run_dir):
-    """(step, metric) -> texts as logged, each once."""
+    """Returns (step, metric) -> set of logged texts."""
     found = {}
     for path in run_dir.rglob("metrics.csv"):
         with path.open() as file:
@@ -144,13 +144,14 @@ def assert_ended_alike(one, other):
 
 
 @pytest.mark.slow
-def test_a_killed_run_misses_no_metrics(train, tmp_path):
+def test_killed_run_logs_all_metrics(train, tmp_path):
     assert train("whole").code == 0
     with pytest.raises(import_module("ending").Dead):
-        train("killed", "resume=auto", dies_at=1)  # a checkpoint of step 2, and none of its metrics
+        # Stops after the checkpoint of step 2, before its metrics are logged.
+        train("killed", "resume=auto", dies_at=1)
     assert ("1", "train/loss") not in logged(tmp_path / "killed")
     with pytest.raises(import_module("ending").Dead):
-        train("killed", "resume=auto", *at("on_validation_start", 1))  # the last one
+        train("killed", "resume=auto", *at("on_validation_start", 1))  # after step 3
     assert ("2", "train/loss") in logged(tmp_path / "killed")
     assert ("2", "val/miou") not in logged(tmp_path / "killed")
     assert train("killed", "resume=auto").code == 0
@@ -158,7 +159,7 @@ def test_a_killed_run_misses_no_metrics(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_saves_the_step_in_progress(train, tmp_path):
+def test_signal_saves_the_current_step(train, tmp_path):
     assert train("whole").code == 0
     stopped = tmp_path / "stopped"
     # Without the signal, only the end of the run would be saved.
@@ -212,14 +213,14 @@ def test_stopped_evaluation_resumes_after_finished_batches(
         "predictions so far are kept: run the same command to continue",
     ]
     kept = (tmp_path / "run" / "predictions.partial.jsonl").read_text().splitlines()
-    assert len(kept) == 1 + 2  # a head and two batches; the third was under way
-    # data.batch_size does not affect an evaluation.
+    assert len(kept) == 1 + 2  # a header and two batches of one query
+    # Evaluations do not use data.batch_size.
     done = command("evaluate", *words, "data.batch_size=3")
     assert done.code == 0, done.err
     assert "resuming after 2 of " in done.err + done.out
 
 
-def test_an_evaluation_that_cannot_be_logged_keeps_its_predictions(
+def test_evaluation_with_failed_logger_keeps_its_predictions(
     command, world, tiny_checkpoint, tmp_path
 ):
     (tmp_path / "mlflow.db").write_text("no store")
@@ -234,10 +235,8 @@ def test_an_evaluation_that_cannot_be_logged_keeps_its_predictions(
 
 
 @pytest.mark.parametrize(("rank", "is_agreed"), [("1", True), ("1", False), ("0", True)])
-def test_ranks_that_lightning_started_end_quietly_after_an_agreed_stop(
-    monkeypatch, tmp_path, rank, is_agreed
-):
-    """Lightning kills rank 0, which is still reporting, if another rank exits with a code."""
+def test_other_ranks_exit_with_zero_after_agreed_stop(monkeypatch, tmp_path, rank, is_agreed):
+    """Lightning would kill rank 0 during its report if another rank exited with an error code."""
     monkeypatch.setenv("LOCAL_RANK", rank)
 
     def stop(cfg, folder):

@@ -1,4 +1,4 @@
-"""Of two real processes that want one place at once, one proceeds as if it were alone."""
+"""Tests of two processes with the same outputs: one is refused, and the other is not affected."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def words(tiny_world, tiny_checkpoint):
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Files of a working folder, without what depends on time or on the process."""
+    """Returns the files of a working directory, without values that depend on time or process."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         own = path.name in ("paused", "go_on", "run.json") or path.suffix in (".log", ".ckpt")
         if not path.is_file():
             continue
-        if path.name == "metrics.csv":  # seconds, memory
+        if path.name == "metrics.csv":  # without times and memory
             lines = [line.split(",") for line in path.read_text().splitlines()]
             kept = [n for n, key in enumerate(lines[0]) if not key.startswith(("perf/", "system/"))]
             found[name] = [[line[n] for n in kept] for line in lines]
@@ -74,7 +74,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "pause", "more", "place"), CASES)
-def test_one_of_two_proceeds_as_if_alone(words, tmp_path, name, pause, more, place):
+def test_one_of_two_equal_commands_is_refused(words, tmp_path, name, pause, more, place):
     alone = real.start(name, [*words[name], *more], tmp_path / "alone")
     try:
         real.run(alone)
@@ -98,7 +98,7 @@ def test_one_of_two_proceeds_as_if_alone(words, tmp_path, name, pause, more, pla
         (("data.cache.folder=one", "data.cache.folder=two"), "prepare.report: report.json"),
     ],
 )
-def test_two_preparations_share_no_cache_and_no_report(words, tmp_path, own, place):
+def test_second_prepare_with_same_cache_or_report_is_refused(words, tmp_path, own, place):
     pause = "tvg.preparation.frames:_present:1"
     both = [
         real.start(
@@ -114,7 +114,7 @@ def test_two_preparations_share_no_cache_and_no_report(words, tmp_path, own, pla
 
 
 def refused_and_proceeding(both, folder: Path, name: str, place: str) -> None:
-    """Lets both begin: one is refused by the other's number, and the other goes on and ends."""
+    """Runs both: checks that one is refused, naming the other's id, and that the other succeeds."""
     try:
         real.run(*both)
         refused = real.first_to_end(*both)
@@ -124,8 +124,8 @@ def refused_and_proceeding(both, folder: Path, name: str, place: str) -> None:
         lines = [line for line in err.splitlines() if line.startswith(f"tvg-{name}: ")]
         assert len(lines) == 1, err
         key, path = place.split(": ")
-        told = rf"tvg-{name}: {key}: (/.*/)?{path} is in use by another process \(process (\d+) on "
-        found = re.match(told, lines[0])
+        in_use = rf"{path} is in use by another process \(process (\d+) on "
+        found = re.match(rf"tvg-{name}: {key}: (/.*/)?{in_use}", lines[0])
         assert found, lines
         assert int(found[2]) == going.pid
         assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""End to end, once: SFT, GRPO, evaluation, prediction, preparation and logging."""
+"""End-to-end tests: SFT, GRPO, evaluation, prediction, preparation and logging, in this order."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ METRICS = (
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory) -> Path:
-    """The folder of the walk's runs; each test below takes the next step in it."""
+    """Creates the folder of all runs; each test continues from the results of the last one."""
     return tmp_path_factory.mktemp("walk")
 
 
 def logged(run_dir: Path) -> dict[str, list[float]]:
-    """The CSV logger's columns."""
+    """Returns the columns of the CSV logger."""
     header, *rows = (run_dir / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
     names = header.split(",")
     cells = [dict(zip(names, row.split(","), strict=True)) for row in rows]
@@ -50,7 +50,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).state_dict()
 
 
-def test_1_supervised(command, world, walked, tiny_checkpoint):
+def test_1_supervised_training(command, world, walked, tiny_checkpoint):
     run = walked / "sft"
     done = command(
         "train",
@@ -80,13 +80,13 @@ def test_1_supervised(command, world, walked, tiny_checkpoint):
     assert not list(run.rglob("*.tmp"))
 
 
-def test_2_a_finished_folder_is_not_trained_in_again(command, world, walked, tiny_checkpoint):
+def test_2_finished_run_folder_is_refused(command, world, walked, tiny_checkpoint):
     words = [*world, *SMALL, f"model.path={tiny_checkpoint}", f"run_dir={walked / 'sft'}"]
     error = command("train", *words, "logger=csv").error
     assert error.startswith(f"run_dir: {walked / 'sft'} already holds a run")
 
 
-def test_3_reinforced_with_everything_in_mlflow(command, world, walked):
+def test_3_grpo_logs_to_mlflow(command, world, walked):
     run, store = walked / "grpo", walked / "mlflow.db"
     done = command(
         "train",
@@ -107,7 +107,7 @@ def test_3_reinforced_with_everything_in_mlflow(command, world, walked):
     )
     assert done.code == 0, done.err
     columns = logged(run)
-    assert columns["train/policy/kl"][0] == pytest.approx(0, abs=1e-6)  # still the reference
+    assert columns["train/policy/kl"][0] == pytest.approx(0, abs=1e-6)  # equals the reference
     assert columns["train/policy/kl"][1] > 0
     assert all(gap < 1e-4 for gap in columns["train/policy/sampler_gap"])
     assert columns["train/policy/importance_ratio"] == pytest.approx([1.0, 1.0])
@@ -121,9 +121,9 @@ def test_3_reinforced_with_everything_in_mlflow(command, world, walked):
         assert all(0 <= value <= 3 for value in columns[f"train/{name}"]), name
     assert len(columns["perf/tokens_per_s"]) == 2
     rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
-    assert len(rows) == 2  # one group of the first step; the table is due every tenth
+    assert len(rows) == 2  # the first step's group; the table is written every ten steps
     record = (run / "export" / RECORD_FILE).read_text()
-    assert "recorded" not in record  # what it was trained with, not where that was read
+    assert "recorded" not in record  # values, not a reference to another record
     assert record == (walked / "sft" / "export" / RECORD_FILE).read_text()
     check_mlflow(run, f"sqlite:///{store}")
 
@@ -150,7 +150,7 @@ def check_mlflow(run_dir: Path, uri: str) -> None:
     assert any("rollouts" in path for path in artifacts | inner), artifacts | inner
 
 
-def test_4_evaluated(command, world, walked):
+def test_4_evaluation(command, world, walked):
     run = walked / "eval"
     words = [
         *world,
@@ -162,7 +162,7 @@ def test_4_evaluated(command, world, walked):
     ]
     done = command("evaluate", *words)
     assert done.code == 0, done.err
-    assert "using prompt=" not in done.err  # the record was found
+    assert "using prompt=" not in done.err  # the recorded prompt was used
     metrics = json.loads((run / "metrics.json").read_text())
     predictions = read_predictions(run / "predictions.jsonl")
     first = json.loads((run / "predictions.jsonl").read_text().splitlines()[0])
@@ -182,14 +182,14 @@ def test_4_evaluated(command, world, walked):
     assert "miou" in done.out
 
 
-def test_5_an_evaluation_that_was_stopped_goes_on(command, world, walked, monkeypatch):
+def test_5_stopped_evaluation_resumes(command, world, walked, monkeypatch):
     import tvg.jobs.evaluate
 
     class StoppedError(Exception):
         pass
 
     class Bar:
-        """Stops after the first batch, as a kill between two batches would."""
+        """Stops after the first batch, like a kill between two batches."""
 
         def __init__(self, **settings):
             self.initial = settings["initial"]
@@ -224,7 +224,7 @@ def test_5_an_evaluation_that_was_stopped_goes_on(command, world, walked, monkey
         assert (run / name).read_bytes() == (walked / "eval" / name).read_bytes()
 
 
-def test_6_predicted(command, walked, tiny_world):
+def test_6_prediction(command, walked, tiny_world):
     video = sorted((tiny_world / "videos").iterdir())[0]
     picture = walked / "shown" / "answer.png"
     done = command(
@@ -249,13 +249,13 @@ def test_6_predicted(command, walked, tiny_world):
     assert found["query"] == "a red [ball], moving"
     assert "clip: 6.0" in done.out
     assert "12 frames at" in done.out
-    assert "28x28 pixels" in done.out  # as recorded, not as Qwen's
+    assert "28x28 pixels" in done.out  # the recorded size, not Qwen's default
     assert ("s of the window, " in done.out) == (found["segment"] is not None)
     assert found["window"] == [2.0, 8.0]
     assert sorted(p.name for p in picture.parent.iterdir()) == ["answer.json", "answer.png"]
 
 
-def test_7_prepared(command, world, tiny_world, tmp_path):
+def test_7_preparation(command, world, tiny_world, tmp_path):
     done = command("prepare", *world, "prepare.report=out/report.json")
     assert done.code == 0, done.err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -263,7 +263,7 @@ def test_7_prepared(command, world, tiny_world, tmp_path):
     assert report["videos"] == 12
     assert report["unreadable"] == {}
     sizes = [path.stat().st_size for path in (tiny_world / "videos").iterdir()]
-    assert (report["bytes"], report["video_bytes"]) == (0, sum(sizes))  # its option has no cache
+    assert (report["bytes"], report["video_bytes"]) == (0, sum(sizes))  # without a cache
     assert {s: r["videos"] for s, r in report["splits"].items()} == {
         "train": 6,
         "val": 3,
@@ -275,16 +275,16 @@ def test_7_prepared(command, world, tiny_world, tmp_path):
     assert "synthetic: as read" in done.out
 
 
-def test_a_record_holds_the_text_of_a_template_file(tmp_path):
+def test_record_contains_the_text_of_a_template_file(tmp_path):
     path = tmp_path / "prompt.txt"
     path.write_text("When does [EVENT] happen? {as JSON}")
     words = ["prompt=short", "prompt.template=null", f"prompt.template_file={path}"]
     text = record_text(compose("train", words).cfg)
     assert "template: When does {query} happen? {{as JSON}}" in text
-    assert "template_file" not in text  # a record names no files
+    assert "template_file" not in text  # a record contains no file names
 
 
-def test_no_metric_is_left_without_a_number(walked):
+def test_all_logged_metrics_are_finite(walked):
     for stage in ("sft", "grpo"):
         for name, values in logged(walked / stage).items():
             assert values, name

@@ -1,4 +1,4 @@
-"""A wheel holds the configs: its commands work outside the repository."""
+"""Tests that a wheel contains the configs, and that its commands work outside the repository."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ import sys
 
 import setuptools.build_meta as backend
 
-folder = sys.argv[1]  # the backend sets sys.argv anew
+folder = sys.argv[1]  # the backend overwrites sys.argv
 backend.build_sdist(folder)
 backend.build_wheel(folder)
 """
 
 
-def test_every_config_is_data_of_the_package():
+def test_package_data_includes_every_config():
     package = Path(tvg.__file__).parent
     assert (package / "conf").resolve() == CONF_DIR
     settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -42,7 +42,7 @@ def test_every_config_is_data_of_the_package():
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory) -> Path:
-    """Scripts of the wheel, in an environment that has the dependencies but not the repository."""
+    """Installs the wheel in an environment without the repository; returns its bin folder."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in ("tvg", "conf"):

@@ -1,4 +1,4 @@
-"""A small folder of config files, to test the config checks apart from the shipped configs."""
+"""Fixtures with a small folder of configs, for tests that do not need the shipped configs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def conf_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def problems_of(conf_dir: Path) -> Callable[..., list[str]]:
-    """Problems of the small config with an experiment file of the given text."""
+    """Returns a function that lists the problems of the small config with an experiment file."""
 
     def find(experiment: str = "", *overrides: str) -> list[str]:
         chosen = list(overrides)

@@ -1,4 +1,4 @@
-"""A log line and a progress bar share a terminal without writing into each other."""
+"""Tests that log lines and a progress bar on one terminal do not overwrite each other."""
 
 import io
 import logging
@@ -22,10 +22,10 @@ def test_log_line_does_not_break_progress_bar(monkeypatch):
     before, _, after = terminal.getvalue().partition("told\n")
     assert before.endswith("\r")  # the bar was wiped
     assert set(before.rstrip("\r").rpartition("\r")[2]) == {" "}
-    assert "bar:" in after  # and drawn again
+    assert "bar:" in after  # the bar was drawn again
 
 
-def test_a_warning_stands_alone_beside_a_bar(monkeypatch):
+def test_warning_does_not_break_progress_bar(monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(sys, "stderr", terminal)

@@ -1,4 +1,4 @@
-"""Digests of files: a file is read once per process, and again as soon as it changes."""
+"""Tests of file digests: a process reads a file once, and again only after a change."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from tvg.config.contents import checkpoint_digest, file_digest, sampled_digest
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Names of the files opened for reading."""
+    """Records the names of files that are opened for reading."""
     names, open_file = [], Path.open
 
     def spy(self, mode="r", *args, **kwargs):
@@ -56,7 +56,7 @@ def test_file_replaced_at_the_same_time_has_another_digest(tmp_path):
     assert file_digest(path) != before
 
 
-def test_missing_file_is_looked_for_again(tmp_path):
+def test_digest_notices_a_new_file(tmp_path):
     assert file_digest(tmp_path / "a.json") == "missing"
     (tmp_path / "a.json").write_text("[1]")
     assert file_digest(tmp_path / "a.json") != "missing"

@@ -1,4 +1,4 @@
-"""Commands end in one clean message and exit code 2, or in a traceback where the bug is ours."""
+"""Tests of failing commands: one message and exit code 2 for user errors, a traceback for bugs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ main()
 
 @pytest.fixture
 def conf_dir(conf_dir: Path) -> Path:
-    """The small config without rewards, whose check imports torch and takes seconds."""
+    """Removes the rewards, because their check imports torch, which takes seconds."""
     main = conf_dir / "train.yaml"
     main.write_text(main.read_text().replace("  - reward: [iou]\n", ""))
     return conf_dir
@@ -51,14 +51,14 @@ def run(tmp_path, conf_dir):
     return run
 
 
-def test_a_sound_run(run):
+def test_successful_command_prints_no_message(run):
     done = run("seed=7")
     assert done.stdout == "done 7\n"
     assert done.returncode == 0
     assert done.stderr == ""
 
 
-def test_what_the_check_finds(run):
+def test_config_problem_is_one_message(run):
     done = run("model.width=???")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -66,27 +66,27 @@ def test_what_the_check_finds(run):
     assert done.stdout == ""
 
 
-def test_the_traceback_on_demand(run):
+def test_full_error_shows_traceback_of_config_problem(run):
     done = run("model.width=???", HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
 
-def test_a_user_error_inside_tvg(run):
+def test_user_error_in_job_is_one_message(run):
     done = run(body="build({'_target_': 'fractions.Fraction', 'numerator': 'no'})")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "Invalid literal for Fraction: 'no'" in done.stderr
 
 
-def test_nothing_stands_before_the_message_of_a_run(run):
+def test_message_is_the_first_line_of_stderr(run):
     done = run("seed=7", body="build({'_target_': 'fractions.Fraction', 'numerator': 'no'})")
     first, *rest = done.stderr.splitlines()
     assert first.startswith("tvg-train.py: ")
     assert rest == ["(HYDRA_FULL_ERROR=1 shows where it was raised)"]
 
 
-def test_a_job_of_a_sweep_that_fails_is_named(run):
+def test_failed_job_of_sweep_is_named(run):
     check = "if cfg.seed == 2: build({'_target_': 'fractions.Fraction', 'numerator': 'no'})"
     done = run("-m", "seed=1,2,3", body=check)
     assert done.returncode == 2
@@ -96,12 +96,12 @@ def test_a_job_of_a_sweep_that_fails_is_named(run):
     assert "Traceback" not in done.stderr
 
 
-def test_a_warning_is_a_log_line(run):
+def test_warning_becomes_a_log_line(run):
     done = run(body="import warnings; warnings.warn('few workers')", **{"PYTHONWARNINGS": "always"})
     assert "py.warnings" in done.stdout + done.stderr
 
 
-def test_the_traceback_of_a_job_on_demand(run):
+def test_full_error_shows_traceback_of_job(run):
     body = "build({'_target_': 'fractions.Fraction', 'numerator': 'no'})"
     done = run(body=body, HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
@@ -110,7 +110,7 @@ def test_the_traceback_of_a_job_on_demand(run):
 
 @pytest.mark.parametrize(("number", "code", "name"), [(15, 143, "SIGTERM"), (2, 130, "SIGINT")])
 @pytest.mark.parametrize("full_error", ["0", "1"])
-def test_a_signal_ends_a_command_with_its_exit_code(run, number, code, name, full_error):
+def test_signal_ends_command_with_its_exit_code(run, number, code, name, full_error):
     body = f"import os; os.kill(os.getpid(), {number})"
     done = run(body=body, HYDRA_FULL_ERROR=full_error)
     assert (done.returncode, done.stdout) == (code, "")
@@ -119,20 +119,20 @@ def test_a_signal_ends_a_command_with_its_exit_code(run, number, code, name, ful
     )
 
 
-def test_a_value_error_of_someone_else_is_a_bug(run):
+def test_foreign_value_error_shows_a_traceback(run):
     done = run(body="int('x')")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
 
-def test_a_command_started_by_a_command_reports_in_the_same_way(run):
+def test_command_started_by_a_command_prints_one_message(run):
     again = "subprocess.run([sys.executable, __file__, 'model.width=???']).returncode"
     done = run(body=f"import subprocess, sys; print({again})")
     assert done.stdout == "2\ndone 0\n"
     assert "Traceback" not in done.stderr
 
 
-def test_a_sweep_stops_with_the_message(run):
+def test_sweep_stops_at_config_problem(run):
     done = run("-m", "seed=1,???")
     assert done.returncode == 2
     assert "done 1" in done.stdout
@@ -140,7 +140,7 @@ def test_a_sweep_stops_with_the_message(run):
     assert "Traceback" not in done.stderr
 
 
-def test_a_broken_config_file_is_named(run, conf_dir):
+def test_broken_config_file_is_named(run, conf_dir):
     (conf_dir / "model/small.yaml").write_text("a: [1\n")
     done = run()
     assert done.returncode == 2
@@ -149,7 +149,7 @@ def test_a_broken_config_file_is_named(run, conf_dir):
     assert "Traceback" not in done.stderr
 
 
-def test_an_option_that_does_not_exist(run):
+def test_missing_option_lists_the_available_options(run):
     done = run("model=smal")
     assert done.returncode == 2
     assert "Could not find 'model/smal'" in done.stderr
@@ -157,7 +157,7 @@ def test_an_option_that_does_not_exist(run):
     assert "search path" not in done.stderr
 
 
-def test_an_output_folder_that_cannot_be_made(run, tmp_path):
+def test_uncreatable_output_folder_is_named(run, tmp_path):
     (tmp_path / "file").write_text("")
     done = run("hydra.run.dir=file/run")
     assert done.returncode == 2
@@ -166,7 +166,7 @@ def test_an_output_folder_that_cannot_be_made(run, tmp_path):
 
 
 def shipped(tmp_path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs a stand-in of tvg-train on the shipped config; it never gets as far as its task."""
+    """Runs a script named tvg-train with the shipped config and an empty job."""
     script = tmp_path / "tvg-train"
     script.write_text(COMMAND.format(conf_dir=str(PROJECT / "conf"), body=""))
     return subprocess.run(
@@ -179,7 +179,7 @@ def shipped(tmp_path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_misspelt_overrides_are_all_named_with_what_was_meant(tmp_path):
+def test_all_misspelt_overrides_are_named_with_suggestions(tmp_path):
     done = shipped(tmp_path, "sed=1", "model=tiny", "objective.group_sise=4")
     assert done.returncode == 2
     assert done.stderr.splitlines()[:2] == [
@@ -198,7 +198,7 @@ def test_help_shows_groups_and_config(tmp_path):
     assert "$" + "CONFIG" not in done.stdout
 
 
-def test_an_error_in_a_data_loader_worker():
+def test_error_in_data_loader_worker_is_one_message():
     ours = PROJECT / "tvg" / "data" / "decode.py"
     text = (
         "Caught VideoError in DataLoader worker process 0.\n"
@@ -214,6 +214,6 @@ def test_an_error_in_a_data_loader_worker():
     assert user_message(ValueError(foreign)) is None
 
 
-def test_a_file_error_names_the_file():
+def test_file_error_names_the_file():
     assert user_message(FileNotFoundError(2, "No such file", "x.json")) == "x.json: No such file"
     assert user_message(RuntimeError("x")) is None

@@ -1,4 +1,4 @@
-"""Hydra's private members behave as `tvg.config.hydra_internals` expects."""
+"""Tests that Hydra's private members behave as `tvg.config.hydra_internals` expects."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_added_keys_are_those_with_a_plus(initialised):
 @pytest.mark.parametrize(
     ("word", "is_sweep"), [("seed=1,2", True), ("seed=range(1,3)", True), ("reward=[a,b]", False)]
 )
-def test_a_sweep_is_several_values(word, is_sweep):
+def test_override_with_several_values_is_a_sweep(word, is_sweep):
     assert have_sweep(["name=x", word]) == is_sweep
 
 

@@ -1,4 +1,4 @@
-"""The identity of a job holds exactly the settings that decide its result."""
+"""Tests of the identity of a job: it contains exactly the settings that decide the result."""
 
 import json
 
@@ -29,7 +29,7 @@ def composed():
 
 @pytest.fixture
 def name_of(files, composed):
-    """The default name of an evaluation with some keys changed."""
+    """Returns a function for the default name of an evaluation with changed keys."""
 
     def name(**changes):
         cfg = composed.copy()
@@ -51,7 +51,7 @@ def name_of(files, composed):
      {"rollout.max_new_tokens": 9}, {"greedy": False}, {"evaluate.strict_recall": True},
      {"data.limit_test": 1}, {"split": "train"}],
 )  # fmt: skip
-def test_evaluations_that_differ_have_folders_of_their_own(name_of, changes):
+def test_different_evaluations_have_different_names(name_of, changes):
     assert name_of(**changes) != name_of()
 
 
@@ -60,11 +60,11 @@ def test_evaluations_that_differ_have_folders_of_their_own(name_of, changes):
     [{"data.num_workers": 7}, {"logger": None}, {"device": "cpu"}, {"run_dir": "x"},
      {"data.cache.folder": "elsewhere"}, {"data.batch_size": 9}],
 )  # fmt: skip
-def test_places_and_workers_change_no_folder(name_of, changes):
+def test_paths_and_workers_do_not_change_the_name(name_of, changes):
     assert name_of(**changes) == name_of()
 
 
-def test_content_of_annotations_and_weights_decides(files, name_of):
+def test_content_of_annotations_and_weights_changes_the_name(files, name_of):
     first = name_of()
     (files / "mine.jsonl").write_text('{"video": "a.mp4", "query": "y", "segment": [0, 1]}\n')
     second = name_of()
@@ -72,14 +72,14 @@ def test_content_of_annotations_and_weights_decides(files, name_of):
     assert len({first, second, name_of()}) == 3
 
 
-def test_a_copied_checkpoint_is_the_same(files, name_of):
+def test_moved_checkpoint_does_not_change_the_name(files, name_of):
     (files / "model").rename(files / "moved")
     moved = name_of(**{"model.path": str(files / "moved")})
     (files / "moved").rename(files / "model")
     assert moved == name_of()
 
 
-def test_large_files_differ_by_a_sampled_byte(tmp_path):
+def test_digest_of_large_file_depends_on_sampled_bytes(tmp_path):
     size = 40 * 2**20
     for name in ("one", "other"):
         with (tmp_path / name).open("wb") as file:
@@ -104,7 +104,7 @@ def changed(cfg, **changes):
     return identity_of("train", copy)
 
 
-def test_a_drawn_world_counts_by_its_settings(tmp_path, training):
+def test_identity_of_synthetic_data_depends_on_its_settings(tmp_path, training):
     place = {"data.world.root": str(tmp_path / "world")}
     before = changed(training, **place)
     (tmp_path / "world").mkdir()
@@ -113,7 +113,7 @@ def test_a_drawn_world_counts_by_its_settings(tmp_path, training):
     assert changed(training, **place, **{"data.world.seed": 1}).digest != before.digest
 
 
-def test_sample_filtering_decides_and_other_callbacks_do_not(training):
+def test_only_sample_filtering_callback_is_in_identity(training):
     first = changed(training)
     assert changed(training, **{"callbacks.rollout_table": None, "run_dir": "y"}) == first
     assert changed(training, **{"callbacks.sample_filtering.rescore": "selected"}) != first
@@ -126,7 +126,7 @@ def test_differences_name_both_values():
     assert found == f'seed was 0, is 1; prompt.template was "{"p" * 56}..., is "q"'
 
 
-def test_a_sweep_names_jobs_by_overrides_not_by_number():
+def test_sweep_names_jobs_by_their_overrides():
     register_resolvers()
 
     def folder(*words):
@@ -144,7 +144,7 @@ def test_a_sweep_names_jobs_by_overrides_not_by_number():
     assert "," not in folder("reward=[format,iou]")
 
 
-def test_settings_that_are_not_finite_are_kept_as_text():
+def test_non_finite_settings_are_stored_as_text():
     cfg = OmegaConf.create({"objective": {"clip": float("inf"), "kl": float("nan"), "lr": 0.5}})
     identity = identity_of("train", cfg)
     assert identity.decides == {

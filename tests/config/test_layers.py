@@ -1,4 +1,4 @@
-"""The purest layers import torch, the standard library and each other; nothing else."""
+"""Tests that core, rewards and objectives import only torch, the standard library and tvg."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def third_parties(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_torch_alone(file):
+def test_file_imports_no_third_party_except_torch(file):
     assert third_parties(file) == set()
 
 
-def test_a_third_party_is_seen(tmp_path):
+def test_third_party_import_is_detected(tmp_path):
     file = tmp_path / "x.py"
     file.write_text("import os\ndef f():\n    from numpy.linalg import norm\n")
     assert third_parties(file) == {"numpy"}

@@ -1,3 +1,5 @@
+"""Tests of the Makefile and the lock file."""
+
 from __future__ import annotations
 
 import shutil
@@ -17,7 +19,7 @@ def make(*words: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
 
 
 @needs_make
-def test_make_alone_prints_its_targets():
+def test_make_without_target_lists_the_targets():
     done = make()
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
@@ -25,7 +27,7 @@ def test_make_alone_prints_its_targets():
 
 
 @needs_make
-def test_set_up_says_what_is_missing(tmp_path):
+def test_setup_without_python_reports_it(tmp_path):
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(PROJECT / name, tmp_path)
     done = make("setup", "PYTHON=/no/such/python3", cwd=tmp_path)
@@ -34,5 +36,5 @@ def test_set_up_says_what_is_missing(tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
-def test_the_lock_names_no_registry():
+def test_lock_file_contains_no_url():
     assert "://" not in (PROJECT / "requirements.lock").read_text()

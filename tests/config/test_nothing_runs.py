@@ -1,4 +1,4 @@
-"""Nothing that a checkpoint's record names is ever called, whatever it is and wherever it lies."""
+"""Tests that loading a checkpoint's record never calls a target, at any key of the record."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def record() -> str:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_target_of_a_record_is_called(tmp_path, record, place, monkeypatch):
+def test_no_target_in_a_record_is_called(tmp_path, record, place, monkeypatch):
     marker = tmp_path / "marker"
     files = tmp_path / "files"
     files.mkdir()
@@ -47,7 +47,7 @@ def test_no_target_of_a_record_is_called(tmp_path, record, place, monkeypatch):
         _write(folder / "tvg.yaml", record, place, node)
         if isinstance(node, str) and place in TEXTS - {"prompt.template"}:
             task = _read(folder)
-            assert getattr(task, place.partition(".")[2]) == node, name  # text, as it is
+            assert getattr(task, place.partition(".")[2]) == node, name  # kept as text
         else:
             with pytest.raises(ValueError) as caught:  # noqa: PT011
                 _read(folder)

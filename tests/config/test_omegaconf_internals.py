@@ -1,4 +1,4 @@
-"""OmegaConf's private members mean what our one file that uses them takes them for."""
+"""Tests that OmegaConf's private members behave as `tvg.config.omegaconf_internals` expects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from tvg.config.omegaconf_internals import full_key
 
 
-def test_the_full_key_is_the_path_from_the_root():
+def test_full_key_is_the_path_from_the_root():
     cfg = OmegaConf.create({"a": {"b": {"c": 1}}})
     assert full_key(cfg.a) == "a"
     assert full_key(cfg.a.b) == "a.b"

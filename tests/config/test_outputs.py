@@ -1,4 +1,4 @@
-"""No output replaces an input, whatever names and links lead to it."""
+"""Tests that no output file replaces an input file, also through links or other paths."""
 
 import json
 import os
@@ -71,13 +71,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("key", "command", "values"), CASES)
-def test_outputs_over_inputs_are_refused_by_key(files, key, command, values):
+def test_output_that_would_replace_an_input_is_refused(files, key, command, values):
     with pytest.raises(ConfigError) as error:
         check_outputs(command, values)
     assert all(problem.startswith(f"{key}: ") for problem in error.value.problems)
 
 
-def test_sets_of_a_mixture_are_inputs(files):
+def test_files_of_mixed_data_sets_are_inputs(files):
     values = {"run_dir": "r", "data": {"sets": {"a": DATA}}, "prepare": {"report": "mine.json"}}
     with pytest.raises(ConfigError, match=r"would replace data\.sets\.a\.annotation_file"):
         check_outputs("prepare", values)
@@ -92,7 +92,7 @@ def test_sets_of_a_mixture_are_inputs(files):
         train(run_dir="videos/run", model={"path": "runs/a/export"}, resume=True),
     ],
 )
-def test_new_files_and_own_reports_pass(files, command, values):
+def test_new_files_and_earlier_reports_are_accepted(files, command, values):
     (files / "report.json").write_text(json.dumps({"dataset": "x", "splits": {}}))
     (files / "out").mkdir()
     (files / "out" / "p.json").write_text(json.dumps({"query": "x", "segment": None, "text": ""}))

@@ -1,7 +1,7 @@
-"""Private members of a library are used in one file for that library, guarded by its own test.
+"""Tests that each library's private members are used in one file, which has a test.
 
-Private are members and modules that begin with an underscore and, of the libraries in `PUBLIC`,
-modules that their documentation does not offer to users.
+Members and modules are private if their name begins with an underscore. Modules of the libraries
+in `PUBLIC` are also private if the library's documentation does not offer them to users.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 PACKAGE = PROJECT / "tvg"
-MAY = {  # library -> its file, and the test that fails when the library changes
+MAY = {  # library -> file that may use private members, and the test of that file
     "hydra": ("config/hydra_internals.py", "config/test_hydra_internals.py"),
     "lightning": ("training/lightning_internals.py", "training/test_lightning_internals.py"),
     "mlflow": ("tracking/mlflow_internals.py", "callbacks/test_system_metrics.py"),
@@ -52,7 +52,7 @@ def is_private(name: str) -> bool:
 
 
 def modules(node: ast.AST) -> Iterator[tuple[str, list[str]]]:
-    """(module, names) of an import."""
+    """Yields (module, imported names) of an import statement."""
     if isinstance(node, ast.Import):
         yield from ((alias.name, []) for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -65,9 +65,9 @@ def is_offered(module: str) -> bool:
 
 
 def private_members(file: Path) -> list[str]:
-    """Private members that a file uses, and modules that it imports without being offered them."""
+    """Returns the private members and modules that a file uses."""
     found, nodes = [], list(ast.walk(ast.parse(file.read_text())))
-    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}  # another instance's
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}  # of another instance
     for node in nodes:
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
@@ -92,7 +92,7 @@ def test_private_members_are_used_in_one_file_per_library():
 
 
 @pytest.mark.parametrize("library", MAY)
-def test_the_file_of_a_library_has_a_test(library):
+def test_file_with_private_members_has_a_test(library):
     _, test = MAY[library]
     assert (PROJECT / "tests" / test).is_file()
 
@@ -113,7 +113,7 @@ def test_the_file_of_a_library_has_a_test(library):
         ("import mlflow\nfrom hydra.utils import instantiate", []),
     ],
 )
-def test_what_is_private(tmp_path, line, found):
+def test_private_members_are_detected(tmp_path, line, found):
     file = tmp_path / "x.py"
     file.write_text(line)
     assert private_members(file) == found

@@ -1,4 +1,4 @@
-"""Recipes say what was published, fit the machine they name, and go with compat=time_r1."""
+"""Tests of recipes: published settings, memory on 8 GPUs, and composition with compat=time_r1."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tvg.estimate.memory import estimate, total
 from tvg.estimate.text import GIB, USABLE
 
 PUBLISHED = {
-    # rewards, KL weight, epochs, longest completion, (vision, merger, language) frozen, saved every
+    # rewards, KL weight, epochs, max_new_tokens, frozen (vision, merger, language), save interval
     "timezero_charades": ({"format", "iou"}, 0.04, 1, 1024, (True, True, False), 50),
     "timezero_activitynet": ({"format", "iou"}, 0.04, 1, 1024, (True, True, False), 50),
     "timer1_ft_charades": ({"format", "iou"}, 0.0, 2, 1024, (True, False, False), 100),
@@ -34,13 +34,13 @@ PUBLISHED = {
 
 @pytest.fixture(scope="module")
 def config_7b(tmp_path_factory) -> Path:
-    """A folder with nothing but the released 7B checkpoint's sizes."""
+    """Writes the config.json of the released 7B checkpoint, without weights."""
     return write_config(tmp_path_factory.mktemp("7b"), "7b")
 
 
 @pytest.fixture(scope="module")
 def composed(config_7b) -> Callable[..., Composition]:
-    """Recipes by name and compat for a node of 8 GPUs; each is composed once."""
+    """Returns a function that composes a recipe for 8 GPUs, once per name and compat."""
 
     @cache
     def once(recipe: str, compat: str) -> Composition:
@@ -50,18 +50,18 @@ def composed(config_7b) -> Callable[..., Composition]:
     return once
 
 
-def test_all_that_were_asked_for_are_there():
+def test_all_published_recipes_exist():
     assert set(RECIPES) >= {*PUBLISHED, "sft", "sft_lora", "timelens_rlvr"}
 
 
 @pytest.mark.parametrize("compat", ["none", "time_r1"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_nothing_is_wrong(composed, recipe, compat):
+def test_recipe_passes_the_config_check(composed, recipe, compat):
     assert find_problems(composed(recipe, compat)) == []
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
-def test_the_settings_are_the_published_ones(composed, recipe):
+def test_recipe_has_the_published_settings(composed, recipe):
     cfg = composed(recipe, "none").cfg
     rewards, kl_coef, epochs, max_new_tokens, frozen, every = PUBLISHED[recipe]
     assert set(cfg.reward) == rewards
@@ -86,7 +86,7 @@ def test_the_settings_are_the_published_ones(composed, recipe):
 
 @pytest.mark.parametrize("compat", ["none", "time_r1"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_it_fits_the_node_it_is_written_for(composed, recipe, compat):
+def test_recipe_fits_eight_80_gb_gpus(composed, recipe, compat):
     job = make_job(composed(recipe, compat).cfg, clip_s=None)
     assert (job.sharding.devices, job.sharding.stage) == (8, 2)
     needed = total(estimate(job))
@@ -97,7 +97,7 @@ PARSERS = ("tvg.core.parsing.parse_answer", "tvg.core.parsing_time_r1.parse_answ
 
 
 def switched(command: str, *words: str) -> dict[str, tuple[Any, Any]]:
-    """Key -> (with compat=none, with compat=time_r1), of all that differ."""
+    """Returns key -> (value with compat=none, value with compat=time_r1) where they differ."""
 
     def flat(compat: str) -> dict[str, Any]:
         cfg = compose(command, [*words, f"compat={compat}", "run_dir=x", "name=x"]).cfg
@@ -120,7 +120,7 @@ def switched(command: str, *words: str) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def test_compat_switches_these_keys_of_training_and_no_others():
+def test_compat_changes_exactly_these_training_keys():
     words = ["reward=[iou_v2]", "callbacks=[sample_filtering]"]
     assert switched("train", "prompt=think", *words) == {
         "prompt.parser._target_": PARSERS,
@@ -140,13 +140,13 @@ def test_compat_switches_these_keys_of_training_and_no_others():
     }
 
 
-def test_the_release_averages_over_each_group():
+def test_compat_averages_the_loss_within_each_group():
     for compat, reduction in (("none", "token_mean"), ("time_r1", "group_token_mean")):
         cfg = compose("train", ["experiment=timer1_rl", f"compat={compat}"]).cfg
         assert cfg.objective.loss.reduction == reduction
 
 
-def test_compat_switches_these_keys_of_evaluation_and_no_others():
+def test_compat_changes_exactly_these_evaluation_keys():
     assert switched("evaluate", "model.path=x", "prompt=think") == {
         "prompt.parser._target_": PARSERS,
         "prompt.strip_period": (True, False),
@@ -157,7 +157,7 @@ def test_compat_switches_these_keys_of_evaluation_and_no_others():
     }
 
 
-def test_a_cut_sampler_is_let_through_under_compat_alone():
+def test_top_k_sampling_is_accepted_only_with_compat():
     (problem,) = find_problems(compose("train", ["rollout.top_k=50"]))
     assert problem.startswith("rollout.top_k: must be 0 with objective.group_size, got 50")
     assert find_problems(compose("train", ["compat=time_r1"])) == []
@@ -169,7 +169,7 @@ def test_a_cut_sampler_is_let_through_under_compat_alone():
 
 
 def commands_of_the_papers() -> list[tuple[str, list[str]]]:
-    """(command, words) of every command in the tables; of a sweep, its first run."""
+    """Returns (command, overrides) of every command in the tables; the first run of a sweep."""
     text = (CONF_DIR.parent / "experiments" / "paper" / "README.md").read_text(encoding="utf-8")
     short = dict(re.findall(r"`(\$\w+)` is\s+`([^`]+)`", text))
     assert sorted(short) == ["$BASE", "$E"]
@@ -189,7 +189,7 @@ def cut(word: str) -> tuple[str, str, str]:
     return word.partition("=")
 
 
-def test_the_papers_commands_name_what_there_is():
+def test_documented_commands_use_existing_options():
     commands = commands_of_the_papers()
     assert len(commands) > 40
     words = {word for _, found in commands for word in found}
@@ -204,8 +204,8 @@ def test_the_papers_commands_name_what_there_is():
 
 
 @pytest.mark.slow
-def test_the_papers_commands_are_understood():
-    fixed = {"model.path": "x", "run_dir": "y"}  # commands that differ by these alone are one
+def test_documented_commands_pass_the_config_check():
+    fixed = {"model.path": "x", "run_dir": "y"}  # each command runs once for all paths
     tried = {
         (command, *(f"{key}={fixed.get(key, value)}" for key, _, value in map(cut, words)))
         for command, words in commands_of_the_papers()

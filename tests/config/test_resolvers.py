@@ -1,3 +1,5 @@
+"""Tests of the OmegaConf resolvers used in configs."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,7 +11,7 @@ from tvg.config import register_resolvers, resolvers
 @pytest.fixture(autouse=True)
 def _registered():
     register_resolvers()
-    register_resolvers()  # a second time is no error
+    register_resolvers()  # registering twice is no error
 
 
 def resolved(**keys):
@@ -21,11 +23,11 @@ def test_mul_keeps_integers():
     assert isinstance(resolved(b="${mul:3,4}")["b"], int)
 
 
-def test_basename():
+def test_basename_is_the_last_part_of_a_path():
     assert resolved(a="${basename:runs/some/name}")["a"] == "name"
 
 
-def test_short_hash_changes_with_every_value_and_with_nothing_else():
+def test_short_hash_depends_on_values_only():
     def hashed(settings, seed):
         return resolved(s=settings, seed=seed, h="${short_hash:${s},${seed}}")["h"]
 
@@ -36,7 +38,7 @@ def test_short_hash_changes_with_every_value_and_with_nothing_else():
     assert first != hashed({"a": 1, "b": [2, 3]}, 1)
 
 
-def test_run_name_is_one_for_a_run_and_its_other_ranks(monkeypatch):
+def test_all_ranks_of_a_run_share_its_name(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     resolvers._new_run_name.cache_clear()
     monkeypatch.setenv("TVG_RUN_NAME", "of-another-run")
@@ -58,7 +60,7 @@ SEVERAL = {
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Sets the variables of a launcher, in the place of those around the test."""
+    """Returns a function that replaces the environment's launcher variables by given ones."""
 
     def use(variables):
         for name in {"TVG_RUN_NAME", *(name for given in SEVERAL.values() for name in given)}:
@@ -90,9 +92,9 @@ def test_ranks_of_a_launcher_need_a_given_name(environment, found):
         {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "TVG_RUN_NAME": "given"},
     ],
 )
-def test_one_process_takes_its_name_from_the_clock(environment, variables):
+def test_default_name_of_single_process_is_the_time(environment, variables):
     environment(variables)
     cfg = OmegaConf.create({"name": "${run_name:}", "trainer": {"num_nodes": 1}})
-    name = cfg.name  # resolved before the clock's is asked for, which sets TVG_RUN_NAME
-    clock = resolvers._new_run_name(resolvers._attempts[-1])  # other tests may have counted on
+    name = cfg.name  # resolved first, because `_new_run_name` sets TVG_RUN_NAME
+    clock = resolvers._new_run_name(resolvers._attempts[-1])  # not 1 if other tests increased it
     assert name == variables.get("TVG_RUN_NAME", clock)

@@ -1,4 +1,4 @@
-"""Settings that a resumed run may change, and the advice of a refusal."""
+"""Tests of the settings that a resumed run may change, and of the messages of refusals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def refusal(**before) -> str:
     return str(caught.value)
 
 
-def test_a_longer_run_may_be_resumed():
+def test_resumed_run_may_be_longer():
     refuse_changes(
         {**NOW, "trainer.max_steps": 5}, Identity(command="train", decides=NOW), where="run"
     )
@@ -26,13 +26,13 @@ def test_a_longer_run_may_be_resumed():
     assert not may_change("data.batch_size")
 
 
-def test_a_changed_setting_is_refused_with_both_values():
+def test_refusal_names_both_values():
     message = refusal(seed=3)
     assert "seed was 3, is 0" in message
     assert message.endswith("restore them, or start a new run under another name")
 
 
-def test_a_run_of_an_older_version_can_start_a_new_one():
+def test_refusal_of_older_version_suggests_its_export():
     message = refusal(**{"data.clip._target_": "tvg.data.clip.ClipLoader"})
     assert "an older version of tvg (tvg.data.clip.ClipLoader was renamed)" in message
     assert message.endswith("(model.path=RUN_FOLDER/export)")

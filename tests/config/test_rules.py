@@ -1,4 +1,4 @@
-"""Each rule fires on its combination, names the key, and is silent on the sound one."""
+"""Tests of config rules: each refuses a bad config by key, and accepts a similar valid config."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def optimizer(target: str, **strategy: Any) -> dict[str, Any]:
     }
 
 
-# (what cannot work, the key that the message begins with, the nearest config that can)
+# name -> (bad config, beginning of the message, similar valid config)
 CASES = {
     "bfloat16 without masters": (
         {
@@ -88,7 +88,7 @@ CASES = {
     "top-k sampling": (
         {**GRPO, "rollout": {"top_k": 50}},
         "rollout.top_k: must be 0 with objective.group_size, got 50",
-        {"objective": {}, "rollout": {"top_k": 50}},  # supervised: only evaluation samples
+        {"objective": {}, "rollout": {"top_k": 50}},  # supervised training does not sample
     ),
     "greedy groups": (
         {**GRPO, "rollout": {"temperature": 0}},
@@ -261,7 +261,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rule(case):
+def test_rule_refuses_bad_config_only(case):
     bad, message, good = CASES[case]
     found = problems(bad)
     assert len(found) == 1
@@ -269,13 +269,13 @@ def test_rule(case):
     assert problems(good) == []
 
 
-def test_rules_bear_with_what_is_not_there():
+def test_rules_accept_missing_sections():
     assert problems({}) == []
     assert problems({"objective": None, "trainer": None, "data": "x", "reward": []}) == []
 
 
 @pytest.mark.parametrize("is_installed", [True, False])
-def test_optimizer_states_in_8_bits_need_an_extra(monkeypatch, is_installed):
+def test_8_bit_optimizer_needs_bitsandbytes(monkeypatch, is_installed):
     monkeypatch.setattr(
         "tvg.core.limits.find_spec", lambda name: object() if is_installed else None
     )

@@ -1,4 +1,4 @@
-"""Rules about the trained parts refuse bad combinations by key, and no good ones."""
+"""Tests of config rules about trained parts: each refuses a bad config and accepts a valid one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rates(**component_lr: float | None) -> dict[str, Any]:
     return {"objective": {"component_lr": component_lr}}
 
 
-# (what cannot work, the key that the message begins with, the nearest config that can)
+# name -> (bad config, beginning of the message, similar valid config)
 CASES = {
     "adapters on a frozen part": (
         {**lora("language", freeze_language=True), **SFT},
@@ -74,7 +74,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rule(case):
+def test_rule_refuses_bad_config_only(case):
     bad, message, good = CASES[case]
     found = problems(bad)
     assert len(found) == 1

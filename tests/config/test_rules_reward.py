@@ -1,4 +1,4 @@
-"""Rules check the inputs that a reward asks for before anything is loaded."""
+"""Tests of config rules about rewards: their arguments and their names."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def found(target: str, **settings):
         ("makes_one", {"max_chars": 3}),
         ("Own", {}),
         ("Own", {"max_chars": 4}),
-        ("plain", {"_partial_": True, "max_chars": 3}),  # told by the check of targets
-        ("missing", {}),  # told by the check of targets
+        ("plain", {"_partial_": True, "max_chars": 3}),  # reported by the check of targets
+        ("missing", {}),  # reported by the check of targets
     ],
 )
-def test_those_that_can_be_called(target, settings):
+def test_callable_reward_is_accepted(target, settings):
     assert found(target, **settings) == []
 
 
@@ -89,18 +89,18 @@ def test_those_that_can_be_called(target, settings):
         ("NotCallable", {}, "'own' must be callable"),
     ],
 )
-def test_those_that_cannot(target, settings, problem):
+def test_reward_that_cannot_be_called_is_refused(target, settings, problem):
     (line,) = found(target, **settings)
     assert line.startswith("reward.own.reward: ")
     assert problem in line
 
 
 @pytest.mark.parametrize("cfg", [{}, {"reward": None}, {"reward": {"iou": None}}])
-def test_no_rewards_no_problems(cfg):
+def test_config_without_rewards_is_accepted(cfg):
     assert reward_cannot_be_called(cfg) == []
 
 
-def test_it_is_one_of_the_rules():
+def test_config_check_includes_the_reward_rule():
     node = "{weight:1.0,reward:{_target_:rewards_to_check.plain}}"
     problems = find_problems(compose("train", [f"+reward.own={node}"]))
     assert [p for p in problems if p.startswith("reward.own")] != []
@@ -120,7 +120,7 @@ def test_it_is_one_of_the_rules():
         *((name, "begin with a letter") for name in ("a b", "_a", "ü", "a\n", "a:b", "a=1")),
     ],
 )
-def test_names_that_no_reward_can_have(name: str, why: str) -> None:
+def test_invalid_reward_name_is_refused(name: str, why: str) -> None:
     for names in ([name], ["iou", name]):
         (problem,) = reward_cannot_be_named({"reward": {key: {} for key in names}})
         assert problem.startswith(f"reward.{name}: {name!r} cannot name a reward: ")
@@ -129,13 +129,13 @@ def test_names_that_no_reward_can_have(name: str, why: str) -> None:
         WeightedReward(rewards={name: IoUReward()}, weights={name: 1.0})
 
 
-def test_names_that_rewards_can_have() -> None:
+def test_valid_reward_names_are_accepted() -> None:
     names = ("iou", "iou_v2", "std", "Total", "a-b", "total_2", "keywords")
     assert reward_cannot_be_named({"reward": {key: {} for key in names}}) == []
     assert reward_cannot_be_named({}) == []
 
 
-def test_a_reserved_name_is_refused_at_composition() -> None:
+def test_config_check_refuses_reserved_reward_name() -> None:
     node = "{weight:1.0,reward:{_target_:tvg.reward.iou.IoUReward}}"
     problems = find_problems(compose("train", [f"+reward.total={node}"]))
     assert [problem.partition(":")[0] for problem in problems] == ["reward.total"]

@@ -1,4 +1,4 @@
-"""A run folder has one process and one job, and a command that fails leaves none."""
+"""Tests of run folders: one process and one job per folder, and no folder after a failed start."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ def _one_rank(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
+def test_second_process_is_refused_until_first_is_killed(tmp_path):
     run_dir = tmp_path / "run"
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(run_dir)], stdout=subprocess.PIPE, text=True
@@ -61,10 +61,10 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     assert ".lock" not in names(run_dir)
 
 
-def test_another_job_is_refused_by_key(tmp_path):
+def test_other_job_in_used_folder_is_refused(tmp_path):
     with claimed(config(tmp_path / "run"), "evaluate"):
         pass
-    told = (tmp_path / "run" / "identity.json").read_bytes()
+    identity = (tmp_path / "run" / "identity.json").read_bytes()
     with (
         pytest.raises(
             ValueError, match=r"already holds a run with other settings: seed was 0, is 1;"
@@ -77,12 +77,12 @@ def test_another_job_is_refused_by_key(tmp_path):
         claimed(config(tmp_path / "run"), "train"),
     ):
         pass
-    assert (tmp_path / "run" / "identity.json").read_bytes() == told
+    assert (tmp_path / "run" / "identity.json").read_bytes() == identity
     with claimed(config(tmp_path / "run"), "evaluate"):
         pass  # the same job again
 
 
-def test_a_run_without_recorded_settings_is_refused(tmp_path):
+def test_folder_without_recorded_settings_is_refused(tmp_path):
     (tmp_path / "metrics.json").write_text("{}")
     (tmp_path / "notes.txt").write_text("mine")
     with (
@@ -93,7 +93,7 @@ def test_a_run_without_recorded_settings_is_refused(tmp_path):
     assert names(tmp_path) == ["metrics.json", "notes.txt"]
 
 
-def test_a_failure_before_the_run_begins_leaves_nothing(tmp_path):
+def test_failure_before_begin_removes_the_new_folder(tmp_path):
     run_dir = tmp_path / "runs" / "new"
 
     def start():
@@ -107,7 +107,7 @@ def test_a_failure_before_the_run_begins_leaves_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_report_in_the_run_folder_stays_when_the_command_fails(tmp_path):
+def test_report_in_run_folder_survives_failure(tmp_path):
     run_dir = tmp_path / "run"
     prepare = {"report": str(run_dir / "report.json"), "overview": None}
 
@@ -122,13 +122,13 @@ def test_a_report_in_the_run_folder_stays_when_the_command_fails(tmp_path):
     assert names(run_dir) == ["report.json"]
 
 
-def test_a_picture_named_json_is_not_locked_twice(tmp_path):
+def test_picture_named_json_is_locked_once(tmp_path):
     cfg = config(tmp_path / "run", picture=str(tmp_path / "out.json"))
     with claimed(cfg, "predict") as folder:
-        folder.begin()  # picture_format refuses the name, with a better message
+        folder.begin()  # `picture_format` refuses the name with a better message
 
 
-def test_a_failure_leaves_a_used_folder_as_it_was(tmp_path):
+def test_failure_before_begin_keeps_a_used_folder_unchanged(tmp_path):
     with claimed(config(tmp_path), "train"):
         logging.getLogger().warning("first")
     (tmp_path / "csv" / "version_0").mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_a_failure_leaves_a_used_folder_as_it_was(tmp_path):
     assert {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")} == before
 
 
-def test_a_failure_after_the_run_has_begun_keeps_the_log(tmp_path):
+def test_failure_after_begin_keeps_the_log(tmp_path):
     def run():
         with claimed(config(tmp_path), "train") as folder:
             logging.getLogger().warning("before")
@@ -160,7 +160,7 @@ def test_a_failure_after_the_run_has_begun_keeps_the_log(tmp_path):
     assert json.loads((tmp_path / "identity.json").read_text())["decides"] == {"seed": 0}
 
 
-def test_other_ranks_claim_nothing(tmp_path, monkeypatch):
+def test_other_ranks_do_not_claim_the_folder(tmp_path, monkeypatch):
     with claimed(config(tmp_path / "run"), "train"):
         before = names(tmp_path)
         monkeypatch.setenv("LOCAL_RANK", "1")
@@ -169,7 +169,7 @@ def test_other_ranks_claim_nothing(tmp_path, monkeypatch):
         assert names(tmp_path) == before
 
 
-def test_a_killed_start_is_taken_up_by_the_same_job(tmp_path):
+def test_same_job_can_use_folder_of_killed_start(tmp_path):
     (tmp_path / "tiny").mkdir()
     pid = os.fork()
     if pid == 0:
@@ -182,7 +182,7 @@ def test_a_killed_start_is_taken_up_by_the_same_job(tmp_path):
         pass
 
 
-def test_two_writers_of_one_report_are_refused(tmp_path):
+def test_second_writer_of_a_report_is_refused(tmp_path):
     keys = {"prepare": {"report": str(tmp_path / "new" / "report.json"), "overview": None}}
     with (
         claimed(config(tmp_path / "one", **keys), "prepare"),
@@ -193,7 +193,7 @@ def test_two_writers_of_one_report_are_refused(tmp_path):
     assert names(tmp_path) == ["identity.json", "one"]
 
 
-def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+def test_runs_started_in_the_same_second_have_different_folders(tmp_path, monkeypatch):
     class Clock(datetime):
         @classmethod
         def now(cls, tz=None):
@@ -216,7 +216,7 @@ def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
     resolvers._new_run_name.cache_clear()
 
 
-def test_a_checkpoint_of_another_run_is_refused_by_key(tmp_path):
+def test_checkpoint_of_other_run_is_refused(tmp_path):
     with claimed(config(tmp_path / "one"), "train"):
         pass
     with (
@@ -234,11 +234,11 @@ def test_a_checkpoint_of_another_run_is_refused_by_key(tmp_path):
         ({"RANK": "2", "LOCAL_RANK": "0"}, False),
         ({"SLURM_PROCID": "0"}, True),
         ({"SLURM_PROCID": "1"}, False),
-        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # Lightning's, in a shell of SLURM
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by Lightning in a SLURM shell
         ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
     ],
 )
-def test_one_rank_of_all_owns_the_folder(monkeypatch, ranks, is_first):
+def test_only_the_first_rank_owns_the_folder(monkeypatch, ranks, is_first):
     for name, rank in ranks.items():
         monkeypatch.setenv(name, rank)
     assert is_first_rank() == is_first

@@ -1,4 +1,4 @@
-"""Every config that ships composes and passes the check; new files are picked up by themselves."""
+"""Tests that every shipped config passes the check; new files are included automatically."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ OPTIONS = sorted(
     for path in CONF_DIR.rglob("*.yaml")
     if path.parent != CONF_DIR
     and path.relative_to(CONF_DIR).parts[0] not in NOT_COMPOSED_ALONE
-    and not path.stem.startswith("_")  # what others are made of
+    and not path.stem.startswith("_")  # bases of other options
 )
-HERE = {"data/role": "data"}  # group -> where its options put their keys
+HERE = {"data/role": "data"}  # group -> package of its options, if different
 OFFLOADED = ("strategy=deepspeed_zero2_offload", "objective/optimizer=adamw_cpu")
-TOGETHER = {  # options that make sense beside others alone
+TOGETHER = {  # option -> overrides that it needs
     "strategy/deepspeed_zero2_offload": OFFLOADED,
     "objective/optimizer/adamw_cpu": OFFLOADED,
     "data/role/part": ("data=mix",),
     "data/cache/features": ("data/cache=features", "model.freeze_vision=true"),
-    **{  # logged, not paid
+    **{  # logged with weight 0
         f"reward/{name}": (f"reward=[iou,{name}]",)
         for name in ("diversity", "keywords", "paragraphs", "think_length", "timesteps")
     },
@@ -45,7 +45,7 @@ def compose_once(command: str) -> Composition:
 
 @cache
 def groups(command: str) -> frozenset[str]:
-    """The groups that a command takes options of, at their own place in the config (or HERE)."""
+    """Returns the groups of a command whose options have their usual package (or HERE's)."""
     return frozenset(
         group
         for entry in compose_once(command).entries
@@ -55,7 +55,7 @@ def groups(command: str) -> frozenset[str]:
 
 
 def problems(command: str, *overrides: str) -> list[str]:
-    """The problems of a config, without values that only a user can give."""
+    """Returns the problems of a config, except values that the user must set."""
     try:
         found = find_problems(compose(command, overrides))
     except HydraException as error:
@@ -68,26 +68,26 @@ def problems_once(command: str) -> tuple[str, ...]:
     return tuple(problems(command))
 
 
-def test_there_is_something_to_compose():
+def test_shipped_configs_are_found():
     assert "train" in COMMANDS
     assert {"strategy/ddp", "trainer/default", "logger/mlflow"} <= set(OPTIONS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command):
+def test_default_config_of_command_has_no_problems(command):
     assert problems_once(command) == ()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
-def test_option(option, monkeypatch):
-    # As where every extra is installed.
+def test_option_has_no_problems(option, monkeypatch):
+    # Pretend that all optional packages are installed.
     monkeypatch.setattr("tvg.core.limits.find_spec", lambda name: object())
     group, _, name = option.rpartition("/")
     commands = sorted((c for c in COMMANDS if group in groups(c)), key=lambda c: (c != "train", c))
     assert commands, f"no command takes conf/{group}"
     if any(entry.name == option for c in commands for entry in compose_once(c).entries):
-        return  # a command's own choice, tried by test_command
+        return  # a default, checked by the test of the command
     at = f"{group}@{HERE[group]}" if group in HERE else group
     choice = f"{at}=[{name}]" if group in COLLECTIONS else f"{at}={name}"
     words = TOGETHER.get(option, (choice,))
@@ -97,18 +97,18 @@ def test_option(option, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_experiment(experiment):
+def test_experiment_has_no_problems_in_some_command(experiment):
     takers = [c for c in COMMANDS if "experiment:" in (CONF_DIR / f"{c}.yaml").read_text()]
     found = {c: problems(c, f"experiment={experiment}") for c in sorted(takers, key="train".__ne__)}
     assert [] in found.values(), found
 
 
 @pytest.mark.parametrize("loggers", ["[]", "csv", "[mlflow,csv]", "[mlflow,csv,tensorboard]"])
-def test_loggers(loggers):
+def test_combination_of_loggers_has_no_problems(loggers):
     assert not set(problems("train", f"logger={loggers}")) - set(problems_once("train"))
 
 
-def test_a_set_joins_the_mixture_from_the_command_line():
+def test_data_set_can_be_added_to_the_mixture():
     words = ["+data@data.sets.timerft=timerft", "+data.weights.timerft=0.5", "data=mix"]
     assert not set(problems("train", *words)) - set(problems_once("train"))
     cfg = compose("train", [*words, "data.on_missing=skip"]).cfg
@@ -119,16 +119,16 @@ def test_a_set_joins_the_mixture_from_the_command_line():
 @pytest.mark.parametrize(
     ("command", "split"), [("train", "train"), ("evaluate", "test"), ("prepare", None)]
 )
-def test_a_file_given_by_hand_is_the_split_that_the_command_uses(command, split):
+def test_default_annotation_split_depends_on_the_command(command, split):
     assert compose(command, ["data=charades"]).cfg.data.annotation_split == split
 
 
-def test_an_evaluated_split_is_that_of_the_file():
+def test_annotation_split_follows_the_evaluated_split():
     assert compose("evaluate", ["split=val"]).cfg.data.annotation_split == "val"
 
 
 @pytest.mark.parametrize("objective", ["grpo", "sft"])
-def test_optimizers_keep_what_was_chosen_beside_them(objective):
+def test_optimizer_options_keep_the_other_settings(objective):
     def optimizer(*words):
         reward = ["reward=[]"] if objective == "sft" else []
         return compose("train", [f"objective={objective}", *reward, *words]).cfg.objective.optimizer
@@ -146,7 +146,7 @@ def test_optimizers_keep_what_was_chosen_beside_them(objective):
     assert sgd == {"_target_": "torch.optim.SGD", "_partial_": True, "lr": lr, "weight_decay": 0.0}
 
 
-def test_an_experiment_sets_what_it_wants_of_the_optimizer():
+def test_experiment_settings_apply_to_other_optimizers():
     cfg = compose("train", ["experiment=demo_grpo", "objective/optimizer=adamw_fused"]).cfg
     assert cfg.objective.optimizer.betas == [0.9, 0.99]
     assert cfg.objective.optimizer.lr == 2e-4

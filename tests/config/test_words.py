@@ -1,4 +1,4 @@
-"""Texts of the command line arrive as they were typed; advice about others can be pasted."""
+"""Tests that texts on the command line keep their characters, and that quoting advice works."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def value_of(word: str) -> str:
         "C:\\clips\\",
     ],
 )
-def test_a_text_arrives_as_it_was_typed(text):
+def test_text_keeps_its_characters(text):
     (word,) = with_literal_texts([f"query={text}"], ["query"])
     assert value_of(word) == text
 
 
 @given(st.text(alphabet=list("a ,=:\\\"'${}[]()#~?1eé\n\t."), max_size=12))
-def test_any_text_arrives_as_it_was_typed(text):
+def test_any_text_keeps_its_characters(text):
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
     if not is_quoted and text != "???":
         (word,) = with_literal_texts([f"query={text}"], ["query"])
@@ -59,12 +59,12 @@ def test_any_text_arrives_as_it_was_typed(text):
         ["-m", "query=a,b"],
     ],
 )
-def test_other_words_are_left_alone(words):
+def test_other_overrides_are_unchanged(words):
     assert with_literal_texts(words, ["query"]) == words
 
 
 @pytest.mark.parametrize("text", ["it's a) b", 'he says "hi), you', "back\\slash)", "a (b"])
-def test_advice_survives_the_shell(text):
+def test_quoting_advice_can_be_pasted_into_a_shell(text):
     with pytest.raises(OverrideParseException) as caught:
         PARSER.parse_overrides([f"query={text}"])
     advice = unreadable_value(caught.value).partition("quote it twice: ")[2]

@@ -21,11 +21,11 @@ def advantages_of(
     scale: str = "group_std",
     eps: float = 1e-4,
 ) -> Tensor:
-    """Advantages, with Time-R1's settings by default."""
+    """Returns advantages, with Time-R1's settings by default."""
     return group_advantages(rewards, group_size=group_size, baseline=baseline, scale=scale, eps=eps)
 
 
-def test_by_hand() -> None:
+def test_group_advantages_by_hand() -> None:
     # Group 1: mean 2, unbiased std sqrt((1 + 0 + 1) / 2) = 1. Group 2: mean 4, std sqrt(12).
     rewards = torch.tensor([1.0, 2.0, 3.0, 2.0, 2.0, 8.0])
     expected = torch.tensor([-1.0, 0.0, 1.0, -2.0, -2.0, 4.0])
@@ -36,18 +36,18 @@ def test_by_hand() -> None:
 
 
 def test_leave_one_out_by_hand() -> None:
-    # Means of the others: 2.5, 2, 1.5 and 5, 5, 2.
+    # Means of the other rewards: 2.5, 2, 1.5 and 5, 5, 2.
     rewards = torch.tensor([1.0, 2.0, 3.0, 2.0, 2.0, 8.0])
     expected = torch.tensor([-1.5, 0.0, 1.5, -3.0, -3.0, 6.0])
     unscaled = advantages_of(rewards, group_size=3, baseline="leave_one_out", scale="none")
     torch.testing.assert_close(unscaled, expected)
-    # The scale is that of the rewards, whatever the baseline.
+    # The scale is the std of the rewards with both baselines.
     scaled = advantages_of(rewards, group_size=3, baseline="leave_one_out", eps=0.0)
     torch.testing.assert_close(scaled, expected / torch.tensor([1.0] * 3 + [math.sqrt(12)] * 3))
 
 
 def test_batch_std_by_hand() -> None:
-    # All six: mean 3, squares 4 + 1 + 0 + 1 + 1 + 25 over 5.
+    # All six rewards: mean 3, variance (4 + 1 + 0 + 1 + 1 + 25) / 5.
     rewards = torch.tensor([1.0, 2.0, 3.0, 2.0, 2.0, 8.0])
     expected = torch.tensor([-1.0, 0.0, 1.0, -2.0, -2.0, 4.0]) / (math.sqrt(32 / 5) + 0.5)
     scaled = advantages_of(rewards, group_size=3, scale="batch_std", eps=0.5)
@@ -92,12 +92,12 @@ def test_equal_rewards_give_zero_advantages(reward: float, group_size: int) -> N
     assert alone.eq(0).all()
 
 
-def test_invariances() -> None:
+def test_advantages_ignore_shift_scale_and_other_groups() -> None:
     rewards = torch.rand(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     advantages = advantages_of(rewards, group_size=8)
     groups = advantages.view(-1, 8)
     torch.testing.assert_close(groups.mean(dim=1), torch.zeros(5).double(), rtol=0, atol=1e-12)
-    # A constant added to the rewards of a prompt changes nothing; a scale changes only eps' share.
+    # A constant added to a group's rewards changes nothing. With eps=0, a factor changes nothing.
     shift = torch.arange(5).double().repeat_interleave(8)
     shifted = advantages_of(rewards + shift, group_size=8)
     torch.testing.assert_close(shifted, advantages, rtol=0, atol=1e-12)
@@ -105,7 +105,7 @@ def test_invariances() -> None:
     torch.testing.assert_close(
         scaled, advantages_of(rewards, group_size=8, eps=0.0), rtol=0, atol=1e-12
     )
-    # Groups do not see one another.
+    # Each group's advantages are independent of the other groups.
     alone = torch.cat([advantages_of(part, group_size=8) for part in rewards.split(8)])
     torch.testing.assert_close(alone, advantages, rtol=0, atol=1e-12)
 
@@ -119,14 +119,14 @@ def test_invariances() -> None:
         (4, 2, "std", r"objective\.advantage\.scale.*'std'"),
     ],
 )
-def test_rewards_that_do_not_fit_the_groups_are_named(
+def test_invalid_group_size_or_scale_is_named(
     num_rewards: int, group_size: int, scale: str, named: str
 ) -> None:
     with pytest.raises(ValueError, match=named):
         advantages_of(torch.zeros(num_rewards), group_size=group_size, scale=scale)
 
 
-def test_other_settings_out_of_range_are_named() -> None:
+def test_invalid_baseline_or_eps_is_named() -> None:
     with pytest.raises(ValueError, match=r"objective\.advantage\.baseline.*'mean'"):
         advantages_of(torch.zeros(4), group_size=2, baseline="mean")
     with pytest.raises(ValueError, match=r"objective\.advantage\.eps.*-1"):

@@ -1,4 +1,4 @@
-"""Answers in exactly the asked format, and other answers that the parsers accept."""
+"""Tests of the exact answer format, which is stricter than the parsers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ THINK = "<think>At {start_s:.0f}.</think> <answer>{start_s:.2f} to {end_s:.2f}</
     [
         ("<answer>1.2 to 6.0</answer>", True, True),
         (" <answer>1.2 to 6.0</answer>\n", True, True),
-        ("<answer>8.0 to 1.2</answer>", True, True),  # reversed: the format is right
-        ("<answer>1.2 to 6 6</answer>", False, True),  # answers to which the demo's policy drifted
+        ("<answer>8.0 to 1.2</answer>", True, True),  # reversed segment in the exact format
+        ("<answer>1.2 to 6 6</answer>", False, True),  # the demo's policy drifted to this
         ("<answer>1.2 to 6.0.</answer>", False, True),
         ("<answer>1.2 to 6.0 seconds</answer>", False, True),
         ("<answer>1.2 to 6</answer>", False, True),
@@ -35,7 +35,7 @@ THINK = "<think>At {start_s:.0f}.</think> <answer>{start_s:.2f} to {end_s:.2f}</
         ("", False, False),
     ],
 )
-def test_an_answer_alone(text: str, exact: bool, is_read: bool) -> None:
+def test_exact_format_of_answer_without_thought(text: str, exact: bool, is_read: bool) -> None:
     assert is_exact(text, answer_pattern(SHORT), think=False) is exact
     assert (parse_answer(text).segment is not None) is is_read
 
@@ -54,11 +54,11 @@ def test_an_answer_alone(text: str, exact: bool, is_read: bool) -> None:
         ("<think><answer>1.20 to 6.00</answer>", False),
     ],
 )
-def test_a_thought_before_the_answer(text: str, exact: bool) -> None:
+def test_exact_format_of_thought_and_answer(text: str, exact: bool) -> None:
     assert is_exact(text, answer_pattern(THINK), think=True) is exact
 
 
-def test_an_option_letter_needs_parentheses_to_be_exact() -> None:
+def test_exact_option_letter_needs_parentheses() -> None:
     for text, exact in [("<answer>(B)</answer>", True), ("<answer>B</answer>", False)]:
         assert is_exact(text, answer_pattern(None), think=False) is exact
 
@@ -78,13 +78,13 @@ def test_custom_answer_formats(answer_format: str, text: str, other: str) -> Non
 
 
 @given(st.floats(0, 9999), st.floats(0, 9999))
-def test_every_target_is_exact(start_s: float, end_s: float) -> None:
+def test_every_target_has_exact_format(start_s: float, end_s: float) -> None:
     for answer_format, think in ((SHORT, False), (THINK, True)):
         target = answer_format.format(start_s=start_s, end_s=end_s)
         assert is_exact(target, answer_pattern(answer_format), think=think)
 
 
 @given(st.text(max_size=60))
-def test_any_text_has_a_verdict(text: str) -> None:
+def test_format_check_accepts_any_text(text: str) -> None:
     assert is_exact(text, answer_pattern(THINK), think=True) in (True, False)
     assert not is_exact(text + "x", answer_pattern(SHORT), think=False)

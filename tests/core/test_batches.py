@@ -1,4 +1,4 @@
-"""Splitting and joining rollouts keeps their groups."""
+"""Tests that splitting and joining rollouts keeps every value."""
 
 from dataclasses import fields
 
@@ -24,13 +24,13 @@ def sampled(tiny_checkpoint, tiny_world):
         group_size=GROUP,
         seed=3,
     )
-    assert len(set(rollout.completion_mask.sum(1).tolist())) > 1, "ragged completions wanted"
-    assert len(set(rollout.prompts.attention_mask.sum(1).tolist())) > 1, "ragged prompts wanted"
+    assert len(set(rollout.completion_mask.sum(1).tolist())) > 1, "completions of equal length"
+    assert len(set(rollout.prompts.attention_mask.sum(1).tolist())) > 1, "prompts of equal length"
     return rollout
 
 
 def trimmed(rollout, pad_id):
-    """A single group without the padding of its batch."""
+    """Returns a rollout without the padding that all its rows share."""
     first = int(rollout.prompts.attention_mask.argmax(1).min())
     longest = int(rollout.completion_mask.sum(1).max())
     prompts = PromptBatch(
@@ -71,7 +71,7 @@ def test_splitting_and_joining_groups_restores_the_batch(sampled):
             "prompts": sampled.prompts,
         }
     )
-    # Masked values are padding.
+    # Padding values may differ.
     ids = joined.completion_ids.where(joined.completion_mask.bool(), expected.completion_ids)
     prompt_ids = joined.prompts.input_ids.where(
         joined.prompts.attention_mask.bool(), expected.prompts.input_ids
@@ -87,7 +87,7 @@ def test_splitting_and_joining_groups_restores_the_batch(sampled):
     assert torch.equal(joined.prompts.duration_s, expected.prompts.duration_s)
 
 
-def test_joined_batches_can_be_split_again(sampled):
+def test_splitting_joined_batches_restores_them(sampled):
     two = [sampled.select(range(0, 2), range(GROUP)), sampled.select(range(2, 4), range(GROUP))]
     joined = join_rollouts(two[::-1], pad_id=0)
     assert_same(joined.select(range(0, 2), range(GROUP)), two[1])
@@ -95,7 +95,7 @@ def test_joined_batches_can_be_split_again(sampled):
 
 
 def test_every_field_is_joined(sampled):
-    """A new field that is not joined would get its default value."""
+    """Fails for a new field that `join_*` forgets, because it gets its default value."""
     joined = join_rollouts([sampled], pad_id=0)
     assert_same(joined, sampled)
     batch = sampled.prompts
@@ -110,7 +110,7 @@ def test_every_field_is_joined(sampled):
     assert_same(join_prompts([marked], pad_id=0), marked)
 
 
-def test_pixels_and_features_do_not_mix(sampled):
+def test_joining_pixels_with_features_is_refused(sampled):
     batch = sampled.prompts
     encoded = PromptBatch(
         **{

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM raise an exception, at once or after the step in progress."""
+"""Tests that SIGINT and SIGTERM raise an exception immediately, or after the current step."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ def send(number):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_raises_at_once(number, code):
+def test_signal_raises_immediately(number, code):
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as caught, handled():
         send(number)
@@ -24,7 +24,7 @@ def test_a_signal_raises_at_once(number, code):
     assert pending() is None
 
 
-def test_a_held_signal_waits_for_the_release(capfd):
+def test_held_signal_raises_at_release(capfd):
     with handled():
         hold()
         send(signal.SIGTERM)
@@ -34,7 +34,7 @@ def test_a_held_signal_waits_for_the_release(capfd):
             release()
 
 
-def test_a_second_signal_does_not_wait():
+def test_second_signal_raises_immediately():
     with handled():
         hold()
         send(signal.SIGINT)
@@ -43,7 +43,7 @@ def test_a_second_signal_does_not_wait():
         assert caught.value.signum == signal.SIGINT  # the first signal
 
 
-def test_a_signal_does_not_interrupt_the_clean_up():
+def test_second_signal_does_not_interrupt_cleanup():
     with handled():
         with pytest.raises(Interrupted):
             send(signal.SIGTERM)
@@ -52,7 +52,7 @@ def test_a_signal_does_not_interrupt_the_clean_up():
             interruption.check()
 
 
-def test_a_third_signal_ends_the_process():
+def test_third_signal_ends_process():
     child = os.fork()
     if child == 0:
         with handled():
@@ -65,7 +65,7 @@ def test_a_third_signal_ends_the_process():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
-def test_hold_replaces_signal_handlers_of_a_library():
+def test_hold_replaces_signal_handlers_of_library():
     with handled():
         signal.signal(signal.SIGTERM, lambda *_: None)
         hold()
@@ -75,7 +75,7 @@ def test_hold_replaces_signal_handlers_of_a_library():
             release()
 
 
-def test_an_ignored_signal_stays_ignored():
+def test_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with handled():
@@ -85,20 +85,20 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def test_outside_of_a_command_nothing_is_held():
+def test_hold_outside_of_command_does_nothing():
     before = signal.getsignal(signal.SIGTERM)
     hold()
     release()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_interruption_contains_the_advice_of_the_work():
+def test_interruption_contains_advice():
     with pytest.raises(Interrupted) as caught, handled(), advising("go on"):
         send(signal.SIGTERM)
     assert caught.value.advice == ["go on"]
 
 
-def test_a_forked_child_has_default_signal_handling():
+def test_forked_child_has_default_signal_handling():
     with handled():
         child = os.fork()
         if child == 0:
@@ -107,7 +107,7 @@ def test_a_forked_child_has_default_signal_handling():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
-def test_a_failed_job_does_not_hold_the_next_jobs_signals():
+def test_hold_ends_with_failed_job():
     with handled():
         with suppress(ZeroDivisionError), interruption.holds_end_inside():
             hold()

@@ -1,4 +1,4 @@
-"""Temporal IoU compared with hand-computed numbers."""
+"""Tests of temporal IoU, generalised IoU and boundary distance with hand-computed numbers."""
 
 import math
 import random
@@ -31,7 +31,7 @@ CASES = [
     ((0, 5), (5, 10), 0.0),  # touching
     ((5, 0), (0, 5), 0.0),  # reversed prediction
     ((0, 5), (5, 0), 0.0),  # reversed truth
-    ((5, 0), (5, 0), 0.0),  # both
+    ((5, 0), (5, 0), 0.0),  # both reversed
     ((3, 3), (3, 3), 0.0),  # empty
     ((3, 3), (0, 10), 0.0),
     ((NAN, 5), (0, 5), 0.0),
@@ -58,19 +58,19 @@ def test_iou_by_hand(
     assert segment_iou(Segment(*pred), Segment(*truth)) == pytest.approx(expected, abs=1e-15)
 
 
-def test_a_missing_segment_scores_zero() -> None:
+def test_iou_of_missing_segment_is_zero() -> None:
     assert segment_iou(None, Segment(0, 1)) == 0.0
     assert segment_iou(Segment(0, 1), None) == 0.0
     assert segment_iou(None, None) == 0.0
 
 
-def test_leading_dimensions_broadcast_and_integers_are_accepted() -> None:
+def test_iou_broadcasts_and_accepts_integers() -> None:
     pred = torch.tensor([[[0, 10], [5, 15]], [[20, 30], [15, 5]]])
     iou = temporal_iou(pred, torch.tensor([0, 10]))
     torch.testing.assert_close(iou, torch.tensor([[1.0, 1 / 3], [0.0, 0.0]]))
 
 
-def test_gradients_are_finite_even_at_invalid_segments() -> None:
+def test_gradients_are_finite_for_invalid_segments() -> None:
     pred = torch.tensor([[0.0, 10.0], [5.0, 5.0], [7.0, 2.0]], requires_grad=True)
     temporal_iou(pred, torch.tensor([5.0, 15.0])).sum().backward()
     assert pred.grad is not None
@@ -78,7 +78,7 @@ def test_gradients_are_finite_even_at_invalid_segments() -> None:
     torch.testing.assert_close(pred.grad[0], torch.tensor([5 / 225, 1 / 15]))
     assert torch.isfinite(pred.grad).all()
     empty = torch.tensor([[5.0, 5.0]], requires_grad=True)
-    temporal_iou(empty, torch.tensor([5.0, 5.0])).sum().backward()  # a union of 0 s
+    temporal_iou(empty, torch.tensor([5.0, 5.0])).sum().backward()  # the union is 0 s
     assert empty.grad is not None
     assert empty.grad.eq(0).all()
 
@@ -94,7 +94,9 @@ def test_iou_of_any_floats_is_between_0_and_1(a: float, b: float, c: float, d: f
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(sane_seconds, sane_seconds, sane_seconds, sane_seconds, st.integers(-50, 50))
-def test_symmetry_and_shift_invariance(a: float, b: float, c: float, d: float, by: int) -> None:
+def test_iou_is_symmetric_and_shift_invariant(
+    a: float, b: float, c: float, d: float, by: int
+) -> None:
     first, second = Segment(a, b), Segment(c, d)
     assert segment_iou(first, second) == segment_iou(second, first)
     assert segment_iou(first, first) == float(a < b)
@@ -104,7 +106,7 @@ def test_symmetry_and_shift_invariance(a: float, b: float, c: float, d: float, b
 
 GENERALISED = [
     ((0, 10), (0, 10), 1.0),
-    ((0, 10), (5, 15), 5 / 15),  # equals IoU if they overlap
+    ((0, 10), (5, 15), 5 / 15),  # equals IoU for overlapping segments
     ((0, 5), (5, 10), 0.0),  # touching
     ((0, 4), (6, 10), -2 / 10),  # the gap's share of the hull
     ((0, 2), (8, 10), -6 / 10),
@@ -118,18 +120,18 @@ GENERALISED = [
 
 
 @pytest.mark.parametrize(("a", "b", "giou"), GENERALISED)
-def test_generalised_iou(a, b, giou):
+def test_generalised_iou_by_hand(a, b, giou):
     assert segment_giou(Segment(*a), Segment(*b)) == pytest.approx(giou, abs=1e-9)
     assert segment_giou(Segment(*b), Segment(*a)) == pytest.approx(giou, abs=1e-9)
 
 
-def test_generalised_iou_of_missing_segments():
+def test_generalised_iou_of_missing_segment_is_minus_one():
     assert segment_giou(None, Segment(0, 1)) == segment_giou(Segment(0, 1), None) == -1.0
 
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(seconds, seconds, seconds, seconds)
-def test_generalised_iou_is_bounded_and_equals_iou_for_overlaps(a0, a1, b0, b1):
+def test_generalised_iou_equals_iou_for_overlaps(a0, a1, b0, b1):
     a, b = Segment(a0, a1), Segment(b0, b1)
     giou, iou = segment_giou(a, b), segment_iou(a, b)
     assert -1 <= giou <= 1
@@ -138,21 +140,21 @@ def test_generalised_iou_is_bounded_and_equals_iou_for_overlaps(a0, a1, b0, b1):
         assert giou == iou
 
 
-def test_distance_of_ends():
+def test_boundary_distance_by_hand():
     assert boundary_distance(Segment(4, 12), Segment(4, 12)) == 0
     assert boundary_distance(Segment(4, 12), Segment(6, 14)) == 2
     assert boundary_distance(Segment(4, 12), Segment(8, 12)) == 2  # (4 + 0) / 2
-    assert boundary_distance(Segment(0, 10), Segment(2, 8)) == 2  # inside: both ends count
+    assert boundary_distance(Segment(0, 10), Segment(2, 8)) == 2  # (2 + 2) / 2
 
 
 def on_paper(a: tuple[int, int], b: tuple[int, int]) -> Fraction:
-    """IoU of segments in whole hundredths of a second."""
+    """Returns the exact IoU of segments given in integer hundredths of a second."""
     inter = max(0, min(a[1], b[1]) - max(a[0], b[0]))
     return Fraction(inter, a[1] - a[0] + b[1] - b[0] - inter)
 
 
-def test_exact_iou_keeps_decimal_ties() -> None:
-    # 3.5 / 5.0; in floats 0.6999999999999998.
+def test_exact_iou_at_recall_threshold_counts() -> None:
+    # 3.5 / 5.0; floats give 0.6999999999999998.
     assert exact_iou(Segment(3.3, 6.8), Segment(3.3, 8.3)) == Fraction(7, 10)
     rng = random.Random(0)
     num_ties = num_wrong = 0
@@ -173,7 +175,7 @@ def test_exact_iou_keeps_decimal_ties() -> None:
         num_ties += iou == least
         num_wrong += (segment_iou(*segments) >= share / 10) != (iou >= least)
     assert num_ties > 1000
-    assert num_wrong > 100  # where the comparison of floats errs
+    assert num_wrong > 100  # cases that floats decide wrongly
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=4, max_size=4))
@@ -185,6 +187,6 @@ def test_exact_iou_equals_float_iou_up_to_rounding(ends: list[float]) -> None:
         assert float(exact) == pytest.approx(segment_iou(a, b), abs=1e-6)
 
 
-def test_a_missing_segment_has_an_exact_iou_of_zero() -> None:
+def test_exact_iou_of_missing_or_invalid_segment_is_zero() -> None:
     assert exact_iou(None, Segment(0, 1)) == exact_iou(Segment(0, 1), None) == 0
     assert exact_iou(Segment(0, INF), Segment(0, 1)) == exact_iou(Segment(2, 1), Segment(1, 2)) == 0

@@ -1,4 +1,4 @@
-"""KL estimators against hand-computed numbers and the exact divergence."""
+"""Tests of the KL estimators with hand-computed numbers and the exact divergence."""
 
 import math
 
@@ -23,7 +23,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("estimator", BY_HAND)
-def test_by_hand(estimator) -> None:
+def test_estimators_by_hand(estimator) -> None:
     policy = logs([0.5, 0.5, 0.25]).requires_grad_()
     reference = logs([0.5, 0.25, 0.5]).requires_grad_()
     kl = estimator(policy, reference)
@@ -35,7 +35,7 @@ def test_by_hand(estimator) -> None:
 
 
 @pytest.mark.parametrize("estimator", [k2, k3])
-def test_never_negative_even_for_tiny_differences(estimator) -> None:
+def test_k2_and_k3_are_never_negative(estimator) -> None:
     policy = torch.full((1, 4), -1.0)
     reference = policy + torch.tensor([1e-4, -1e-4, 3e-5, 1e-3])
     kl = estimator(policy, reference)
@@ -49,7 +49,7 @@ def exact_kl(a: Tensor, b: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("estimator", [k1, k3])
-def test_the_value_is_unbiased(estimator) -> None:
+def test_k1_and_k3_are_unbiased(estimator) -> None:
     policy, reference = logs([0.5, 0.3, 0.2]), logs([0.2, 0.2, 0.6])
     mean = (policy.exp() * estimator(policy, reference)).sum()
     torch.testing.assert_close(mean, exact_kl(policy, reference))
@@ -70,7 +70,7 @@ def test_gradient_of_each_estimator_as_a_loss() -> None:
         return torch.autograd.grad(value, [logits])[0]
 
     def as_loss(estimator) -> Tensor:
-        """Mean gradient over tokens sampled from the policy: the sampling has no gradient."""
+        """Returns the expected gradient over sampled tokens; sampling itself has no gradient."""
         policy = logits.log_softmax(0)
         return gradient_of((policy.exp().detach() * estimator(policy, reference)).sum())
 

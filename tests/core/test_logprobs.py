@@ -1,4 +1,4 @@
-"""Chunked token log-probs against a plain log-softmax over the whole vocabulary."""
+"""Tests of chunked token log-probs against a plain log-softmax over the complete vocabulary."""
 
 from collections.abc import Callable
 
@@ -46,7 +46,7 @@ def with_gradients(
 ) -> list[Tensor]:
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     logprobs, entropy = function(hidden, weight)
-    # Unequal weights, as advantages and masks give them.
+    # Unequal weights per token, as in a loss with advantages and masks.
     spread = torch.linspace(-1, 2, len(logprobs), dtype=logprobs.dtype)
     loss = (logprobs * spread).sum()
     if entropy_coef:
@@ -62,7 +62,7 @@ def with_gradients(
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
 @pytest.mark.parametrize("suppressed", [None, [0, 2]])
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.5])
-def test_values_and_gradients_equal_a_plain_log_softmax(
+def test_values_and_gradients_equal_plain_log_softmax(
     chunk_tokens: int, temperature: float, suppressed: list[int] | None, entropy_coef: float
 ) -> None:
     hidden, weight, token_ids = example()
@@ -88,7 +88,7 @@ def test_values_and_gradients_equal_a_plain_log_softmax(
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
-def test_lower_precision_stays_near_the_float64_truth(dtype: torch.dtype, atol: float) -> None:
+def test_lower_precision_is_close_to_float64(dtype: torch.dtype, atol: float) -> None:
     hidden, weight, token_ids = example(dtype)
     ours = with_gradients(
         lambda h, w: token_logprobs(h, w, token_ids, chunk_tokens=5), hidden, weight
@@ -101,7 +101,7 @@ def test_lower_precision_stays_near_the_float64_truth(dtype: torch.dtype, atol: 
 
 def test_only_the_head_product_is_in_half_precision() -> None:
     hidden, weight, token_ids = example(torch.bfloat16)
-    logits = (hidden @ weight.t()).double()  # rounded as a language-model head rounds them
+    logits = (hidden @ weight.t()).double()  # rounded to bfloat16
     expected = logits.log_softmax(dim=-1).gather(1, token_ids[:, None])[:, 0].float()
     logprobs, _ = token_logprobs(hidden, weight, token_ids)
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=2e-6)
@@ -116,7 +116,7 @@ def test_autocast_does_not_lower_the_precision() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_suppressed_ids_have_no_probability_and_get_no_gradient() -> None:
+def test_suppressed_ids_have_no_probability_and_no_gradient() -> None:
     hidden, weight, token_ids = example()
     token_ids[4] = 2
     suppressed = torch.tensor([0, 2])
@@ -129,14 +129,14 @@ def test_suppressed_ids_have_no_probability_and_get_no_gradient() -> None:
     assert weight.grad is not None
     assert weight.grad[suppressed].eq(0).all()
     assert torch.isfinite(weight.grad).all()
-    # The other ids form a distribution.
+    # The probabilities of the other ids sum to one.
     rest = torch.tensor([v for v in range(VOCABULARY) if v not in (0, 2)])
     one = hidden[:1].expand(len(rest), -1)
     total = token_logprobs(one, weight.detach(), rest, suppressed_ids=suppressed)[0].exp().sum()
     torch.testing.assert_close(total, torch.ones((), dtype=torch.float64))
 
 
-def test_a_suppressed_token_has_no_gradient_of_its_own() -> None:
+def test_suppressed_token_in_loss_gets_no_gradient() -> None:
     hidden, weight, token_ids = example()
     token_ids[4] = 2
     suppressed = torch.tensor([0, 2])
@@ -174,7 +174,7 @@ def test_entropy_alone_can_be_differentiated() -> None:
     torch.testing.assert_close(hidden.grad, expected, rtol=0, atol=1e-12)
 
 
-def test_an_unused_entropy_adds_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_entropy_adds_no_backward_work(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Tensor | None] = []
     inner = logprobs_module._grad_logits
     monkeypatch.setattr(
@@ -187,14 +187,14 @@ def test_an_unused_entropy_adds_no_cost(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_certain_tokens_have_zero_entropy_gradient() -> None:
-    hidden = torch.tensor([[2000.0]], requires_grad=True)  # log p of the others: -2000
+    hidden = torch.tensor([[2000.0]], requires_grad=True)  # log p of the other token: -2000
     _, entropy = token_logprobs(hidden, torch.tensor([[1.0], [0.0]]), torch.tensor([0]))
     entropy.sum().backward()
     assert entropy == 0
     assert hidden.grad == 0
 
 
-def test_entropy_of_a_uniform_distribution() -> None:
+def test_entropy_of_uniform_distribution() -> None:
     hidden = torch.zeros(2, WIDTH)
     _, entropy = token_logprobs(hidden, torch.ones(8, WIDTH), torch.tensor([0, 1]))
     torch.testing.assert_close(entropy, torch.full((2,), 8.0).log())
@@ -208,7 +208,7 @@ def test_entropy_of_a_uniform_distribution() -> None:
 
 
 @pytest.mark.parametrize("trained", ["hidden", "weight"])
-def test_only_one_side_trained(trained: str) -> None:
+def test_frozen_hidden_or_weight_gets_no_gradient(trained: str) -> None:
     hidden, weight, token_ids = example()
     leaf = hidden if trained == "hidden" else weight
     leaf.requires_grad_()
@@ -229,7 +229,7 @@ def test_empty_input_stays_in_the_graph() -> None:
 
 
 class LargestOutput(TorchDispatchMode):
-    """Records the size of every operation's output, also in the backward pass."""
+    """Records the largest output of any operation, also in the backward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ def test_at_most_one_chunk_of_logits_exists() -> None:
         (logprobs + entropy).sum().backward()
     assert forward.numbers == chunk_tokens * vocabulary
     assert backward.numbers == chunk_tokens * vocabulary
-    with LargestOutput() as watched:  # the recorder detects a plain log-softmax
+    with LargestOutput() as watched:  # check of the recorder itself
         plain(hidden, weight, token_ids)
     assert watched.numbers == 64 * vocabulary
 
@@ -285,7 +285,7 @@ def test_no_vocabulary_sized_tensor_is_saved_for_backward() -> None:
     ("settings", "named"),
     [({"temperature": 0.0}, "temperature"), ({"chunk_tokens": 0}, "chunk_tokens")],
 )
-def test_impossible_settings_are_named(settings: dict[str, float], named: str) -> None:
+def test_invalid_settings_are_named(settings: dict[str, float], named: str) -> None:
     hidden, weight, token_ids = example()
     with pytest.raises(ValueError, match=named):
         token_logprobs(hidden, weight, token_ids, **settings)  # type: ignore[arg-type]

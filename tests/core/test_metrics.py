@@ -1,4 +1,4 @@
-"""Recalls, mIoU and their intervals compared with hand-computed numbers."""
+"""Tests of recalls, mIoU and their intervals with hand-computed numbers."""
 
 import json
 import math
@@ -9,13 +9,13 @@ import pytest
 from tvg.core.metrics import grounding_metrics, paired_bootstrap
 
 
-def test_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     ious = [0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 1.0, 0.0]
     parsed = [False, True, True, True, True, True, True, True]
     metrics = grounding_metrics(ious, parsed)
     assert metrics["n"] == 8
     assert metrics["miou"] == pytest.approx(3.2 / 8)
-    # >=: an IoU that equals the threshold counts.
+    # An IoU that equals the threshold counts.
     assert metrics["r1_iou_0.3"] == 5 / 8
     assert metrics["r1_iou_0.5"] == 4 / 8
     assert metrics["r1_iou_0.7"] == 2 / 8
@@ -29,7 +29,7 @@ def test_by_hand() -> None:
     assert json.loads(json.dumps(metrics)) == metrics
 
 
-def test_the_share_of_exactly_formatted_answers() -> None:
+def test_exact_format_rate_by_hand() -> None:
     metrics = grounding_metrics([0.5, 0.5], [True, True], exact_format=[True, False])
     assert (metrics["parse_rate"], metrics["exact_format_rate"]) == (1.0, 0.5)
     assert list(metrics["ci95"]) == [name for name in metrics if name not in ("n", "ci95")]
@@ -38,8 +38,8 @@ def test_the_share_of_exactly_formatted_answers() -> None:
         grounding_metrics([0.5], [True], exact_format=[True, False])
 
 
-def test_recalls_compare_exactly() -> None:
-    """An exact tie counts; a value 1e-12 below it does not, and rounding does not help."""
+def test_recalls_compare_without_rounding() -> None:
+    """An IoU of exactly the threshold counts; a value 1e-12 below it does not."""
     tie, below, above = (
         Fraction(7, 10),
         Fraction(7, 10) - Fraction(1, 10**12),
@@ -52,15 +52,15 @@ def test_recalls_compare_exactly() -> None:
     assert grounding_metrics(floats, [True] * 4)["r1_iou_0.3"] == 2 / 4
 
 
-def test_other_thresholds() -> None:
+def test_recalls_use_the_given_thresholds() -> None:
     metrics = grounding_metrics([0.2, 0.9], [True, True], thresholds=(0.05, 0.95))
     assert metrics["r1_iou_0.05"] == 1.0
     assert metrics["r1_iou_0.95"] == 0.0
     assert "r1_iou_0.5" not in metrics
 
 
-def test_interval_equals_the_normal_approximation_of_a_proportion() -> None:
-    # 400 queries, half right: normal approximation 0.5 +- 1.96 * sqrt(0.25 / 400) = 0.049.
+def test_interval_is_close_to_normal_approximation() -> None:
+    # 400 queries, half of them right: 0.5 +- 1.96 * sqrt(0.25 / 400) = 0.5 +- 0.049.
     metrics = grounding_metrics([0.0, 1.0] * 200, [True] * 400, resamples=4000)
     for name in ("miou", "r1_iou_0.5"):
         low, high = metrics["ci95"][name]
@@ -69,22 +69,22 @@ def test_interval_equals_the_normal_approximation_of_a_proportion() -> None:
     assert metrics["ci95"]["parse_rate"] == [1.0, 1.0]
 
 
-def test_the_interval_depends_on_the_seed_alone() -> None:
+def test_equal_seeds_give_equal_intervals() -> None:
     ious = [(7 * n % 50) / 50 for n in range(50)]
     first = grounding_metrics(ious, [True] * 50, seed=3)
     assert grounding_metrics(ious, [True] * 50, seed=3) == first
     assert grounding_metrics(ious, [True] * 50, seed=4)["ci95"] != first["ci95"]
 
 
-def test_many_queries_are_resampled_in_blocks() -> None:
-    # More numbers than one block holds: the interval must still be that of all resamples.
+def test_interval_of_many_queries_uses_all_blocks() -> None:
+    # The resamples need several blocks; the interval must still use all of them.
     ious = [0.0, 1.0] * 5000
     low, high = grounding_metrics(ious, [True] * 10_000, resamples=300)["ci95"]["miou"]
     assert low == pytest.approx(0.5 - 0.0098, abs=0.002)
     assert high == pytest.approx(0.5 + 0.0098, abs=0.002)
 
 
-def test_one_query() -> None:
+def test_interval_of_one_query_has_no_width() -> None:
     metrics = grounding_metrics([0.6], [True])
     assert metrics["ci95"]["miou"] == pytest.approx([0.6, 0.6])
     assert metrics["r1_iou_0.5"] == 1.0
@@ -94,7 +94,7 @@ def test_paired_gain_by_hand() -> None:
     gain = paired_bootstrap([0.1, 0.5, 0.9], [0.3, 0.5, 0.8], seed=0, resamples=500)
     assert gain["miou"] == pytest.approx((0.2 + 0.0 - 0.1) / 3)
     low, high = gain["ci95"]
-    # The extremes draw one query three times.
+    # The extreme resamples contain one query three times.
     assert -0.1 - 1e-12 <= low < gain["miou"] < high <= 0.2 + 1e-12
     assert paired_bootstrap([0.1, 0.5, 0.9], [0.3, 0.5, 0.8], seed=0, resamples=500) == gain
 
@@ -118,12 +118,12 @@ def test_pairing_removes_common_variance() -> None:
         ([1.5], [True], "query 0"),
     ],
 )
-def test_broken_input_is_named(ious: list[float], parsed: list[bool], named: str) -> None:
+def test_invalid_ious_or_flags_are_named(ious: list[float], parsed: list[bool], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         grounding_metrics(ious, parsed)
 
 
-def test_broken_pairs_are_named() -> None:
+def test_invalid_pairs_are_named() -> None:
     with pytest.raises(ValueError, match="got 1 and 2"):
         paired_bootstrap([0.1], [0.1, 0.2])
     with pytest.raises(ValueError, match="NaN"):

@@ -1,4 +1,4 @@
-"""Parsing of answers: typical answers, junk, and the published patterns."""
+"""Tests of answer parsing: typical answers, junk, and the published patterns."""
 
 import re
 
@@ -33,9 +33,9 @@ RANGES = [
     ("00:00:05 to 00:00:11.5", 5, 11.5),
     ("10:75 to 80", 75, 80),  # not a clock time
     ("01:02:03.5 to 01:02:10", 3723.5, 3730),
-    ("11 to 5", 11, 5),  # reversed: kept as it is, scores 0
+    ("11 to 5", 11, 5),  # reversed: kept; its score is 0
     ("0 to 0", 0, 0),
-    ("1 to 2 or rather 3 to 4", 3, 4),  # the last one counts
+    ("1 to 2 or rather 3 to 4", 3, 4),  # the last range counts
     ("1 to 2 to 3", 1, 2),  # ranges do not overlap
     ("1 to 2 to 3 to 4", 3, 4),
     ("option 2: 3 to 4", 3, 4),
@@ -57,19 +57,19 @@ NO_RANGES = [
 
 
 @pytest.mark.parametrize(("answer", "start", "end"), RANGES)
-def test_ranges_in_the_answer(answer: str, start: float, end: float) -> None:
+def test_range_in_answer_is_parsed(answer: str, start: float, end: float) -> None:
     parsed = parse_answer(f"<answer>{answer}</answer>")
     assert parsed.segment is not None
     assert tuple(parsed.segment) == pytest.approx((start, end))
 
 
 @pytest.mark.parametrize("answer", NO_RANGES)
-def test_no_range_in_the_answer(answer: str) -> None:
+def test_answer_without_range_has_no_segment(answer: str) -> None:
     parsed = parse_answer(f"<answer> {answer} </answer>")
     assert parsed == ParsedAnswer(segment=None, thought=None, answer=answer)
 
 
-def test_blocks_of_a_whole_completion() -> None:
+def test_completion_is_split_into_thought_and_answer() -> None:
     thought = "It starts at <timestep>2.00 to 9.00</timestep>."
     text = f"<think>\n{thought}\n</think> <answer>12.54 to 17.83</answer>"
     assert parse_answer(text) == ParsedAnswer(
@@ -79,7 +79,7 @@ def test_blocks_of_a_whole_completion() -> None:
     )
 
 
-def test_the_last_closed_answer_block_counts() -> None:
+def test_last_closed_answer_block_counts() -> None:
     text = "<answer>1 to 2</answer> no: <answer>3 to 4</answer> or <answer>5 to 6"
     assert parse_answer(text).segment == Segment(3, 4)
     assert parse_answer("<answer>1 to 2</answer> <answer>none</answer>").segment is None
@@ -88,7 +88,7 @@ def test_the_last_closed_answer_block_counts() -> None:
     assert parse_answer(nested).answer == "1 to 2 <answer>3 to 4"
 
 
-def test_text_outside_the_answer_block_is_only_a_fallback() -> None:
+def test_text_outside_answer_block_is_fallback() -> None:
     text = "<think>1 to 2</think> <answer>{}</answer> 5 to 6"
     assert parse_answer(text.format("3 to 4"), anywhere=True).segment == Segment(3, 4)
     assert parse_answer(text.format("none"), anywhere=True).segment == Segment(5, 6)
@@ -98,7 +98,7 @@ def test_text_outside_the_answer_block_is_only_a_fallback() -> None:
 
 
 FORMATS = [
-    # text, with thought, without
+    # text, has format with thought, has format without thought
     ("<think>a</think><answer>b</answer>", True, False),
     ("  <think>a\nb</think>\n\n<answer>c\n</answer>\n", True, False),
     ("<think></think><answer></answer>", True, False),
@@ -121,7 +121,7 @@ FORMATS = [
 
 
 @pytest.mark.parametrize(("text", "with_thought", "without"), FORMATS)
-def test_format(text: str, with_thought: bool, without: bool) -> None:
+def test_format_with_and_without_thought(text: str, with_thought: bool, without: bool) -> None:
     assert has_format(text, think=True) is with_thought
     assert has_format(text, think=False) is without
 
@@ -135,14 +135,14 @@ ANSWER_PATTERN = re.compile(r"<answer>.*?</answer>", re.DOTALL)
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(st.lists(pieces, max_size=14).map("".join))
-def test_format_agrees_with_the_published_pattern(text: str) -> None:
+def test_format_equals_published_pattern(text: str) -> None:
     assert has_format(text, think=True) == bool(THINK_PATTERN.fullmatch(text.strip()))
     assert has_format(text, think=False) == bool(ANSWER_PATTERN.fullmatch(text.strip()))
 
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(st.text(alphabet="<>/thinkaswer ", max_size=30), st.lists(pieces, max_size=6).map("".join))
-def test_answer_block_agrees_with_the_published_pattern(junk: str, text: str) -> None:
+def test_answer_block_equals_published_pattern(junk: str, text: str) -> None:
     text = f"<think>{text}</think>{junk}<answer>{text}</answer>{junk}"
     blocks = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
     assert parse_answer(text).answer == blocks[-1].strip()
@@ -154,7 +154,7 @@ word_between = st.sampled_from([" to ", " and ", " TO ", ", then ", " / ", " "])
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(st.lists(st.tuples(plain_number, word_between), min_size=1, max_size=8))
-def test_plain_seconds_are_read_like_the_published_pattern(parts: list[tuple[str, str]]) -> None:
+def test_plain_seconds_equal_published_pattern(parts: list[tuple[str, str]]) -> None:
     text = "".join(number + word for number, word in parts)
     published = re.findall(r"(\d+\.?\d*) (to|and) (\d+\.?\d*)", text, re.IGNORECASE)
     expected = Segment(float(published[-1][0]), float(published[-1][2])) if published else None
@@ -175,7 +175,7 @@ two_decimals = st.integers(0, 99_999).map(lambda n: n / 100)
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(two_decimals, two_decimals, st.text(alphabet="abc 0123456789.:-<>", max_size=80))
-def test_a_target_is_parsed_after_any_thought(start: float, end: float, junk: str) -> None:
+def test_target_is_parsed_after_any_thought(start: float, end: float, junk: str) -> None:
     text = f"<think>{junk}</think> <answer>{start:.2f} to {end:.2f}</answer>"
     parsed = parse_answer(text)
     assert parsed.segment == Segment(start, end)
@@ -199,7 +199,7 @@ LONG_JUNK = [
 
 @pytest.mark.parametrize("junk", LONG_JUNK, ids=lambda junk: repr(junk[:12]))
 def test_parsing_long_junk_terminates(junk: str) -> None:
-    # A pattern that backtracks would not end within the test run's time limit on some of these.
+    # On some of these, a backtracking pattern would exceed the time limit of the tests.
     text = f"<think>{junk}<answer>{junk} 7 to 8</answer>"
     assert parse_answer(text, anywhere=True).segment is not None
     assert has_format(text, think=True) is ("</think>" in junk)

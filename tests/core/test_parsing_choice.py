@@ -1,4 +1,4 @@
-"""Option letters as models write them."""
+"""Tests of parsing option letters in the forms that models write."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tvg.core.parsing_choice import option_letter, parse_choice
         ("(B)", "B"),
         ("(b)", "B"),
         ("(B) opens the door", "B"),
-        ("(A) or rather (C)", "C"),  # the last one, as published
+        ("(A) or rather (C)", "C"),  # the last letter counts, as in the published code
         ("B", "B"),
         (" b ", "B"),
         ("B.", "B"),
@@ -32,12 +32,12 @@ from tvg.core.parsing_choice import option_letter, parse_choice
         ("", None),
     ],
 )
-def test_option_letters(answer: str, letter: str | None) -> None:
+def test_option_letter_is_parsed(answer: str, letter: str | None) -> None:
     assert option_letter(answer) == letter
     assert parse_choice(f"<think>(F)?</think> <answer>{answer}</answer> (G)") == letter
 
 
-def test_the_last_block_counts_and_no_block_means_no_choice() -> None:
+def test_last_answer_block_counts() -> None:
     assert parse_choice("<answer>(A)</answer> no, <answer>(B)</answer>") == "B"
     assert parse_choice("(A)") is None
 

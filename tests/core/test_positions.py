@@ -1,4 +1,4 @@
-"""Position ids compared with hand-computed cases and with the definition, token by token."""
+"""Tests of position ids with hand-computed cases and with a token-by-token definition."""
 
 from typing import Any
 
@@ -43,16 +43,16 @@ def positions(
     )
 
 
-def test_the_documented_example() -> None:
-    # 16 s, 16 grid steps of 1 s with one token each, 4 ids a second, 25 tokens in all.
+def test_documented_example() -> None:
+    # 16 grid steps of 1 s with one token each, 4 ids per second, 25 tokens in total.
     row = [TEXT, START] + [VIDEO] * 16 + [END] + [TEXT] * 6
     time, height, width = positions([row], [[16, 2, 2]], [1.0])[:, 0].tolist()
     assert time == [0, 1, *range(2, 63, 4), *range(63, 70)]
     assert height == width == [0, 1] + [2] * 16 + list(range(63, 70))
 
 
-def test_text_video_text() -> None:
-    # Two grid steps of 2 x 3 tokens; at 2 frames a second a step is 1 s, so 4 ids.
+def test_positions_of_text_clip_and_text() -> None:
+    # Two grid steps of 2 x 3 tokens. A step is 1 s (2 frames per second), so 4 ids.
     row = [TEXT] * 3 + clip(12) + [TEXT] * 2
     time, height, width = positions([row], [[2, 4, 6]], [1.0])[:, 0].tolist()
     # Text 0-2, vision start 3, clip from 4; the largest id of the clip is 4 + 4 = 8.
@@ -62,12 +62,12 @@ def test_text_video_text() -> None:
 
 
 def test_text_continues_after_the_largest_axis() -> None:
-    # One step in time, 2 rows, 5 columns: the width reaches furthest, 1 + 4 = 5.
+    # One step, 2 rows, 5 columns: the largest id is 1 + 4 = 5, on the width axis.
     time, height, width = positions([clip(10)], [[1, 4, 10]], [1.0])[:, 0].tolist()
     assert time == [0] + [1] * 10 + [6]
     assert height == [0] + [1] * 5 + [2] * 5 + [6]
     assert width == [0] + [1, 2, 3, 4, 5] * 2 + [6]
-    # The same grid upright: 1 + 4 = 5 again, from the height.
+    # The transposed grid: the largest id is 5 again, on the height axis.
     assert positions([clip(10)], [[1, 10, 4]], [1.0])[:, 0, -1].tolist() == [6] * 3
 
 
@@ -77,10 +77,10 @@ def test_text_continues_after_the_largest_axis() -> None:
         (2 / 1, [0, 8, 16, 24, 32, 40, 48]),
         (2 / 2, [0, 4, 8, 12, 16, 20, 24]),
         (2 / 4, [0, 2, 4, 6, 8, 10, 12]),
-        (2 / 3, [0, 2, 5, 8, 10, 13, 16]),  # 2.67 a step; every third is whole
-        (2 / (9.53 / 5), [0, 4, 8, 12, 16, 20, 25]),  # 4.1973 a step
-        (9.53 / 5, [0, 7, 15, 22, 30, 38, 45]),  # 7.624 a step
-        (2 / 30, [0, 0, 0, 0, 1, 1, 1]),  # 0.2667 a step: neighbours share an id
+        (2 / 3, [0, 2, 5, 8, 10, 13, 16]),  # 2.67 ids per step; every third is an integer
+        (2 / (9.53 / 5), [0, 4, 8, 12, 16, 20, 25]),  # 4.1973 ids per step
+        (9.53 / 5, [0, 7, 15, 22, 30, 38, 45]),  # 7.624 ids per step
+        (2 / 30, [0, 0, 0, 0, 1, 1, 1]),  # 0.2667 ids per step: neighbours share an id
     ],
 )
 def test_temporal_ids_follow_the_sampled_rate(
@@ -93,10 +93,10 @@ def test_temporal_ids_follow_the_sampled_rate(
 @pytest.mark.parametrize("num_frames", [180, 300, 768])
 @pytest.mark.parametrize("frames_per_second", [1, 2, 3, 6, 7, 24, 25, 30, 41, 47, 49, 55])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_whole_seconds_are_never_lost_to_rounding(
+def test_temporal_ids_are_exact_despite_rounding(
     num_frames: int, frames_per_second: int, dtype: torch.dtype
 ) -> None:
-    # At 49 frames a second in float64, at 41, 47, 55 in float32, a bare floor loses one.
+    # A plain floor is one too small at 49 fps in float64, and at 41, 47 and 55 fps in float32.
     sampled_fps = num_frames / (10 * num_frames) * (10 * frames_per_second)
     num_steps = num_frames // 2
     time = positions([clip(num_steps)], [[num_steps, 2, 2]], [2 / sampled_fps], dtype=dtype)[0, 0]
@@ -104,15 +104,15 @@ def test_whole_seconds_are_never_lost_to_rounding(
     assert time[1:-1].tolist() == exact
 
 
-def test_two_clips_in_one_prompt() -> None:
+def test_positions_of_two_clips_in_one_prompt() -> None:
     row = [TEXT, *clip(2), TEXT, *clip(3), TEXT]
     time, height, width = positions([row], [[2, 2, 2], [3, 2, 2]], [1.0, 0.5])[:, 0].tolist()
-    # Clip 1 from 2: 2, 6. Text 7 (end), 8, 9 (start). Clip 2 from 10: 10, 12, 14. Text 15, 16.
+    # Clip 1: ids 2, 6. Text: 7 (end), 8, 9 (start). Clip 2: 10, 12, 14. Text: 15, 16.
     assert time == [0, 1, 2, 6, 7, 8, 9, 10, 12, 14, 15, 16]
     assert height == width == [0, 1, 2, 2, 7, 8, 9, 10, 10, 10, 15, 16]
 
 
-def test_padding_changes_no_positions_and_gets_ones() -> None:
+def test_padding_changes_no_positions_and_gets_id_one() -> None:
     rows = [[TEXT] * 2 + clip(4) + [TEXT], clip(2), [TEXT] * 3]
     grids, seconds = [[4, 2, 2], [2, 2, 2]], [1.0, 2.0]
     padded = positions(rows, grids, seconds)
@@ -131,7 +131,7 @@ def test_padding_changes_no_positions_and_gets_ones() -> None:
     assert alone[2][0].tolist() == [[0, 1, 2]]
 
 
-def test_vision_tokens_under_the_mask_are_padding() -> None:
+def test_masked_vision_tokens_are_padding() -> None:
     ids = torch.tensor([[START, VIDEO, START, VIDEO, VIDEO, TEXT]])
     found = mrope_position_ids(
         ids,
@@ -146,7 +146,7 @@ def test_vision_tokens_under_the_mask_are_padding() -> None:
     assert found[0].tolist() == [[1, 1, 0, 1, 5, 6]]
 
 
-def test_vision_tokens_without_a_start_token_are_not_a_clip() -> None:
+def test_vision_tokens_without_start_token_are_no_clip() -> None:
     with pytest.raises(ValueError, match="got 1 grids, 0 clips"):
         mrope_position_ids(
             torch.tensor([[START, VIDEO, TEXT]]),
@@ -160,8 +160,8 @@ def test_vision_tokens_without_a_start_token_are_not_a_clip() -> None:
         )
 
 
-def test_other_vision_models_of_the_family() -> None:
-    # No spatial merge, 2 ids a second: 2 s a step give 4 ids a step.
+def test_positions_without_spatial_merge() -> None:
+    # No spatial merge. 2 ids per second and 2 s per step: 4 ids per step.
     time, height, width = positions(
         [clip(4)], [[2, 1, 2]], [2.0], spatial_merge=1, tokens_per_second=2
     )[:, 0].tolist()
@@ -170,11 +170,11 @@ def test_other_vision_models_of_the_family() -> None:
     assert width == [0, 1, 2, 1, 2, 6]
 
 
-def test_dropping_or_permuting_the_rate_changes_the_positions() -> None:
+def test_wrong_frame_rates_change_the_positions() -> None:
     rows = [[TEXT, *clip(8), TEXT], [TEXT, *clip(8), TEXT]]
     grids = [[8, 2, 2]] * 2
     right = positions(rows, grids, [1.0, 2 / 1.3])
-    dropped = positions(rows, grids, [1.0, 1.0])  # as if every clip were sampled at 2 a second
+    dropped = positions(rows, grids, [1.0, 1.0])  # as if all clips were sampled at 2 fps
     permuted = positions(rows, grids, [2 / 1.3, 1.0])
     assert torch.equal(right[:, 0], dropped[:, 0])
     assert not torch.equal(right[:, 1], dropped[:, 1])
@@ -183,7 +183,7 @@ def test_dropping_or_permuting_the_rate_changes_the_positions() -> None:
 
 
 def walked(row: list[int], grids: list[list[int]], seconds: list[float]) -> list[list[int]]:
-    """The definition, token by token, with exact fractions of the given times."""
+    """Computes positions from their definition, token by token."""
     ids: list[list[int]] = []
     largest, place, clips = -1, 0, iter(zip(grids, seconds, strict=True))
     while place < len(row):
@@ -204,33 +204,33 @@ def walked(row: list[int], grids: list[list[int]], seconds: list[float]) -> list
     return [list(axis) for axis in zip(*ids, strict=True)]
 
 
-def test_one_span_per_step() -> None:
-    # Three steps of 1 x 2 tokens at half a second: each starts again after the text of its time.
+def test_positions_of_one_span_per_step() -> None:
+    # Three steps of 1 x 2 tokens, half a second each. Every step continues after its time text.
     row = [TEXT, TEXT, *clip(2), TEXT, TEXT, *clip(2), TEXT, *clip(2), TEXT]
     time, height, width = positions([row], [[3, 2, 4]], [0.5])[:, 0].tolist()
-    # Start 2, tokens at 3 (3, 4 along the width), end 5; text 6, 7; start 8, tokens 9; end 11 ...
+    # Start: 2. Tokens: 3 (width 3, 4). End: 5. Text: 6, 7. Start: 8. Tokens: 9. End: 11, ...
     assert time == [0, 1, 2, 3, 3, 5, 6, 7, 8, 9, 9, 11, 12, 13, 14, 14, 16, 17]
     assert height == time
     assert width == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]
 
 
-def test_spans_of_several_steps_count_their_own_seconds() -> None:
-    # Four steps of one token, 1 s (4 ids) apart, as 3 + 1: the second span begins at 0 s again.
+def test_time_restarts_in_each_span() -> None:
+    # Four steps of one token, 1 s (4 ids) apart, split as 3 + 1. Each span starts at 0 s.
     row = [*clip(3), TEXT, *clip(1), TEXT]
     time, height, _ = positions([row], [[4, 2, 2]], [1.0])[:, 0].tolist()
     assert time == [0, 1, 5, 9, 10, 11, 12, 13, 14, 15]
     assert height == [0, 1, 1, 1, 10, 11, 12, 13, 14, 15]
 
 
-def test_spans_and_whole_clips_in_one_batch() -> None:
-    split = [TEXT, *clip(2), *clip(4), TEXT]  # 3 steps of 2 tokens, as 1 + 2
+def test_split_and_complete_clips_in_one_batch() -> None:
+    split = [TEXT, *clip(2), *clip(4), TEXT]  # 3 steps of 2 tokens, split as 1 + 2
     whole = [TEXT, *clip(6), TEXT, *clip(2), TEXT]
     grids = [[3, 2, 4], [3, 2, 4], [1, 2, 4]]
     both = positions([split, whole], grids, [1.0, 1.0, 1.0])
     alone = positions([split], grids[:1], [1.0])
     assert torch.equal(both[:, 0, -len(split) :], alone[:, 0])
     assert torch.equal(both[:, 1], positions([whole], grids[1:], [1.0, 1.0])[:, 0])
-    # Each span as if it were a clip of its own.
+    # Equal to separate clips.
     cut = positions([split], [[1, 2, 4], [2, 2, 4]], [1.0, 1.0])
     assert torch.equal(alone, cut)
 
@@ -238,20 +238,22 @@ def test_spans_and_whole_clips_in_one_batch() -> None:
 @pytest.mark.parametrize(
     ("rows", "grids"),
     [
-        ([[*clip(3), *clip(5)]], [[4, 2, 4]]),  # 8 tokens, but steps of 2 are cut in two
+        ([[*clip(3), *clip(5)]], [[4, 2, 4]]),  # spans of 3 and 5 tokens, but 2 tokens per step
         ([[*clip(2), *clip(4)]], [[2, 2, 2], [4, 2, 2], [1, 2, 2]]),  # more clips than spans
-        ([[*clip(2), *clip(2), *clip(2)]], [[3, 2, 2], [3, 2, 2]]),  # a span across two clips
+        ([[*clip(2), *clip(2), *clip(2)]], [[3, 2, 2], [3, 2, 2]]),  # a span of two clips
         ([[*clip(2), *clip(2)]], [[3, 2, 2]]),  # one step too many
         ([[*clip(2)], [*clip(2)]], [[4, 2, 2]]),  # one clip in two prompts
-        ([[*clip(2), TEXT, VIDEO, VIDEO]], [[4, 2, 2]]),  # tokens without a start of their own
+        ([[*clip(2), TEXT, VIDEO, VIDEO]], [[4, 2, 2]]),  # tokens without a start token
     ],
 )
-def test_spans_that_do_not_fit(rows: list[list[int]], grids: list[list[int]]) -> None:
+def test_spans_that_do_not_match_grids_are_refused(
+    rows: list[list[int]], grids: list[list[int]]
+) -> None:
     with pytest.raises(ValueError, match=r"must match their grids|one row for each clip"):
         positions(rows, grids, [1.0] * len(grids))
 
 
-def test_a_batch_of_200_prompts_equals_the_walk() -> None:
+def test_random_batch_equals_the_definition() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def draw(low: int, high: int) -> int:
@@ -282,7 +284,7 @@ def test_completions_continue_after_the_prompt() -> None:
     assert further.shape == (3, 2, 3)
     assert further[:, 0].tolist() == [[9, 10, 11]] * 3
     assert further[:, 1].tolist() == [[1, 2, 3]] * 3
-    # The same as if the completion had stood in the prompt.
+    # Equal to the positions of a prompt that contains the completion.
     whole = positions([[TEXT, *clip(2), TEXT, TEXT, TEXT, TEXT]], [[2, 2, 2]], [1.0])
     assert torch.equal(further[:, 0], whole[:, 0, -3:])
     assert extend_positions(prompt[:, :, -1], 0).shape == (3, 2, 0)
@@ -307,7 +309,7 @@ def test_completions_continue_after_the_prompt() -> None:
         ({"rows": [[START, VIDEO, VIDEO, TEXT, VIDEO, VIDEO]]}, "must match their grids"),
     ],
 )
-def test_inputs_that_do_not_fit_are_named(change: dict[str, Any], named: str) -> None:
+def test_inputs_that_do_not_match_are_named(change: dict[str, Any], named: str) -> None:
     right: dict[str, Any] = {
         "rows": [clip(4)],
         "grids": [[4, 2, 2]],

@@ -1,4 +1,4 @@
-"""Control characters never reach a terminal."""
+"""Tests that control characters are escaped before they reach a terminal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from tvg.core.printable import PrintableFormatter, printable, printable_line
 
 ATTACKS = {
-    "\x1b]0;owned\x07": r"\x1b]0;owned\x07",  # sets the window's title
+    "\x1b]0;owned\x07": r"\x1b]0;owned\x07",  # sets the title of the window
     "\x1b[2J": r"\x1b[2J",  # clears the screen
     "a\rb": r"a\rb",
     "\x9b31m": r"\x9b31m",  # the one-byte form of ESC [
-    "a\u202egpj.exe": r"a\u202egpj.exe",  # shown backwards
-    "\udce9": r"\udce9",  # a byte of a file name that is no UTF-8
+    "a\u202egpj.exe": r"a\u202egpj.exe",  # shown from right to left
+    "\udce9": r"\udce9",  # a byte of a file name that is not UTF-8
     "x\x7fy\x00": r"x\x7fy\x00",
 }
 
@@ -39,7 +39,7 @@ def test_log_lines_are_printable() -> None:
     assert PrintableFormatter("%(message)s").format(record) == r"example skipped: \x1b[2J"
 
 
-def test_both_logs_of_a_command_use_the_formatter() -> None:
+def test_all_logs_of_commands_use_the_formatter() -> None:
     from pathlib import Path
 
     import yaml
@@ -51,7 +51,7 @@ def test_both_logs_of_a_command_use_the_formatter() -> None:
         assert set(classes.values()) == {"tvg.core.printable.PrintableFormatter"}, (file, classes)
 
 
-def test_an_error_of_a_video_is_one_printable_line() -> None:
+def test_video_error_is_one_printable_line() -> None:
     from tvg.data.video.decode import VideoError
 
     error = VideoError("a\nb\x1b[2J.mp4", "is odd")

@@ -1,4 +1,4 @@
-"""Reductions against hand-computed numbers; parts of a step against the whole."""
+"""Tests of loss reductions with hand-computed numbers and with micro-batches."""
 
 import math
 
@@ -23,7 +23,7 @@ MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
 
 
 def test_reductions_by_hand() -> None:
-    # Token mean: (6 + 10 + 8) / 6. Sequence mean: (2 + 5 + 8) / 3. Of 4 tokens: 24 / (3 * 4).
+    # token_mean: (6 + 10 + 8) / 6. sequence_mean: (2 + 5 + 8) / 3. max_tokens=4: 24 / (3 * 4).
     for reduction, count, expected in (
         ("token_mean", 6, 4.0),
         ("sequence_mean", 3, 5.0),
@@ -39,8 +39,8 @@ def test_reductions_by_hand() -> None:
     assert halved.item() == pytest.approx(2.0)
 
 
-def test_the_mean_over_each_groups_tokens_by_hand() -> None:
-    # Two groups of two: (1 + 2 + 3 + 4 + 6) / 5 and (8 + 2) / 2, whatever their lengths.
+def test_group_token_mean_by_hand() -> None:
+    # Two groups of two: (1 + 2 + 3 + 4 + 6) / 5 and (8 + 2) / 2. Both have the same weight.
     values = torch.cat([VALUES, torch.tensor([[2.0, math.nan, math.nan]])])
     mask = torch.cat([MASK, MASK[2:]])
     lengths = mean_group_lengths(mask, group_size=2)
@@ -52,7 +52,7 @@ def test_the_mean_over_each_groups_tokens_by_hand() -> None:
         values, mask, reduction=reduction, denominator=denominator, group_lengths=lengths
     )
     assert whole.item() == pytest.approx((16 / 5 + 5) / 2)
-    # A part of a group has the length of the whole group.
+    # A micro-batch with a part of a group uses the mean length of the complete group.
     parts = [
         reduce_tokens(
             values[rows],
@@ -74,24 +74,24 @@ def test_the_mean_over_each_groups_tokens_by_hand() -> None:
     assert nothing == 0
 
 
-def test_a_token_mean_carries_no_gradient() -> None:
+def test_token_mean_has_no_gradient() -> None:
     values = torch.ones(3, 3, requires_grad=True)
     assert not token_mean(values, MASK, 6).requires_grad
     assert token_mean(values, MASK, 12) == 0.5
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_an_empty_completion_adds_no_loss_but_is_counted(reduction: Reduction) -> None:
+def test_empty_completion_adds_no_loss_but_is_counted(reduction: Reduction) -> None:
     nothing = torch.zeros_like(MASK)
     denominator = reduction_denominator(nothing, reduction, max_tokens=4)
     assert reduce_tokens(VALUES, nothing, reduction=reduction, denominator=denominator) == 0
-    # It still counts as a completion, so the others get no larger weight.
+    # It still counts as a completion, so the other completions keep their weights.
     with_it = torch.cat([MASK, MASK[:1] * 0])
     more = reduction_denominator(with_it, reduction, max_tokens=4)
     assert more == {"token_mean": 6, "sequence_mean": 4, "max_tokens": 16}[reduction]
 
 
-def test_an_unknown_reduction_is_named() -> None:
+def test_unknown_reduction_is_named() -> None:
     with pytest.raises(ValueError, match="'mean'"):
         reduction_denominator(MASK, "mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'mean'"):
@@ -101,7 +101,7 @@ def test_an_unknown_reduction_is_named() -> None:
 def _loss_gradient(
     theta: Tensor, rows: list[slice], reduction: Reduction, whole: dict[str, Tensor]
 ) -> Tensor:
-    """Gradient of surrogate + 0.1 KL, accumulated over the given micro-batches."""
+    """Returns the gradient of surrogate + 0.1 KL, accumulated over micro-batches."""
     theta = theta.clone().requires_grad_()
     denominator = reduction_denominator(whole["mask"], reduction, max_tokens=9)
     for part in rows:
@@ -117,7 +117,7 @@ def _loss_gradient(
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_micro_batched_gradients_equal_those_of_the_full_batch(reduction: Reduction) -> None:
+def test_micro_batched_gradients_equal_full_batch_gradients(reduction: Reduction) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(8, 6, 4, generator=generator, dtype=torch.float64)
     theta = torch.randn(4, 5, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Surrogates and importance ratios against hand-computed numbers and gradients."""
+"""Tests of surrogates and importance ratios with hand-computed numbers and gradients."""
 
 import pytest
 import torch
@@ -16,13 +16,13 @@ def logs(*rows: list[float]) -> Tensor:
 
 
 def moved() -> tuple[Tensor, Tensor]:
-    """Log-probs of ratios 0.5, 1.0, 1.5 in both rows: of the policy, of the old policy."""
+    """Returns log-probs of policy and old policy with ratios 0.5, 1.0, 1.5 in both rows."""
     old = logs([0.4, 0.4, 0.4], [0.4, 0.4, 0.4]).requires_grad_()
     return logs([0.2, 0.4, 0.6], [0.2, 0.4, 0.6]).requires_grad_(), old
 
 
 def test_clipped_by_hand() -> None:
-    # Clip [0.8, 1.3], once with advantage 2, once with -2.
+    # Clip range [0.8, 1.3]; advantages 2 and -2.
     new, old = moved()
     log_ratio = token_log_ratio(new, old, EVERY)
     torch.testing.assert_close(log_ratio.exp(), torch.tensor([[0.5, 1.0, 1.5]] * 2).double())
@@ -30,14 +30,14 @@ def test_clipped_by_hand() -> None:
     expected = torch.tensor([[-1.0, -2.0, -2.6], [1.6, 2.0, 3.0]], dtype=torch.float64)
     torch.testing.assert_close(loss, expected)
     loss.sum().backward()
-    # d loss / d new = -ratio * A where it acts: the gradient stops where the clip does.
+    # d loss / d new = -ratio * A; zero where the clip applies.
     expected = torch.tensor([[-1.0, -2.0, 0.0], [0.0, 2.0, 3.0]], dtype=torch.float64)
     torch.testing.assert_close(new.grad, expected)
     assert old.grad is None
 
 
 def test_cispo_by_hand() -> None:
-    # Weights 0.8, 1.0, 1.3 times -A times the log-probability; the gradient is -weight * A.
+    # The loss is -weight * A * logprob with weights 0.8, 1.0, 1.3; its gradient is -weight * A.
     new, old = moved()
     loss = cispo(token_log_ratio(new, old, EVERY), new, ADVANTAGES, clip_low=0.2, clip_high=0.3)
     expected = torch.tensor([[-1.6, -2.0, -2.6], [1.6, 2.0, 2.6]], dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_cispo_by_hand() -> None:
 
 
 @pytest.mark.parametrize("surrogate", [clipped, cispo])
-def test_one_update_per_rollout_is_the_policy_gradient(surrogate) -> None:
+def test_first_update_is_the_policy_gradient(surrogate) -> None:
     generator = torch.Generator().manual_seed(0)
     logprobs = torch.randn(6, 5, generator=generator).requires_grad_()
     advantages = torch.randn(6, generator=generator)
@@ -69,7 +69,7 @@ def test_one_update_per_rollout_is_the_policy_gradient(surrogate) -> None:
     assert fractions == (0, 0)
 
 
-def test_the_sequence_ratio_is_the_geometric_mean_over_the_tokens() -> None:
+def test_sequence_ratio_is_the_geometric_mean_over_tokens() -> None:
     # Row 1: (0.5 * 1 * 1.5)^(1/3). Row 2, two tokens: (0.5 * 1)^(1/2). Row 3: no token.
     new = logs([0.2, 0.4, 0.6], [0.2, 0.4, 0.6], [0.2, 0.4, 0.6]).requires_grad_()
     old = logs(*[[0.4, 0.4, 0.4]] * 3)
@@ -78,7 +78,7 @@ def test_the_sequence_ratio_is_the_geometric_mean_over_the_tokens() -> None:
     expected = torch.tensor([0.75 ** (1 / 3), 0.5**0.5, 1.0]).double()[:, None].expand(3, 3)
     torch.testing.assert_close(ratio, expected, rtol=0, atol=1e-7)
     ratio[:, 0].sum().backward()
-    # d s / d logprob = s / length for each of the completion's tokens.
+    # d ratio / d logprob = ratio / length for each token of the completion.
     share = mask * expected / torch.tensor([3.0, 2.0, 1.0])[:, None]
     torch.testing.assert_close(new.grad, share.double(), rtol=0, atol=1e-7)
 
@@ -103,14 +103,14 @@ def test_clip_fractions_by_hand() -> None:
     ratio = torch.tensor([[0.5, 1.0, 1.5, 1.5], [0.5, 0.5, 1.5, 1.0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     clip = {"clip_low": 0.2, "clip_high": 0.3}
-    # Row 1 (A > 0) is clipped at its two high ratios, row 2 (A < 0) at its two low ones; 7 tokens.
+    # Row 1 (A > 0): two high ratios are clipped. Row 2 (A < 0): two low ratios. 7 tokens.
     fractions = clip_fractions(ratio, torch.tensor([1.0, -1.0]), mask, **clip, num_tokens=7)
     assert fractions.low.item() == pytest.approx(2 / 7)
     assert fractions.high.item() == pytest.approx(2 / 7)
     fractions = clip_fractions(ratio, torch.tensor([1.0, 0.0]), mask, **clip, num_tokens=14)
     assert fractions.low.item() == 0
     assert fractions.high.item() == pytest.approx(2 / 14)
-    # At the bound itself nothing is clipped yet.
+    # A ratio at the bound is not clipped.
     at_bound = clip_fractions(
         torch.tensor([[1.5]]),
         torch.ones(1),
@@ -124,7 +124,7 @@ def test_clip_fractions_by_hand() -> None:
 
 @pytest.mark.parametrize("surrogate", [clipped, cispo])
 @pytest.mark.parametrize("level", [token_log_ratio, sequence_log_ratio])
-def test_gradients_in_float64(surrogate, level) -> None:
+def test_gradients_equal_finite_differences(surrogate, level) -> None:
     generator = torch.Generator().manual_seed(1)
     new = (torch.randn(4, 3, generator=generator, dtype=torch.float64) * 0.5).requires_grad_()
     old = new.detach() + torch.randn(4, 3, generator=generator, dtype=torch.float64) * 0.4
@@ -133,7 +133,7 @@ def test_gradients_in_float64(surrogate, level) -> None:
     fixed = level(new, old, mask).detach()
 
     def loss(logprobs: Tensor) -> Tensor:
-        # cispo stops the gradient through the ratio; finite differences must not move it either.
+        # cispo detaches the ratio, so finite differences must not change it either.
         log_ratio = level(logprobs, old, mask) if surrogate is clipped else fixed
         return surrogate(log_ratio, logprobs, advantages, clip_low=0.2, clip_high=0.3)
 

@@ -1,4 +1,4 @@
-"""Blocks, words and their similarity, compared with full tables."""
+"""Tests of text blocks, words, longest common subsequences (LCS) and ROUGE-L."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tvg.core.text import first_block, last_block, lcs_length, rouge_l, words
 
 
 def table_lcs(a: list[str], b: list[str]) -> int:
-    """The table of every pair of prefixes."""
+    """Returns the LCS length from the table of all pairs of prefixes."""
     rows = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i, j in product(range(len(a)), range(len(b))):
         same = a[i] == b[j]
@@ -21,12 +21,12 @@ def table_lcs(a: list[str], b: list[str]) -> int:
     return rows[-1][-1]
 
 
-some_words = st.lists(st.sampled_from("abcd"), max_size=90)  # more than a machine word's bits
+some_words = st.lists(st.sampled_from("abcd"), max_size=90)  # over 64, the bits of a machine word
 
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(some_words, some_words)
-def test_lcs_agrees_with_the_table(a: list[str], b: list[str]) -> None:
+def test_lcs_equals_the_table(a: list[str], b: list[str]) -> None:
     assert lcs_length(a, b) == table_lcs(a, b) == lcs_length(b, a)
 
 
@@ -52,7 +52,7 @@ def test_rouge_by_hand() -> None:
     assert rouge_l([], []) == 1.0
 
 
-def test_words() -> None:
+def test_text_is_split_into_words() -> None:
     text = "It's <answer>12.5 to 17_b</answer>, \u00c9t\u00e9\ud800!"
     expected = ["it", "s", "answer", "12", "5", "to", "17", "b", "answer", "\u00e9t\u00e9"]
     assert words(text, max_words=99) == expected
@@ -65,7 +65,7 @@ pieces = st.sampled_from(["<a>", "</a>", "<a", "x", " ", "\n"])
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(st.lists(pieces, max_size=14).map("".join))
-def test_blocks_agree_with_the_pattern(text: str) -> None:
+def test_blocks_equal_the_pattern(text: str) -> None:
     found = [block.strip() for block in re.findall(r"<a>(.*?)</a>", text, re.DOTALL)]
     assert first_block(text, "<a>", "</a>") == (found[0] if found else None)
     assert last_block(text, "<a>", "</a>") == (found[-1] if found else None)

@@ -1,4 +1,4 @@
-"""Only its parent can stop a worker process, and no worker outlives its parent."""
+"""Tests that only the parent can stop a worker process, and that workers end with the parent."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def test_a_worker_accepts_signals_only_from_its_parent() -> None:
+def test_worker_accepts_signals_only_from_its_parent() -> None:
     worker = WORKERS.Process(target=time.sleep, args=(60,))
     worker.start()
     pid = worker.pid
     assert pid is not None
-    by_another_process(signal.SIGTERM, pid)  # while it starts
+    by_another_process(signal.SIGTERM, pid)  # while the worker starts
     until(lambda: os.getpgid(pid) == pid)
     by_another_process(signal.SIGINT, pid)
     by_another_process(signal.SIGTERM, pid)
     worker.join(0.5)
     assert worker.is_alive()
-    os.kill(pid, signal.SIGTERM)  # as multiprocessing does to daemons at its exit
+    os.kill(pid, signal.SIGTERM)  # multiprocessing does this to daemons at exit
     worker.join(30)
     assert worker.exitcode == 0
 
 
-def test_a_worker_ends_at_once_while_it_starts() -> None:
+def test_worker_can_be_terminated_while_it_starts() -> None:
     worker = WORKERS.Process(target=time.sleep, args=(60,))
     worker.start()
     worker.terminate()
@@ -70,7 +70,7 @@ def test_a_worker_ends_at_once_while_it_starts() -> None:
     assert worker.exitcode == -signal.SIGKILL
 
 
-def test_starting_a_worker_keeps_the_parents_signal_handlers() -> None:
+def test_starting_a_worker_keeps_the_signal_mask() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     worker = WORKERS.Process(target=time.sleep, args=(0,))
     worker.start()
@@ -79,7 +79,7 @@ def test_starting_a_worker_keeps_the_parents_signal_handlers() -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-def test_a_worker_ends_with_a_killed_parent(tmp_path: Path) -> None:
+def test_worker_ends_with_its_killed_parent(tmp_path: Path) -> None:
     (tmp_path / "orphan.py").write_text(ORPHAN)
     done = subprocess.run(
         [sys.executable, tmp_path / "orphan.py"], stdout=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""Files and folders are complete or unchanged; full disks are named; leftovers are removed."""
+"""Tests of atomic file and folder writes, full-disk errors and the removal of temporary files."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ from tvg.core.writing import (
 
 
 class Stop(BaseException):
-    """Like Ctrl-C, which `except Exception` does not catch."""
+    """Like KeyboardInterrupt, not caught by `except Exception`."""
 
 
 def write(path, text):
@@ -41,7 +41,7 @@ def names(folder):
 
 @pytest.mark.parametrize("error", [ValueError("no"), Stop(), OSError(errno.EIO, "bad disk")])
 @pytest.mark.parametrize("before", [None, "old"])
-def test_a_failed_write_keeps_the_old_file(tmp_path, error, before):
+def test_failed_write_keeps_the_old_file(tmp_path, error, before):
     path = tmp_path / "a" / "file"
     if before:
         write(path, before)
@@ -52,7 +52,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, error, before):
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), Stop()])
-def test_a_failed_folder_write_keeps_the_old_folder(tmp_path, error):
+def test_failed_folder_write_keeps_the_old_folder(tmp_path, error):
     folder = tmp_path / "export"
     for text in ("first", "second"):
         with whole_folder(folder) as temporary:
@@ -63,7 +63,7 @@ def test_a_failed_folder_write_keeps_the_old_folder(tmp_path, error):
     assert (folder / "weights").read_text() == "second"
 
 
-def test_the_old_folder_is_restored_if_the_rename_fails(tmp_path, monkeypatch):
+def test_old_folder_is_restored_if_the_rename_fails(tmp_path, monkeypatch):
     folder = tmp_path / "export"
     with whole_folder(folder) as temporary:
         (temporary / "weights").write_text("first")
@@ -86,7 +86,7 @@ FULL = [
 
 
 @pytest.mark.parametrize("error", FULL)
-def test_a_full_disk_and_its_target_are_named(tmp_path, error):
+def test_error_of_full_disk_names_the_target(tmp_path, error):
     with pytest.raises(OSError, match="MiB left") as caught, whole_file(tmp_path / "report.json"):
         raise error
     assert caught.value.filename == str(tmp_path / "report.json")
@@ -95,7 +95,7 @@ def test_a_full_disk_and_its_target_are_named(tmp_path, error):
     assert re.search(pattern, caught.value.strerror)
 
 
-def test_a_full_disk_elsewhere_is_not_blamed_on_the_target(tmp_path):
+def test_error_names_the_disk_that_is_full(tmp_path):
     elsewhere = tmp_path / "temporary" / "buffer"
     elsewhere.parent.mkdir()
     with pytest.raises(OSError, match="MiB left") as caught, disk_errors(tmp_path / "target"):
@@ -104,7 +104,7 @@ def test_a_full_disk_elsewhere_is_not_blamed_on_the_target(tmp_path):
     assert caught.value.filename == str(tmp_path / "target")
 
 
-def test_other_errors_get_the_target_if_they_name_no_file(tmp_path):
+def test_errors_without_file_name_get_the_target(tmp_path):
     with pytest.raises(OSError, match="Input/output") as caught, disk_errors(tmp_path / "target"):
         raise OSError(errno.EIO, "x")
     assert caught.value.filename == str(tmp_path / "target")
@@ -140,7 +140,7 @@ def kill(root, when):
     assert subprocess.run(command, check=False).returncode == 9
 
 
-def test_the_next_start_removes_leftovers_of_a_kill(tmp_path):
+def test_temporary_files_of_killed_run_are_removed(tmp_path):
     kill(tmp_path, "writing")
     left = [*tmp_path.glob(".export.*.tmp"), *tmp_path.glob("checkpoints/.last.ckpt.*.tmp")]
     assert len(left) == 2
@@ -149,7 +149,7 @@ def test_the_next_start_removes_leftovers_of_a_kill(tmp_path):
     assert names(tmp_path / "checkpoints") == []
 
 
-def test_a_folder_removed_by_a_kill_is_restored(tmp_path):
+def test_folder_removed_by_a_kill_is_restored(tmp_path):
     with whole_folder(tmp_path / "export") as folder:
         (folder / "weights").write_text("old")
     kill(tmp_path, "between")
@@ -165,7 +165,7 @@ def ended_process():
     return process.pid
 
 
-def test_only_leftovers_of_ended_processes_are_removed(tmp_path):
+def test_temporary_files_of_running_processes_are_kept(tmp_path):
     own = unfinished_path(Path("a.json")).name
     host = own.split(".")[-3]
     running = f".a.json.{host}.{os.getppid()}.tmp"
@@ -183,18 +183,18 @@ def test_only_leftovers_of_ended_processes_are_removed(tmp_path):
     assert names(tmp_path) == sorted([own, running, *others])
 
 
-def test_an_older_leftover_with_our_process_number_is_removed(tmp_path):
+def test_old_temporary_file_with_reused_process_id_is_removed(tmp_path):
     left = unfinished_path(tmp_path / "a.json")
     left.write_text("")
     os.utime(left, (writing._STARTED_S - 10, writing._STARTED_S - 10))
     assert remove_leftovers(tmp_path) == [left]
 
 
-def test_a_missing_folder_has_no_leftovers(tmp_path):
+def test_missing_folder_has_no_temporary_files(tmp_path):
     assert remove_leftovers_of_run(tmp_path / "nowhere") == []
 
 
-def test_a_folder_written_meanwhile_is_kept(tmp_path):
+def test_folder_created_by_another_process_is_kept(tmp_path):
     folder = tmp_path / "world"
     with whole_folder(folder, replaces=False) as temporary:
         (temporary / "late").touch()

@@ -13,7 +13,7 @@ KINDS = (*UNDECODABLE_KINDS, "av1")  # AV1 support depends on the installation
 
 
 def write_broken(path: Path, kind: str, write_good: Callable[[Path], Path]) -> Path:
-    """Writes a file of this kind; `write_good` writes a whole video."""
+    """Writes an unusable file of the given kind; `write_good` writes an intact video."""
     if kind == "empty":
         path.touch()
     elif kind == "truncated":

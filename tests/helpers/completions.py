@@ -1,4 +1,4 @@
-"""Shared by the tests of the policy's two forward ways: completions, a loss, and errors."""
+"""Completions, a GRPO loss and error measures for tests of the policy's two forward methods."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tvg.model.freezing import freeze_parts
 from tvg.model.policy import Policy
 from tvg.types import PromptBatch
 
-FULL = 7  # tokens of a completion that was cut
-LENGTHS = [FULL, 0, 3, 1, FULL, FULL, 2, 5, 0, 0, 4, 6]  # of three groups of four
+FULL = 7  # tokens of a truncated completion
+LENGTHS = [FULL, 0, 3, 1, FULL, FULL, 2, 5, 0, 0, 4, 6]  # three groups of four
 
 
 @dataclass(frozen=True)
 class Completions:
-    """Random tokens of given lengths, and what a GRPO loss wants to know of them."""
+    """Random completions of given lengths, with the other inputs of a GRPO loss."""
 
     ids: Tensor  # int64 [N, C]
     mask: Tensor  # int64 [N, C]
@@ -41,8 +41,8 @@ def completions(lengths: list[int], *, group_size: int = 4, seed: int = 0) -> Co
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """The results of one pass."""
+class PassResult:
+    """Results of one forward and backward pass."""
 
     loss: Tensor
     logprobs: Tensor
@@ -58,8 +58,8 @@ def learn(
     forward_by: str,
     temperature: float = 1.0,
     autocast: bool = False,
-) -> Learnt:
-    """GRPO's loss with its KL term by one of the forward ways, and all gradients."""
+) -> PassResult:
+    """Computes the GRPO loss with its KL term, and all gradients, by one forward method."""
     policy.forward_by = forward_by
     policy.zero_grad(set_to_none=True)
     objective = make_objective(kl_coef=0.1)
@@ -85,16 +85,16 @@ def learn(
     ).loss
     loss.backward()
     gradients = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
-    return Learnt(loss.detach(), logprobs.detach(), entropy.detach(), gradients)
+    return PassResult(loss.detach(), logprobs.detach(), entropy.detach(), gradients)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    """The difference's length over the expected one's."""
+    """Returns the norm of the difference divided by the norm of `expected`."""
     return float((got - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
-def worst_errors(got: Learnt, expected: Learnt) -> dict[str, float]:
-    """Relative errors; "gradient" is that of the parameter which is furthest off."""
+def worst_errors(got: PassResult, expected: PassResult) -> dict[str, float]:
+    """Returns relative errors; "gradient" is the largest error of any parameter's gradient."""
     assert got.gradients.keys() == expected.gradients.keys()
     return {
         "loss": relative_error(got.loss, expected.loss),
@@ -108,17 +108,17 @@ def worst_errors(got: Learnt, expected: Learnt) -> dict[str, float]:
 
 
 def train_only(policy: Policy, *, trunk: bool) -> Policy:
-    """Trains merger and language model, and the vision trunk where asked."""
+    """Unfreezes merger and language model; freezes the vision trunk unless `trunk`."""
     policy.requires_grad_(True)
     freeze_parts(policy.model, vision=not trunk, merger=False, language=False)
     return policy
 
 
 def without_float32_inside(monkeypatch: Any) -> None:
-    """Has the library compute its norms and the vision tower's rotations in the states' own type.
+    """Makes transformers compute norms and the vision tower's rotations in the model's dtype.
 
-    transformers casts both to float32 whatever the model's type, which in float64 leaves an error
-    of some 1e-8 in gradients: sums over completions are then rounded in another order.
+    transformers always casts both to float32. In a float64 model this causes an error of about
+    1e-8 in gradients, because the order of the sums over completions changes their rounding.
     """
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as library
 

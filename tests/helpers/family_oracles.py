@@ -1,4 +1,4 @@
-"""transformers' own processors and models of each family, asked as their users ask them."""
+"""Reference results of each model family, computed with transformers' processors and models."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from tvg.types import PromptBatch
 
 @dataclass(frozen=True)
 class Oracle:
-    """A family: Qwen2-VL's conventions, and what differs from them below.
+    """Reference for a family with Qwen2-VL's conventions; subclasses override the differences.
 
     Attributes:
         family: the model type.
-        side: of a token in pixels.
-        is_released: whether transformers' own positions are those of the release also behind a
-            clip; else they are so up to its end.
+        side: pixels per side of a token.
+        is_released: whether transformers' positions equal the released code's after a clip, too.
+            Otherwise they are equal up to the end of the clip only.
+        is_square: whether all frames have one size.
     """
 
     family: str
     side: int
     is_released: bool
-    is_square: bool = False  # frames of one size
+    is_square: bool = False
 
     def write(self, folder: Path, **sizes: Any) -> Path:
-        """Makes a tiny checkpoint."""
+        """Writes a tiny checkpoint of the family."""
         return write_tiny_checkpoint(folder, family=self.family, frame_side=56, **sizes)
 
     def texts(self, parts: Parts, text: str) -> str:
-        """What the processor is to be given in place of a chat text."""
+        """Returns the text that the processor expects, from the chat template's text."""
         return text
 
     def inputs(self, parts: Parts, index: int) -> dict[str, Any]:
-        """What the family's processor makes of an example, told when its frames were taken."""
+        """Returns the processor's outputs for an example with its true frame times."""
         sample, processor = parts.dataset[index], parts.processor
         messages = parts.task.messages(sample.example)
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -56,29 +57,29 @@ class Oracle:
         return dict(inputs)
 
     def vision(self, pixels: Tensor, grid: Tensor) -> dict[str, Tensor]:
-        """What the model's forward is given of clips, from their patches."""
+        """Returns the model's keyword arguments for clips, from their patches."""
         return {"pixel_values_videos": pixels, "video_grid_thw": grid}
 
     def tower(self, plain: Any, pixels: Tensor, grid: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Tokens of clips, and those for further layers."""
+        """Returns the vision tokens of clips, and the tokens added in deeper layers."""
         found = plain.model.get_video_features(pixels, grid)
         deepstack = [torch.cat(list(x)) for x in getattr(found, "deepstack_features", [])]
         return torch.cat(list(found.pooler_output)), deepstack
 
     def positions(self, plain: Any, inputs: dict[str, Any], one: PromptBatch) -> Tensor:
-        """The library's positions of one prompt."""
+        """Returns transformers' positions of one prompt."""
         del one
         given = {name: x for name, x in inputs.items() if not name.startswith("pixel")}
         found, _ = plain.model.get_rope_index(**given)
         return found
 
     def given_positions(self, ours: Tensor) -> dict[str, Tensor]:
-        """Positions [3, 1, T] for the forward or `generate`, where its own are not asked."""
+        """Returns arguments that pass positions [3, 1, T] to the forward or `generate`."""
         return {"position_ids": ours}
 
 
 class SecondsOracle(Oracle):
-    """Qwen2.5-VL: positions know the rate at which a clip was sampled."""
+    """Reference for Qwen2.5-VL, whose positions depend on a clip's sampled frame rate."""
 
     def positions(self, plain, inputs, one):
         rates = {"second_per_grid_ts": (2 / one.sampled_fps).tolist()}
@@ -86,20 +87,20 @@ class SecondsOracle(Oracle):
 
 
 class TimedOracle(Oracle):
-    """Qwen3-VL: as released, timed steps take the place of the mark and the tokens around it."""
+    """Reference for Qwen3-VL, whose processor replaces the clip's mark by steps with times."""
 
     def texts(self, parts, text):
         return text.replace(parts.collator.clip_text.mark, "<|video_pad|>")
 
 
 class ImagesOracle(Oracle):
-    """InternVL: frames are images, positions those of text."""
+    """Reference for InternVL: frames are images, and positions are those of text."""
 
     def vision(self, pixels, grid):
         return {"pixel_values": torch.cat(list(self.images(pixels, grid)))}
 
     def images(self, pixels, grid):
-        """Each clip's patches, written back into images one by one: [T, 3, H, W]."""
+        """Yields each clip's frames [T, 3, H, W], put together from its patches."""
         patches = iter(pixels.view(-1, 3, 14, 14))
         for time, height, width in grid.tolist():
             images = torch.empty(time, 3, height * 14, width * 14)

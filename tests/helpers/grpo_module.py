@@ -1,4 +1,4 @@
-"""A GRPO module outside of a fit, and its steps taken one at a time."""
+"""Builds a GRPO module without `Trainer.fit`, and runs single updates of it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ LOSS_KEYS = set(inspect.signature(PolicyObjective).parameters)
 
 
 def make_module(parts: Any, **changes: Any) -> GRPOModule:
-    """A module outside of a fit; keys of the loss are given beside the module's own."""
+    """Returns a module that is ready to update; `changes` are keys of the module or its loss."""
     loss = make_loss(**{key: changes.pop(key) for key in LOSS_KEYS & changes.keys()})
     settings: dict[str, Any] = {
         "rollout": make_rollout(),
@@ -80,7 +80,7 @@ def make_module(parts: Any, **changes: Any) -> GRPOModule:
         "seed": 0,
     }
     module = GRPOModule(**{**settings, **changes})
-    # Outside of a fit: a trainer that knows its world size, and no precision plugin to pass.
+    # Without `fit`, the module still needs a trainer (world size) and a plain backward.
     module._trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     module.manual_backward = torch.Tensor.backward
     module.setup("fit")
@@ -88,7 +88,7 @@ def make_module(parts: Any, **changes: Any) -> GRPOModule:
 
 
 def learn(module: GRPOModule, rollout: RolloutBatch, advantages: Tensor) -> dict[str, Tensor]:
-    """Back-propagates one update with the advantages given."""
+    """Back-propagates one update with the given advantages."""
     prepared = module.prepare(rollout, torch.zeros(len(rollout.completion_ids)))
     return module.update(replace(prepared, advantages=advantages))
 
@@ -98,7 +98,7 @@ def logprobs_of(module: GRPOModule, policy: Any, rollout: RolloutBatch) -> Tenso
 
 
 def sample(parts: Any, *, num: int, seed: int = 3) -> RolloutBatch:
-    """Groups of four ragged completions."""
+    """Samples groups of four completions of different lengths."""
     policy_eos, parts.policy.eos_ids = parts.policy.eos_ids, list(range(0, 640, 12))
     sampled = sample_with(
         make_rollout(),
@@ -109,5 +109,5 @@ def sample(parts: Any, *, num: int, seed: int = 3) -> RolloutBatch:
         seed=seed,
     )
     parts.policy.eos_ids = policy_eos
-    assert len(set(sampled.completion_mask.sum(1).tolist())) > 1, "ragged completions wanted"
+    assert len(set(sampled.completion_mask.sum(1).tolist())) > 1, "completions of equal length"
     return sampled

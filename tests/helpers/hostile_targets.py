@@ -1,4 +1,4 @@
-"""Nodes that would run code or write a file if anything of a checkpoint were built from them."""
+"""Hostile config nodes: building any of them would run code or write a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _Touches:
-    """Pickled, it writes a file when it is loaded."""
+    """Its pickle writes a file when it is loaded."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -30,7 +30,7 @@ def script_that_writes(path: Path, marker: Path) -> Path:
 
 
 def hostile_nodes(folder: Path, marker: Path) -> dict[str, Any]:
-    """Nodes by name; each would write `marker`, if it were built. `folder` gets their files."""
+    """Returns nodes by name that would write `marker` if built; their files are in `folder`."""
     pickled = str(pickle_that_writes(folder / "payload.pt", marker))
     script = str(script_that_writes(folder / "payload.py", marker))
     source, to = script, str(marker)

@@ -9,7 +9,7 @@ import torch
 
 
 def kept_bytes(forward: Callable[[], Any], model: torch.nn.Module) -> int:
-    """Bytes of all storages that a forward pass keeps for the backward pass, except weights."""
+    """Returns the bytes that a forward pass keeps for the backward pass, except weights."""
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     sizes, alive = {}, []
 
@@ -17,7 +17,7 @@ def kept_bytes(forward: Callable[[], Any], model: torch.nn.Module) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             sizes[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)  # no address is used twice
+        alive.append(tensor)  # keeps addresses from being reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -1,4 +1,4 @@
-"""Training processes that are killed at a point of their work, not after a time."""
+"""Starts training processes and kills them at a defined point of their work."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def start_training(run_dir: Path, overrides: Sequence[str], **environment: str) 
 
 
 def finish(process: Process) -> str:
-    """Output of a run that has to succeed."""
+    """Waits for a run, checks that it succeeded, and returns its output."""
     output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output[-3000:]
     return output
 
 
 def kill_when_there(process: Process, marker: Path) -> None:
-    """Sends SIGKILL as soon as a file exists."""
+    """Sends SIGKILL as soon as the file `marker` exists."""
     while not marker.exists():
         assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.05)
@@ -50,7 +50,7 @@ def kill_when_there(process: Process, marker: Path) -> None:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Asserts bitwise equality, including tensors in nested containers."""
+    """Checks bitwise equality, including tensors in nested containers."""
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
     elif isinstance(one, dict):

@@ -1,4 +1,4 @@
-"""A policy objective with Time-R1's settings, and a small step, for tests that change them."""
+"""Builds a policy objective with Time-R1's settings, and computes its loss on a small batch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REFERENCE = torch.tensor([[1.5, 1.0], [3.0, 7.0], [0.5, 1.1]], dtype=torch.float
 def step(
     rows: slice = slice(None), *, logprobs: Tensor | None = None, **changes: Any
 ) -> LossOutput:
-    """The loss of some rows of three completions of two tokens at most."""
+    """Returns the loss of `rows` of a batch of three completions with at most two tokens."""
     objective = make_objective(**{"max_tokens": 4, **changes})
     mask = objective.loss_mask(MASK, FINISHED)
     return objective(

@@ -1,4 +1,4 @@
-"""Videos whose frames tell their own time: the luma holds it, whatever the container says."""
+"""Videos whose frames encode their time in the luma, independent of the container's times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import av
 import numpy as np
 import torch
 
-# As `select='if(lt(t,5),1,not(mod(n,10)))'` makes it: 5 s at 30 fps, then 3 fps up to 9.67 s.
+# 5 s at 30 fps, then 3 fps up to 9.67 s, as by `select='if(lt(t,5),1,not(mod(n,10)))'`.
 SLOWING_S = [n / 30 for n in range(300) if n < 150 or n % 10 == 0]
 CODECS = {".webm": ("libvpx", {"crf": "4", "b": "4M", "deadline": "realtime", "cpu-used": "8"})}
 H264 = ("libx264", {"preset": "ultrafast", "crf": "8", "threads": "1"})
@@ -24,14 +24,16 @@ def write_painted(
     delay_s: float = 0.0,
     audio_s: float = 0.0,
 ) -> Path:
-    """Writes one frame for each time; left luma 16 + 20 t (t < 11 s), right 16 + 200 (t mod 1).
+    """Writes one frame per time t (below 11 s), which is encoded in the luma.
+
+    The left half has luma 16 + 20 t, the right half 16 + 200 (t mod 1).
 
     Args:
-        path: its extension decides the container and the codec.
-        times_s: ascending; what is painted, and when the frame is shown.
+        path: file to write; its extension selects the container and the codec.
+        times_s: ascending times; each is painted on a frame and is the frame's timestamp.
         codec_options: such as {"bf": "3"}.
-        delay_s: the video starts so much later; not painted.
-        audio_s: length of silence; 0: no audio stream.
+        delay_s: added to all timestamps, but not to the painted times.
+        audio_s: length of a silent audio stream; 0: no audio stream.
     """
     codec, options = CODECS.get(path.suffix, H264)
     with av.open(str(path), "w") as container:
@@ -61,7 +63,7 @@ def write_painted(
 
 
 def painted_times_s(frames: torch.Tensor) -> torch.Tensor:
-    """Returns the times painted on uint8 [T, 3, H, W], within 5 ms."""
+    """Returns the times painted on frames, uint8 [T, 3, H, W], within 5 ms."""
     luma = frames.float().mean(1) * 219 / 255 + 16
     width = luma.shape[2]
     left = luma[:, :, width // 8 : width * 3 // 8].mean((1, 2))

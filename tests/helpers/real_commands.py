@@ -1,7 +1,8 @@
-"""Commands as real processes that start together, stop at a place, and are sent signals there.
+"""Runs commands as real processes that can start together and pause at a defined call.
 
-Run as a script, it is such a process: it imports everything, prints "ready", waits for a line, and
-runs the command. Where it is to pause, it makes a file `paused` and goes on once `go_on` is there.
+This file is also the script of such a process. It imports everything, prints "ready", waits for a
+line on stdin, and runs the command. To pause, it creates the file `paused` and waits until the
+file `go_on` exists.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LIMIT_S = 200
 
 
 def small_training(world: Path, checkpoint: Path) -> list[str]:
-    """Words of a GRPO training in seconds, on a drawn world of some clips."""
+    """Returns overrides of a GRPO training that takes seconds on a few generated clips."""
     return [
         "data=custom",
         f"data.video_dir={world / 'videos'}",
@@ -40,13 +41,13 @@ def small_training(world: Path, checkpoint: Path) -> list[str]:
 
 
 def start(name: str, words: Sequence[str], folder: Path, pause: str = "") -> Process:
-    """`tvg-<name>` in `folder`, ready to run.
+    """Starts a process for `tvg-<name>` in `folder` and waits until it is ready.
 
     Args:
-        name: "train" and so on.
-        words: of the command line.
-        folder: working folder.
-        pause: "module:attribute:call", where it pauses; "": nowhere.
+        name: the command, such as "train".
+        words: arguments of the command.
+        folder: working directory.
+        pause: where to pause, as "module:attribute:number_of_call"; "": never.
     """
     folder.mkdir(exist_ok=True)
     process = subprocess.Popen(
@@ -65,7 +66,7 @@ def start(name: str, words: Sequence[str], folder: Path, pause: str = "") -> Pro
 
 
 def run(*processes: Process) -> None:
-    """Starts the command in ready processes."""
+    """Lets ready processes run their commands."""
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("\n")
@@ -82,7 +83,7 @@ def until_paused(process: Process, folder: Path) -> None:
 
 
 def first_to_end(*processes: Process) -> Process:
-    """Waits for one of several processes."""
+    """Waits until one of several processes has ended, and returns it."""
     deadline = time.monotonic() + LIMIT_S
     while all(process.poll() is None for process in processes):
         assert time.monotonic() < deadline
@@ -97,12 +98,12 @@ def finish(process: Process) -> tuple[int, str, str]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Locks without a holder, and unfinished files."""
+    """Returns lock files and temporary files below a folder."""
     return [p for p in folder.rglob(".*") if p.suffix in (".lock", ".tmp", ".old", ".new")]
 
 
 def completes(name: str, words: Sequence[str], folder: Path) -> None:
-    """Runs a command to its end: without an error, and without leftovers."""
+    """Checks that a command succeeds and leaves no lock or temporary file."""
     process = start(name, words, folder)
     try:
         run(process)
@@ -114,7 +115,7 @@ def completes(name: str, words: Sequence[str], folder: Path) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes below one, the youngest generation first."""
+    """Returns the ids of all descendants of a process, children before their parents."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         found = [int(child) for task in tasks for child in (task / "children").read_text().split()]
@@ -124,7 +125,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def are_gone(pids: Sequence[int]) -> bool:
-    """Whether processes end within some seconds."""
+    """Returns whether all processes end within 20 seconds."""
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}/cmdline").exists() and _lives(pid) for pid in pids):
         if time.monotonic() > deadline:
@@ -141,7 +142,7 @@ def _lives(pid: int) -> bool:
 
 
 def kill(process: Process) -> None:
-    """Kills processes left by a failed test."""
+    """Kills a process and its descendants, if a failed test left it running."""
     for pid in (*descendants(process.pid), process.pid):
         if process.poll() is None:
             os.kill(pid, signal.SIGKILL)

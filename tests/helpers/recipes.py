@@ -1,4 +1,4 @@
-"""The recipes that ship: every experiment that stands on the published settings."""
+"""Names of the shipped recipes: every experiment config that builds on `_published`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder as released: real tokenizer, old weight names, two shards."""
+"""Writes a checkpoint folder like a released one: real tokenizer, old weight names, two shards."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 
 def write_release(layout: Path, folder: Path) -> Path:
-    """Fills `folder` with the files of a layout and random bfloat16 weights; returns it.
+    """Copies the files of `layout` to a new folder and adds random bfloat16 weights.
 
     Args:
-        layout: config, template and tokenizer files, and `weight_names.txt`.
-        folder: to write.
+        layout: folder with config, template and tokenizer files, and `weight_names.txt`.
+        folder: folder to create; also returned.
     """
     folder.mkdir(parents=True)
     for path in layout.glob("*.json"):
@@ -41,7 +41,7 @@ def write_release(layout: Path, folder: Path) -> Path:
 
 
 def today(name: str) -> str:
-    """The name that transformers 5 gives to a released weight."""
+    """Returns the name that transformers 5 uses for a released weight."""
     if name.startswith("visual."):
         return f"model.{name}"
     return name.replace("model.", "model.language_model.", 1)

@@ -1,4 +1,4 @@
-"""Completions as rewards see them, from texts alone."""
+"""Builds the inputs of rewards from the texts of completions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_completions(
     extra: dict[str, str | float] | None = None,
     **changes: Any,
 ) -> Completions:
-    """One group of completions of one query, each of as many tokens as it has words."""
+    """Returns one group of completions of one query; each word counts as one token."""
     example = GroundingExample(
         qid="a:0",
         video="a",

@@ -1,4 +1,4 @@
-"""Sizes of models: a shape for sums done by hand, and the configs of released checkpoints."""
+"""Model sizes: a small shape for computations by hand, and configs of released checkpoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TEXT = {
 
 
 def write_config(folder: Path, size: str) -> Path:
-    """Writes nothing but the config of the released Qwen2.5-VL of a size, "3b" or "7b"."""
+    """Writes the config.json of the released Qwen2.5-VL "3b" or "7b", without weights."""
     hidden, mlp, layers, heads, key_heads, words, is_tied = _TEXT[size]
     text = {
         "hidden_size": hidden,

@@ -1,4 +1,4 @@
-"""Parts for tests of adapters."""
+"""Tiny policies with LoRA adapters, for tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_lora_parts(
     freeze_language: bool = False,
     **changes: Any,
 ) -> Parts:
-    """As `make_parts`, with adapters; changes are the adapter's."""
+    """Like `make_parts`, but with LoRA adapters; `changes` are arguments of `LoRA`."""
     spec = ModelSource(
         path=str(checkpoint),
         create=None,
@@ -56,7 +56,7 @@ def make_lora_parts(
 
 
 def adapt(policy: Policy, *, scale: float = 0.1) -> None:
-    """Gives B values, as training would."""
+    """Sets all B matrices to random values, as if they had been trained."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():

@@ -1,4 +1,4 @@
-"""Parts that several tests build on: a tiny policy and a batch of real prompts."""
+"""A tiny policy with its processor, task and data set, shared by several tests."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Parts:
 
 
 def make_checkpoint(folder: Path) -> ModelSource:
-    """A checkpoint folder to be trained whole, in float32."""
+    """Returns the source of a checkpoint that is trained completely, in float32."""
     return ModelSource(
         path=str(folder),
         create=None,
@@ -112,19 +112,19 @@ def sample_with(
     group_size: int,
     seed: int,
 ) -> RolloutBatch:
-    """Completions of an engine that is bound to a policy."""
+    """Sets up an engine with a policy and returns its completions."""
     rollout.setup(policy=policy, tokenizer=tokenizer)
     return rollout.generate(prompts, group_size=group_size, seed=seed)
 
 
 def with_rows(rows: list[dict[str, Any]] | None, **changes: Any) -> dict[str, Any]:
-    """The outputs of a training step that sampled these completions."""
+    """Returns the outputs of a training step with these rows of the rollout table."""
     settings: dict[str, Any] = {"num_prompts": 2, "num_tokens": 40, "metrics": {}}
     return StepOutput(rows=rows, **{**settings, **changes}).for_lightning()
 
 
 class LengthReward:
-    """Scores by the number of characters, so that random completions of a group differ."""
+    """A reward equal to a hundredth of the text's length, so that random completions differ."""
 
     def __call__(self, *, texts: list[str], **rest: Any) -> list[float]:
         return [len(text) / 100 for text in texts]

@@ -1,4 +1,4 @@
-"""A tiny run with every callback and logger, and functions to make others."""
+"""Fixtures for tests of callbacks and loggers: a finished tiny run, and a `fit` function."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METRICS = {"reward": "train/reward/total", "loss": "train/loss"}
 
 
 class TinyGRPO(pl.LightningModule):
-    """A module with one constant weight and the outputs and metrics of a GRPO step."""
+    """A module with one weight that returns the outputs and metrics of a GRPO step."""
 
     def __init__(self, *, updates_per_batch: int = 1, extras: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class TinyGRPO(pl.LightningModule):
 
 
 def _fit(module: pl.LightningModule, *, resume: str | None = None, **settings: Any) -> pl.Trainer:
-    """Six batches an epoch; on one CPU process, with nothing shown or saved but what is asked."""
+    """Fits a module on one CPU process, six batches per epoch; everything optional is off."""
     arguments: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -117,13 +117,13 @@ def tiny_grpo() -> type[TinyGRPO]:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tracking URI of one MLflow store for all tests; its path holds what paths may hold."""
+    """Returns the tracking URI of an MLflow store; its path contains special characters."""
     return f"sqlite:///{tmp_path_factory.mktemp('a store #1 50%')}/mlflow.db"
 
 
 @dataclass
 class Run:
-    """A finished run and its locations."""
+    """A finished run and where its files are."""
 
     run_dir: Path
     trainer: pl.Trainer
@@ -135,7 +135,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def finished_run(store: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two epochs of six steps with everything on and a validation after each."""
+    """Fits two epochs of six steps with all loggers and callbacks; each ends with a validation."""
     import contextlib
     import io
 

@@ -1,8 +1,8 @@
-"""TRL's GRPOTrainer without a model: its own code makes advantages, weights, masks and loss.
+"""Reference loss and advantages from TRL's GRPOTrainer, without a model.
 
-The trainer is made without its constructor. What asks a model for log-probabilities is handed given
-ones; everything between them and the loss is TRL's (`_generate_and_score_completions`, which
-gathers a batch, and `_compute_loss`).
+The trainer is created without its constructor. The functions that compute log-probabilities and
+rewards are replaced by given values. The rest is TRL's code: `_generate_and_score_completions`
+(advantages and masks) and `_compute_loss`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAD, EOS, WORD = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Completions with everything that a loss could want to know of them."""
+    """Completions with all inputs that a loss can use."""
 
     mask: Tensor  # int64 [N, C]
     is_finished: Tensor  # bool [N]
@@ -31,20 +31,20 @@ class Batch:
     logprobs: Tensor  # [N, C], of the policy
     old_logprobs: Tensor  # [N, C], of the policy at sampling
     ref_logprobs: Tensor  # [N, C]
-    sampler_logprobs: Tensor  # [N, C]; whole numbers of float32
+    sampler_logprobs: Tensor  # [N, C]; representable in float32
     entropy: Tensor  # [N, C]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TRL:
-    """What TRL makes of a batch."""
+    """TRL's results for a batch."""
 
     advantages: Tensor  # [N]
     loss: Tensor
     metrics: dict[str, float]
 
 
-SETTINGS: dict[str, Any] = {  # GRPOConfig's defaults, but for what stands in `run`
+SETTINGS: dict[str, Any] = {  # settings that `run` can change
     "loss_type": "grpo",
     "importance_sampling_level": "token",
     "scale_rewards": "group",
@@ -68,7 +68,7 @@ SETTINGS: dict[str, Any] = {  # GRPOConfig's defaults, but for what stands in `r
 
 
 def run(batch: Batch, **changes: Any) -> TRL:
-    """The loss of a batch by TRL, which is one optimizer step of one rank."""
+    """Returns TRL's results for a batch that is one optimizer step of one rank."""
     assert changes.keys() <= SETTINGS.keys(), changes
     trainer = _trainer(batch, {**SETTINGS, **changes})
     rows = [{"prompt": "?"} for _ in batch.mask]
@@ -101,8 +101,8 @@ def _trainer(batch: Batch, settings: dict[str, Any]) -> Any:
         args=SimpleNamespace(
             delta=None,
             use_bias_correction_kl=False,
-            # Generation is out of step with the optimizer, so that old log-probs are not taken to
-            # be the policy's own.
+            # With two iterations per generation and one accumulation step, TRL uses the given
+            # `old_logprobs` instead of the policy's detached log-probs.
             steps_per_generation=1,
             per_device_train_batch_size=len(batch.mask),
             gradient_accumulation_steps=1,

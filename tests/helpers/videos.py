@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 
 FIXED = 65536  # one in the 16.16 fixed point of MP4's display matrix
-ONE = 1 << 30  # one in its 2.30 fixed point
+ONE = 1 << 30  # one in the matrix's 2.30 fixed point
 
 
 @pytest.fixture(scope="session")
 def videos(
     tmp_path_factory: pytest.TempPathFactory, write_video: Callable[..., Path]
 ) -> dict[str, Path]:
-    """Valid videos by name; all but "plain" have something unusual."""
+    """Writes valid videos and returns their paths by name; all except "plain" are unusual."""
     folder = tmp_path_factory.mktemp("videos")
     plain = write_video(folder / "plain.mp4", num_frames=60, codec_options={"g": "15", "bf": "0"})
     bframes = {"preset": "fast", "g": "24", "bf": "3"}
     found = {
         "plain": plain,
         "bframes": write_video(folder / "b.mp4", num_frames=90, codec_options=bframes),
-        "cuts": write_video(  # key frames at irregular places
+        "cuts": write_video(  # key frames at irregular intervals
             folder / "cuts.mp4",
             num_frames=90,
             fps=Fraction(30000, 1001),
@@ -73,7 +73,7 @@ def videos(
 def bad_files(
     tmp_path_factory: pytest.TempPathFactory, write_video: Callable[..., Path]
 ) -> dict[str, tuple[Path, str]]:
-    """Unusable files by name, with the text that their error must contain."""
+    """Writes unusable files; returns each path with the text that its error must contain."""
     folder = tmp_path_factory.mktemp("bad")
     start_first = write_video(
         folder / "faststart.mp4", num_frames=100, container_options={"movflags": "+faststart"}
@@ -108,7 +108,7 @@ def _cut(source: Path, path: Path, share: float) -> Path:
 
 
 def _cut_at_packet(source: Path, path: Path) -> Path:
-    """Cuts between two packets, which leaves no broken packet to notice."""
+    """Cuts the file between two packets, so that no broken packet reveals the cut."""
     import av
 
     with av.open(str(source)) as container:
@@ -131,7 +131,7 @@ def _audio(path: Path) -> Path:
 
 
 def _frameless(path: Path) -> Path:
-    """An MP4 header that declares a video stream, and no data."""
+    """Writes an MP4 header that declares a video stream, without data."""
     import av
 
     with av.open(str(path), "w", options={"movflags": "+empty_moov+frag_keyframe"}) as container:
@@ -142,7 +142,7 @@ def _frameless(path: Path) -> Path:
 
 
 def _shift(source: Path, path: Path, *, frames: int) -> Path:
-    """Copies packets earlier in time; MP4 then hides those before 0 by an edit list."""
+    """Moves packets to earlier times; MP4 then hides those before 0 with an edit list."""
     import av
 
     with (
