@@ -378,7 +378,7 @@ def test_a_batch_without_readable_clips_is_empty(parts):
 @pytest.mark.parametrize("on_unreadable", ["error", "replace"])
 def test_fit_segments_clamps_segments_to_the_clip(on_unreadable):
     length_s = Counting().load(Path("a")).duration_s
-    spans = {"in": (0.0, length_s), "late": (0.5, 50.0), "behind": (length_s, 110.0)}
+    spans = {"in": (0.0, length_s), "late": (0.5, 50.0), "after": (length_s, 110.0)}
     examples = [
         replace(
             sample(name).example,
@@ -403,7 +403,7 @@ def test_fit_segments_clamps_segments_to_the_clip(on_unreadable):
         assert [item.example.hint for item in items[:2]] == [None, (0.0, length_s)]
         assert items[0].replaces == items[1].replaces == ()
         assert items[2].replaces == (
-            f"behind: the segment {length_s:g} to 110 s starts after the end of a, "
+            f"after: the segment {length_s:g} to 110 s starts after the end of a, "
             f"which is {length_s:.2f} s long",
         )
     assert len(loader.loaded) == 4 + 3  # an example that starts after the end is loaded once

@@ -19,7 +19,7 @@ from tvg.data.readers import (
 
 LATE = "ending after the video's end"
 EMPTY = "with start >= end"
-BEHIND = "starting after the video's end"
+AFTER = "starting after the video's end"
 
 READERS = {
     "charades_sta/train.json": read_charades,
@@ -53,14 +53,14 @@ def read(name: str, shared_dir: Path, *, training: bool) -> ReadResult:
 def test_query_and_defect_counts_of_public_files(
     name: str, training: bool, shared_dir: Path
 ) -> None:
-    num_videos, num_queries, late, empty, behind = TABLE[name]
+    num_videos, num_queries, late, empty, after = TABLE[name]
     result = read(name, shared_dir, training=training)
     report = result.report
     assert (report.num_videos, report.num_queries) == (num_videos, num_queries)
     assert tuple(report.late_ends.items()) == tuple(
         zip(("0", "1e-06", "0.5", "1"), late, strict=True)
     )
-    expected = {LATE: late[0], EMPTY: empty, BEHIND: behind}
+    expected = {LATE: late[0], EMPTY: empty, AFTER: after}
     assert {what: defect.count for what, defect in report.defects.items()} == {
         what: count for what, count in expected.items() if count
     }
@@ -69,7 +69,7 @@ def test_query_and_defect_counts_of_public_files(
         assert report.dropped == ({EMPTY: empty} if empty else {})
         # Late ends are clamped unless the query was dropped. In these files, all segments that
         # start after the video's end are also reversed, so they were dropped.
-        assert report.repaired == {LATE: late[0] - behind}
+        assert report.repaired == {LATE: late[0] - after}
         assert len(result.examples) == report.num_examples == num_queries - empty
         for example in result.examples:
             assert example.segment is not None

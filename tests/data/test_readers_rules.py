@@ -42,8 +42,8 @@ def counts(report: ReadReport) -> dict[str, tuple[int, str]]:
 DEFECTIVE = [
     query("good", 1, 3),
     query("empty", 5, 5),
-    query("reversed and behind", 12, 2),
-    query("behind", 10, 12),
+    query("reversed and after", 12, 2),
+    query("after", 10, 12),
     query("before", -3, 0),
     query("silent", 1, 2, sentence=""),
     query("late", 9, 10.5),
@@ -147,7 +147,7 @@ def test_a_file_duration_is_cut_to_the_window(training: bool) -> None:
     window = Segment(30, 60)
     queries = [
         query("late", 0, 50, window=window, duration_s=120.0),
-        query("behind", 35, 50, window=window, duration_s=120.0),
+        query("after", 35, 50, window=window, duration_s=120.0),
         query("rounded", 0, 30, window=window, duration_s=30.01),
         query("short", 0, 20, window=window, duration_s=25.0),  # the file ends within the window
         query("unstated", 0, 20, window=window, duration_s=None),
@@ -159,7 +159,7 @@ def test_a_file_duration_is_cut_to_the_window(training: bool) -> None:
         "rounded": ((0, 30), 30.01),
         "short": ((0, 20), 25),
         "unstated": ((0, 20), 30),
-    } | ({} if training else {"behind": ((35, 50), 30)})
+    } | ({} if training else {"after": ((35, 50), 30)})
     assert counts(result.report) == {
         "with a duration longer than the window": (2, "cut to the window's length"),
         "starting after the video's end": (1, "dropped" if training else "kept"),
@@ -270,7 +270,7 @@ def test_reports_of_several_sets_are_added() -> None:
     assert total.missing == ["two/u"]
     defect = total.defects["with start >= end"]
     assert (defect.count, defect.action) == (3, "dropped")
-    assert defect.example_ids == ["one/empty", "one/reversed and behind", "two/x"]
+    assert defect.example_ids == ["one/empty", "one/reversed and after", "two/x"]
     assert total.num_queries == total.num_examples + sum(total.dropped.values())
     assert report.defects["with start >= end"].count == 2  # merging does not change the parts
 
