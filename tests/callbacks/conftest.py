@@ -1,4 +1,4 @@
-"""The fixtures of tests that watch a tracked run."""
+"""Fixtures for tests of callbacks in a tracked run."""
 
 from helpers.tracked_runs import finished_run, fit, store, tiny_grpo
 

@@ -1,4 +1,4 @@
-"""The record of the last validation, from which a resumed run knows what it need not repeat."""
+"""Records the last validation, so that a resumed run need not repeat it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvg.callbacks.catching_up import ValidationRecord
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_metric_that_is_not_finite_is_kept_as_null(tmp_path, monkeypatch, value):
+def test_a_non_finite_metric_is_stored_as_null(tmp_path, monkeypatch, value):
     place = {"step": 3, "weights": "ab"}
     monkeypatch.setattr(catching_up, "_place", lambda *_: place)
     trainer = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""A run ends when the reward has stopped rising, at the same step whether it was resumed or not."""
+"""Stops training when the reward no longer rises, at the same step with and without a resume."""
 
 import pytest
 import torch
@@ -23,8 +23,9 @@ def rewarding(tiny_grpo, rewards, **settings):
     return Rewarded(extras={}, **settings)
 
 
-# Means over windows of two: 0.1, 0.5, 0.55, 0.5 ...: the second is the best, up to step 4; the
-# third is better by less than 0.1; four steps after step 4, at step 8, patience is over.
+# Means over windows of two steps: 0.1, 0.5, 0.55, 0.5 ... The second window, which ends at step 4,
+# is the best, because the third is better by less than 0.1. With a patience of four steps,
+# training stops at step 8.
 REWARDS = [0.0, 0.2, 0.6, 0.4, 0.5, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
 
 
@@ -33,14 +34,14 @@ REWARDS = [0.0, 0.2, 0.6, 0.4, 0.5, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
     [
         ({}, 8),
         ({"patience": 2}, 6),
-        ({"min_delta": 0.04}, 10),  # the third window counts, up to step 6
+        ({"min_delta": 0.04}, 10),  # the third window is the best; it ends at step 6
         ({"warmup_steps": 10}, 10),
         ({"patience": 8}, 12),
-        ({"patience": 9}, 12),  # the run's end
-        ({"window": 3}, 9),  # means 0.267, 0.5, 0.5: the best is up to step 6; at 9 only 3 behind
+        ({"patience": 9}, 12),  # the end of the run
+        ({"window": 3}, 9),  # means 0.267, 0.5, 0.5: the best ends at step 6; patience 3
     ],
 )
-def test_it_stops_where_patience_ends(fit, tiny_grpo, changes, last_step):
+def test_training_stops_when_patience_is_over(fit, tiny_grpo, changes, last_step):
     if changes == {"window": 3}:
         changes = {"window": 3, "patience": 3}
     module = rewarding(tiny_grpo, REWARDS)
@@ -54,7 +55,7 @@ def test_a_rising_reward_is_never_stopped(fit, tiny_grpo):
 
 
 @pytest.mark.parametrize("killed_at", [3, 5, 7])
-def test_resumed_it_stops_at_the_same_step(fit, tiny_grpo, tmp_path, killed_at):
+def test_a_resumed_run_stops_at_the_same_step(fit, tiny_grpo, tmp_path, killed_at):
     saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     first = rewarding(tiny_grpo, REWARDS)
     fit(
@@ -75,13 +76,13 @@ def test_resumed_it_stops_at_the_same_step(fit, tiny_grpo, tmp_path, killed_at):
 def test_several_updates_of_a_batch_count_as_steps(fit, tiny_grpo):
     module = rewarding(tiny_grpo, [0.5] * 12, updates_per_batch=2)
     stopper = plateau()
-    # Steps 2, 4, 6: the first window is the best that there is; four steps later it is over.
+    # Windows end at steps 2, 4 and 6. The first is the best; four steps later training stops.
     assert fit(module, callbacks=[stopper], max_epochs=1).global_step == 6
     assert (stopper.best, stopper.best_step) == (0.5, 2)
 
 
-def test_one_rank_is_enough_to_stop_all(fit, tiny_grpo, monkeypatch):
-    """Decisions go through the strategy, at the same steps on every rank."""
+def test_one_rank_can_stop_all_ranks(fit, tiny_grpo, monkeypatch):
+    """The strategy joins the ranks' decisions, at the same steps on every rank."""
     asked = []
     stopper = plateau(window=3, patience=3)
 
@@ -106,12 +107,12 @@ def test_one_rank_is_enough_to_stop_all(fit, tiny_grpo, monkeypatch):
         ({"warmup_steps": -1}, r"callbacks\.early_stop\.warmup_steps: expected at least 0, got -1"),
     ],
 )
-def test_settings_out_of_range(changes, message):
+def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         plateau(**changes)
 
 
-def test_a_metric_that_is_not_logged_is_named(fit, tiny_grpo):
+def test_a_metric_that_is_not_logged_is_refused(fit, tiny_grpo):
     stopper = RewardPlateau(
         metric="train/reward/of", window=1, patience=1, min_delta=0.0, warmup_steps=0
     )

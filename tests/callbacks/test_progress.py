@@ -1,4 +1,4 @@
-"""Lines in a log, a bar on a terminal."""
+"""Prints progress as lines in a log or as a bar on a terminal."""
 
 import io
 import re
@@ -16,7 +16,7 @@ def lines(**changes) -> Progress:
     return Progress(**({"metrics": METRICS, "every_n_steps": 4, "style": "lines"} | changes))
 
 
-def test_lines_of_a_whole_run(finished_run):
+def test_lines_of_a_complete_run(finished_run):
     printed = finished_run.printed.splitlines()
     assert printed[0] == "training from step 0 to 12"
     steps = [line for line in printed if line.startswith("step ")]
@@ -28,12 +28,12 @@ def test_lines_of_a_whole_run(finished_run):
         ), line
     assert steps[-1].endswith("ETA 0:00")
     validations = [line for line in printed if line.startswith("validation")]
-    assert len(validations) == 2  # the sanity check is none
+    assert len(validations) == 2  # the sanity check prints no line
     assert re.fullmatch(r"validation at step 6  val/miou 0\.5  [\d.]+ s", validations[0])
     assert "\r" not in finished_run.printed
 
 
-def test_a_resumed_run_counts_on(fit, tiny_grpo, tmp_path, capsys):
+def test_a_resumed_run_continues_the_step_count(fit, tiny_grpo, tmp_path, capsys):
     fit(tiny_grpo(), max_steps=3).save_checkpoint(tmp_path / "three.ckpt")
     bar = lines(every_n_steps=2)
     fit(tiny_grpo(), callbacks=[bar], max_epochs=3, max_steps=8, resume=tmp_path / "three.ckpt")
@@ -98,7 +98,7 @@ def test_other_ranks_print_nothing(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_settings_are_checked():
+def test_invalid_settings_are_refused():
     with pytest.raises(ValueError, match=r"progress\.every_n_steps must be at least 1: got 0"):
         lines(every_n_steps=0)
     with pytest.raises(ValueError, match=r"progress\.style must be auto, bar or lines: got 'rich'"):

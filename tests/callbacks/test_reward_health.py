@@ -1,4 +1,4 @@
-"""`reward_health` reports rewards without a signal: the message, the step, the log."""
+"""`reward_health` reports why rewards give no training signal."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def row(
 def causes(rows, *, paid=None, kl=None, limits=LIMITS, best_exact=0.0) -> dict[str, str]:
     found = tally(rows)
     paid = [name for name in found.ranges if name] if paid is None else paid
-    told = find_causes(
+    reported = find_causes(
         found, limits, paid=paid, penalties=["overlong"], kl=kl, best_exact=best_exact
     )
-    return {cause.name: cause.message for cause in told}
+    return {cause.name: cause.message for cause in reported}
 
 
 def group(*values: float, number: int = 0, **changes: Any):
@@ -62,7 +62,7 @@ def group(*values: float, number: int = 0, **changes: Any):
 # -- counts ---------------------------------------------------------------------------------------
 
 
-def test_counts_of_one_rollout_and_of_several():
+def test_tallies_count_rollouts_and_can_be_added():
     first = tally(
         [
             row(0, format=1.0, iou=0.5),
@@ -88,9 +88,9 @@ def test_counts_of_one_rollout_and_of_several():
     assert both.constant("iou") is None
 
 
-def test_a_falling_share_of_exact_answers_is_told():
+def test_a_falling_share_of_exact_answers_is_reported():
     rows = group(0.1, 0.5) + group(0.3, 0.4, exact=False, number=1)
-    assert causes(rows, best_exact=0.59) == {}  # 50 % of all are exact
+    assert causes(rows, best_exact=0.59) == {}  # 50 % of all answers are exact
     (message,) = causes(rows, best_exact=0.61).values()
     assert message.startswith("50 % of the last 4 answers have exactly the requested format, 61 %")
     assert "reward=[format_exact,...]" in message
@@ -102,7 +102,7 @@ def test_a_falling_share_of_exact_answers_is_told():
 # -- causes ---------------------------------------------------------------------------------------
 
 
-def test_a_healthy_run_is_not_commented_on():
+def test_a_healthy_run_has_no_message():
     rows = group(0.1, 0.5) + group(0.3, 0.3, number=1) + group(0.1, 0.4, number=2)
     assert causes(rows) == {}
     assert causes(rows, kl=1.0) == {}
@@ -120,7 +120,7 @@ def test_a_healthy_run_is_not_commented_on():
         ({}, "0 % cannot be parsed, 0 % are truncated", "grows with closeness"),
     ],
 )
-def test_nothing_but_zeros(changes, facts, advice):
+def test_the_message_when_all_rewards_are_zero(changes, facts, advice):
     (name, message), *rest = causes(group(0.0, 0.0, **changes)).items()
     assert (name, rest) == ("all_zero", [])
     assert message.startswith(f"every reward was 0 in the last 2 completions: {facts}")
@@ -128,7 +128,7 @@ def test_nothing_but_zeros(changes, facts, advice):
     assert advice in message
 
 
-def test_one_reward_that_is_zero_explains_itself():
+def test_the_message_when_one_reward_is_zero():
     rows = [
         row(format=float(n % 2), iou=0.0, parsed=n < 2, finished=n < 4, extra=0.1 * n)
         for n in range(20)
@@ -139,40 +139,40 @@ def test_one_reward_that_is_zero_explains_itself():
         "iou: 0 in 100 % of the last 20 completions, 90 % cannot be parsed, 80 % are truncated at "
         "rollout.max_new_tokens=20: raise it, or ask for shorter answers (another prompt=)"
     )
-    # Not where nobody pays for it.
+    # It is not reported without a weight, or with a value above 0.
     assert "flat.iou" not in causes(rows, paid=["format", "extra"])
     assert "flat.iou" not in causes([*rows, row(format=1.0, iou=0.1, extra=0.0)])
 
 
-def test_a_reward_below_zero_for_all_is_told_too():
+def test_a_constant_negative_reward_is_reported():
     found = causes([row(giou=-1.0, parsed=False, length=0.1 * n) for n in range(4)])
     assert found["flat.giou"].startswith("giou: -1 in 100 % of the last 4 completions, 100 % can")
 
 
-def test_a_reward_that_is_learnt_is_told_without_alarm():
+def test_a_constant_positive_reward_is_reported_as_minor():
     rows = [row(format=1.0, iou=0.1 * n) for n in range(4)]
     (cause,) = find_causes(
         tally(rows), LIMITS, paid=["format", "iou"], penalties=[], kl=None, best_exact=0.0
     )
     assert (cause.name, cause.is_grave) == ("constant.format", False)
     assert cause.message.startswith("format: 1 in all of the last 4 completions")
-    # It explains nothing else away.
+    # It does not hide other causes.
     rows = [row(format=1.0, iou=0.1 * n, parsed=n == 0) for n in range(4)]
     assert list(causes(rows)) == ["constant.format", "unparsed"]
 
 
-def test_a_penalty_that_nobody_pays_is_fine():
+def test_a_penalty_of_zero_is_not_reported():
     assert causes([row(overlong=0.0, iou=0.1 * n) for n in range(4)]) == {}
 
 
-def test_shares():
-    # Half of them is below the limit, more is not.
+def test_shares_above_their_limits_are_reported():
+    # The limit is 50 %: exactly half is accepted, more is reported.
     assert causes(group(0.1, 0.2) + group(0.1, 0.0, number=1, parsed=False)) == {}
     rows = group(0.1, 0.2) + group(0.3, 0.0, 0.2, number=1, parsed=False)
     assert list(causes(rows)) == ["unparsed"]
     assert causes(rows)["unparsed"].startswith("60 % cannot be parsed")
     rows = group(0.1, 0.2) + group(0.3, 0.0, 0.2, number=1, parsed=False, finished=False)
-    assert list(causes(rows)) == ["truncated"]  # which explains the other
+    assert list(causes(rows)) == ["truncated"]  # which explains why answers are unparsed
     flat = [r for n in range(10) for r in group(0.1 * n, 0.1 * n, number=n)]
     assert list(causes(flat)) == ["flat_groups"]
     assert "100 % of the last 10 groups" in causes(flat)["flat_groups"]
@@ -180,7 +180,7 @@ def test_shares():
     assert causes(flat + group(0.1, 0.2, number=11) + group(0.3, 0.2, number=12)) == {}
 
 
-def test_kl():
+def test_a_kl_above_its_limit_is_reported():
     rows = group(0.1, 0.2)
     assert list(causes(rows, kl=1.1)) == ["kl"]
     assert "objective.loss.kl_coef" in causes(rows, kl=1.1)["kl"]
@@ -189,7 +189,7 @@ def test_kl():
     assert list(causes(group(0.0, 0.0), kl=1.1)) == ["kl", "all_zero"]
 
 
-# -- when and where -------------------------------------------------------------------------------
+# -- reports during a run -------------------------------------------------------------------------
 
 
 def make_health(tmp_path, **changes) -> RewardHealth:
@@ -200,7 +200,7 @@ def make_health(tmp_path, **changes) -> RewardHealth:
 
 
 class Feed(Callback):
-    """Puts the rows of each rollout in the place of the module's."""
+    """Replaces the module's rows by those of given rollouts."""
 
     def __init__(self, rollouts, kl=None):
         self.rollouts = iter(rollouts)
@@ -220,31 +220,31 @@ def lines(tmp_path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_a_cause_is_told_once_and_again_when_it_comes_back(fit, tiny_grpo, tmp_path, caplog):
+def test_a_cause_is_reported_once_and_after_it_returns(fit, tiny_grpo, tmp_path, caplog):
     rollouts = [ZEROS] * 4 + [GOOD] * 4 + [ZEROS] * 3
     health = make_health(tmp_path)
     with caplog.at_level(logging.INFO, logger="tvg.callbacks.reward_health"):
         fit(tiny_grpo(), callbacks=[Feed(rollouts), health], max_epochs=2)
-    # Full of zeros at step 2 and, after the good ones, at step 10.
+    # The window contains only zeros at step 2 and again at step 10.
     assert [line.split(":")[0] for line in lines(tmp_path)] == ["step 2", "step 10"]
     records = [r for r in caplog.records if r.name == "tvg.callbacks.reward_health"]
     assert [r.levelname for r in records] == ["WARNING"] * 2
     assert "every reward was 0 in the last 4 completions" in records[0].getMessage()
 
 
-def test_a_short_pause_is_no_return(fit, tiny_grpo, tmp_path):
+def test_a_short_interruption_is_not_reported_again(fit, tiny_grpo, tmp_path):
     rollouts = [ZEROS, ZEROS, GOOD, ZEROS, ZEROS, ZEROS]
     fit(tiny_grpo(), callbacks=[Feed(rollouts), make_health(tmp_path)])
     assert len(lines(tmp_path)) == 1
 
 
-def test_a_run_shorter_than_a_window_is_looked_at_in_the_end(fit, tiny_grpo, tmp_path):
+def test_a_run_shorter_than_the_window_is_checked_last(fit, tiny_grpo, tmp_path):
     fit(tiny_grpo(), callbacks=[Feed([ZEROS] * 6), make_health(tmp_path, window=20)])
     assert [line.split(":")[0] for line in lines(tmp_path)] == ["step 6"]
     assert "last 12 completions" in lines(tmp_path)[0]
 
 
-def test_rewards_without_weight_are_passed_over(fit, tiny_grpo, tmp_path):
+def test_rewards_without_weight_are_ignored(fit, tiny_grpo, tmp_path):
     from types import SimpleNamespace
 
     rollouts = [[row(iou=0.1 * n, unpaid=0.0, paid=0.0) for n in range(4)]] * 6
@@ -254,7 +254,7 @@ def test_rewards_without_weight_are_passed_over(fit, tiny_grpo, tmp_path):
     assert [line.split(":")[1] for line in lines(tmp_path)] == [" paid"]
 
 
-def test_the_kl_is_the_mean_of_the_window(fit, tiny_grpo, tmp_path):
+def test_the_kl_is_averaged_over_the_window(fit, tiny_grpo, tmp_path):
     fit(tiny_grpo(), callbacks=[Feed([GOOD] * 6, kl=0.9), make_health(tmp_path)])
     assert lines(tmp_path) == []
     fit(tiny_grpo(), callbacks=[Feed([GOOD] * 6, kl=1.5), make_health(tmp_path)])
@@ -265,30 +265,28 @@ def test_the_kl_is_the_mean_of_the_window(fit, tiny_grpo, tmp_path):
 DRIFTED = group(0.1, 0.2, exact=False)
 
 
-def test_a_fall_of_exact_answers_is_told_once(fit, tiny_grpo, tmp_path):
+def test_a_fall_of_exact_answers_is_reported_once(fit, tiny_grpo, tmp_path):
     rollouts = [GOOD, GOOD, GOOD, DRIFTED, DRIFTED, DRIFTED]
     fit(tiny_grpo(), callbacks=[Feed(rollouts), make_health(tmp_path)])
     assert [line.split(":")[0] for line in lines(tmp_path)] == ["step 4"]
     assert "of the last 4 answers have exactly the requested format, 100 %" in lines(tmp_path)[0]
 
 
-def test_a_resumed_run_knows_the_best_share(fit, tiny_grpo, tmp_path):
+def test_a_resumed_run_restores_the_best_share(fit, tiny_grpo, tmp_path):
     before, after = make_health(tmp_path), make_health(tmp_path)
     fit(tiny_grpo(), callbacks=[Feed([GOOD] * 6), before])
     after.load_state_dict(before.state_dict())
     fit(tiny_grpo(), callbacks=[Feed([DRIFTED] * 6), after])
     assert len(lines(tmp_path)) == 1
     fit(tiny_grpo(), callbacks=[Feed([DRIFTED] * 6), make_health(tmp_path / "new")])
-    assert lines(tmp_path / "new") == []  # never better: nothing has fallen
+    assert lines(tmp_path / "new") == []  # the share was never higher
 
 
 @pytest.mark.parametrize(
     ("window", "rollouts"),
     [(3, [GOOD, ZEROS, ZEROS, ZEROS, DRIFTED, DRIFTED]), (9, [ZEROS] * 6)],
 )
-def test_a_run_resumed_anywhere_reports_as_the_undisturbed_one(
-    fit, tiny_grpo, tmp_path, window, rollouts
-):
+def test_a_resumed_run_writes_the_same_report(fit, tiny_grpo, tmp_path, window, rollouts):
     saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
 
     def run(name, *callbacks, **settings):
@@ -300,7 +298,7 @@ def test_a_run_resumed_anywhere_reports_as_the_undisturbed_one(
     assert whole
     for step in range(1, len(rollouts) + 1):
         health = tmp_path / str(step) / "reward_health.txt"
-        shutil.copytree(tmp_path / "whole", health.parent)  # all that a kill at the end leaves
+        shutil.copytree(tmp_path / "whole", health.parent)  # the files after a kill at the end
         resume = str(tmp_path / f"step={step}.ckpt")
         assert run(str(step), Feed(rollouts[step:]), resume=resume) == whole, step
         if window > len(rollouts):  # nothing is reported before the end
@@ -317,12 +315,12 @@ def test_other_ranks_are_silent(fit, tiny_grpo, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("rows", [None, []])
-def test_steps_without_rollouts_are_passed_over(fit, tiny_grpo, tmp_path, rows):
+def test_steps_without_rollouts_are_ignored(fit, tiny_grpo, tmp_path, rows):
     fit(tiny_grpo(), callbacks=[Feed([rows] * 6), make_health(tmp_path)])
     assert lines(tmp_path) == []
 
 
-def test_it_stands_in_mlflow(store, fit, tiny_grpo, tmp_path):
+def test_causes_are_recorded_in_mlflow(store, fit, tiny_grpo, tmp_path):
     logger = make_mlflow_logger(
         tracking_uri=store, experiment_name="health", run_name=None, run_dir=tmp_path
     )
@@ -336,6 +334,6 @@ def test_it_stands_in_mlflow(store, fit, tiny_grpo, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "value"), [("window", 0), ("max_unparsed", 1.1), ("max_flat_groups", -0.1)]
 )
-def test_settings_are_checked(tmp_path, setting, value):
+def test_settings_out_of_range_are_refused(tmp_path, setting, value):
     with pytest.raises(ValueError, match=rf"callbacks\.reward_health\.{setting}.*got {value}"):
         make_health(tmp_path, **{setting: value})

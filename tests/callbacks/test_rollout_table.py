@@ -1,4 +1,4 @@
-"""Rows of sampled completions in the file, in MLflow and in TensorBoard."""
+"""Tables of sampled completions in `rollouts.jsonl`, MLflow and TensorBoard."""
 
 import json
 from pathlib import Path
@@ -31,10 +31,10 @@ def test_every_fifth_step_and_the_first_are_kept(finished_run):
     }
 
 
-def test_mlflow_holds_a_table_a_step(finished_run):
+def test_mlflow_has_one_table_per_recorded_step(finished_run):
     files = sorted(path.name for path in (finished_run.artifacts / "rollouts").iterdir())
     assert files == [f"step_{step:08d}.json" for step in (1, 5, 10)]
-    # Read as the dashboard and MLflow's own client do.
+    # Read the table as the dashboard and MLflow's client do.
     experiment = finished_run.client.get_run(finished_run.run_id).info.experiment_id
     table = finished_run.client.load_table(experiment, "rollouts/step_00000005.json")
     names = "step qid query truth segment rewards/iou rewards/format total text"
@@ -45,7 +45,7 @@ def test_mlflow_holds_a_table_a_step(finished_run):
     assert "rollouts/step_00000010.json" in tags["mlflow.loggedArtifacts"]
 
 
-def test_tensorboard_holds_the_tables_as_text(finished_run):
+def test_tensorboard_has_the_tables_as_text(finished_run):
     events = EventAccumulator(str(finished_run.run_dir / "tb"))
     events.Reload()
     texts = events.Tensors("rollouts/text_summary")
@@ -53,7 +53,7 @@ def test_tensorboard_holds_the_tables_as_text(finished_run):
     assert b"&lt;answer>2.0 to 9.44" in texts[0].tensor_proto.string_val[0]
 
 
-def test_a_resumed_run_drops_the_rows_that_it_repeats(fit, tiny_grpo, tmp_path):
+def test_a_resumed_run_drops_rows_of_repeated_steps(fit, tiny_grpo, tmp_path):
     path = tmp_path / "rollouts.jsonl"
     fit(tiny_grpo(), callbacks=[RolloutTable(run_dir=tmp_path, every_n_steps=1, max_rows=1)])
     trainer = fit(tiny_grpo(), max_steps=3)
@@ -85,14 +85,19 @@ def test_steps_without_rows_leave_no_file(fit, tiny_grpo, tmp_path, extras):
     assert not (tmp_path / "run").exists()
 
 
-def test_several_optimizer_steps_a_batch_are_not_skipped_over(fit, tiny_grpo, tmp_path):
+def test_the_interval_works_with_several_updates_per_batch(fit, tiny_grpo, tmp_path):
     table = RolloutTable(run_dir=tmp_path, every_n_steps=5, max_rows=1)
     fit(tiny_grpo(updates_per_batch=3), callbacks=[table])
     steps = [row["step"] for row in read(tmp_path / "rollouts.jsonl")]
-    assert steps == [3, 6, 12, 15]  # of 3, 6, 9, ... 18: the first, and each that passes a five
+    assert steps == [
+        3,
+        6,
+        12,
+        15,
+    ]  # of 3, 6, ... 18: the first, and each that reaches a 5, 10, 15
 
 
-def test_plain_and_columns():
+def test_values_are_converted_for_json_and_tables():
     assert plain({"a": (1, float("inf")), "b": True, "c": Path("x")}) == {
         "a": [1, None],
         "b": True,
@@ -109,7 +114,7 @@ def test_plain_and_columns():
 
 
 @pytest.mark.parametrize("setting", ["every_n_steps", "max_rows"])
-def test_settings_are_checked(setting, tmp_path):
+def test_settings_below_one_are_refused(setting, tmp_path):
     settings = {"every_n_steps": 1, "max_rows": 1} | {setting: 0}
     with pytest.raises(ValueError, match=rf"rollout_table\.{setting} must be at least 1: got 0"):
         RolloutTable(run_dir=tmp_path, **settings)

@@ -1,4 +1,4 @@
-"""A run records how it was made, whatever is missing on the machine."""
+"""Records the config, versions and machine of a run, also on machines without git."""
 
 import json
 import platform
@@ -13,7 +13,7 @@ from tvg.callbacks.run_record import RunRecord, source_revision
 from tvg.tracking.mlflow_logger import make_mlflow_logger
 
 
-def test_files_are_in_the_folder_and_in_mlflow(finished_run):
+def test_records_are_in_the_run_folder_and_in_mlflow(finished_run):
     for folder in (finished_run.run_dir, finished_run.artifacts):
         assert "path: /models/a$b@c\n" in (folder / "config.yaml").read_text()
         record = json.loads((folder / "run.json").read_text())
@@ -23,14 +23,14 @@ def test_files_are_in_the_folder_and_in_mlflow(finished_run):
         assert record["machine"]["cpu"]
 
 
-def test_mlflow_has_tags_and_whole_params(finished_run):
+def test_mlflow_has_tags_and_complete_params(finished_run):
     data = finished_run.client.get_run(finished_run.run_id).data
     assert data.params == {"task": "g" * 400, "lr": "0.1"}
     assert data.tags["version.torch"] == torch.__version__.partition("+")[0]
     assert data.tags["host"] == platform.node()
 
 
-def test_a_changed_config_keeps_the_former_one(fit, tiny_grpo, tmp_path):
+def test_a_changed_config_keeps_the_previous_one(fit, tiny_grpo, tmp_path):
     for text in ("a: 1\n", "a: 2\n", "a: 2\n", "a: 3\n"):
         fit(
             tiny_grpo(),
@@ -54,7 +54,7 @@ def test_a_param_that_changes_on_resume_warns(store, fit, tiny_grpo, tmp_path):
         run(0.2)
 
 
-def test_the_revision_is_that_of_this_source(tmp_path, monkeypatch):
+def test_the_revision_is_that_of_the_sources_repository(tmp_path, monkeypatch):
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x"]
         return subprocess.run(
@@ -66,7 +66,7 @@ def test_the_revision_is_that_of_this_source(tmp_path, monkeypatch):
     assert source_revision() == {"commit": None, "is_dirty": None}
     git("init")
     source.write_text("")
-    # A copy installed somewhere inside another repository is not that repository's.
+    # A file inside another repository that does not track it has no revision.
     assert source_revision() == {"commit": None, "is_dirty": None}
     git("add", ".")
     git("commit", "-m", "one")

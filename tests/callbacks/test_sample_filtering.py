@@ -1,4 +1,4 @@
-"""Sample filtering: what is scored, kept and shown next; and a run that stops anywhere goes on."""
+"""Scores and selects training examples between epochs, and resumes after a kill at any moment."""
 
 import functools
 import json
@@ -34,14 +34,14 @@ EASY_FIRST = functools.partial(select_top, field="difficulty", k=4, largest=True
 
 
 def parse(text, *, anywhere=False):
-    """A segment for any text, because no output of random weights can be parsed."""
+    """Returns a segment for any text, because random weights give no answers that can be parsed."""
     number = zlib.crc32(text.encode("utf-8", errors="replace"))
     start_s = float(number % 9)
     return ParsedAnswer(Segment(start_s, start_s + 1 + number // 9 % 12), "crc")
 
 
-class Noting(SFTModule):
-    """Notes what it is shown, and the learning rate."""
+class Recording(SFTModule):
+    """Records step, learning rate and query ids of each batch."""
 
     def training_step(self, batch, batch_idx):
         rate = self.optimizers().param_groups[0]["lr"]
@@ -55,7 +55,7 @@ class KilledError(Exception):
 
 
 class KillAt(Callback):
-    """Stops a run where a hook is called after so many steps."""
+    """Raises `KilledError` in a hook at a given step."""
 
     def __init__(self, hook, step):
         self.hook, self.step = hook, step
@@ -68,20 +68,20 @@ class KillAt(Callback):
 
 @dataclass
 class Done:
-    module: Noting
+    module: Recording
     data: GroundingDataModule
     filtering: SampleFiltering
     trainer: Trainer
 
     @property
     def lists(self):
-        """The ids of each batch."""
+        """The query ids of each batch."""
         return [shown for _, _, shown in self.module.shown]
 
 
 @pytest.fixture(scope="module")
 def train_file(tiny_world, tmp_path_factory):
-    """Two queries on each of the small world's training clips, at different moments."""
+    """Two queries at different moments for each training clip of the small generated data set."""
     data = json.loads((tiny_world / "train.json").read_text())
     for video, entry in data.items():
         entry.pop("hints", None)
@@ -124,7 +124,7 @@ def fit(tiny_checkpoint, tiny_world, train_file, tmp_path):
             "world": None, "annotation_file": None, "annotation_split": None,
             "extensions": ["mp4"], "video_dir": str(tiny_world / "videos"), "test_file": None,
         }  # fmt: skip
-        module = Noting(
+        module = Recording(
             policy=parts.policy,
             tokenizer=parts.tokenizer,
             task=task,
@@ -180,7 +180,7 @@ def rows_of(folder, number):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_three_epochs(fit, tmp_path, tiny_world):
+def test_each_epoch_trains_on_the_selected_examples(fit, tmp_path, tiny_world):
     done = fit(max_epochs=3)
     first = [e.qid for e in done.data.examples("train")]
     num = -(-len(first) // 3)
@@ -201,15 +201,17 @@ def test_three_epochs(fit, tmp_path, tiny_world):
         stop = start + -(-len(expected) // 3)
         assert sorted(qid for batch in done.lists[start:stop] for qid in batch) == sorted(expected)
         start = stop
-        told = json.loads((tmp_path / "run" / "filtering" / f"round_{number:02d}.json").read_text())
+        report = json.loads(
+            (tmp_path / "run" / "filtering" / f"round_{number:02d}.json").read_text()
+        )
         ious = [row["difficulty"] / 100 for row in rows]
-        assert told["num_selected"] == len(expected)
-        assert told["num_examples"] == told["num_scored"] == len(first)
-        assert told["share_zero"] == pytest.approx(sum(iou == 0 for iou in ious) / len(ious))
-        assert told["share_mastered"] == pytest.approx(sum(iou > 0.5 for iou in ious) / len(ious))
-        assert told["mean_difficulty"] == pytest.approx(100 * sum(ious) / len(ious))
+        assert report["num_selected"] == len(expected)
+        assert report["num_examples"] == report["num_scored"] == len(first)
+        assert report["share_zero"] == pytest.approx(sum(iou == 0 for iou in ious) / len(ious))
+        assert report["share_mastered"] == pytest.approx(sum(iou > 0.5 for iou in ious) / len(ious))
+        assert report["mean_difficulty"] == pytest.approx(100 * sum(ious) / len(ious))
     assert start == len(done.lists)  # three epochs, none of them empty
-    # The schedule goes on across rounds: three epochs of the first list, linearly down to 0.
+    # The schedule spans all rounds: linear to 0 over three epochs of the first list.
     rates = [rate for _, rate, _ in done.module.shown]
     assert rates == pytest.approx([3e-2 * (1 - step / (3 * num)) for step in range(len(rates))])
 
@@ -220,7 +222,7 @@ def read_back(run_dir, number, world):
 
 
 class Counting:
-    """Counts batches that are scored, and stops the run in one of them."""
+    """Counts scored batches, and can stop the run in one of them."""
 
     def __init__(self, monkeypatch, kill_at=None):
         self.num, self.kill_at = 0, kill_at
@@ -235,7 +237,7 @@ class Counting:
 
 
 def assert_same_place(one, other):
-    """Steps, epochs and what loggers count are those of a run that was never stopped."""
+    """Checks that steps, epochs, logged steps and scores equal those of an uninterrupted run."""
     assert one.trainer.global_step == other.trainer.global_step
     assert one.trainer.current_epoch == other.trainer.current_epoch
     loops = [done.trainer.fit_loop.epoch_loop for done in (one, other)]
@@ -246,17 +248,17 @@ def assert_same_place(one, other):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 7}], ids=["epochs", "steps"])
-def test_killed_run_resumes_identically(fit, tmp_path, monkeypatch, limits):
+def test_a_killed_run_resumes_identically(fit, tmp_path, monkeypatch, limits):
     counting = Counting(monkeypatch)
     whole = fit("whole", **limits)
-    num_batches = counting.num // 2  # of one round
+    num_batches = counting.num // 2  # per round
     num_first = -(-len(whole.data.examples("train")) // 3)
     assert (num_batches, num_first, len(whole.lists)) == (6, 4, 8 if "max_epochs" in limits else 7)
     assert files_of(tmp_path / "whole").keys() == {
         "round_01.json", "round_01.jsonl", "round_02.json", "round_02.jsonl"
     }  # fmt: skip
     one, two = ([row["selected"] for row in rows_of(tmp_path / "whole", n)] for n in (1, 2))
-    assert one != two  # the policy has changed, and with it what it finds hard
+    assert one != two  # the policy has changed, and so have the difficulties
     assert whole.filtering.next_round == 3
 
     def check(name, kill, *, batches_left, save_every=1, scored_at=None):
@@ -274,17 +276,17 @@ def test_killed_run_resumes_identically(fit, tmp_path, monkeypatch, limits):
             assert torch.equal(value, again.module.state_dict()[key]), key
         monkeypatch.undo()
 
-    # in the first round, after two batches
+    # Killed in the first round, after two batches.
     check("in_round", (), scored_at=2, batches_left=2 * num_batches - 2)
-    # in the second one
+    # Killed in the second round.
     check("in_second", (), scored_at=num_batches + 1, batches_left=num_batches - 1)
-    # after the epoch's last step, whose checkpoint does not know that the epoch is over
+    # Killed after the epoch's last step, whose checkpoint does not record the epoch's end.
     before_round = KillAt("on_train_epoch_end", num_first)
     check("before_round", [before_round], batches_left=2 * num_batches)
-    # after the round, where no checkpoint has been written since its start: nothing is done again
-    behind_round = KillAt("on_train_epoch_start", num_first)
-    check("behind_round", [behind_round], batches_left=num_batches)
-    # a step later, likewise, and with a checkpoint of that step
+    # Killed after the round. No checkpoint was written since its start, but it is not repeated.
+    after_round = KillAt("on_train_epoch_start", num_first)
+    check("after_round", [after_round], batches_left=num_batches)
+    # Killed one step later, without and with a checkpoint of that step.
     in_epoch = functools.partial(KillAt, "on_train_batch_start", num_first + 1)
     check("rare_saves", [in_epoch()], save_every=100, batches_left=num_batches)
     check("in_epoch", [in_epoch()], batches_left=num_batches)
@@ -292,11 +294,11 @@ def test_killed_run_resumes_identically(fit, tmp_path, monkeypatch, limits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 6}], ids=["epochs", "steps"])
-def test_a_list_may_grow_again(fit, monkeypatch, limits):
-    """Lightning, resumed at the end of a short epoch, would cut the longer one after it."""
+def test_the_selection_may_grow_again(fit, monkeypatch, limits):
+    """After a resume at the end of a short epoch, plain Lightning would cut the longer next one."""
 
     class Growing:
-        """3, then 6, then 9 examples: one batch, two, three."""
+        """Selects 3, then 6, then 9 examples: one, two and three batches."""
 
         def __call__(self, examples):
             return examples[: 3 * (self.filtering.next_round + 1)]
@@ -323,17 +325,17 @@ def test_a_list_may_grow_again(fit, monkeypatch, limits):
             assert_same_place(again, whole)
 
 
-def test_predictions_of_other_weights_are_not_taken(fit, tmp_path, monkeypatch):
+def test_predictions_of_other_weights_are_not_reused(fit, tmp_path, monkeypatch):
     counting = Counting(monkeypatch, kill_at=3)
     with pytest.raises(KilledError):
         fit(max_epochs=2)
     assert len(list((tmp_path / "run" / "filtering").glob("*.partial.jsonl"))) == 1
     counting.kill_at, counting.num = None, 0
-    fit(max_epochs=2, lr=1e-3)  # the folder's round was begun with other weights
+    fit(max_epochs=2, lr=1e-3)  # the partial round has other weights
     assert counting.num == 6
 
 
-def test_a_round_before_the_first_epoch(fit, tmp_path, monkeypatch):
+def test_score_first_adds_a_round_before_the_first_epoch(fit, tmp_path, monkeypatch):
     counting = Counting(monkeypatch, kill_at=1)
     settings = {"score_first": True}
     with pytest.raises(KilledError):
@@ -348,7 +350,7 @@ def test_a_round_before_the_first_epoch(fit, tmp_path, monkeypatch):
     assert sorted(qid for batch in whole.lists[:num] for qid in batch) == selected
 
 
-def test_what_is_not_scored_keeps_its_difficulty(fit, tmp_path):
+def test_examples_that_are_not_rescored_keep_their_difficulty(fit, tmp_path):
     settings = {"rescore": "selected", "select": EASY_FIRST}
     same = {"max_epochs": 3, "settings": settings, "data": {"shuffle": False}}
     done = fit(**same)
@@ -356,19 +358,19 @@ def test_what_is_not_scored_keeps_its_difficulty(fit, tmp_path):
     kept = [(a, b) for a, b in zip(one, two, strict=True) if not a["selected"]]
     assert kept
     assert all(a["difficulty"] == b["difficulty"] for a, b in kept)
-    told = json.loads((tmp_path / "run" / "filtering" / "round_02.json").read_text())
-    assert told["num_scored"] == 4
+    report = json.loads((tmp_path / "run" / "filtering" / "round_02.json").read_text())
+    assert report["num_scored"] == 4
     with pytest.raises(KilledError):
         fit("again", before=[KillAt("on_train_batch_start", 5)], **same)
     resumed = fit("again", resume=True, **same)
     assert files_of(tmp_path / "again") == files_of(tmp_path / "run")
     assert_same_place(resumed, done)
-    # A curriculum: the order of the selection, from easy to hard.
+    # A curriculum: examples are used in the order of the selection, from easy to hard.
     by_difficulty = sorted((row for row in two if row["selected"]), key=lambda r: -r["difficulty"])
     assert [qid for batch in done.lists[-2:] for qid in batch] == [r["qid"] for r in by_difficulty]
 
 
-def test_nothing_left_ends_the_run(fit, caplog, tmp_path):
+def test_an_empty_selection_stops_the_run(fit, caplog, tmp_path):
     nothing = functools.partial(
         select_band, field="difficulty", unit=100, low=100.0, high=101.0, k=None
     )
@@ -383,16 +385,16 @@ def test_nothing_left_ends_the_run(fit, caplog, tmp_path):
     assert "no example of the training list is left" in caplog.text
 
 
-def test_a_finished_run_leaves_no_partial_when_resumed(fit, tmp_path):
+def test_resuming_a_finished_run_removes_partial_files(fit, tmp_path):
     fit(max_epochs=1)
     partial = tmp_path / "run" / "filtering" / "round_00.rank_0.partial.jsonl"
     partial.parent.mkdir(exist_ok=True)
-    partial.touch()  # as if it was killed after the last checkpoint
+    partial.touch()  # as after a kill that follows the last checkpoint
     fit(max_epochs=1, resume=True)
     assert not partial.exists()
 
 
-def test_answers_may_be_shorter_while_scoring(fit, tmp_path, monkeypatch):
+def test_max_new_tokens_applies_only_while_scoring(fit, tmp_path, monkeypatch):
     lengths = []
 
     def note(**words):
@@ -403,10 +405,10 @@ def test_answers_may_be_shorter_while_scoring(fit, tmp_path, monkeypatch):
     done = fit(max_steps=5, settings={"max_new_tokens": 2})
     assert set(lengths) == {2}
     assert done.module.rollout.sampling.max_new_tokens == 4
-    # None of them could be scored: nothing is left to train on.
-    told = json.loads((tmp_path / "run" / "filtering" / "round_01.json").read_text())
-    assert (told["num_scored"], told["num_selected"]) == (0, 0)
-    assert told["num_unreadable"] == len(done.data.examples("train"))
+    # No example could be scored, so none is selected.
+    report = json.loads((tmp_path / "run" / "filtering" / "round_01.json").read_text())
+    assert (report["num_scored"], report["num_selected"]) == (0, 0)
+    assert report["num_unreadable"] == len(done.data.examples("train"))
 
 
 @pytest.mark.parametrize(
@@ -417,7 +419,7 @@ def test_answers_may_be_shorter_while_scoring(fit, tmp_path, monkeypatch):
         ({"mastered_above": 70}, r"sample_filtering\.mastered_above: expected 0 to 1, got 70"),
     ],
 )
-def test_settings_out_of_range(tmp_path, changes, message):
+def test_settings_out_of_range_are_refused(tmp_path, changes, message):
     settings = {
         "run_dir": tmp_path, "select": BAND, "rescore": "all", "score_first": False,
         "max_new_tokens": None, "mastered_above": 0.7,
@@ -426,7 +428,7 @@ def test_settings_out_of_range(tmp_path, changes, message):
         SampleFiltering(**{**settings, **changes})
 
 
-def test_it_needs_prompts(tmp_path):
+def test_a_data_module_of_prompts_is_required(tmp_path):
     filtering = SampleFiltering(
         run_dir=tmp_path,
         select=BAND,
@@ -439,14 +441,14 @@ def test_it_needs_prompts(tmp_path):
         filtering.setup(SimpleNamespace(), None, "fit")
 
 
-def test_the_table_of_rounds(tmp_path, capsys):
-    told = {
+def test_the_table_of_rounds_is_printed(tmp_path, capsys):
+    report = {
         "round": 1, "step": 12, "num_selected": 30, "num_examples": 40, "mean_difficulty": 51.25,
         "share_zero": 0.125, "share_mastered": 0.25, "share_unparsed": 0.0,
     }  # fmt: skip
     filtering_rounds.print_rounds(tmp_path)
     assert capsys.readouterr().out == ""
-    (tmp_path / "round_01.json").write_text(json.dumps(told))
+    (tmp_path / "round_01.json").write_text(json.dumps(report))
     filtering_rounds.print_rounds(tmp_path)
     row = next(line for line in capsys.readouterr().out.splitlines() if "0.512" in line)
     cells = [cell.strip() for cell in row.strip("│").split("│")]

@@ -1,4 +1,4 @@
-"""MLflow's load metrics, started and stopped with the fit."""
+"""Logs the system load to MLflow while a fit runs."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from tvg.tracking.mlflow_logger import make_mlflow_logger
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_load_is_logged_and_the_thread_ends(store, fit, tiny_grpo, tmp_path, fails):
+def test_the_load_is_logged_and_the_thread_stops(store, fit, tiny_grpo, tmp_path, fails):
     class Slow(tiny_grpo):
         def on_train_batch_end(self, outputs, batch, batch_idx):
             time.sleep(0.4)
@@ -38,6 +38,6 @@ def test_without_mlflow_nothing_runs(fit, tiny_grpo):
     assert callback._monitors == []
 
 
-def test_the_interval_is_checked():
+def test_the_interval_must_be_positive():
     with pytest.raises(ValueError, match=r"system_metrics\.interval_s must be above 0: got 0"):
         SystemMetrics(interval_s=0)

@@ -1,4 +1,4 @@
-"""Rates with the step they belong to, by a clock that the test turns."""
+"""Throughput metrics of each step, measured with a simulated clock."""
 
 import csv
 from types import SimpleNamespace
@@ -12,13 +12,13 @@ from tvg.callbacks.throughput import Throughput
 NONE = {"prompts_per_s": 0, "tokens_per_s": 0}
 
 
-def taken(*, num_prompts=0, num_tokens=0, **more):
-    """The outputs of a step."""
+def step_outputs(*, num_prompts=0, num_tokens=0, **more):
+    """Returns the outputs of a training step."""
     return with_rows(None, num_prompts=num_prompts, num_tokens=num_tokens, **more)
 
 
 class Recorder:
-    """Stands for the module and keeps what is logged to it."""
+    """Replaces the module and records the logged metrics."""
 
     device = SimpleNamespace(type="cpu")
 
@@ -37,7 +37,7 @@ def clock(monkeypatch) -> SimpleNamespace:
 
 
 class Walk:
-    """Walks the callback through batches: seconds of waiting, seconds of work, step at the end."""
+    """Runs the callback through batches with given seconds of waiting and work and a final step."""
 
     def __init__(self, clock, peak_tflops=None):
         self.clock, self.module = clock, Recorder()
@@ -58,8 +58,8 @@ class Walk:
 
 def test_rates_of_one_step(clock):
     walk = Walk(clock)
-    outputs = taken(num_prompts=6, num_tokens=120)
-    # The wait before the first batch is the start-up of the workers: not the run's.
+    outputs = step_outputs(num_prompts=6, num_tokens=120)
+    # The wait before the first batch is the start-up of the workers and does not count.
     assert walk.batch(9.0, 2.0, 5, outputs) == {"step_s": 2, "prompts_per_s": 3, "tokens_per_s": 60}
     assert walk.batch(1.0, 2.0, 6, outputs) == {
         "step_s": 3,
@@ -69,27 +69,27 @@ def test_rates_of_one_step(clock):
     }
 
 
-def test_micro_batches_and_several_updates_are_one_count(clock):
+def test_rates_are_per_optimizer_step(clock):
     walk = Walk(clock)
     walk.batch(0, 1, 5)
-    assert walk.batch(1, 1, 5, taken(num_prompts=3)) == {}
-    assert walk.batch(1, 1, 6, taken(num_prompts=5)) == {
+    assert walk.batch(1, 1, 5, step_outputs(num_prompts=3)) == {}
+    assert walk.batch(1, 1, 6, step_outputs(num_prompts=5)) == {
         "step_s": 4,
         "data_wait_s": 2,
         "prompts_per_s": 2,
         "tokens_per_s": 0,
     }
-    assert walk.batch(1, 3, 8, taken(num_prompts=2))["step_s"] == 2  # seconds of each of two
-    assert walk.batch(1, 3, 9, taken(num_prompts=2))["prompts_per_s"] == 0.5
+    assert walk.batch(1, 3, 8, step_outputs(num_prompts=2))["step_s"] == 2  # two steps in 4 s
+    assert walk.batch(1, 3, 9, step_outputs(num_prompts=2))["prompts_per_s"] == 0.5
 
 
-def test_seconds_of_stages_are_those_of_one_step(clock):
+def test_stage_seconds_are_per_optimizer_step(clock):
     walk = Walk(clock)
     stages = {"vision": 0.5, "sampling": 1.0}
-    found = walk.batch(0, 2, 5, taken(stage_s=stages))
+    found = walk.batch(0, 2, 5, step_outputs(stage_s=stages))
     assert found == {"step_s": 2, "vision_s": 0.5, "sampling_s": 1.0, **NONE}
-    walk.batch(1, 2, 5, taken(stage_s=stages))
-    found = walk.batch(1, 2, 7, taken(stage_s={"sampling": 3.0, "reward": 0.5}))  # two steps
+    walk.batch(1, 2, 5, step_outputs(stage_s=stages))
+    found = walk.batch(1, 2, 7, step_outputs(stage_s={"sampling": 3.0, "reward": 0.5}))  # two steps
     assert found == {
         "step_s": 3,
         "data_wait_s": 1,
@@ -101,25 +101,25 @@ def test_seconds_of_stages_are_those_of_one_step(clock):
     assert walk.batch(1, 2, 8) == {"step_s": 3, "data_wait_s": 1}
 
 
-def test_share_of_the_peak(clock):
+def test_mfu_is_the_share_of_the_peak(clock):
     walk = Walk(clock, peak_tflops=2.0)
-    assert walk.batch(0, 2, 5, taken(num_flops=3e12)) == {"step_s": 2, "mfu": 0.75, **NONE}
-    walk.batch(1, 1, 5, taken(num_flops=1e12))
-    # Waiting for data is time in which the card could have worked.
-    found = walk.batch(1, 1, 6, taken(num_flops=3e12))
+    assert walk.batch(0, 2, 5, step_outputs(num_flops=3e12)) == {"step_s": 2, "mfu": 0.75, **NONE}
+    walk.batch(1, 1, 5, step_outputs(num_flops=1e12))
+    # The time spent waiting for data counts: the GPU could have worked.
+    found = walk.batch(1, 1, 6, step_outputs(num_flops=3e12))
     assert found == {"step_s": 4, "data_wait_s": 2, "mfu": 0.5, **NONE}
     assert "mfu" not in walk.batch(1, 1, 7)
-    assert "mfu" not in Walk(clock).batch(0, 2, 5, taken(num_flops=3e12))
+    assert "mfu" not in Walk(clock).batch(0, 2, 5, step_outputs(num_flops=3e12))
 
 
 @pytest.mark.parametrize("peak_tflops", [0, -1.0, float("nan")])
-def test_a_peak_of_nothing_is_refused(peak_tflops):
+def test_the_peak_must_be_positive(peak_tflops):
     with pytest.raises(ValueError, match=r"callbacks\.throughput\.peak_tflops.*more than 0"):
         Throughput(peak_tflops=peak_tflops)
 
 
 @pytest.mark.parametrize("event", ["on_validation_start", "on_save_checkpoint"])
-def test_time_of_validations_and_checkpoints_is_no_waiting(clock, event):
+def test_validation_and_checkpoint_time_is_not_waiting(clock, event):
     walk = Walk(clock)
     walk.batch(0, 1, 5)
     arguments = [walk.trainer, walk.module, {}][: 2 if "validation" in event else 3]
@@ -128,7 +128,7 @@ def test_time_of_validations_and_checkpoints_is_no_waiting(clock, event):
     assert walk.batch(1, 1, 7) == {"step_s": 2, "data_wait_s": 1}
 
 
-def test_metrics_stand_at_the_same_step_as_the_others(finished_run):
+def test_metrics_are_logged_at_the_training_step(finished_run):
     (file,) = (finished_run.run_dir / "csv").rglob("metrics.csv")
     rows = [row for row in csv.DictReader(file.open()) if row["train/global_step"]]
     assert len(rows) == 12
@@ -143,7 +143,7 @@ def test_metrics_stand_at_the_same_step_as_the_others(finished_run):
     assert len(history) == 12
 
 
-def test_steps_that_return_nothing_have_their_seconds(fit, tiny_grpo):
+def test_step_seconds_are_logged_without_step_outputs(fit, tiny_grpo):
     trainer = fit(tiny_grpo(extras={}), callbacks=[Throughput(peak_tflops=None)])
     logged = [name for name in trainer.callback_metrics if name.startswith("perf/")]
     assert sorted(logged) == ["perf/data_wait_s", "perf/step_s"]

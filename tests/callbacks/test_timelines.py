@@ -1,4 +1,4 @@
-"""Pictures after a validation, in the folder and in both dashboards."""
+"""Timeline pictures of each validation, in the run folder, MLflow and TensorBoard."""
 
 import pytest
 from PIL import Image
@@ -9,7 +9,7 @@ from tvg.callbacks.timelines import Timelines
 NAMES = [f"val_timelines_step_{step:08d}.png" for step in (6, 12)]
 
 
-def test_one_picture_a_validation_and_none_of_the_sanity_check(finished_run):
+def test_every_validation_but_the_sanity_check_has_a_picture(finished_run):
     for folder in (finished_run.run_dir, finished_run.artifacts):
         assert sorted(path.name for path in (folder / "pictures").iterdir()) == NAMES
     with Image.open(finished_run.artifacts / "pictures" / NAMES[0]) as picture:
@@ -25,7 +25,7 @@ def test_tensorboard_shows_the_pictures(finished_run):
         assert (images[0].width, images[0].height) == picture.size
 
 
-def test_without_loggers_the_folder_has_the_first_queries(fit, tiny_grpo, tmp_path, monkeypatch):
+def test_the_first_queries_are_drawn_without_loggers(fit, tiny_grpo, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         "tvg.callbacks.timelines.draw_timelines",
@@ -38,7 +38,7 @@ def test_without_loggers_the_folder_has_the_first_queries(fit, tiny_grpo, tmp_pa
     assert [(row.query, row.predicted) for row in rows] == [("who opens the door", (2.0, 9.0))]
 
 
-def test_a_module_without_predictions_gets_no_picture(fit, tiny_grpo, tmp_path):
+def test_a_module_without_predictions_has_no_picture(fit, tiny_grpo, tmp_path):
     class Silent(tiny_grpo):
         def validation_step(self, batch, batch_idx):
             del self.__dict__["val_predictions"]
@@ -48,6 +48,6 @@ def test_a_module_without_predictions_gets_no_picture(fit, tiny_grpo, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_number_of_queries_is_checked(tmp_path):
+def test_the_number_of_queries_must_be_positive(tmp_path):
     with pytest.raises(ValueError, match=r"timelines\.num_queries must be at least 1: got 0"):
         Timelines(run_dir=tmp_path, num_queries=0)

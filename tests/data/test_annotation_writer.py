@@ -47,7 +47,7 @@ def test_written_annotations_are_read_back(tmp_path, name):
     assert read_back(tmp_path / name, EXAMPLES, **BENCHMARK) == EXAMPLES
 
 
-def test_own_format_keeps_hints(tmp_path):
+def test_jsonl_keeps_hints(tmp_path):
     hinted = [make("a", hint=Segment(2.0, 19.0))]
     assert read_back(tmp_path / "list.jsonl", hinted, **BENCHMARK) == hinted
     assert read_back(tmp_path / "list.json", hinted, **BENCHMARK) == [make("a")]
@@ -65,7 +65,7 @@ def test_a_lead_in_is_not_written(tmp_path):
 
 @pytest.mark.parametrize("name", ["list.json", "list.jsonl"])
 def test_public_lists_are_read_back(tmp_path, shared_dir, name):
-    """Training lists of both formats, with windows, repaired ends and their own ids."""
+    """These training lists contain windows, clamped ends and query ids."""
     data = shared_dir / "data"
     for reader, file in (
         (read_time_r1, data / "timer1" / "train_2k5.json"),
@@ -74,7 +74,7 @@ def test_public_lists_are_read_back(tmp_path, shared_dir, name):
         if not file.is_file():
             pytest.skip(f"no {file}")
         examples = reader(file, None, **TRAINING).examples
-        if name == "list.jsonl":  # our own format strips queries
+        if name == "list.jsonl":  # JSONL has only the stripped query
             examples = [replace(example, raw_query=None) for example in examples]
         assert read_back(tmp_path / name, examples, **TRAINING) == examples
 
@@ -86,7 +86,7 @@ def test_examples_that_cannot_be_written_are_refused(tmp_path):
         annotation_text("list.json", [make("a:0", segment=None)])
 
 
-def test_the_written_list_has_time_r1s_format():
+def test_json_lists_are_written_in_time_r1_format():
     (row,) = json.loads(annotation_text("list.json", [EXAMPLES[1]]))
     assert row == {
         "qid": "7",

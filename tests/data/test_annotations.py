@@ -1,4 +1,4 @@
-"""The file and rules of each split; mixtures of sets by weight."""
+"""Files and reading rules of each split, and weighted mixtures of annotation sets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_charades(path: Path, num: int, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_reader_gets_its_arguments(split: Split, tmp_path: Path) -> None:
+def test_the_reader_receives_files_and_rules_of_the_split(split: Split, tmp_path: Path) -> None:
     calls: list[Any] = []
 
     def reader(*args: Any, **options: Any) -> ReadResult:
@@ -82,7 +82,7 @@ def test_the_reader_gets_its_arguments(split: Split, tmp_path: Path) -> None:
         ({"val_file": "a/f.json", "test_file": "a/f.json"}, "test"),
         ({"train_file": "a/f.json", "val_file": "a/f.json"}, "val"),
         ({"train_file": "a/f.json", "annotation_split": "val"}, "val"),
-        ({}, "train"),  # the first that the set has
+        ({}, "train"),  # the first split that the set has
         ({"train_file": None}, "val"),
         ({"train_file": None, "val_file": None}, "test"),
         ({"train_file": None, "val_file": None, "test_file": None}, "train"),
@@ -103,7 +103,7 @@ def test_null_annotation_file_replaces_no_split() -> None:
     assert annotations.files["test"] == "a/test.json"
 
 
-def test_a_missing_split_is_named() -> None:
+def test_missing_splits_and_invalid_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.val_file: small has no val split"):
         make_set(val_file=None).read("val")
     with pytest.raises(ValueError, match=r"split: expected one of train, val, test, got 'dev'"):
@@ -114,13 +114,13 @@ def test_a_missing_split_is_named() -> None:
         make_set(on_missing="drop")
 
 
-def test_synthetic_data_is_drawn() -> None:
-    drawn: list[str] = []
-    make_set(world=lambda: drawn.append("a")).prepare()
+def test_prepare_generates_synthetic_data() -> None:
+    generated: list[str] = []
+    make_set(world=lambda: generated.append("a")).prepare()
     make_set().prepare()
-    sets = {"a": make_set(world=lambda: drawn.append("b")), "b": make_set()}
+    sets = {"a": make_set(world=lambda: generated.append("b")), "b": make_set()}
     MixedSets(sets=sets, weights={"a": 1, "b": 1}, seed=0).prepare()
-    assert drawn == ["a", "b"]
+    assert generated == ["a", "b"]
 
 
 def test_repeat_by_weight() -> None:
@@ -128,8 +128,8 @@ def test_repeat_by_weight() -> None:
     assert repeat_by_weight(3, 0.0, 0) == []
     assert repeat_by_weight(3, 2.0, 0) == [0, 1, 2, 0, 1, 2]
     assert repeat_by_weight(0, 2.5, 0) == []
-    assert len(repeat_by_weight(5, 0.5, 0)) == 3  # 2.5, a half up
-    assert len(repeat_by_weight(4, 0.1, 0)) == 0  # 0.4
+    assert len(repeat_by_weight(5, 0.5, 0)) == 3  # 2.5 is rounded up
+    assert len(repeat_by_weight(4, 0.1, 0)) == 0  # 0.4 is rounded down
     part = repeat_by_weight(100, 2.5, 7)
     assert part[:200] == [*range(100), *range(100)]
     half = part[200:]
@@ -138,7 +138,7 @@ def test_repeat_by_weight() -> None:
     assert half != list(range(50))
     assert half == repeat_by_weight(100, 0.5, 7)
     assert half != repeat_by_weight(100, 0.5, 8)
-    # Over many seeds each example occurs about as often as its weight says.
+    # Over many seeds, each example occurs in proportion to its weight.
     taken = [index for seed in range(1000) for index in repeat_by_weight(4, 0.5, seed)]
     assert [abs(taken.count(index) - 500) < 80 for index in range(4)] == [True] * 4  # 5 sigma
 
@@ -146,7 +146,7 @@ def test_repeat_by_weight() -> None:
 def test_share_limit() -> None:
     names = ["a"] * 6 + ["b"] * 3 + ["c"]
     assert share_limit(names, None) == share_limit(names, 10) == list(range(10))
-    assert share_limit(names, 5) == [0, 1, 2, 6, 7]  # 3, 1.5 and 0.5: the first of equals
+    assert share_limit(names, 5) == [0, 1, 2, 6, 7]  # shares 3, 1.5, 0.5: the first set wins ties
     assert share_limit(names, 7) == [0, 1, 2, 3, 6, 7, 9]  # 4.2, 2.1, 0.7
     assert share_limit(names, 1) == [0]
     assert share_limit(["b", "a", "b", "a"], 2) == [0, 1]
@@ -154,7 +154,7 @@ def test_share_limit() -> None:
         assert len(share_limit(names, limit)) == limit
 
 
-def test_a_limit_is_shared_by_the_sets(sets: dict[str, AnnotationSet]) -> None:
+def test_a_limit_is_divided_among_the_sets(sets: dict[str, AnnotationSet]) -> None:
     mixture = MixedSets(sets=sets, weights={"one": 1, "two": 1}, seed=0)
     tests = mixture.read("test").examples
     assert [e.qid for e in mixture.limited(tests, 2)] == ["one/v:0", "two/v:0"]
@@ -179,7 +179,7 @@ def sets(tmp_path: Path) -> dict[str, AnnotationSet]:
     }
 
 
-def test_a_mixture_in_training(
+def test_a_training_mixture_repeats_examples_by_weight(
     sets: dict[str, AnnotationSet], caplog: pytest.LogCaptureFixture
 ) -> None:
     mixture = MixedSets(sets=sets, weights={"two": 3, "one": 0.5}, seed=0)
@@ -201,7 +201,9 @@ def test_a_mixture_in_training(
     assert MixedSets(sets=sets, weights={"one": 0.5, "two": 3}, seed=0).read("train") == result
 
 
-def test_a_mixture_in_evaluation(sets: dict[str, AnnotationSet], tmp_path: Path) -> None:
+def test_an_evaluation_mixture_ignores_the_weights(
+    sets: dict[str, AnnotationSet], tmp_path: Path
+) -> None:
     mixture = MixedSets(sets=sets, weights={"one": 2.5, "two": 0}, seed=0)
     ids = [example.qid for example in mixture.read("test").examples]
     assert ids == ["one/v:0", "one/v:1", "two/v:0"]
@@ -212,7 +214,7 @@ def test_a_mixture_in_evaluation(sets: dict[str, AnnotationSet], tmp_path: Path)
     assert mixture.files["val"] is None
     assert mixture.files["test"] == f"{sets['one'].files['test']} + {sets['two'].files['test']}"
     for annotation_set in sets.values():
-        annotation_set.video_dir = str(tmp_path)  # which holds no video
+        annotation_set.video_dir = str(tmp_path)  # a folder without videos
     with pytest.raises(ValueError, match="no example is left"):
         mixture.read("test", on_missing="skip")
     with pytest.raises(ValueError, match="on_missing='skip' leaves these ids out"):
@@ -234,7 +236,7 @@ def test_a_mixture_in_evaluation(sets: dict[str, AnnotationSet], tmp_path: Path)
         ({"one": 0, "two": 0}, r"data\.weights: expected at least one above 0"),
     ],
 )
-def test_bad_weights_are_named(
+def test_invalid_weights_are_refused(
     sets: dict[str, AnnotationSet], weights: dict[str, float], problem: str
 ) -> None:
     with pytest.raises(ValueError, match=problem):

@@ -1,4 +1,4 @@
-"""Entries are read back bit for bit or not at all; keys include every setting of a clip."""
+"""Cache entries are read back bit for bit or refused, and keys cover every setting of a clip."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALL = FrameSampling(min_pixels=4 * 28 * 28, max_pixels=16 * 28 * 28, max_frame
 
 
 class CountingDecoder(PyAVDecoder):
-    """Decodes, and counts the calls."""
+    """Counts how often a video is opened."""
 
     num_opened = 0
 
@@ -71,7 +71,7 @@ def assert_same(found: VideoClip, expected: VideoClip) -> None:
     assert (found.sampled_fps, found.duration_s) == (expected.sampled_fps, expected.duration_s)
 
 
-def test_an_entry_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_an_entry_is_read_back_unchanged(tmp_path: Path) -> None:
     store = EntryStore(tmp_path / "store")
     assert store.read(KEY) is None
     assert not store.verify(KEY)
@@ -95,7 +95,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first.path(KEY).read_bytes() == second.path(KEY).read_bytes()
 
 
-def test_other_tools_read_an_entry(tmp_path: Path) -> None:
+def test_safetensors_can_load_an_entry(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     store = EntryStore(tmp_path)
@@ -103,13 +103,13 @@ def test_other_tools_read_an_entry(tmp_path: Path) -> None:
     assert torch.equal(found["pixels"], tensors()["pixels"])
 
 
-def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
+def test_every_changed_byte_is_detected(tmp_path: Path) -> None:
     store = EntryStore(tmp_path)
     path = store.write(KEY, tensors(), {"sampled_fps": "1.5"})
     good = path.read_bytes()
     draw = random.Random(0)
     for place in range(len(good)):
-        # A case bit in the checksum, a space in the header's padding: whatever it is.
+        # A random bit, and bit 5, which only changes the case of a letter in the checksum.
         for bit in {draw.randrange(8), 5}:
             bad = bytearray(good)
             bad[place] ^= 1 << bit
@@ -123,7 +123,7 @@ def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
     assert store.verify(KEY)
 
 
-def test_every_lost_or_added_byte_is_noticed(tmp_path: Path) -> None:
+def test_every_lost_or_added_byte_is_detected(tmp_path: Path) -> None:
     store = EntryStore(tmp_path)
     path = store.write(KEY, tensors(), {})
     good = path.read_bytes()
@@ -136,7 +136,7 @@ def test_every_lost_or_added_byte_is_noticed(tmp_path: Path) -> None:
         store.read(KEY)
 
 
-def test_an_entry_under_a_wrong_name_is_noticed(tmp_path: Path) -> None:
+def test_an_entry_under_a_wrong_name_is_detected(tmp_path: Path) -> None:
     store = EntryStore(tmp_path)
     other = "ab" + "1" * 38
     shutil.copy(store.write(KEY, tensors(), {}), store.path(other))
@@ -161,10 +161,10 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(store.path(KEY).parent.iterdir()) == [store.path(KEY)]
 
 
-def test_leftovers_of_ended_processes_are_removed(tmp_path: Path) -> None:
+def test_leftover_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
     store = EntryStore(tmp_path)
     path = store.write(KEY, tensors(), {})
-    # A process killed during a write, and this process, which is alive.
+    # One file was left by a process killed during a write, one belongs to this process.
     script = (
         "import os, sys, pathlib; from tvg.data.cache.store import EntryStore; import torch\n"
         "os.replace = lambda *_: os._exit(9)\n"
@@ -230,7 +230,7 @@ def test_every_setting_changes_the_key() -> None:
     keys = [entry_key(**(plain | change)) for change in changes]
     assert len(set(keys)) == len(changes)
     assert all(len(key) == 40 and set(key) <= set("0123456789abcdef") for key in keys)
-    again = entry_key(**(plain | {"window": Segment(0, 10)}))  # whole seconds read as integers
+    again = entry_key(**(plain | {"window": Segment(0, 10)}))  # integers give the same key
     assert again == keys[5]
 
 
@@ -247,7 +247,7 @@ def test_cache_keys_are_stable() -> None:
     assert key == "1761cf3eeb7c8752c03cef73496104ff364c8be0"
 
 
-def test_moving_keeps_a_files_identity_and_changing_does_not(tmp_path: Path) -> None:
+def test_moving_keeps_a_files_identity_but_changing_does_not(tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     path.write_bytes(bytes(3 * EDGE_BYTES))
     identity = file_identity(path)
@@ -276,7 +276,7 @@ def test_moving_keeps_a_files_identity_and_changing_does_not(tmp_path: Path) -> 
         (Segment(0.4, 1.5), LeadIn(0.7, "freeze", 0)),
     ],
 )
-def test_cached_clips_equal_those_of_the_loader(
+def test_cached_clips_equal_the_loaders_clips(
     window: Segment | None,
     lead_in: LeadIn | None,
     cache: FrameCache,
@@ -293,7 +293,7 @@ def test_cached_clips_equal_those_of_the_loader(
     assert len(list(cache.store.stored_keys())) == 1
 
 
-def test_a_changed_setting_reads_no_stale_entry(
+def test_changed_settings_do_not_read_stale_entries(
     cache: FrameCache, loader: ClipLoader, videos: dict[str, Path]
 ) -> None:
     path = videos["plain"]
@@ -307,7 +307,7 @@ def test_a_changed_setting_reads_no_stale_entry(
     assert len(list(cache.store.stored_keys())) == 3
 
 
-def test_a_damaged_entry_is_named_and_rebuilt(
+def test_a_damaged_entry_is_logged_and_rebuilt(
     cache: FrameCache, videos: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = cache.load(videos["plain"])
@@ -377,7 +377,7 @@ def test_unreadable_cache_decodes_with_one_warning(
         cache.ensure(videos["plain"])
 
 
-def test_a_failing_disk_is_an_error(
+def test_an_input_output_error_is_raised(
     cache: FrameCache, videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Chat templates of checkpoints are rendered as transformers does, within limits."""
+"""Renders chat templates of checkpoints as transformers does, within time and memory limits."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_template_is_rendered_as_transformers_does(template):
     assert render_chat(processor(template), MESSAGES, LIMITS) == expected[0]
 
 
-def test_a_checkpoints_prompt_equals_its_processors(tiny_checkpoint, tiny_world):
+def test_a_checkpoints_prompt_equals_the_processors_prompt(tiny_checkpoint, tiny_world):
     made = make_parts(tiny_checkpoint, tiny_world).processor
     example = GroundingExample(
         qid="a", video="a", video_path=None, query="a ball", segment=None, duration_s=1.0
@@ -73,7 +73,7 @@ def test_a_checkpoints_prompt_equals_its_processors(tiny_checkpoint, tiny_world)
         )
 
 
-def test_the_released_template_equals_its_processors(shared_dir):
+def test_the_released_template_is_rendered_as_transformers_does(shared_dir):
     folder = shared_dir / "data" / "release_layout" / "qwen2_5_vl"
     template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
     expected, _ = render_jinja_template(
@@ -103,14 +103,14 @@ def test_an_endless_template_is_stopped():
         "{{ 'x' | center(10**10) }}",
     ],
 )
-def test_a_template_that_fills_the_memory_is_stopped(template):
+def test_a_template_that_exceeds_the_memory_limit_is_stopped(template):
     message = refused(template)
     assert "it needs more than 256 MiB of memory" in message or "its process ended" in message
     assert render_chat(processor("fine"), MESSAGES, LIMITS) == "fine"
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "message"),
     [
         ("{{ raise_exception('only text') }}", "TemplateError: only text"),
         ("{% if %}", "TemplateSyntaxError"),
@@ -122,8 +122,8 @@ def test_a_template_that_fills_the_memory_is_stopped(template):
         ({"default": 3}, "expected a text, got int"),
     ],
 )
-def test_a_failing_template_gives_one_error_line(template, told):
-    assert told in refused(template)
+def test_a_failing_template_gives_one_error_line(template, message):
+    assert message in refused(template)
 
 
 def test_a_forked_process_starts_its_own_renderer():
@@ -175,14 +175,14 @@ def test_a_killed_process_leaves_no_renderer(template):
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists and is not a zombie."""
+    """Returns whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def test_a_signal_to_the_group_keeps_the_renderer():
+def test_the_renderer_survives_a_signal_to_the_group():
     script = """
 import os, signal
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What stands for a clip in a prompt: one run, or every time step behind its time."""
+"""The text that represents a clip in a prompt: one placeholder run, or a time before each step."""
 
 import pickle
 
@@ -47,18 +47,18 @@ def timed(parts, samples):
     return batch_of(parts, samples, frame_times="{time_s:.1f}s")
 
 
-def test_one_run():
+def test_one_run_repeats_the_placeholder_for_every_token():
     assert OneRun()(num_steps=3, tokens_per_step=2, step_times_s=TIMES) == PAD * 6
 
 
-def test_every_step_stands_behind_the_time_of_its_first_frame():
+def test_each_step_follows_the_time_of_its_first_frame():
     clip_text = TimedSteps(text="{time_s:.1f}s", time_of=first_time)
     steps = [f"{time}{START}{PAD}{PAD}{END}" for time in ("0.0s", "1.0s", "2.0s")]
     assert clip_text(num_steps=3, tokens_per_step=2, step_times_s=TIMES) == "".join(steps)
     assert clip_text.mark == START + PAD + END
 
 
-def test_qwen3_tells_the_middle_of_a_step_in_its_own_words():
+def test_qwen3_writes_the_middle_time_of_each_step():
     assert [middle_time(times) for times in TIMES] == [0.25, 1.25, 2.0]
     qwen3 = FAMILIES["qwen3_vl"].clip_text
     assert qwen3(None)(num_steps=1, tokens_per_step=1, step_times_s=[[1.0, 1.5]]) == (
@@ -68,7 +68,7 @@ def test_qwen3_tells_the_middle_of_a_step_in_its_own_words():
     assert own == f"1.25: {START}{PAD}{END}"
 
 
-def test_each_family_writes_its_own_clip_text():
+def test_clip_text_of_each_family():
     asked = TimedSteps(text="{time_s}", time_of=first_time)
     middle = TimedSteps(text="<{time_s:.1f} seconds>", time_of=middle_time)
     expected = {
@@ -84,7 +84,7 @@ def test_each_family_writes_its_own_clip_text():
     assert found == expected
 
 
-def test_steps_with_text_count_in_the_estimate():
+def test_estimated_text_tokens_per_step_of_each_family():
     found = {name: family.clip_text(None).step_tokens for name, family in FAMILIES.items()}
     assert found == {"qwen2_vl": 0, "qwen2_5_vl": 0, "qwen3_vl": 12, "internvl": 12}
     assert FAMILIES["qwen2_5_vl"].clip_text("{time_s}").step_tokens == 12
@@ -101,20 +101,20 @@ def test_the_processor_of_another_family_is_refused(parts):
         PromptCollator(task=make_task(), processor=parts.processor, family=FAMILIES["qwen3_vl"])
 
 
-def test_the_collator_can_be_pickled(parts, samples):
+def test_a_pickled_collator_gives_the_same_batch(parts, samples):
     again = pickle.loads(pickle.dumps(parts.collator))
     ours, theirs = parts.collator(samples), again(samples)
     assert torch.equal(ours.input_ids, theirs.input_ids)
     assert torch.equal(ours.pixel_values_videos, theirs.pixel_values_videos)
 
 
-def test_the_last_frame_stands_in_for_one_that_is_missing():
+def test_step_times_repeat_the_last_frame_of_odd_clips():
     times = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     assert step_times(times, 2) == [[0.0, 0.5], [1.0, 1.0]]
     assert step_times(times, 1) == [[0.0], [0.5], [1.0]]
 
 
-def test_the_prompt_as_the_model_reads_it(parts, samples, timed):
+def test_timed_prompts_differ_from_plain_ones_only_in_clip_text(parts, samples, timed):
     plain = batch_of(parts, samples)
     for sample, grid, rows in zip(samples, timed.video_grid_thw, range(4), strict=True):
         text, before = (
@@ -129,13 +129,13 @@ def test_the_prompt_as_the_model_reads_it(parts, samples, timed):
     assert torch.equal(timed.pixel_values_videos, plain.pixel_values_videos)
 
 
-def test_a_query_that_holds_the_placeholder_is_refused(parts, samples):
+def test_a_query_that_contains_the_placeholder_is_refused(parts, samples):
     for query in (PAD, START + PAD + END):
         with pytest.raises(ValueError, match="in the prompt, as the place of the clip"):
             batch_of(parts, samples, template=f"{query} {{query}}", frame_times="{time_s:.1f}s")
 
 
-def test_features_go_to_their_places_in_the_order_of_the_clip(parts, samples, timed):
+def test_clip_features_keep_their_order_in_timed_prompts(parts, samples, timed):
     plain = batch_of(parts, samples)
     token = parts.policy.model.config.video_token_id
     with torch.no_grad():
@@ -145,19 +145,19 @@ def test_features_go_to_their_places_in_the_order_of_the_clip(parts, samples, ti
     assert torch.equal(found, expected)
 
 
-def test_positions_grow_with_the_text_between_the_steps(parts, timed):
+def test_positions_increase_by_one_across_timed_steps(parts, timed):
     positions = parts.policy.position_ids(timed)
     token = parts.policy.model.config.video_token_id
     for row in range(4):
         real = timed.attention_mask[row].bool()
         time, height, width = positions[:, row, real]
-        assert torch.equal(time, torch.arange(len(time)))  # one token a step: none is passed over
+        assert torch.equal(time, torch.arange(len(time)))  # no gaps: each step has one video token
         assert torch.equal(time, height)
         assert torch.equal(time, width)
         assert (timed.input_ids[row, real] == token).sum() == timed.video_grid_thw[row, 0]
 
 
-def test_both_ways_to_score_agree(parts, timed):
+def test_shared_prefix_and_repeated_scores_agree(parts, timed):
     answers = completions(LENGTHS, seed=1)
     ways = [
         learn(parts.policy, timed.rows(0, 3), answers, forward_by=way)

@@ -1,4 +1,4 @@
-"""Batches of prompts: padding, placeholders, patches, frame rate; each row as if it were alone."""
+"""Reads samples from a `GroundingDataset` and collates their prompts into batches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_one_placeholder_for_each_merged_patch(parts, samples):
     assert starts.tolist() == [1, 1, 1]
 
 
-def test_the_rate_really_sampled_and_the_length_found_are_carried(parts, samples):
+def test_batch_keeps_the_sampled_fps_and_duration_of_clips(parts, samples):
     batch = parts.collator(samples)
     assert batch.sampled_fps.dtype == batch.duration_s.dtype == torch.float64
     assert batch.sampled_fps.tolist() == [s.clip.sampled_fps for s in samples]
@@ -84,7 +84,7 @@ def test_the_rate_really_sampled_and_the_length_found_are_carried(parts, samples
     assert [e.qid for e in batch.examples] == ["a", "b", "c"]
 
 
-def test_an_engine_can_have_frames_and_unexpanded_prompts(parts, samples):
+def test_keep_frames_adds_frames_and_unexpanded_prompts(parts, samples):
     collator = PromptCollator(
         task=parts.task, processor=parts.processor, family=parts.family, keep_frames=True
     )
@@ -105,7 +105,7 @@ def test_an_engine_can_have_frames_and_unexpanded_prompts(parts, samples):
     assert joined.unexpanded == batch.unexpanded
 
 
-def test_prompts_follow_all_that_a_task_reads_of_an_example(parts, samples):
+def test_prompts_depend_on_extra_fields_that_the_task_reads(parts, samples):
     class Options(GroundingTask):
         def messages(self, example):
             text = f"{self.asked_query(example)} {example.extra['options']}"
@@ -123,7 +123,7 @@ def test_prompts_follow_all_that_a_task_reads_of_an_example(parts, samples):
     assert not torch.equal(ids[0], ids[1])
 
 
-def test_cached_features_cannot_give_frames(parts, samples):
+def test_keep_frames_refuses_cached_features(parts, samples):
     collator = PromptCollator(
         task=parts.task, processor=parts.processor, family=parts.family, keep_frames=True
     )
@@ -138,7 +138,7 @@ def test_cached_features_cannot_give_frames(parts, samples):
         collator([samples[0]._replace(clip=clip)])
 
 
-def test_a_batch_is_its_rows_alone(parts, samples):
+def test_each_row_equals_its_sample_collated_alone(parts, samples):
     batch = parts.collator(samples)
     for index, each in enumerate(samples):
         alone, row = parts.collator([each]), batch.rows(index, index + 1)
@@ -152,7 +152,7 @@ def test_a_batch_is_its_rows_alone(parts, samples):
         assert row.examples == alone.examples == [each.example]
 
 
-def test_an_odd_number_of_frames_shows_the_last_one_twice(parts):
+def test_an_odd_number_of_frames_repeats_the_last_frame(parts):
     odd = sample("a", num_frames=5)
     frames = torch.cat([odd.clip.frames, odd.clip.frames[-1:]])
     even = Sample(odd.example, replace(odd.clip, frames=frames))
@@ -176,7 +176,7 @@ def test_pixels_are_normalised_and_not_resized(parts):
         torch.testing.assert_close(rows, expected.expand_as(rows), rtol=0, atol=1e-6)
 
 
-def test_a_prompt_too_long_is_refused_with_its_name(parts, samples):
+def test_a_too_long_prompt_is_refused_with_its_id(parts, samples):
     longest = int(parts.collator(samples).attention_mask.sum(1).max())
     limited = PromptCollator(
         task=parts.task, processor=parts.processor, family=parts.family, max_prompt_tokens=longest
@@ -190,12 +190,12 @@ def test_a_prompt_too_long_is_refused_with_its_name(parts, samples):
         limited(samples)
 
 
-def test_a_query_that_holds_the_placeholder_is_refused_with_its_name(parts):
+def test_a_query_with_the_placeholder_is_refused_with_its_id(parts):
     with pytest.raises(ValueError, match=r"^odd:7: expected <\|video_pad\|> once .* got 2 times"):
         parts.collator([sample("odd:7", query=f"a ball {VIDEO_TOKEN} falls")])
 
 
-def test_the_text_is_the_chat_template_around_the_task(parts):
+def test_the_prompt_is_the_tasks_text_in_the_chat_template(parts):
     task = make_task(system="Be brief.", template="Find: {query}!", video_first=False)
     collator = PromptCollator(task=task, processor=parts.processor, family=parts.family)
     ids = collator([sample("a", query="A Ball.")]).input_ids[0]
@@ -206,7 +206,7 @@ def test_the_text_is_the_chat_template_around_the_task(parts):
     )
 
 
-def test_a_prefill_stands_behind_the_generation_prompt_and_belongs_to_the_prompt(parts):
+def test_a_prefill_follows_the_generation_prompt(parts):
     plain, opened = (
         PromptCollator(
             task=make_task(prefill=prefill), processor=parts.processor, family=parts.family
@@ -225,7 +225,7 @@ def test_a_prefill_stands_behind_the_generation_prompt_and_belongs_to_the_prompt
         ("right", [[1, 2, 3], [4, 0, 0]], [[1, 1, 1], [1, 0, 0]]),
     ],
 )
-def test_padding(side, ids, mask):
+def test_rows_are_padded_on_the_given_side(side, ids, mask):
     padded = pad_rows([[1, 2, 3], [4]], 0, side=side)
     assert [part.tolist() for part in padded] == [ids, mask]
 
@@ -237,7 +237,7 @@ def rows_equal(got: PromptBatch, expected: PromptBatch) -> None:
     assert got.examples == expected.examples
 
 
-def test_rows_of_prompts_take_their_own_patches(parts, samples):
+def test_selected_prompts_keep_their_patches(parts, samples):
     batch = parts.collator(samples)
     part = batch.rows(1, 3)
     assert len(part) == 2
@@ -247,10 +247,10 @@ def test_rows_of_prompts_take_their_own_patches(parts, samples):
     assert part.sampled_fps.tolist() == batch.sampled_fps.tolist()[1:]
     assert part.duration_s.tolist() == batch.duration_s.tolist()[1:]
     rows_equal(batch.rows(0, 3), batch)
-    rows_equal(batch.rows(1, 9), part)  # a last micro-batch may be short
+    rows_equal(batch.rows(1, 9), part)  # the last micro-batch may be shorter
 
 
-def test_rows_of_rollouts_take_whole_groups(parts, samples):
+def test_rollout_select_picks_prompts_and_completions_per_group(parts, samples):
     prompts = parts.collator(samples)
     ids = torch.arange(3 * 2 * 5).view(6, 5)
     rollout = RolloutBatch(
@@ -276,7 +276,7 @@ def test_rows_of_rollouts_take_whole_groups(parts, samples):
 
 
 class Counting:
-    """Notes what is loaded; files whose name says so cannot be read."""
+    """Records each load, and raises `VideoError` for paths that contain "bad"."""
 
     def __init__(self, sampling=None) -> None:
         self.loaded: list = []
@@ -290,7 +290,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("memory_cache", [True, False])
-def test_clips_are_kept_in_memory_where_asked_for(tmp_path, memory_cache):
+def test_memory_cache_loads_each_clip_once(tmp_path, memory_cache):
     first = replace(sample("a").example, video_path=tmp_path / "a.mp4")
     first.video_path.write_bytes(b"a video")
     window = replace(first, qid="a:1", window=Segment(1.0, 2.0))
@@ -307,7 +307,7 @@ def test_clips_are_kept_in_memory_where_asked_for(tmp_path, memory_cache):
     assert loader.loaded == ([whole, part] if memory_cache else [whole, whole, part, whole])
 
 
-def test_a_kept_clip_is_that_of_this_file_and_this_sampling(tmp_path):
+def test_memory_cache_depends_on_file_and_sampling(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"a video")
     example = replace(sample("a").example, video_path=path)
@@ -318,13 +318,13 @@ def test_a_kept_clip_is_that_of_this_file_and_this_sampling(tmp_path):
         return len(loader.loaded)
 
     assert times_loaded(FrameSampling()) == 1
-    assert times_loaded(FrameSampling()) == 0  # another data set of this process
+    assert times_loaded(FrameSampling()) == 0  # cached by another data set in this process
     assert times_loaded(FrameSampling(fps=1.0)) == 1
     path.write_bytes(b"another video")
     assert times_loaded(FrameSampling()) == 1
 
 
-def test_an_example_without_a_file_is_refused_with_its_name():
+def test_an_example_without_a_file_is_refused_with_its_id():
     data = GroundingDataset(
         examples=[sample("AB:3").example], loader=Counting(), memory_cache=False
     )
@@ -339,12 +339,12 @@ def of_files(*names: str, on_unreadable: str) -> GroundingDataset:
     )
 
 
-def test_a_clip_that_cannot_be_read_stops_who_did_not_ask_to_skip_it():
+def test_on_unreadable_error_raises_for_an_unreadable_clip():
     with pytest.raises(VideoError, match=r"^bad: is bad$"):
         of_files("a", "bad", on_unreadable="error")[1]
 
 
-def test_in_training_the_next_example_takes_its_place():
+def test_on_unreadable_replace_uses_the_next_readable_example():
     data = of_files("a", "bad1", "b", "bad2", on_unreadable="replace")
     items = [data[index] for index in range(4)]
     assert [item.example.qid for item in items] == ["a", "b", "b", "a"]
@@ -358,7 +358,7 @@ def test_in_training_the_next_example_takes_its_place():
         of_files("bad1", "bad2", on_unreadable="replace")[1]
 
 
-def test_in_evaluation_it_is_left_out_of_its_batch(parts):
+def test_on_unreadable_leave_out_drops_clips_from_the_batch(parts):
     data = of_files("a", "bad", "b", "bad", on_unreadable="leave_out")
     items = [data[index] for index in range(4)]
     assert items[1] == items[3] == LeftOut("bad: is bad")
@@ -368,21 +368,21 @@ def test_in_evaluation_it_is_left_out_of_its_batch(parts):
     assert parts.collator([data[0]]).unreadable == []
 
 
-def test_a_replacement_is_told_by_its_batch(parts):
+def test_the_batch_reports_replaced_clips(parts):
     data = of_files("bad", "a", on_unreadable="replace")
     assert parts.collator([data[0], data[1]]).unreadable == ["bad: is bad"]
 
 
-def test_a_batch_of_nothing_readable_is_empty(parts):
+def test_a_batch_without_readable_clips_is_empty(parts):
     batch = parts.collator([LeftOut("x: broken")])
     assert (len(batch), batch.examples, batch.unreadable) == (0, [], ["x: broken"])
     assert len(batch.to("cpu")) == 0
 
 
 @pytest.mark.parametrize("on_unreadable", ["error", "replace"])
-def test_training_fits_segments_to_the_clip_that_was_found(on_unreadable):
+def test_fit_segments_clamps_segments_to_the_clip(on_unreadable):
     length_s = Counting().load(Path("a")).duration_s
-    spans = {"in": (0.0, length_s), "late": (0.5, 50.0), "behind": (length_s, 110.0)}
+    spans = {"in": (0.0, length_s), "late": (0.5, 50.0), "after": (length_s, 110.0)}
     examples = [
         replace(
             sample(name).example,
@@ -407,15 +407,15 @@ def test_training_fits_segments_to_the_clip_that_was_found(on_unreadable):
         assert [item.example.hint for item in items[:2]] == [None, (0.0, length_s)]
         assert items[0].replaces == items[1].replaces == ()
         assert items[2].replaces == (
-            f"behind: the segment {length_s:g} to 110 s starts after the end of a, "
+            f"after: the segment {length_s:g} to 110 s starts after the end of a, "
             f"which is {length_s:.2f} s long",
         )
-    assert len(loader.loaded) == 4 + 3  # what starts behind the end is not loaded twice
+    assert len(loader.loaded) == 4 + 3  # an example that starts after the end is loaded once
     plain = GroundingDataset(examples=examples, loader=Counting(), memory_cache=False)
     assert [plain[index].example for index in range(3)] == examples
 
 
-def test_queries_that_differ_in_blanks_have_prompts_of_their_own(parts):
+def test_query_blanks_keep_preserves_a_trailing_blank(parts):
     collator = PromptCollator(
         task=make_task(query_blanks="keep"), processor=parts.processor, family=parts.family
     )

@@ -1,4 +1,4 @@
-"""Videos found by id or path; texts opened with errors that name them."""
+"""Finds videos by id or path, and reads JSON files with errors that name the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXTENSIONS = ("mp4", "mkv", "webm", "avi")
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "videos"
     (folder / "part").mkdir(parents=True)
-    (folder / "h").mkdir()  # called like a video
+    (folder / "h").mkdir()  # a folder with the name of a video
     names = ("aB.mp4", "Ab.mp4", "c.MKV", "d.e.webm", "f.avi", "f.mkv", "part/g.mp4", "h.mp4")
     for name in (*names, "i.flv", "i.flv.mp4", "k"):
         (folder / name).touch()
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
         ("C", "c.MKV"),
         ("d.e", "d.e.webm"),
         ("f", "f.mkv"),  # mkv comes before avi
-        ("f.avi", "f.avi"),  # the extension that is stated comes first
+        ("f.avi", "f.avi"),  # the stated extension has priority
         ("f.mp4", "f.mkv"),  # another download of the same video
         ("part/g.mp4", "part/g.mp4"),
         ("part/g", "part/g.mp4"),
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
         ("/elsewhere/c.mkv", "c.MKV"),
         ("g.mp4", None),  # subfolders are searched only if the path names them
         ("d", None),
-        ("i.flv", "i.flv"),  # a file of just this name, whatever its extension
+        ("i.flv", "i.flv"),  # an exact file name may have any extension
         ("far/I.FLV", "i.flv"),
         ("i", None),
         ("k", "k"),
@@ -51,12 +51,12 @@ def folder(tmp_path: Path) -> Path:
         ("elsewhere/none.mp4", None),
     ],
 )
-def test_a_video_is_found(folder: Path, video: str, file: str | None) -> None:
+def test_a_video_is_found_by_id_or_path(folder: Path, video: str, file: str | None) -> None:
     expected = None if file is None else folder / file
     assert VideoFinder(folder, EXTENSIONS).find(video) == expected
 
 
-def test_a_path_counts_before_its_name(folder: Path) -> None:
+def test_a_path_has_priority_over_its_file_name(folder: Path) -> None:
     (folder / "g.mp4").touch()
     assert VideoFinder(folder, EXTENSIONS).find("part/g.mp4") == folder / "part" / "g.mp4"
     absolute = folder / "part" / "g.mp4"
@@ -90,7 +90,7 @@ def test_both_unicode_forms_of_accents_are_found(
         assert found == tmp_path / Path(name).name
 
 
-def test_a_name_in_other_case_belongs_to_its_own_video(folder: Path) -> None:
+def test_a_file_belongs_to_the_id_with_its_case(folder: Path) -> None:
     finder = VideoFinder(folder, EXTENSIONS)
     found = finder.find_all(["C", "c", "part/G", "F"])
     assert found == {
@@ -113,7 +113,7 @@ def test_each_folder_is_listed_once(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert listed == [folder, folder / "part"]
 
 
-def test_json_lines(tmp_path: Path) -> None:
+def test_json_lines_skip_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('\ufeff{"a": 1}\r\n\n   \n[2]\n', encoding="utf-8")
     assert list(load_json_lines(path)) == [(1, {"a": 1}), (4, [2])]
@@ -128,7 +128,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ('{}\n\n{"a": 1, "a": 2}', "line 3: the key 'a' occurs twice"),
     ],
 )
-def test_bad_json_lines_are_named(tmp_path: Path, text: str, problem: str) -> None:
+def test_invalid_json_lines_are_refused(tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(text)
     with pytest.raises(ValueError, match=problem) as caught:
@@ -144,7 +144,7 @@ def test_bad_json_lines_are_named(tmp_path: Path, text: str, problem: str) -> No
         ("[1,\n 2", "not JSON: .* at line 2, column 3"),
     ],
 )
-def test_bad_lists_are_named(tmp_path: Path, text: str, problem: str) -> None:
+def test_invalid_json_lists_are_refused(tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=problem):

@@ -1,4 +1,4 @@
-"""The examples and order of each rank, and the resume of a loader at its position."""
+"""The order of examples on each rank, and loaders that resume at a saved position."""
 
 import re
 
@@ -36,14 +36,14 @@ def test_each_epoch_has_every_example_and_equal_ranks(world_size, num_examples, 
         assert [len(batch) for batch in batches[:-1]] == [3] * (len(batches) - 1)
         assert 1 <= len(batches[-1]) <= 3
         assert sum(map(len, batches)) == per_rank
-    # Interleaved, the ranks give the epoch's order, followed by its beginning.
+    # Interleaved over ranks, the examples follow the epoch's order. Its start fills up the end.
     whole = flat(make_order(num_examples, 3, shuffle=shuffle, epoch=2))
     dealt = [flat(ranks[i % world_size])[i // world_size] for i in range(per_rank * world_size)]
     assert sorted(whole) == list(range(num_examples))
     assert dealt == [whole[i % num_examples] for i in range(len(dealt))]
 
 
-def test_the_order_is_a_function_of_seed_and_epoch():
+def test_the_order_depends_only_on_seed_and_epoch():
     assert flat(make_order(epoch=3)) == flat(make_order(epoch=3))
     torch.manual_seed(1)
     again = flat(make_order(epoch=3))
@@ -53,7 +53,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert len(set(orders)) == 6
 
 
-def test_without_shuffling_the_file_order_stays_every_epoch():
+def test_the_unshuffled_order_is_the_file_order():
     for epoch in range(3):
         assert list(make_order(7, 3, shuffle=False, epoch=epoch)) == [[0, 1, 2], [3, 4, 5], [6]]
 
@@ -76,7 +76,7 @@ def make_loader(num_workers=0) -> ResumableLoader:
 
 
 def take(loader: ResumableLoader, num_batches: int) -> list[list[int]]:
-    """The next batches of a loader, over as many epochs as they take."""
+    """Returns the next batches of a loader, across epochs if needed."""
     batches: list[list[int]] = []
     while len(batches) < num_batches:
         for batch in loader:
@@ -89,14 +89,14 @@ def take(loader: ResumableLoader, num_batches: int) -> list[list[int]]:
 EPOCHS = [batch for epoch in range(3) for batch in make_order(7, 2, epoch=epoch)]
 
 
-def test_epochs_follow_one_another():
+def test_the_loader_continues_with_the_next_epoch():
     assert take(make_loader(), 12) == EPOCHS
 
 
 @pytest.mark.parametrize(
     ("num_workers", "num_seen"), [*((0, k) for k in range(9)), (2, 1), (2, 3), (2, 4), (2, 6)]
 )
-def test_a_new_loader_continues_after_the_last_batch(num_workers, num_seen):
+def test_a_restored_loader_continues_after_the_last_batch(num_workers, num_seen):
     first = make_loader(num_workers)
     assert take(first, num_seen) == EPOCHS[:num_seen]
     fresh = make_loader(num_workers)
@@ -116,7 +116,7 @@ def test_a_new_loader_continues_after_the_last_batch(num_workers, num_seen):
         ({"seed": 6}, "seed: the run that is resumed had seed=5, got 6: "),
     ],
 )  # fmt: skip
-def test_a_position_from_another_order_is_refused(changes, message):
+def test_the_state_of_another_order_is_refused(changes, message):
     first = make_loader()
     take(first, 2)
     order = make_order(**{"num_examples": 7, "batch_size": 2, **changes})
@@ -138,8 +138,8 @@ def test_every_rank_resumes_at_the_saved_position():
     assert take(second, 1) == list(make_order(7, 2, rank=1, world_size=2))[1:2]
 
 
-class Noting(LightningModule):
-    """Records its batches."""
+class Recording(LightningModule):
+    """Records every training batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Noting(LightningModule):
 
 
 def fit(folder, max_steps, ckpt_path=None) -> list[list[int]]:
-    module = Noting()
+    module = Recording()
     trainer = Trainer(
         accelerator="cpu",
         max_steps=max_steps,
@@ -173,8 +173,8 @@ def fit(folder, max_steps, ckpt_path=None) -> list[list[int]]:
     return module.seen
 
 
-def test_no_epoch_of_a_trainer_is_empty(tmp_path):
-    module = Noting()
+def test_a_trainer_runs_all_batches_of_every_epoch(tmp_path):
+    module = Recording()
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=3,
@@ -190,7 +190,7 @@ def test_no_epoch_of_a_trainer_is_empty(tmp_path):
     assert (trainer.current_epoch, loader.epoch, loader.batches_done) == (3, 3, 0)
 
 
-def test_the_end_of_an_epoch_is_the_next_start():
+def test_the_epoch_end_is_saved_as_the_next_start():
     first = make_loader()
     take(first, 4)
     assert (first.epoch, first.batches_done) == (1, 0)

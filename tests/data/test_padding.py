@@ -1,4 +1,4 @@
-"""Lead-ins: one per clip in any order, and all times of the clip are shifted."""
+"""Adds a lead-in to each clip and shifts all times of its examples."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pad(examples: list[GroundingExample], **changes: Any) -> list[GroundingExamp
     return pad_examples(examples, **{"pad_s": 10.0, "kind": "random", "seed": 0} | changes)
 
 
-def test_times_move_by_the_lead_in():
+def test_all_times_shift_by_the_lead_in():
     before = example(hint=Segment(0.0, 8.0), prediction=Segment(2.0, 3.0), difficulty=12.0)
     (after,) = pad([before])
     assert after.lead_in is not None
@@ -57,7 +57,7 @@ def test_unknown_values_stay_unknown():
     assert after.lead_in is not None
 
 
-def test_each_clip_has_one_lead_in_in_any_order():
+def test_a_clips_lead_in_does_not_depend_on_order():
     window = Segment(2.0, 20.0)
     examples = [example(f"v{n % 40}", qid=str(n)) for n in range(80)]
     examples += [example("v3", qid="w", window=window)]
@@ -115,10 +115,9 @@ def test_impossible_settings_are_refused(changes: dict[str, Any], problem: str):
         pad([example()], **changes)
 
 
-def test_the_padded_truth_points_to_the_same_frame(
+def test_the_shifted_segment_starts_at_the_same_frame(
     tmp_path: Path, write_video: Callable[..., Path]
 ):
-    """The shifted segment starts at the same frame as the original one."""
     path = write_video(tmp_path / "v.mp4", num_frames=100)
     loader = ClipLoader(
         sampling=FrameSampling(fps=25, max_pixels=28 * 28 * 16),

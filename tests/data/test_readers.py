@@ -1,4 +1,4 @@
-"""Annotation files: values read, defects counted, errors raised."""
+"""Reads annotation files of the Charades-STA format: examples, defect counts and errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def counts(report: ReadReport) -> dict[str, tuple[int, str]]:
     return {name: (defect.count, defect.action) for name, defect in report.defects.items()}
 
 
-def test_examples(write: Write) -> None:
+def test_examples_of_a_charades_file(write: Write) -> None:
     result = read_charades(write({"AB": entry(), "CD": entry(duration=20)}), None, **TRAINING)
     assert [example.qid for example in result.examples] == ["AB:0", "AB:1", "CD:0", "CD:1"]
     first, second = result.examples[:2]
@@ -65,7 +65,7 @@ def test_the_duration_key_may_differ_or_be_missing(write: Write) -> None:
     assert result.examples[3].segment == (3.0, 900.0)
 
 
-def test_hints(write: Write) -> None:
+def test_hints_are_read_and_clamped_in_training(write: Write) -> None:
     hinted = entry(hints=[[0, 4], None])
     examples = read_charades(write({"A": hinted, "B": entry()}), None, **TRAINING).examples
     assert [example.hint for example in examples] == [(0.0, 4.0), None, None, None]
@@ -108,7 +108,7 @@ def test_benchmarks_keep_everything_and_count(write: Write) -> None:
     assert counts(result.report)["with start >= end"][0] == 2
 
 
-def test_report_keeps_few_ids_and_reads_well(write: Write) -> None:
+def test_the_report_lists_five_ids_per_defect(write: Write) -> None:
     many = {f"v{i}": entry(timestamps=[[3, 1], [1, 2]]) for i in range(20)}
     report = read_charades(write(many), None, **TRAINING).report
     assert len(report.defects["with start >= end"].example_ids) == 5
@@ -117,7 +117,7 @@ def test_report_keeps_few_ids_and_reads_well(write: Write) -> None:
     assert "20 with start >= end, dropped: v0:0, v1:0, v2:0, v3:0, v4:0, ..." in text
 
 
-def test_videos_are_found(write: Write, tmp_path: Path) -> None:
+def test_video_files_are_found_by_id(write: Write, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     (folder / "sub").mkdir(parents=True)
     for name in ("A.mp4", "A.avi", "b.WEBM", "c.d.mkv", "sub/E.mp4", "F.mp4", "other.txt"):
@@ -133,7 +133,7 @@ def test_videos_are_found(write: Write, tmp_path: Path) -> None:
     assert result.examples[0].video_path == folder / "A.avi"
 
 
-def test_missing_videos(write: Write, tmp_path: Path) -> None:
+def test_missing_videos_are_refused_or_skipped(write: Write, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
     (folder / "B.mp4").touch()
@@ -187,7 +187,7 @@ def test_missing_videos(write: Write, tmp_path: Path) -> None:
         ({"A": entry(timestamps=[], sentences=[])}, "no example is left"),
     ],
 )
-def test_bad_content_is_named(write: Write, content: Any, problem: str) -> None:
+def test_invalid_content_is_refused_with_its_file(write: Write, content: Any, problem: str) -> None:
     path = write(content)
     for mode in (TRAINING, BENCHMARK):
         with pytest.raises(ValueError, match=problem) as caught:
@@ -195,7 +195,7 @@ def test_bad_content_is_named(write: Write, content: Any, problem: str) -> None:
         assert str(path) in str(caught.value)
 
 
-def test_bad_files_are_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.json: no such annotation file"):
         read_charades(tmp_path / "none.json", None, **TRAINING)
     with pytest.raises(ValueError, match="cannot be read"):
@@ -205,7 +205,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         read_charades(tmp_path / "binary.json", None, **TRAINING)
 
 
-def test_public_example_with_its_video(shared_dir: Path) -> None:
+def test_a_public_query_is_read_with_its_video(shared_dir: Path) -> None:
     result = read_charades(
         shared_dir / "data" / "charades_sta" / "val.json",
         shared_dir / "data" / "videos",

@@ -1,4 +1,4 @@
-"""Each format: its values reach the query; invalid values are named."""
+"""Readers of each annotation format: the values read, and errors for invalid values."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def lines(*records: Any) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def told(result: ReadResult) -> list[tuple[Any, ...]]:
+def fields_of(result: ReadResult) -> list[tuple[Any, ...]]:
     return [(e.qid, e.video, e.query, e.segment, e.duration_s) for e in result.examples]
 
 
-def test_charades_under_timelens_names_with_other_keys(write: Write) -> None:
+def test_charades_reader_accepts_timelens_key_names(write: Write) -> None:
     entry = {
         "video_duration": 20,
         "spans": [[1, 2], [3, 4]],
@@ -55,7 +55,7 @@ def test_charades_under_timelens_names_with_other_keys(write: Write) -> None:
         "subset": "test",
         "fps": 30,
     }
-    assert told(read_charades(write({"A": entry}), None, **BENCHMARK)) == [
+    assert fields_of(read_charades(write({"A": entry}), None, **BENCHMARK)) == [
         ("A:0", "A", "one", (1, 2), 20),
         ("A:1", "A", "two", (3, 4), 20),
     ]
@@ -75,16 +75,16 @@ def lengths(tmp_path: Path) -> Path:
     return path
 
 
-def test_charades_as_text(write: Write, lengths: Path) -> None:
+def test_charades_text_is_read(write: Write, lengths: Path) -> None:
     result = read_charades_txt(write(TEXT), None, lengths_file=lengths, **TRAINING)
-    assert told(result) == [
+    assert fields_of(result) == [
         ("AB:0", "AB", "a person sits.", (1.5, 20), 30.5),
         ("CD:0", "CD", "open ## it.", (0, 12), 12),  # clamped to the csv's length
         ("AB:1", "AB", "stands", (3, 4), 30.5),
     ]
 
 
-def test_charades_as_text_with_lengths_in_several_files(write: Write, tmp_path: Path) -> None:
+def test_charades_text_lengths_may_be_in_several_files(write: Write, tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("id,length\nAB,30.5\n")
     (tmp_path / "2.csv").write_text("id,length\nCD,12\n")
     files = [str(tmp_path / "1.csv"), str(tmp_path / "2.csv")]
@@ -107,7 +107,7 @@ def test_charades_as_text_with_lengths_in_several_files(write: Write, tmp_path: 
         ("", CSV, "no example is left"),
     ],
 )
-def test_bad_charades_texts_are_named(
+def test_invalid_charades_text_is_refused(
     write: Write, lengths: Path, text: str, table: str, problem: str
 ) -> None:
     lengths.write_text(table)
@@ -116,14 +116,12 @@ def test_bad_charades_texts_are_named(
 
 
 @pytest.mark.parametrize("end", ["1e1", "+10", "10.", "1.0E+1"])
-def test_charades_as_text_with_numbers_in_other_forms(
-    write: Write, lengths: Path, end: str
-) -> None:
+def test_charades_text_accepts_other_number_forms(write: Write, lengths: Path, end: str) -> None:
     result = read_charades_txt(write(f"AB .5 {end}##s"), None, lengths_file=lengths, **TRAINING)
     assert [example.segment for example in result.examples] == [(0.5, 10)]
 
 
-def test_a_missing_length_matters_only_for_its_queries(write: Write, lengths: Path) -> None:
+def test_a_missing_length_is_refused_only_if_used(write: Write, lengths: Path) -> None:
     lengths.write_text("length,id\n30.5,AB\n,EF\n0,GH\n12\n")
     result = read_charades_txt(write("AB 1 2##s"), None, lengths_file=lengths, **TRAINING)
     assert [example.duration_s for example in result.examples] == [30.5]
@@ -144,13 +142,13 @@ TIME_R1 = {
 }
 
 
-def test_time_r1(write: Write, tmp_path: Path) -> None:
+def test_fields_of_time_r1_are_read(write: Write, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()
     (videos / "clip_00:10.mp4").touch()
     entry = {**TIME_R1, "pass_rate": 0.25, "origin": "x", "seen": True, "more": [1], "none": None}
     (example,) = read_time_r1(write([entry]), videos, **TRAINING).examples
-    assert told(ReadResult(examples=[example], report=None)) == [  # type: ignore[arg-type]
+    assert fields_of(ReadResult(examples=[example], report=None)) == [  # type: ignore[arg-type]
         ("my|A hanger", TIME_R1["video"], "A hanger.", (1, 4), 20)
     ]
     assert example.video_path == videos / "clip_00:10.mp4"
@@ -160,14 +158,14 @@ def test_time_r1(write: Write, tmp_path: Path) -> None:
     assert example.extra == {"pass_rate": 0.25, "origin": "x"}
 
 
-def test_time_r1_with_little_stated(write: Write) -> None:
+def test_optional_fields_of_time_r1_may_be_missing(write: Write) -> None:
     little = {"video": "a/b.mp4", "timestamp": [1, 9], "sentence": "s"}
     whole = {**little, "video_start": None, "video_end": None, "pred": None, "difficulty": None}
     cut = {**little, "video_start": 4, "video_end": 12, "qid": 7}
     result = read_time_r1(write([little, whole, cut]), None, **TRAINING)
     assert [(e.qid, e.duration_s, e.window, e.segment) for e in result.examples] == [
         ("b:0", None, None, (1, 9)),
-        ("7", 8, (4, 12), (1, 8)),  # as long as its window
+        ("7", 8, (4, 12), (1, 8)),  # the duration is the window's length
     ]
     assert result.report.dropped == {"repeated word for word": 1}
     assert all(e.difficulty is e.prediction is None for e in result.examples)
@@ -188,10 +186,10 @@ TVGBENCH = {
 }
 
 
-def test_tvgbench(write: Write) -> None:
+def test_fields_of_tvgbench_are_read(write: Write) -> None:
     cut = {**TVGBENCH, "start": 2.5, "end": 12.0, "duration": 9.5, "answer": " 1e-05 - 3. "}
     result = read_tvgbench(write([TVGBENCH, cut]), None, **BENCHMARK)
-    assert told(result) == [
+    assert fields_of(result) == [
         ("KWZSA:0", TVGBENCH["path"], "sits down", (13.4, 28.1), 30.12),
         ("KWZSA:1", TVGBENCH["path"], "sits down", (1e-5, 3), 9.5),
     ]
@@ -212,14 +210,14 @@ TIMELENS = {
 }
 
 
-def test_timelens_100k(write: Write, tmp_path: Path) -> None:
+def test_fields_of_timelens_100k_are_read(write: Write, tmp_path: Path) -> None:
     (tmp_path / "cosmo_cap").mkdir()
     (tmp_path / "cosmo_cap" / "ab.c.mp4").touch()
     again = {**TIMELENS, "events": [{"query": "four", "span": [0, 1]}]}
     path = write(lines(TIMELENS, again))
     result = read_timelens_100k(path, tmp_path, **TRAINING)
     video = TIMELENS["video_path"]
-    assert told(result) == [
+    assert fields_of(result) == [
         ("cosmo_cap/ab.c:0", video, "one", (1, 2.5), 40),
         ("cosmo_cap/ab.c:1", video, "two", (3, 4), 40),
         ("cosmo_cap/ab.c:3", video, "four", (0, 1), 40),
@@ -235,7 +233,7 @@ def test_timelens_100k(write: Write, tmp_path: Path) -> None:
 OWN = {"video": "a.mp4", "query": " someone knocks ", "segment": [1, 2]}
 
 
-def test_own_lines(write: Write) -> None:
+def test_fields_of_jsonl_are_read(write: Write) -> None:
     more = {
         "video": "a.mp4",
         "query": "leaves",
@@ -250,7 +248,7 @@ def test_own_lines(write: Write) -> None:
     }
     cut = {"video": "b.2", "query": "q", "segment": [0, 1], "window": [5, 9]}
     result = read_jsonl(write(lines(OWN, more, cut)), None, **TRAINING)
-    assert told(result) == [
+    assert fields_of(result) == [
         ("a:0", "a.mp4", "someone knocks", (1, 2), None),
         ("mine", "a.mp4", "leaves", (3, 8), 8),
         ("b.2:0", "b.2", "q", (0, 1), 4),  # a dot is not an extension
@@ -261,7 +259,7 @@ def test_own_lines(write: Write) -> None:
     assert result.examples[2].window == (5, 9)
 
 
-def test_a_users_own_keys_are_kept(write: Write) -> None:
+def test_unknown_keys_of_jsonl_are_kept_as_extra(write: Write) -> None:
     own = {"id": 7, "vid": "x", "video_id": "y", "query_type": "z", "difficulty_rank": 3}
     (example,) = read_jsonl(write(lines({**OWN, **own})), None, **TRAINING).examples
     assert example.extra == own
@@ -288,7 +286,7 @@ CHARADES = {"a": {"timestamps": [[1, 2]], "sentences": ["someone knocks"]}}
         *("list", "indented list", "charades", "indented"),
     ],
 )
-def test_own_files_are_recognised_by_content(write: Write, content: str) -> None:
+def test_the_custom_reader_detects_the_format_by_content(write: Write, content: str) -> None:
     (example,) = read_custom(write(content), None, **TRAINING).examples
     assert (example.qid, example.query, example.segment) == ("a:0", "someone knocks", (1, 2))
 
@@ -302,7 +300,7 @@ def changed(record: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 SHAPES = r'expected \{"video", .* or \{video_id: \{"timestamps", "sentences"\}\}, got '
-HUGE = 10**400  # no float
+HUGE = 10**400  # too large for a float
 DEEP = "[" * 100_000
 
 BAD = [
@@ -389,7 +387,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("reader", "content", "problem"), BAD)
-def test_bad_content_is_named(
+def test_invalid_content_is_refused_with_its_file(
     write: Write, reader: Callable[..., ReadResult], content: Any, problem: str
 ) -> None:
     path = write(content)
@@ -412,7 +410,7 @@ def test_bad_content_is_named(
     ],
     ids=["charades", "txt", "time_r1", "tvgbench", "timelens", "jsonl", "custom"],
 )
-def test_every_reader_applies_the_rules(
+def test_every_reader_applies_extensions_and_on_missing(
     write: Write,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -435,14 +433,14 @@ def durations(result: ReadResult) -> list[float | None]:
     return [example.duration_s for example in result.examples]
 
 
-def test_a_null_duration_leaves_the_other_duration_key(write: Write) -> None:
+def test_a_null_duration_falls_back_to_the_other_key(write: Write) -> None:
     stated = {"duration": None, "video_duration": 10}
     assert durations(read_jsonl(write(lines(changed(OWN, **stated))), None, **TRAINING)) == [10]
     entry = {**CHARADES["a"], **stated}
     assert durations(read_charades(write({"a": entry}), None, **TRAINING)) == [10]
 
 
-def test_numbers_may_be_texts(write: Write) -> None:
+def test_numbers_may_be_strings(write: Write) -> None:
     own = changed(OWN, duration=" 30.96", segment=["1", "2.5e0"], difficulty="40", window=["0", 40])
     (example,) = read_jsonl(write(lines(own)), None, **TRAINING).examples
     assert (example.duration_s, example.segment) == (30.96, (1, 2.5))
@@ -456,7 +454,7 @@ def test_numbers_may_be_texts(write: Write) -> None:
 def test_a_zero_duration_means_unknown(write: Write, rules: dict[str, bool]) -> None:
     entry = {"duration": 0, "timestamps": [[1, 2]], "sentences": ["s"], "hints": [[0, 5]]}
     result = read_charades(write({"a": entry}), None, **rules)
-    assert told(result) == [("a:0", "a", "s", (1, 2), None)]
+    assert fields_of(result) == [("a:0", "a", "s", (1, 2), None)]
     defect = result.report.defects["with a duration of 0"]
     assert (defect.count, defect.action, defect.example_ids) == (1, "taken as not stated", ["a:0"])
     cut = changed(OWN, duration=0, window=[5, 9])
@@ -497,7 +495,7 @@ def test_spans_may_be_nested_in_a_list(write: Write) -> None:
     assert [example.segment for example in kept] == [(1, 2), (3, 4), (5, 6)]
 
 
-def test_every_reader_finds_a_phone_video(write: Write, tmp_path: Path) -> None:
+def test_mov_and_m4v_videos_are_found(write: Write, tmp_path: Path) -> None:
     (tmp_path / "a.mov").touch()
     (tmp_path / "b.M4V").touch()
     own = [changed(OWN, video="a.mov"), changed(OWN, video="b")]
@@ -508,7 +506,7 @@ def test_every_reader_finds_a_phone_video(write: Write, tmp_path: Path) -> None:
     ]
 
 
-def test_errors_of_an_own_reader_are_messages_for_users(tmp_path: Path) -> None:
+def test_value_errors_of_custom_readers_are_user_messages(tmp_path: Path) -> None:
     code = compile(
         "raise ValueError(f'{path}: line 3: got nonsense')", "/elsewhere/mine.py", "exec"
     )

@@ -1,4 +1,4 @@
-"""The public files have the expected counts of queries and defects."""
+"""The public annotation files have the expected counts of queries and defects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tvg.data.readers import (
 
 LATE = "ending after the video's end"
 EMPTY = "with start >= end"
-BEHIND = "starting after the video's end"
+AFTER = "starting after the video's end"
 
 READERS = {
     "charades_sta/train.json": read_charades,
@@ -30,9 +30,9 @@ READERS = {
     "timer1/tvgbench.json": read_tvgbench,
 }
 
-# Videos, queries; ends late by more than 0, 1e-6, 0.5 and 1 s; reversed or empty; start beyond.
-# The page gives 1e-6 apart only where it differs, and 2,475 files of TimeRFT; 462 of TVGBench and
-# the videos of the others are counted here.
+# Numbers of videos and queries; ends late by more than 0, 1e-6, 0.5 and 1 s; empty or reversed
+# segments; segments that start after the video's end. TimeRFT's 2,475 videos are published; the
+# other numbers of videos were counted in the files.
 TABLE = {
     "charades_sta/train.json": (5338, 12408, (1789, 1789, 1546, 671), 4, 3),
     "charades_sta/val.json": (1334, 3720, (562, 562, 514, 228), 0, 0),
@@ -50,23 +50,26 @@ def read(name: str, shared_dir: Path, *, training: bool) -> ReadResult:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "benchmark"])
 @pytest.mark.parametrize("name", TABLE)
-def test_the_table_of_defects(name: str, training: bool, shared_dir: Path) -> None:
-    num_videos, num_queries, late, empty, behind = TABLE[name]
+def test_query_and_defect_counts_of_public_files(
+    name: str, training: bool, shared_dir: Path
+) -> None:
+    num_videos, num_queries, late, empty, after = TABLE[name]
     result = read(name, shared_dir, training=training)
     report = result.report
     assert (report.num_videos, report.num_queries) == (num_videos, num_queries)
     assert tuple(report.late_ends.items()) == tuple(
         zip(("0", "1e-06", "0.5", "1"), late, strict=True)
     )
-    expected = {LATE: late[0], EMPTY: empty, BEHIND: behind}
+    expected = {LATE: late[0], EMPTY: empty, AFTER: after}
     assert {what: defect.count for what, defect in report.defects.items()} == {
         what: count for what, count in expected.items() if count
     }
     assert len({example.qid for example in result.examples}) == len(result.examples)
     if training:
         assert report.dropped == ({EMPTY: empty} if empty else {})
-        # A late end is repaired unless its query was dropped: those behind the end are reversed.
-        assert report.repaired == {LATE: late[0] - behind}
+        # Late ends are clamped unless the query was dropped. In these files, all segments that
+        # start after the video's end are also reversed, so they were dropped.
+        assert report.repaired == {LATE: late[0] - after}
         assert len(result.examples) == report.num_examples == num_queries - empty
         for example in result.examples:
             assert example.segment is not None
@@ -77,7 +80,7 @@ def test_the_table_of_defects(name: str, training: bool, shared_dir: Path) -> No
         assert len(result.examples) == report.num_examples == num_queries
 
 
-def test_time_r1_in_full(shared_dir: Path) -> None:
+def test_complete_time_r1_training_list(shared_dir: Path) -> None:
     examples = read("timer1/train_2k5.json", shared_dir, training=True).examples
     windows = [example.window for example in examples if example.window is not None]
     assert len(windows) == 665
@@ -92,7 +95,7 @@ def test_time_r1_in_full(shared_dir: Path) -> None:
     assert examples[0].prediction == (0, 3)
 
 
-def test_tvgbench_in_full(shared_dir: Path) -> None:
+def test_complete_tvgbench(shared_dir: Path) -> None:
     examples = read("timer1/tvgbench.json", shared_dir, training=False).examples
     assert sum(example.window is not None for example in examples) == 252
     assert len({example.extra["query_type"] for example in examples}) == 11
@@ -109,7 +112,7 @@ def test_tvgbench_in_full(shared_dir: Path) -> None:
     assert (examples[0].qid, examples[0].segment) == ("KWZSA:0", (13.4, 28.1))
 
 
-def test_one_content_in_three_formats_gives_the_same_examples(
+def test_equal_annotations_in_three_formats_give_equal_examples(
     shared_dir: Path, tmp_path: Path
 ) -> None:
     name = "charades_sta/train.json"

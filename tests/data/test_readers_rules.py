@@ -42,8 +42,8 @@ def counts(report: ReadReport) -> dict[str, tuple[int, str]]:
 DEFECTIVE = [
     query("good", 1, 3),
     query("empty", 5, 5),
-    query("reversed and behind", 12, 2),
-    query("behind", 10, 12),
+    query("reversed and after", 12, 2),
+    query("after", 10, 12),
     query("before", -3, 0),
     query("silent", 1, 2, sentence=""),
     query("late", 9, 10.5),
@@ -79,11 +79,11 @@ def test_training_repairs_or_drops() -> None:
         "without a sentence": (1, "dropped"),
         "with several spans": (1, "dropped"),
         "repeated word for word": (1, "dropped"),
-        LATE: (4, "clamped"),  # with the one after the end, which was dropped
+        LATE: (4, "clamped"),  # includes one that was dropped
         EARLY: (2, "clamped"),
     }
     assert report.repaired == {LATE: 3, EARLY: 1}
-    assert report.dropped == {  # one reason each, the first
+    assert report.dropped == {  # each query counts under its first reason
         "with start >= end": 2,
         "starting after the video's end": 1,
         "ending before the video's start": 1,
@@ -94,7 +94,7 @@ def test_training_repairs_or_drops() -> None:
     assert (report.num_videos, report.num_queries, report.num_examples) == (1, 12, 5)
 
 
-def test_a_benchmark_keeps_all_and_counts_the_same() -> None:
+def test_benchmarks_keep_all_queries_and_count_the_same_defects() -> None:
     result = read(DEFECTIVE, training=False)
     assert [(e.qid, e.segment) for e in result.examples] == [(q.qid, q.segment) for q in DEFECTIVE]
     assert result.report.dropped == result.report.repaired == {}
@@ -104,7 +104,7 @@ def test_a_benchmark_keeps_all_and_counts_the_same() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_late_ends_are_counted_by_excess(training: bool) -> None:
-    # 12 behind 10: 2 s; 10.5: exactly 0.5, which is not more than 0.5; 11.5; 1e-7.
+    # The ends exceed 10 s by 2, 0.5, 1.5 and 1e-7 s; exactly 0.5 is not more than 0.5.
     assert read(DEFECTIVE, training=training).report.late_ends == {
         "0": 4,
         "1e-06": 3,
@@ -113,7 +113,7 @@ def test_late_ends_are_counted_by_excess(training: bool) -> None:
     }
 
 
-def test_the_same_query_on_other_clips_is_no_repetition() -> None:
+def test_the_same_query_on_other_clips_is_not_repeated() -> None:
     first = query("a", 1, 3, sentence="x")
     window = Segment(0, 10)
     others = [
@@ -138,16 +138,16 @@ def test_thousands_of_equal_ids_are_renamed_quickly() -> None:
     queries = [query("a", index, index + 1, duration_s=None) for index in range(20_000)]
     begin = time.process_time()
     result = read(queries, training=False)
-    assert time.process_time() - begin < 5  # the square of their number took a minute
+    assert time.process_time() - begin < 5  # with quadratic time it took a minute
     assert [example.qid for example in result.examples[-2:]] == ["a#19999", "a#20000"]
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_duration_of_the_whole_file_beside_a_window(training: bool) -> None:
+def test_a_file_duration_is_cut_to_the_window(training: bool) -> None:
     window = Segment(30, 60)
     queries = [
         query("late", 0, 50, window=window, duration_s=120.0),
-        query("behind", 35, 50, window=window, duration_s=120.0),
+        query("after", 35, 50, window=window, duration_s=120.0),
         query("rounded", 0, 30, window=window, duration_s=30.01),
         query("short", 0, 20, window=window, duration_s=25.0),  # the file ends within the window
         query("unstated", 0, 20, window=window, duration_s=None),
@@ -159,7 +159,7 @@ def test_a_duration_of_the_whole_file_beside_a_window(training: bool) -> None:
         "rounded": ((0, 30), 30.01),
         "short": ((0, 20), 25),
         "unstated": ((0, 20), 30),
-    } | ({} if training else {"behind": ((35, 50), 30)})
+    } | ({} if training else {"after": ((35, 50), 30)})
     assert counts(result.report) == {
         "with a duration longer than the window": (2, "cut to the window's length"),
         "starting after the video's end": (1, "dropped" if training else "kept"),
@@ -215,7 +215,7 @@ def test_all_fields_of_a_query_reach_its_example() -> None:
     assert example.duration_s == 10.0
 
 
-def test_missing_videos(tmp_path: Path) -> None:
+def test_missing_videos_are_skipped_or_refused(tmp_path: Path) -> None:
     (tmp_path / "there.mp4").touch()
     queries = [
         query("a", 1, 3, video="gone"),
@@ -234,7 +234,7 @@ def test_missing_videos(tmp_path: Path) -> None:
         assert report.dropped == {"video missing": 3} | (
             {"with start >= end": 1} if training else {}
         )
-        assert report.repaired == {}  # the late one is not one of the examples
+        assert report.repaired == {}  # the query with the late end was dropped
         assert counts(report)["without a video file"] == (2, "skipped")
         assert counts(report)["with start >= end"][0] == 2
         assert report.late_ends["1"] == 1
@@ -244,14 +244,14 @@ def test_missing_videos(tmp_path: Path) -> None:
     assert caught.value.report.missing == ["gone", "far/lost.mp4"]
 
 
-def test_an_id_does_not_depend_on_which_videos_are_there(tmp_path: Path) -> None:
+def test_ids_do_not_depend_on_which_videos_exist(tmp_path: Path) -> None:
     queries = [query("a", 1, 3, video="gone"), query("a", 1, 3, video="there")]
     (tmp_path / "there.mp4").touch()
     result = read(queries, training=True, video_dir=tmp_path, on_missing="skip")
     assert [example.qid for example in result.examples] == ["a#2"]
 
 
-def test_no_remaining_query_is_an_error_with_report() -> None:
+def test_the_error_for_no_remaining_query_has_the_report() -> None:
     with pytest.raises(ReadError, match=r"file\.json: no example is left") as caught:
         read([query("a", 5, 5)], training=True)
     assert caught.value.report.dropped == {"with start >= end": 1}
@@ -270,12 +270,12 @@ def test_reports_of_several_sets_are_added() -> None:
     assert total.missing == ["two/u"]
     defect = total.defects["with start >= end"]
     assert (defect.count, defect.action) == (3, "dropped")
-    assert defect.example_ids == ["one/empty", "one/reversed and behind", "two/x"]
+    assert defect.example_ids == ["one/empty", "one/reversed and after", "two/x"]
     assert total.num_queries == total.num_examples + sum(total.dropped.values())
-    assert report.defects["with start >= end"].count == 2  # the parts are left alone
+    assert report.defects["with start >= end"].count == 2  # merging does not change the parts
 
 
-def test_garbage_is_collected_again_after_reading() -> None:
+def test_garbage_collection_is_enabled_again_after_reading() -> None:
     read([query("a", 1, 2)], training=True)
     assert gc.isenabled()
 
@@ -292,6 +292,6 @@ def test_garbage_is_collected_again_after_reading() -> None:
 @pytest.mark.slow
 def test_100_000_annotations_take_under_5_s_and_500_mib() -> None:
     script = Path(__file__).parents[2] / "experiments" / "benchmarks" / "read_annotations.py"
-    told = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert told.stdout.count("100,000 queries") == 3
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("100,000 queries") == 3

@@ -44,13 +44,13 @@ def example(difficulty: float | None = None, qid: str = "q", **extra: str | floa
 
 
 def test_gaussian_weights_by_hand():
-    # mean 0.3, std 0.2: exp(0), exp(-1/2), exp(-2), exp(-1/8); 0 and below never.
+    # mean 0.3, std 0.2: exp(0), exp(-1/2), exp(-2), exp(-1/8). Values of 0 or less have weight 0.
     weights = np.exp(gaussian_log_weights([0.3, 0.5, 0.7, 0.2, 0.0, -0.3], mean=0.3, std=0.2))
     assert weights.tolist() == pytest.approx([1, 0.606531, 0.135335, 0.882497, 0, 0], abs=1e-6)
 
 
 def test_gaussian_draws_by_its_weights():
-    # Weights 1, 0.606531, 0.135335 of a sum of 1.741866; the 0.0 has none.
+    # Weights 1, 0.606531 and 0.135335, with sum 1.741866. The value 0.0 has weight 0.
     values = [0.7, 0.0, 0.3, 0.5]
     num = 6000
     ones = Counter(gaussian(values, mean=0.3, std=0.2, k=1, seed=s)[0] for s in range(num))
@@ -70,7 +70,7 @@ def test_gaussian_depends_on_the_seed_and_keeps_order():
     assert len(drawn) == 60
     assert drawn == gaussian(values, mean=0.3, std=0.2, k=60, seed=1)
     assert drawn != gaussian(values, mean=0.3, std=0.2, k=60, seed=2)
-    assert np.mean([values[i] for i in drawn]) < 0.42  # of all: 0.5
+    assert np.mean([values[i] for i in drawn]) < 0.42  # the mean of all values is 0.5
 
 
 @pytest.mark.parametrize("k", [None, 3, 4])
@@ -80,7 +80,7 @@ def test_gaussian_selects_all_if_k_is_large(k: int | None):
 
 
 def test_gaussian_handles_underflowing_weights():
-    # exp(-(0.9 - 0.05)^2 / (2 * 0.01^2)) is 0 in float64: the nearer of the far ones comes first.
+    # exp(-(0.9 - 0.05)^2 / (2 * 0.01^2)) is 0 in float64; 0.8 is selected, as it is nearer.
     values = [0.9, 0.05, 0.8]
     assert gaussian(values, mean=0.05, std=0.01, k=2, seed=3) == [1, 2]
 
@@ -142,12 +142,12 @@ def test_impossible_settings_are_refused(choose: Callable[[], object], problem: 
         choose()
 
 
-def test_any_numeric_field_of_an_example_can_select():
+def test_any_numeric_field_can_be_used_for_selection():
     examples = [example(70.0, pass_rate=0.25)]
     expected = {"difficulty": 70.0, "duration_s": 30.0, "length_s": 3.5, "pass_rate": 0.25}
     for field, value in expected.items():
         assert field_values(examples, field=field, unit=1) == [value]
-    assert field_values(examples, field="difficulty", unit=100) == [0.7]  # 70 * 0.01 > 0.7
+    assert field_values(examples, field="difficulty", unit=100) == [0.7]  # but 70 * 0.01 > 0.7
 
 
 def test_an_example_without_the_field_is_named():
@@ -185,7 +185,7 @@ def test_examples_are_selected():
     assert select_band([], **setting, low=0, high=0.7, k=2) == []
 
 
-def test_recipes_of_the_release_on_its_own_file(shared_dir: Path):
+def test_time_r1_recipes_on_the_released_training_list(shared_dir: Path):
     rows = json.loads((shared_dir / "data" / "timer1" / "train_2k5.json").read_text())
     examples = [example(row["difficulty"], qid=str(n)) for n, row in enumerate(rows)]
     setting = {"field": "difficulty", "unit": 100}

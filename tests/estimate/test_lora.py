@@ -1,4 +1,4 @@
-"""The memory of a run with adapters: their states, the weights under them, what torch keeps."""
+"""Memory estimates of LoRA runs: adapter states, frozen weights and activations."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,12 +16,14 @@ from tvg.estimate.remedies import remedies
 from tvg.model.shape import count_parameters, shape_of
 
 
-# Not half precision without autocast: there, each adapter keeps its input in float32.
+# bfloat16 without autocast is left out: there, each adapter keeps its input in float32.
 @pytest.mark.parametrize(
     ("dtype", "is_half"), [("float32", False), ("float32", True), ("bfloat16", True)]
 )
 @pytest.mark.parametrize("forward", ["shared_prefix", "repeated"])
-def test_activations_are_what_torch_keeps(tiny_checkpoint, tiny_world, forward, dtype, is_half):
+def test_activations_match_the_bytes_that_torch_keeps(
+    tiny_checkpoint, tiny_world, forward, dtype, is_half
+):
     made = make_lora_parts(tiny_checkpoint, tiny_world, dtype=dtype)
     policy = made.policy
     policy.forward_by = forward
@@ -56,7 +58,7 @@ def job(tiny_checkpoint, *words):
     return make_job(compose("train", [f"model.path={tiny_checkpoint}", *words]).cfg, clip_s=6.0)
 
 
-def test_the_parameters_are_those_of_a_model_that_is_loaded(tiny_checkpoint, tiny_world):
+def test_the_estimated_parameters_equal_a_loaded_model(tiny_checkpoint, tiny_world):
     found = job(tiny_checkpoint, "model.adapter.rank=4").params
     loaded = count_parameters(make_lora_parts(tiny_checkpoint, tiny_world).policy.model)
     assert found == loaded
@@ -66,7 +68,7 @@ def test_the_parameters_are_those_of_a_model_that_is_loaded(tiny_checkpoint, tin
     text = make_lora_parts(tiny_checkpoint, tiny_world).policy.model.config.text_config
     wide, mlp = text.hidden_size, text.intermediate_size
     keys = wide // text.num_attention_heads * text.num_key_value_heads
-    # A: what comes in; B: what goes out; of q, k, v, o, gate, up and down.
+    # Input sizes (A) plus output sizes (B) of q, k, v, o, gate, up and down.
     sides = 2 * wide + 2 * (wide + keys) + 2 * wide + 3 * (wide + mlp)
     assert found.trained == 4 * sides * text.num_hidden_layers
 
@@ -81,7 +83,9 @@ def test_the_parameters_are_those_of_a_model_that_is_loaded(tiny_checkpoint, tin
         (["trainer.precision=bf16-true"], 2, 2, 4, False),
     ],
 )
-def test_bytes_of_each_number(tiny_checkpoint, words, trained, frozen, optimizer, is_copied):
+def test_bytes_per_parameter_by_precision(
+    tiny_checkpoint, words, trained, frozen, optimizer, is_copied
+):
     made = job(tiny_checkpoint, *words)
     gpu = {line.name: line.gpu for line in estimate(made)}
     assert gpu["parameters, trained"] == trained * made.params.trained
@@ -92,14 +96,14 @@ def test_bytes_of_each_number(tiny_checkpoint, words, trained, frozen, optimizer
     assert gpu["reference"] == 0
 
 
-def test_a_part_trained_in_full_has_its_own_reference(tiny_checkpoint):
+def test_a_fully_trained_part_has_its_own_reference(tiny_checkpoint):
     made = job(tiny_checkpoint, "model.adapter.full_components=[merger]")
     own = made.params.trained - made.params.adapters
     assert own > 0
     assert {line.name: line.gpu for line in estimate(made)}["reference"] == 4 * own
 
 
-def test_sharding_of_weights_that_deepspeed_would_halve(tiny_checkpoint):
+def test_zero2_is_suggested_because_it_halves_frozen_weights(tiny_checkpoint):
     made = job(tiny_checkpoint, "trainer.precision=bf16-mixed", "trainer.devices=2")
     words = [r.words for r in remedies(replace(made, prompts=1))]
-    assert "strategy=deepspeed_zero2" in words  # it halves the frozen weights
+    assert "strategy=deepspeed_zero2" in words  # DeepSpeed halves the frozen weights

@@ -1,4 +1,4 @@
-"""Memory by arithmetic: against hand counts, really built models, and what torch keeps."""
+"""Memory estimates, compared with hand counts, built models and the bytes that torch keeps."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -60,18 +60,19 @@ def make_job(**changes) -> Job:
 
 
 def table(job: Job) -> dict[str, tuple[float, float]]:
-    """(GPU, CPU) bytes by name."""
+    """Returns (GPU, CPU) bytes by the name of the line."""
     return {line.name: (line.gpu, line.host) for line in estimate(job)}
 
 
-def test_everything_by_hand():
+def test_all_lines_of_a_training_step_by_hand():
     found = {name: gpu for name, (gpu, _) in table(make_job()).items()}
-    # One micro-batch: 10 + 4 * 3 tokens. A norm keeps 3 * 2 floats a token, attention query, key,
-    # value, output and 2 log-sum-exps, the MLP 4 * 5; the last layer's runs for 12 + 1 tokens.
+    # A micro-batch has 10 + 4 * 3 tokens. Floats kept per token: 3 * 2 by a norm; query, key,
+    # value, output and 2 log-sum-exps by attention; 4 * 5 by the MLP. The last layer's MLP runs
+    # for 12 + 1 tokens only.
     mlp = 6 + 20
     kept = 22 * 3 * (6 + 4 + 2 + 2 + 4 + 2 + mlp) - 9 * mlp
     kept += 24 * (3 * 3 + 2 * 3)  # the merger: its norm, and twice its width
-    kept += 13 * 2 * 2 + 12 * 2  # the last norm, and what the head reads
+    kept += 13 * 2 * 2 + 12 * 2  # the last norm and the head's input
     head = 2 * (12 * 7 + 7 * 2)
     working = 22 * (3 * 5 + 3 * 2)
     assert found == {
@@ -96,9 +97,9 @@ def test_everything_by_hand():
     assert worst_phase(estimate(make_job())) == "learning"
 
 
-def test_a_batch_of_validation_by_hand():
+def test_a_validation_batch_by_hand():
     job = make_job(eval_prompts=3, eval_tokens=5000, group_size=1)
-    # The clip of one prompt more than in training; prefill of 3 prompts exceeds the draw.
+    # Validation has one clip more than training. Prefill of 3 prompts needs more than drawing.
     clips = 24 * (6 + 3) * 4
     cache = (3 * 10 + 3 * 5000) * 3 * (2 + 2) * 4
     drawing = max(3 * 10 * (3 * 5 + 3 * 2) * 4, 3 * 7 * 24)
@@ -109,7 +110,7 @@ def test_a_batch_of_validation_by_hand():
     assert one_by_one.saved == total(estimate(job)) - fewer > 0
 
 
-def test_a_checkpoint_holds_what_is_trained_with_its_states():
+def test_a_checkpoint_contains_trained_parameters_and_their_states():
     assert make_job().checkpoint_bytes == 1000 * (4 + 8)
     halved = make_job(trained_bytes=2, has_masters=True)
     assert halved.checkpoint_bytes == 1000 * (2 + 4 + 8)
@@ -130,7 +131,7 @@ def test_repeated_prompts_and_checkpointing_by_hand():
     assert found.recomputed == 0
 
 
-def test_the_reference_is_what_the_policy_trains():
+def test_the_reference_has_the_size_of_trained_parameters():
     assert table(make_job(has_reference=False))["reference"] == (0, 0)
     assert "reference's forward" not in table(make_job(has_reference=False))
     away = table(make_job(offload_reference=True))
@@ -142,7 +143,7 @@ def test_the_reference_is_what_the_policy_trains():
     ("stage", "states", "gradients", "weights"),
     [(0, 8000, 4000, 4000), (1, 2000, 4000, 4000), (2, 2000, 1000, 4000), (3, 2000, 1000, 1000)],
 )
-def test_stages_of_sharding_divide_by_the_devices(stage, states, gradients, weights):
+def test_sharding_divides_by_the_number_of_devices(stage, states, gradients, weights):
     found = table(make_job(sharding=Sharding(devices=4, stage=stage)))
     assert found["optimizer states"] == (states, 0)
     assert found["gradients"] == (gradients, 0)
@@ -151,7 +152,7 @@ def test_stages_of_sharding_divide_by_the_devices(stage, states, gradients, weig
     assert found["reference"] == (weights, 0)
 
 
-def test_offloading_moves_to_the_cpu():
+def test_offloading_moves_memory_to_the_cpu():
     away = Sharding(devices=4, stage=3, offload_optimizer=True, offload_parameters=True)
     found = table(make_job(sharding=away))
     assert found["optimizer states"] == (0, 2000)
@@ -161,7 +162,7 @@ def test_offloading_moves_to_the_cpu():
     assert found["step"] == (0, 0)
 
 
-def test_half_precision_under_masters_and_under_autocast():
+def test_half_precision_with_master_weights_and_with_autocast():
     half = Precision(weight=2, compute=2, stream=2)
     found = table(make_job(precision=half, trained_bytes=2, has_masters=True))
     names = ("parameters, trained", "gradients", "optimizer states")
@@ -171,13 +172,13 @@ def test_half_precision_under_masters_and_under_autocast():
     assert table(make_job(gradient_copies=2))["gradients"] == (8000, 0)
 
 
-def test_sampling_that_repeats_prompts_and_sampling_in_parts():
+def test_key_value_cache_by_hand():
     assert table(make_job(samples_shared=False))["keys and values"][0] == 8 * 13 * 48
     assert table(make_job(prompts_per_call=1))["keys and values"][0] == (10 + 4 * 3) * 48
     assert "keys and values" not in table(make_job(group_size=1, micro_completions=1))
 
 
-def test_clips_that_come_encoded():
+def test_encoded_clips_need_no_pixels_and_no_trunk():
     found = table(make_job(is_encoded=True))
     assert found["clips"][0] == 2 * 24 * 3 * 4
     assert found["vision trunk"][0] == 0
@@ -204,13 +205,13 @@ def test_deepstack_keeps_features_of_several_layers():
         ("deepspeed.ops.adam.DeepSpeedCPUAdam", {}, 8, 0),
     ],
 )
-def test_optimizers(target, settings, states, scratch):
+def test_bytes_per_parameter_of_optimizers(target, settings, states, scratch):
     cost = optimizer_cost(target, settings, number=4)
     assert (cost.states, cost.scratch) == (states, scratch)
     assert cost.is_on_cpu == ("CPU" in target)
 
 
-def test_what_helps_most_comes_first_and_saves_what_it_says():
+def test_remedies_are_sorted_by_the_bytes_they_save():
     job = make_job(forward="repeated", params=replace(PARAMS, trained=4000))
     found = remedies(job)
     words = [remedy.words for remedy in found]
@@ -221,7 +222,7 @@ def test_what_helps_most_comes_first_and_saves_what_it_says():
     shared = replace(job, forward="shared_prefix")
     assert saved["policy.forward=shared_prefix"] == total(estimate(job)) - total(estimate(shared))
     assert saved["objective.reference_offload=true"] == 16000
-    assert not {w for w in words if "zero2" in w and "offload" not in w}  # one device
+    assert not {w for w in words if "zero2" in w and "offload" not in w}  # useless on one device
     two = [r.words for r in remedies(replace(job, sharding=Sharding(devices=2)))]
     assert "strategy=deepspeed_zero2" in two
 
@@ -260,7 +261,7 @@ def released(name: str) -> Qwen2_5_VLConfig:
 
 
 def released_job(name: str, **changes) -> Job:
-    """Time-R1's work unit on one GPU: a prompt of 3,700 tokens, 8 completions of 200."""
+    """Returns Time-R1's workload on one GPU: a prompt of 3,700 tokens, 8 completions of 200."""
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(released(name))
     freeze_parts(model, vision=True, merger=False, language=False)
@@ -282,7 +283,7 @@ def released_job(name: str, **changes) -> Job:
 
 def test_sizes_of_the_released_models():
     three, seven = released_job("3b"), released_job("7b")
-    assert three.params.total == 3_754_622_976  # as the model card's safetensors say
+    assert three.params.total == 3_754_622_976  # as in the model card's safetensors
     assert seven.params.total == 8_292_166_656
     assert three.params.frozen == seven.params.frozen == 631_975_680
     assert (three.shape.window, three.shape.vision_full_layers) == (8, 4)
@@ -295,31 +296,29 @@ def test_totals_of_the_released_models(name):
     found = table(job)
     model_states = ("parameters, trained", "gradients", "optimizer states")
     assert sum(found[line][0] for line in model_states) == 16 * job.params.trained
-    # At its worst, in the optimizer's step: those, the reference (4), autocast's copies (2), and
-    # the step's own temporaries (4).
+    # The peak is in the optimizer step: model states (16), reference (4), autocast's copies (2)
+    # and the step's temporaries (4).
     clips = found["clips"][0]
     assert total(estimate(job)) == 26 * job.params.trained + 4 * job.params.frozen + clips
     assert worst_phase(estimate(job)) == "optimizer"
     assert 0.3 < 2 * found["keys and values"][0] / GIB < 1
-    # What checkpointing and sharing save is tens of times what is left.
+    # Checkpointing and prefix sharing reduce activations to less than a twentieth.
     naive = table(released_job(name, forward="repeated", gradient_checkpointing=False))
     assert naive["activations"][0] > 20 * found["activations"][0]
 
 
-def test_7b_in_full_with_its_reference_on_one_card_of_140_gib():
+def test_full_training_of_7b_on_one_140_gib_gpu():
     assert total(estimate(released_job("7b"))) / GIB == pytest.approx(188, abs=1)
     fused = replace(released_job("7b"), optimizer=OptimizerCost(states=8, scratch=0))
     found = total(estimate(replace(fused, offload_reference=True))) / GIB
-    assert 130 < found < 140  # too close to call
+    assert 130 < found < 140  # too close to the limit
     eight = optimizer_cost("tvg.training.optimizers.adamw_8bit", {}, number=4)
     found = total(estimate(replace(fused, offload_reference=True, optimizer=eight))) / GIB
     assert 85 < found < 0.95 * 140
 
 
 @pytest.mark.parametrize("freeze_vision", [True, False])
-def test_a_model_without_weights_has_the_parameters_of_one_with_them(
-    tiny_checkpoint, freeze_vision
-):
+def test_a_meta_model_has_the_loaded_models_parameters(tiny_checkpoint, freeze_vision):
     spec = ModelSource(
         path=str(tiny_checkpoint),
         create=None,
@@ -339,7 +338,7 @@ def test_a_model_without_weights_has_the_parameters_of_one_with_them(
     assert (found.is_trunk_trained, found.is_merger_trained) == (not freeze_vision,) * 2
 
 
-# -- what torch keeps ---------------------------------------------------------------------------
+# -- bytes that torch keeps ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +351,9 @@ def parts(tiny_checkpoint, tiny_world):
 @pytest.mark.parametrize("freeze_vision", [True, False], ids=["trunk_frozen", "trunk_trained"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("forward", ["shared_prefix", "repeated"])
-def test_activations_are_what_torch_keeps(parts, forward, checkpointing, freeze_vision, is_half):
+def test_activations_match_the_bytes_that_torch_keeps(
+    parts, forward, checkpointing, freeze_vision, is_half
+):
     policy, batch = parts.policy, parts.batch(2)
     policy.model.gradient_checkpointing_disable()
     policy.requires_grad_(True).train()
@@ -370,7 +371,7 @@ def test_activations_are_what_torch_keeps(parts, forward, checkpointing, freeze_
             policy(batch, ids, torch.ones_like(ids), group_size=group, temperature=1.0)
 
     measured = kept_bytes(run, policy)
-    if is_half and not checkpointing:  # autocast's copies of the weights have a line of their own
+    if is_half and not checkpointing:  # weight copies have a separate line
         measured -= 2 * params.trained
     row = Row(
         prompts=2,

@@ -1,4 +1,4 @@
-"""Adapters: where they are put, what is trained, and what an export makes of them."""
+"""LoRA adapters: adapted layers, trained parameters, the reference and exports."""
 
 import copy
 import json
@@ -33,14 +33,14 @@ def score(policy, batch):
     return logprobs
 
 
-def test_only_the_adapters_are_trained_on_every_target_of_the_language_model(parts):
+def test_only_adapters_of_the_language_model_are_trained(parts):
     layers = len(parts.policy.model.model.language_model.layers)
     names = trained(parts.policy)
     assert len(names) == layers * 7 * 2  # seven linear layers, A and B
     assert all(".language_model.layers." in n and ".lora_" in n for n in names)
 
 
-def test_a_model_starts_as_it_was_and_alike_for_a_seed(tiny_checkpoint, tiny_world, parts):
+def test_new_adapters_keep_outputs_and_follow_the_seed(tiny_checkpoint, tiny_world, parts):
     batch = parts.batch(2)
     plain = copy.deepcopy(parts.policy)
     drop_adapters(plain)
@@ -53,14 +53,14 @@ def test_a_model_starts_as_it_was_and_alike_for_a_seed(tiny_checkpoint, tiny_wor
     assert differing == {name for name in mine if ".lora_A." in name}
 
 
-def test_adding_adapters_leaves_the_callers_random_state(tiny_checkpoint, tiny_world):
+def test_adding_adapters_keeps_the_global_random_state(tiny_checkpoint, tiny_world):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     make_lora_parts(tiny_checkpoint, tiny_world)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_product_of_the_matrices_is_scaled_by_alpha_over_rank(tiny_checkpoint, tiny_world):
+def test_the_adapters_output_is_scaled_by_alpha_over_rank(tiny_checkpoint, tiny_world):
     made = make_lora_parts(tiny_checkpoint, tiny_world, rank=2, alpha=6.0)
     adapt(made.policy)
     layer = made.policy.model.model.language_model.layers[0].self_attn.q_proj
@@ -71,7 +71,7 @@ def test_the_product_of_the_matrices_is_scaled_by_alpha_over_rank(tiny_checkpoin
     torch.testing.assert_close(layer(x), by_hand, rtol=1e-6, atol=1e-6)
 
 
-def test_the_reference_is_the_model_without_adapters_and_shares_its_weights(parts):
+def test_the_reference_shares_the_weights_without_adapters(parts):
     batch = parts.batch(2)
     before = score(parts.policy, batch)
     reference = frozen_copy(parts.policy)
@@ -83,16 +83,14 @@ def test_the_reference_is_the_model_without_adapters_and_shares_its_weights(part
     assert not any(p.requires_grad for p in reference.parameters())
 
 
-def test_the_merged_export_is_a_plain_checkpoint_that_scores_alike(
-    parts, tiny_checkpoint, tmp_path
-):
+def test_the_merged_export_is_plain_and_scores_the_same(parts, tiny_checkpoint, tmp_path):
     adapt(parts.policy)
     batch = parts.batch(2)
     expected = score(parts.policy, batch)
     kept = {name: value.clone() for name, value in parts.policy.state_dict().items()}
     folder = export_checkpoint(parts.policy, parts.processor, tmp_path / "export", notes={})
     now = parts.policy.state_dict()
-    assert all(torch.equal(kept[name], now[name]) for name in kept)  # training goes on unharmed
+    assert all(torch.equal(kept[name], now[name]) for name in kept)  # the policy is unchanged
     ours, base = (load_file(f / "model.safetensors") for f in (folder, tiny_checkpoint))
     assert {n: (v.shape, v.dtype) for n, v in ours.items()} == {
         n: (v.shape, v.dtype) for n, v in base.items()
@@ -109,7 +107,7 @@ def test_the_merged_export_is_a_plain_checkpoint_that_scores_alike(
         adapter=lambda model: None,
     )
     merged = spec.load_policy(spec.load_processor())
-    # One rounding of W + B A instead of two products: float32 to some units in the last place.
+    # W + B A is rounded once instead of computed as two products: the last digits differ.
     torch.testing.assert_close(score(merged, batch), expected, rtol=0, atol=2e-5)
 
 
@@ -125,9 +123,7 @@ def test_merging_rounds_once_to_the_dtype_of_the_weights(tiny_checkpoint, tiny_w
     assert float((merged.double() - exact).abs().max() / exact.abs().max()) < 2**-8
 
 
-def test_peft_loads_the_adapters_on_the_model_they_were_trained_on(
-    parts, tiny_checkpoint, tmp_path
-):
+def test_peft_loads_the_adapters_on_the_base_model(parts, tiny_checkpoint, tmp_path):
     adapt(parts.policy)
     folder = export_checkpoint(parts.policy, parts.processor, tmp_path / "export", notes={})
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
@@ -154,9 +150,7 @@ def test_peft_loads_the_adapters_on_the_model_they_were_trained_on(
     ],
     ids=["merger", "tower", "everywhere", "merger_adapted"],
 )
-def test_peft_and_the_merged_export_agree_whatever_is_trained(
-    tiny_checkpoint, tiny_world, tmp_path, changes
-):
+def test_merging_with_peft_equals_the_merged_export(tiny_checkpoint, tiny_world, tmp_path, changes):
     made = make_lora_parts(tiny_checkpoint, tiny_world, **changes)
     adapt(made.policy)
     with torch.no_grad():
@@ -175,21 +169,21 @@ def test_peft_and_the_merged_export_agree_whatever_is_trained(
     torch.testing.assert_close(score(made.policy, made.batch(2)), expected, rtol=0, atol=2e-5)
 
 
-def test_sampling_is_from_the_adapted_model(parts):
+def test_sampling_uses_the_adapters(parts):
     adapt(parts.policy)
     rollout, batch = make_rollout(), parts.batch(2)
-    drawn = sample_with(
+    sampled = sample_with(
         rollout, policy=parts.policy, tokenizer=parts.tokenizer, prompts=batch, group_size=2, seed=0
     )
     with torch.no_grad():
         logprobs, _ = parts.policy(
-            batch, drawn.completion_ids, drawn.completion_mask, group_size=2, temperature=1.0
+            batch, sampled.completion_ids, sampled.completion_mask, group_size=2, temperature=1.0
         )
-    torch.testing.assert_close(logprobs, drawn.sampler_logprobs, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logprobs, sampled.sampler_logprobs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "problem"),
     [
         ({"rank": 0}, r"^model.adapter.rank: expected at least 1, got 0"),
         ({"alpha": 0.0}, r"^model.adapter.alpha: expected more than 0, got 0.0"),
@@ -207,13 +201,13 @@ def test_sampling_is_from_the_adapted_model(parts):
         ({"target_modules": "q_proj"}, r"^model.adapter.target_modules: expected a list .*q_proj"),
     ],
 )
-def test_settings_out_of_range_are_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_settings_out_of_range_are_refused(changes, problem):
+    with pytest.raises(ValueError, match=problem):
         lora(**changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "problem"),
     [
         ({"target_modules": ["lm_head"]}, r"target_modules: 'lm_head' cannot be adapted"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, r"'embed_tokens' cannot be adapted"),
@@ -231,6 +225,8 @@ def test_settings_out_of_range_are_refused(changes, told):
         ),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(tiny_checkpoint, tiny_world, changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_do_not_fit_the_model_are_refused(
+    tiny_checkpoint, tiny_world, changes, problem
+):
+    with pytest.raises(ValueError, match=problem):
         make_lora_parts(tiny_checkpoint, tiny_world, **changes)

@@ -1,6 +1,6 @@
-"""A GRPO step holds no logits of a prompt, and its memory does not grow over steps.
+"""A GRPO step stores no logits of prompt tokens, and its memory does not grow over steps.
 
-A watch sees every tensor that an operation returns, in the backward pass too.
+A dispatch mode checks every tensor that an operation returns, also in the backward pass.
 """
 
 import functools
@@ -27,14 +27,14 @@ GROUP_SIZE, MAX_NEW_TOKENS, NUM_PROMPTS = 4, 6, 3
 
 
 class Odd:
-    """A reward that differs within every group."""
+    """Rewards that differ within every group."""
 
     def __call__(self, *, texts, **rest):
         return [float(len(text) % 7) for text in texts]
 
 
 class VocabularyWatch(TorchDispatchMode):
-    """The most rows of a tensor whose last axis is the vocabulary; a view of weights is none."""
+    """Records the most rows of a tensor [..., V], not counting views of the head's weights."""
 
     def __init__(self, policy):
         super().__init__()
@@ -95,13 +95,15 @@ def parts(tiny_checkpoint, tiny_world):
 @pytest.fixture(scope="module")
 def prompts(parts):
     batch = parts.batch(NUM_PROMPTS)
-    # Else a prompt's logits would be no more than what is allowed.
+    # Otherwise the logits of a prompt would have no more rows than allowed.
     assert int(batch.attention_mask.sum(1).min()) > GROUP_SIZE * MAX_NEW_TOKENS
     return batch
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
-def test_learning_holds_logits_of_completions_alone(parts, prompts, is_checkpointed, monkeypatch):
+def test_training_stores_only_logits_of_completion_tokens(
+    parts, prompts, is_checkpointed, monkeypatch
+):
     module = make_module(parts)
     module._trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     module.manual_backward = torch.Tensor.backward
@@ -121,7 +123,7 @@ def test_learning_holds_logits_of_completions_alone(parts, prompts, is_checkpoin
         with VocabularyWatch(parts.policy) as watch:
             learn(module, rollout, torch.linspace(-1, 1, NUM_PROMPTS * GROUP_SIZE))
         assert watch.rows == num_tokens < int(prompts.attention_mask.sum())
-        # By chunks: no more rows at once than a chunk has, whatever the number of completions.
+        # With chunks, at most one chunk of rows exists at a time.
         monkeypatch.setattr(
             "tvg.model.policy.token_logprobs",
             functools.partial(token_logprobs, chunk_tokens=5),
@@ -135,7 +137,7 @@ def test_learning_holds_logits_of_completions_alone(parts, prompts, is_checkpoin
 
 
 @pytest.mark.parametrize("engine", ["shared_prefix", "hf"])
-def test_sampling_holds_one_row_of_logits_a_completion(parts, prompts, engine):
+def test_sampling_stores_one_row_of_logits_per_completion(parts, prompts, engine):
     shared = make_module(parts).rollout
     rollout = shared if engine == "shared_prefix" else make_rollout(max_new_tokens=MAX_NEW_TOKENS)
     with VocabularyWatch(parts.policy) as watch:
@@ -150,8 +152,8 @@ def test_sampling_holds_one_row_of_logits_a_completion(parts, prompts, engine):
     assert watch.rows == NUM_PROMPTS * GROUP_SIZE
 
 
-def test_the_watch_sees_the_logits_of_prompts(parts, prompts):
-    """The library's own forward, which projects every place onto the vocabulary."""
+def test_the_watch_counts_the_logits_of_prompts(parts, prompts):
+    """Transformers' own forward pass projects every token onto the vocabulary."""
     with VocabularyWatch(parts.policy) as watch, torch.no_grad():
         parts.policy.model(
             input_ids=prompts.input_ids,
@@ -164,7 +166,7 @@ def test_the_watch_sees_the_logits_of_prompts(parts, prompts):
 
 
 class MemoryWatch(Callback):
-    """Memory of the process where a step needs the most, and tensors that outlive a step."""
+    """Records process memory before each backward pass, and tensors left after every 20 steps."""
 
     def __init__(self):
         self.mib, self.tensors = [], []
@@ -197,7 +199,7 @@ def test_memory_does_not_grow_over_200_steps(tiny_checkpoint, tiny_world, tmp_pa
     batches = torch.utils.data.DataLoader([parts.batch(NUM_PROMPTS)] * 200, batch_size=None)
     trainer.fit(module, batches)
     assert len(watch.mib) == 200
-    # After the first steps the allocator has what it needs. Were as little as 24 KiB of each step
-    # to stay (the logits of one token a completion), that would be 3 MiB in the end.
+    # The allocator is in a steady state after the first steps. A leak of 24 KiB per step (the
+    # logits of one token per completion) would add up to 3 MiB.
     assert max(watch.mib[-50:]) - max(watch.mib[20:70]) < 3, watch.mib[::20]
     assert max(watch.tensors[2:]) <= watch.tensors[1], watch.tensors

@@ -1,11 +1,11 @@
-"""The attention function is read from, and written to, where transformers looks for it."""
+"""Reads and sets the attention implementation where transformers stores it."""
 
 from transformers import Qwen2Config
 
 from tvg.model.attention_choice import choose_attention, chosen_attention
 
 
-def test_chosen_attention_is_the_one_written():
+def test_choose_attention_changes_the_chosen_attention():
     config = Qwen2Config(attn_implementation="sdpa")
     assert chosen_attention(config) == "sdpa"
     choose_attention(config, "eager")

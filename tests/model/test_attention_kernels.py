@@ -1,4 +1,4 @@
-"""Attention calls against a softmax written out in float64, forward and backward."""
+"""Compares attention calls with an explicit softmax in float64, forward and backward."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tvg.model import attention_kernels
 from tvg.model.attention_kernels import Attended, attend, attend_backward
 
 SCALE = 0.3
-# Largest difference of numbers of order 1, by the type of the states.
+# Largest allowed difference between numbers of order 1, by the dtype of the states.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 6e-2}
 HEADS = [(4, 4), (4, 2), (6, 1)]  # query heads, key heads
 
@@ -15,12 +15,12 @@ HEADS = [(4, 4), (4, 2), (6, 1)]  # query heads, key heads
 @pytest.fixture(params=["cpu", "plain"])
 def kernel(request, monkeypatch):
     monkeypatch.setattr(attention_kernels, "_kernel", lambda query: request.param)
-    monkeypatch.setattr(attention_kernels, "CHUNK_QUERIES", 3)  # a few of each test's queries
+    monkeypatch.setattr(attention_kernels, "CHUNK_QUERIES", 3)  # most tests need several chunks
     return request.param
 
 
 def states(num_heads, num_key_heads, *, asking=5, keys=5, seed=0):
-    """Query, key, value and the gradient of the output, in float64."""
+    """Returns query, key, value and the gradient of the output, in float64."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(2, num_heads, asking, 8), *[(2, num_key_heads, keys, 8)] * 2]
     shapes.append((2, num_heads, asking, 8))
@@ -28,7 +28,7 @@ def states(num_heads, num_key_heads, *, asking=5, keys=5, seed=0):
 
 
 def written_out(query, key, value, is_causal):
-    """Output and log-sum-exp, query by query over the keys that it sees."""
+    """Returns output and log-sum-exp, computed query by query over its visible keys."""
     repeats = query.shape[1] // key.shape[1]
     outputs, sums = [], []
     for place in range(query.shape[2]):
@@ -46,7 +46,7 @@ def written_out(query, key, value, is_causal):
 
 
 def expected_of(query, key, value, grad, is_causal):
-    """Output, log-sum-exp and the three gradients by autograd through the written-out form."""
+    """Returns output, log-sum-exp and the three gradients by autograd through `written_out`."""
     leaves = [x.clone().requires_grad_() for x in (query, key, value)]
     out, lse = written_out(*leaves, is_causal)
     return (out.detach(), lse.detach(), *torch.autograd.grad(out, leaves, grad))
@@ -61,8 +61,8 @@ def assert_close(got, expected, dtype):
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(("asking", "keys", "is_causal"), [(5, 5, True), (5, 5, False), (3, 7, 0)])
-def test_a_call_is_the_softmax_and_its_gradient(kernel, dtype, heads, asking, keys, is_causal):
-    # Rounded first, so that only the kernel's own rounding is measured.
+def test_a_call_equals_the_softmax_and_its_gradient(kernel, dtype, heads, asking, keys, is_causal):
+    # Inputs are rounded first, so that only the kernel's rounding is measured.
     query, key, value, grad = (x.to(dtype) for x in states(*heads, asking=asking, keys=keys))
     settings = {"is_causal": bool(is_causal), "scale": SCALE}
     got = attend(query, key, value, **settings)
@@ -77,8 +77,8 @@ def test_a_call_is_the_softmax_and_its_gradient(kernel, dtype, heads, asking, ke
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_blocks_joined_have_the_exact_gradient_of_the_whole(kernel, heads):
-    """Keys in two blocks: outputs joined by log-sum-exp, gradients from the joined pair."""
+def test_joined_blocks_have_the_exact_gradient(kernel, heads):
+    """Joins the outputs for two blocks of keys by log-sum-exp."""
     query, key, value, grad = states(*heads, asking=4, keys=9)
     blocks = [(key[:, :, :6], value[:, :, :6]), (key[:, :, 6:], value[:, :, 6:])]
     settings = {"is_causal": False, "scale": SCALE}
@@ -99,8 +99,8 @@ def test_blocks_joined_have_the_exact_gradient_of_the_whole(kernel, heads):
     assert_close(joined, expected_of(query, key, value, grad, False), torch.float64)
 
 
-def test_a_block_before_and_a_causal_block_are_causal_attention(kernel):
-    """As completions do it: all of the prompt, and of themselves what came before."""
+def test_a_prefix_and_a_causal_block_equal_causal_attention(kernel):
+    """A completion attends to the complete prompt and causally to itself."""
     query, key, value, grad = states(4, 2, asking=7, keys=7)
     mine = query[:, :, 3:], grad[:, :, 3:]
     settings = [{"is_causal": False, "scale": SCALE}, {"is_causal": True, "scale": SCALE}]
@@ -112,7 +112,7 @@ def test_a_block_before_and_a_causal_block_are_causal_attention(kernel):
         attend_backward(mine[1], Attended(out, lse, p.state), mine[0], *b, **s)
         for p, b, s in zip(attended, blocks, settings, strict=True)
     ]
-    grad[:, :, :3] = 0  # what the first three places answer is not part of this
+    grad[:, :, :3] = 0  # the outputs of the first three queries are not used
     whole = expected_of(query, key, value, grad, True)
     got = (
         out,

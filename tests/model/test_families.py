@@ -1,4 +1,4 @@
-"""The shared row in the language models of the sister families, against one sequence at a time."""
+"""A shared row in each Qwen family's language model gives the same states as single sequences."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def make_model(family: str):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_shared_row_is_each_sequence_alone(family):
+def test_a_shared_row_equals_each_sequence_alone(family):
     model = make_model(family)
     language = model.model.language_model
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""Only `tvg.model.families` knows the families; a model of no family is refused."""
+"""Only `tvg.model.families` depends on model families, and unsupported models are refused."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tvg.model.vision import trunk_fingerprint
 PACKAGE = Path(__file__).parents[2] / "tvg"
 INSIDE = PACKAGE / "model" / "families"
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if not file.is_relative_to(INSIDE)]
-# A family or a class of one, as one word: an identifier, a part of a module, a whole string.
+# One word that names a family or its class: an identifier, a part of a module, a full string.
 FAMILY_WORD = re.compile(r"\w*(qwen|internvl)\w*", re.IGNORECASE)
-# Modules of some families' models, alone or in a tensor's name.
+# Module names of some families' models, alone or in a tensor's name.
 MODULE = re.compile(r"([\w.]*\.)?(visual|vision_tower|multi_modal_projector)(\.[\w.]*)?")
-CHOOSERS = ("get", "startswith", "endswith", "pop")  # methods that choose by a text
-ALLOWED = ("c.__name__ in kinds",)  # classes of errors
+CHOOSERS = ("get", "startswith", "endswith", "pop")  # methods that select by a string
+ALLOWED = ("c.__name__ in kinds",)  # compares exception classes
 
 
 def family_words(node: ast.AST) -> Iterator[str]:
-    """Words of one node that may name a family or its model type."""
+    """Yields the words of a node that may name a family or its model type."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.Name):
@@ -48,7 +48,7 @@ def is_family_word(word: str) -> bool:
 
 
 def outside_texts(node: ast.AST) -> Iterator[ast.AST]:
-    """The node and everything below it, without the parts of f-strings."""
+    """Yields the node and its descendants, except the parts of f-strings."""
     yield node
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.JoinedStr):
@@ -56,13 +56,13 @@ def outside_texts(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def is_choice(node: ast.AST) -> bool:
-    """Whether a node decides something: a comparison, or a look-up by a method."""
+    """Returns whether a node is a comparison or a look-up by a method."""
     is_method = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     return isinstance(node, ast.Compare) or (is_method and node.func.attr in CHOOSERS)
 
 
 def asks_class(node: ast.AST) -> bool:
-    """Whether a choice depends on the name of a class, or a check is about a processor."""
+    """Returns whether a choice uses a class name, or a type check is about a processor."""
     key = node.slice if isinstance(node, ast.Subscript) else node if is_choice(node) else None
     if key is not None and ast.unparse(node) not in ALLOWED:
         inner = [child for child in outside_texts(key) if isinstance(child, ast.Attribute)]
@@ -72,7 +72,7 @@ def asks_class(node: ast.AST) -> bool:
 
 
 def problems(source: str) -> list[str]:
-    """Places where a source treats families differently, or asks for the family."""
+    """Returns the places where source code depends on the model family."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if any(map(is_family_word, family_words(node))) or asks_class(node):
@@ -81,7 +81,7 @@ def problems(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_no_other_file_knows_a_family(file):
+def test_no_other_file_depends_on_a_family(file):
     assert problems(file.read_text(encoding="utf-8")) == []
 
 
@@ -106,7 +106,7 @@ def test_no_other_file_knows_a_family(file):
         "if isinstance(self.processor, Known): pass",
     ],
 )
-def test_the_scan_sees_a_family(source):
+def test_the_scan_detects_dependence_on_a_family(source):
     assert problems(source)
 
 
@@ -145,7 +145,7 @@ def test_reading_cached_clips_imports_no_transformers(module):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_registry_and_the_families_agree():
+def test_registry_keys_match_the_families():
     for model_type, family in FAMILIES.items():
         assert family.model_type == family.model_class.config_class.model_type == model_type
         assert type(pickle.loads(pickle.dumps(family))) is type(family)

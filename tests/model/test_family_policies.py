@@ -1,7 +1,7 @@
-"""Every family's policy against transformers' own processor, forward and `generate`.
+"""Compares every family's policy with transformers' processor, forward pass and `generate`.
 
-Positions in time of Qwen2.5-VL and Qwen2-VL are ours (the released ones) and not those of
-transformers 5, which are wrong after clips longer than wide: the oracle is given them.
+For Qwen2.5-VL and Qwen2-VL, the oracle receives our position ids, which follow the released code.
+The position ids of transformers 5 are wrong after a clip that is longer than wide.
 """
 
 from copy import deepcopy
@@ -31,7 +31,7 @@ from tvg.types import PromptBatch
 class Made:
     oracle: Oracle
     parts: Parts
-    plain: Any  # the model as transformers loads it, nothing of ours in it
+    plain: Any  # the model as transformers loads it, without our changes
 
     @property
     def policy(self):
@@ -64,12 +64,12 @@ def made(request, tmp_path_factory, tiny_world) -> Made:
 
 
 def alone(prompts: PromptBatch, row: int) -> tuple[PromptBatch, torch.Tensor]:
-    """One prompt, and where its tokens are."""
+    """Returns one prompt and the mask of its tokens."""
     one = prompts.rows(row, row + 1)
     return one, one.attention_mask[0].bool()
 
 
-def test_prompts_are_those_of_the_familys_processor(made):
+def test_prompts_equal_the_familys_processor(made):
     prompts = made.parts.batch(3)
     for row in range(3):
         one, is_real = alone(prompts, row)
@@ -79,8 +79,8 @@ def test_prompts_are_those_of_the_familys_processor(made):
         assert all(torch.equal(value, expected[name]) for name, value in got.items())
 
 
-def test_positions_are_the_librarys_where_it_keeps_to_the_release(made):
-    """Up to the end of the clip in families with one run of video, else everywhere."""
+def test_positions_equal_transformers_where_it_follows_the_release(made):
+    """Up to the clip's end if transformers deviates from the release, otherwise everywhere."""
     prompts = made.parts.batch(3)
     for row in range(3):
         one, is_real = alone(prompts, row)
@@ -96,14 +96,14 @@ def video_end(made: Made, one: PromptBatch, is_real: torch.Tensor) -> int:
     return int(is_video.nonzero().max()) + 1
 
 
-def test_text_behind_a_clip_goes_on_at_the_largest_position_so_far(made):
+def test_text_after_a_clip_continues_after_the_largest_position(made):
     one, is_real = alone(made.parts.batch(1), 0)
     positions = made.policy.position_ids(one)[:, 0, is_real]
     end = video_end(made, one, is_real)
     assert positions[:, end].tolist() == [int(positions[:, :end].max()) + 1] * 3
 
 
-def test_trunk_and_mergers_are_the_whole_tower(made):
+def test_trunk_and_mergers_equal_the_vision_tower(made):
     grid = torch.tensor(
         [[2, 4, 4], [1, 2, 2]] if made.oracle.is_square else [[2, 10, 6], [1, 4, 4], [3, 2, 8]]
     )
@@ -121,12 +121,12 @@ def test_trunk_and_mergers_are_the_whole_tower(made):
     torch.testing.assert_close(got.embeds, embeds, atol=1e-5, rtol=0)
     assert len(got.deepstack) == len(deepstack) == len(mergers(made.plain)) - 1
     for ours, theirs in zip(got.deepstack, deepstack, strict=True):
-        # transformers 5.16 hands them out flat.
+        # transformers 5.16 returns them flattened.
         torch.testing.assert_close(ours, theirs.view_as(ours), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("way", ["shared_prefix", "repeated"])
-def test_logprobs_are_those_of_the_plain_model(made, way):
+def test_logprobs_equal_the_plain_model(made, way):
     prompts = made.parts.batch(3)
     rollout = sample_with(
         make_rollout(),
@@ -154,7 +154,7 @@ def test_logprobs_are_those_of_the_plain_model(made, way):
 
 
 def plain_logits(made: Made, prompts: PromptBatch, completion_ids: torch.Tensor) -> torch.Tensor:
-    """One row at a time through transformers' own forward, video and all: [N, C, V]."""
+    """Returns logits [N, C, V] of transformers' forward pass with the video, row by row."""
     rows = []
     for n, ids in enumerate(completion_ids):
         one, is_real = alone(prompts, n // 2)
@@ -170,8 +170,8 @@ def plain_logits(made: Made, prompts: PromptBatch, completion_ids: torch.Tensor)
     return torch.stack(rows)
 
 
-def test_sampling_is_generate(made):
-    """Greedy, batched and padded here, each prompt alone there."""
+def test_greedy_sampling_equals_generate(made):
+    """Our engines sample a padded batch; `generate` gets each prompt alone."""
     prompts = made.parts.batch(3)
     settings = {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
     engines = (make_rollout(**settings), SharedPrefixEngine(**settings, prompts_per_call=None))
@@ -226,8 +226,8 @@ def test_the_preflight_passes(made, engine):
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 @pytest.mark.parametrize("trunk", [False, True])
-def test_a_shared_prefix_gives_the_gradients_of_repeating_it(made, trunk, is_checkpointed):
-    """In float64; norms and rotations of the library are float32 inside."""
+def test_gradients_of_shared_prefix_equal_repeated(made, trunk, is_checkpointed):
+    """In float64, but transformers' norms and rotary embeddings compute in float32."""
     policy = deepcopy(made.policy).double()
     policy.requires_grad_(True)
     freeze_parts(policy.model, vision=not trunk, merger=False, language=False)
@@ -240,7 +240,7 @@ def test_a_shared_prefix_gives_the_gradients_of_repeating_it(made, trunk, is_che
     repeated = learn(policy, batch, answers, forward_by="repeated")
     trained = {name for name, p in policy.named_parameters() if p.requires_grad}
     assert shared.gradients.keys() == trained
-    # A bias of all keys alike changes no softmax: where it is not rotated, nothing but rounding.
+    # A key bias without rotation cancels in the softmax, so its gradient is only rounding error.
     for name in [name for name, found in repeated.gradients.items() if float(found.norm()) < 1e-12]:
         assert "vision_tower" in name
         assert name.endswith("k_proj.bias")
@@ -253,7 +253,7 @@ def test_a_shared_prefix_gives_the_gradients_of_repeating_it(made, trunk, is_che
     assert all(float(gradient.abs().max()) > 0 for gradient in shared.gradients.values())
 
 
-def test_a_frozen_trunk_leaves_every_merger_to_train(made):
+def test_all_mergers_are_trained_with_a_frozen_trunk(made):
     policy = deepcopy(made.policy)
     freeze_parts(policy.model, vision=True, merger=False, language=True)
     trained = {id(p) for p in policy.parameters() if p.requires_grad}
@@ -266,7 +266,7 @@ def test_a_frozen_trunk_leaves_every_merger_to_train(made):
     assert (counted.is_trunk_trained, counted.is_merger_trained) == (True, False)
 
 
-def test_features_stand_in_for_pixels_also_cut_into_rows(made):
+def test_encoded_features_replace_pixels_for_selected_rows(made):
     policy, prompts = deepcopy(made.policy), made.parts.batch(3)
     freeze_parts(policy.model, vision=True, merger=False, language=False)
     expected = policy.embed(prompts)
@@ -279,8 +279,8 @@ def test_features_stand_in_for_pixels_also_cut_into_rows(made):
         torch.testing.assert_close(ours, theirs[num_first:], atol=1e-5, rtol=0)
 
 
-def test_sizes_are_those_of_the_modules(made):
-    """Matrix products of the whole model, and of the mergers, counted by their weights."""
+def test_the_shape_matches_the_models_modules(made):
+    """Compares counts of matrix-product parameters with the modules' weights."""
     shape, model = shape_of(made.plain.config), made.plain
     merging = [p for m in mergers(model) for p in m.parameters() if p.ndim == 2]
     assert shape.merger_params == sum(p.numel() for p in merging)
@@ -303,8 +303,8 @@ def test_an_export_loads_with_transformers_alone(made, tmp_path):
     assert type(AutoProcessor.from_pretrained(folder)) is type(made.parts.processor)
 
 
-def test_a_trunks_fingerprint_is_of_the_trunk_alone(made, tmp_path):
-    """By the names that a checkpoint is saved under, whatever the module tree."""
+def test_the_fingerprint_depends_only_on_trunk_weights(made, tmp_path):
+    """Changes tensors under their saved names, which may differ from the module tree."""
     folder = export_checkpoint(made.policy, made.parts.processor, tmp_path / "export", notes={})
     weights = load_file(folder / "model.safetensors")
     before = trunk_fingerprint(folder)
@@ -313,7 +313,7 @@ def test_a_trunks_fingerprint_is_of_the_trunk_alone(made, tmp_path):
     parts = [family_of(model.config).tower(model), *mergers(model)]
     values = list({p.data_ptr(): p for part in parts for p in part.parameters()}.items())
     for pointer, value in values:
-        if value.ndim < 2:  # biases and gains are alike before training
+        if value.ndim < 2:  # biases and gains are all equal before training
             continue
         (name,) = (n for n, saved in weights.items() if saved.equal(value))
         changed = {**weights, name: weights[name] + 1e-3}

@@ -1,4 +1,4 @@
-"""Operations of a step, counted by hand for a model small enough to do so."""
+"""FLOPs of a training step, compared with hand counts for a tiny model."""
 
 import pytest
 import torch
@@ -32,35 +32,36 @@ def work(**changes):
     return StepWork(**{**settings, **changes})
 
 
-def test_weights_of_the_products():
+def test_parameter_counts_by_hand():
     assert SHAPE.attention_params == 2 * (4 + 2 + 2) + 4 * 2 == 24
     assert SHAPE.mlp_params == 30
     assert SHAPE.block_params == 4 * 9 + 3 * 3 * 4 == 72
     assert SHAPE.merger_params == 12 * 12 + 12 * 2 == 168
 
 
-def test_one_run_of_the_trunk():
-    # 48 patches; two blocks and the embedding of 6 numbers to 3.
+def test_trunk_flops_by_hand():
+    # 48 patches go through two blocks and the embedding from 6 numbers to 3.
     products = 2 * 48 * (18 + 2 * 72)
-    # One layer attends to whole frames of 24 patches, one to windows of 4 x 4 and 4 x 2.
+    # One layer attends to complete frames of 24 patches, one to windows of 4 x 4 and 4 x 2.
     pairs = 2 * 24**2 + 2 * (16**2 + 8**2)
     assert trunk_flops(SHAPE, (2, 4, 6)) == products + 4 * 3 * pairs
 
 
-def test_sampling_one_prompt_and_two_completions():
-    # Prefill: two full layers over 10 tokens; in the last one keys and values, and one token.
+def test_sampling_flops_by_hand():
+    # Prefill: two full layers over 10 tokens. The last layer computes all keys and values, but
+    # the rest only for one token.
     prefill = 2 * (2 * 54 * 10 + 8 * 10 + (54 - 8))
     prefill_pairs = 2 * 55 + 10
-    # Two tokens of the first completion are fed back, at 11 and 12 keys; the second is one EOS.
+    # Two tokens of the first completion are decoded with 11 and 12 keys; the second is one EOS.
     decode, decode_pairs = 2 * 3 * 54 * 2, 3 * (11 + 12)
     head = 2 * 7 * 2 * 4
     expected = prefill + decode + 4 * 4 * (prefill_pairs + decode_pairs) + head
     assert sampling_flops(SHAPE, [10], [3, 1]) == expected
 
 
-def test_stages_of_a_step():
+def test_flops_of_each_stage_by_hand():
     found = step_flops(SHAPE, work())
-    products = 2 * (2 * 54 * 12 + 8 * 12 + 46 * 3)  # the last layer: the end and two tokens
+    products = 2 * (2 * 54 * 12 + 8 * 12 + 46 * 3)  # last layer: the prompt's end and two tokens
     pairs = 4 * 4 * (2 * (55 + 11 + 12) + 10 + 11 + 12)
     merger, head = 2 * 168 * 12, 2 * 2 * 7 * 4
     assert found["vision"] == trunk_flops(SHAPE, (2, 4, 6))
@@ -69,13 +70,13 @@ def test_stages_of_a_step():
     assert found["backward"] == merger + 2 * (products + pairs + head)
 
 
-def test_two_prompts_are_twice_one():
+def test_two_prompts_need_twice_the_flops_of_one():
     one = step_flops(SHAPE, work())
     two = step_flops(SHAPE, work(prompts=[10, 10], completions=[3, 1, 3, 1], grids=[(2, 4, 6)] * 2))
     assert two == {stage: 2 * flops for stage, flops in one.items()}
 
 
-def test_what_is_not_done_is_not_counted():
+def test_skipped_stages_are_not_counted():
     whole = step_flops(SHAPE, work())
     encoded = step_flops(SHAPE, work(is_encoded=True, has_reference=False))
     assert encoded == {**whole, "vision": 0, "reference": 0}
@@ -84,7 +85,7 @@ def test_what_is_not_done_is_not_counted():
     assert whole["backward"] - merger_alone["backward"] == products
 
 
-def test_a_trained_trunk_runs_for_every_use():
+def test_a_trained_trunk_is_counted_in_every_stage():
     trunk = trunk_flops(SHAPE, (2, 4, 6))
     frozen = step_flops(SHAPE, work())
     trained = step_flops(SHAPE, work(trains_trunk=True))
@@ -94,8 +95,8 @@ def test_a_trained_trunk_runs_for_every_use():
     assert trained["backward"] - frozen["backward"] == 2 * trunk + 2 * 168 * 12
 
 
-def test_forward_and_backward_are_what_torch_counts(tiny_checkpoint, tiny_world):
-    """Products alone: torch's counter does not know the CPU's flash kernels."""
+def test_forward_and_backward_match_torchs_flop_counter(tiny_checkpoint, tiny_world):
+    """Compares matrix products only: torch's counter does not support the CPU's flash kernels."""
     parts = make_parts(tiny_checkpoint, tiny_world)
     policy = parts.policy
     policy.model.model.visual.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Checkpoint folders from elsewhere: data that is read whole, or one line that says why not."""
+"""Untrusted checkpoint folders either load completely or raise a one-line error."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_file_that_names_code_is_refused(folder, tmp_path, name):
 
 
 @pytest.mark.parametrize("model_type", ["payload", "llama", "", 3, None, ["qwen2_5_vl"]])
-def test_another_model_type_runs_none_of_its_code(folder, tmp_path, model_type):
+def test_code_of_an_unknown_model_type_is_not_run(folder, tmp_path, model_type):
     marker = tmp_path / "marker"
     script_that_writes(folder / "configuration_payload.py", marker)
     script_that_writes(folder / "modeling_payload.py", marker)
@@ -74,7 +74,7 @@ def test_another_model_type_runs_none_of_its_code(folder, tmp_path, model_type):
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "told"),
+    ("name", "values", "problem"),
     [
         ("config.json", {"num_hidden_layers": 10**7}, "num_hidden_layers: expected at most 1,000"),
         ("config.json", {"text_config": {"num_hidden_layers": 10**7}}, "expected at most 1,000"),
@@ -89,19 +89,19 @@ def test_another_model_type_runs_none_of_its_code(folder, tmp_path, model_type):
         ("adapter_config.json", {"base_model_name_or_path": "/elsewhere"}, "is an adapter"),
     ],
 )
-def test_a_value_that_no_model_has_is_one_line(folder, name, values, told):
+def test_an_implausible_value_gives_one_error_line(folder, name, values, problem):
     change(folder / name, **values)
-    assert told in refused(folder)
+    assert problem in refused(folder)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "problem"),
     [("[" * 100_000, "cannot be read"), ("[]", "expected a JSON object"), ("{", "cannot be read")],
 )
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "chat_template.json"])
-def test_a_file_that_is_no_json_object_is_one_line(folder, name, text, told):
+def test_invalid_json_gives_one_error_line(folder, name, text, problem):
     (folder / name).write_text(text)
-    assert told in refused(folder)
+    assert problem in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "vocab.json"])
@@ -112,25 +112,25 @@ def test_a_huge_file_is_not_read(folder, name):
 
 
 @pytest.mark.parametrize("pickled", ["pytorch_model.bin", "model.pt", "weights.ckpt"])
-def test_pickled_weights_are_refused_unread(folder, tmp_path, pickled):
+def test_pickled_weights_are_refused_without_loading(folder, tmp_path, pickled):
     (folder / "model.safetensors").unlink()
     pickle_that_writes(folder / pickled, tmp_path / "marker")
     assert f"holds pickled weights only ({pickled})" in refused(folder)
     assert not (tmp_path / "marker").exists()
 
 
-def test_pickles_beside_the_weights_are_not_read(folder, tmp_path):
+def test_pickles_next_to_the_weights_are_not_loaded(folder, tmp_path):
     for name in ("pytorch_model.bin", "adapter_model.bin", "optimizer.pt", "training_args.bin"):
         pickle_that_writes(folder / name, tmp_path / "marker")
     load(folder)
     assert not (tmp_path / "marker").exists()
 
 
-def test_weights_of_the_wrong_length_are_one_line(folder):
+def test_weights_of_the_wrong_length_give_one_error_line(folder):
     path = folder / "model.safetensors"
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
-    for changed, told in {
+    for changed, problem in {
         data[:-1]: "is truncated or has extra bytes",
         data + b"\0": "is truncated or has extra bytes",
         data[: 8 + length // 2]: "is truncated or not a safetensors file",
@@ -140,7 +140,7 @@ def test_weights_of_the_wrong_length_are_one_line(folder):
         data[:8] + b"[" * length + data[8 + length :]: "its header cannot be read",
     }.items():
         path.write_bytes(changed)
-        assert told in refused(folder)
+        assert problem in refused(folder)
 
 
 def in_shards(folder: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_missing_shard_is_named(folder):
 
 
 @pytest.mark.parametrize("name", ["../b.safetensors", "/b.safetensors", "b.bin", "a/b.safetensors"])
-def test_shards_lie_in_their_folder(folder, name):
+def test_shards_must_be_safetensors_in_the_same_folder(folder, name):
     in_shards(folder)
     change(folder / "model.safetensors.index.json", weight_map={"a": name})
     assert "is not a safetensors file in the same folder" in refused(folder)
@@ -177,7 +177,7 @@ def test_weights_that_lack_tensors_are_refused(folder):
     assert "lack 1 of the model's tensors" in refused(folder)
 
 
-def test_more_layers_than_weights_are_refused_before_they_are_built(folder):
+def test_more_layers_than_weights_are_refused_before_building(folder):
     config = json.loads((folder / "config.json").read_text())
     text = {**config["text_config"], "num_hidden_layers": 999, "layer_types": None}
     change(folder / "config.json", text_config=text)
@@ -197,16 +197,16 @@ def test_a_flipped_byte_of_an_export_is_detected(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "problem"),
     [
         ("0" * 64 + "  none.safetensors\n", "lacks none.safetensors"),
         ("0" * 64 + "  ../a.safetensors\n", "expected a SHA-256"),
         ("hello\n", "line 1: expected a SHA-256"),
     ],
 )
-def test_checksums_that_fit_no_file_are_one_line(folder, text, told):
+def test_invalid_checksums_give_one_error_line(folder, text, problem):
     (folder / "weights.sha256").write_text(text)
-    assert told in refused(folder)
+    assert problem in refused(folder)
 
 
 def test_generation_settings_that_cannot_be_saved_are_left_out(folder, tmp_path, caplog):
@@ -221,7 +221,7 @@ def test_generation_settings_that_cannot_be_saved_are_left_out(folder, tmp_path,
     assert "temperature" not in after
 
 
-def test_an_export_needs_nothing_of_the_folder_it_came_from(folder, tmp_path):
+def test_an_export_does_not_need_the_original_folder(folder, tmp_path):
     policy, processor = load(folder)
     shutil.rmtree(folder)
     export = export_checkpoint(policy, processor, tmp_path / "export", notes={})
@@ -230,7 +230,7 @@ def test_an_export_needs_nothing_of_the_folder_it_came_from(folder, tmp_path):
     assert all(torch.equal(v, state[name]) for name, v in policy.model.state_dict().items())
 
 
-def test_what_would_fail_in_an_export_fails_at_the_start(folder, tmp_path, monkeypatch):
+def test_the_rehearsal_detects_exports_that_would_fail(folder, tmp_path, monkeypatch):
     policy, processor = load(folder)
     target = tmp_path / "run" / "export"
     rehearse_export(policy, processor, target, notes={"tvg.yaml": "a"})

@@ -1,4 +1,4 @@
-"""Checkpoints: loaded with their parts frozen, refused with a reason, exported whole."""
+"""Loads checkpoints with frozen parts, refuses unusable ones, and exports them."""
 
 import json
 from pathlib import Path
@@ -33,14 +33,14 @@ def trained(policy):
     return {name for name, p in policy.named_parameters() if p.requires_grad}
 
 
-def test_the_merger_can_be_trained_without_the_trunk(tiny_checkpoint):
+def test_only_the_merger_can_be_trained(tiny_checkpoint):
     checkpoint = spec(tiny_checkpoint, freeze_vision=True, freeze_language=True)
     policy = checkpoint.load_policy(checkpoint.load_processor())
     assert trained(policy)
     assert all(".visual.merger." in name for name in trained(policy))
 
 
-def test_the_trunk_is_frozen_without_the_merger_or_the_language_model(tiny_checkpoint):
+def test_freeze_vision_freezes_only_the_trunk(tiny_checkpoint):
     checkpoint = spec(tiny_checkpoint, freeze_vision=True)
     policy = checkpoint.load_policy(checkpoint.load_processor())
     frozen = {name for name, p in policy.named_parameters() if not p.requires_grad}
@@ -58,18 +58,18 @@ def test_nothing_left_to_train_is_an_error(tiny_checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "problem"),
     [
         ({"dtype": "float8"}, "model.dtype.*float8"),
         ({"attn_implementation": "flash"}, "model.attn_implementation.*flash"),
     ],
 )
-def test_options_out_of_range_name_their_key(tiny_checkpoint, changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_errors_for_unknown_options_name_the_key(tiny_checkpoint, changes, problem):
+    with pytest.raises(ValueError, match=problem):
         spec(tiny_checkpoint, **changes)
 
 
-def test_flash_attention_that_is_missing_says_how_to_install_it(tiny_checkpoint):
+def test_the_error_for_missing_flash_attention_explains_the_installation(tiny_checkpoint):
     with pytest.raises(ValueError, match=r"flash-attn.*install.*sdpa"):
         spec(tiny_checkpoint, attn_implementation="flash_attention_2")
 
@@ -81,7 +81,7 @@ def test_flash_attention_needs_half_precision(tiny_checkpoint, monkeypatch):
     spec(tiny_checkpoint, attn_implementation="flash_attention_2", dtype="bfloat16")
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"model\.path: no such folder: .*nowhere"):
         spec(tmp_path / "nowhere").folder()
 
@@ -91,12 +91,12 @@ def test_no_path_and_nothing_to_create_is_an_error():
         spec(None)
 
 
-def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"model\.path: .* contains no config\.json"):
         spec(tmp_path).folder()
 
 
-def test_another_family_is_refused(tiny_checkpoint, tmp_path):
+def test_an_unsupported_model_type_is_refused(tiny_checkpoint, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match=r"'llama'.*supported.*qwen2_5_vl"):
         spec(tmp_path).load_policy(spec(tiny_checkpoint).load_processor())
@@ -116,7 +116,7 @@ def test_an_export_loads_with_transformers_alone(tiny_checkpoint, tiny_world, tm
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_failed_export_leaves_the_former_one(tiny_checkpoint, tiny_world, tmp_path):
+def test_a_failed_export_keeps_the_previous_export(tiny_checkpoint, tiny_world, tmp_path):
     parts = make_parts(tiny_checkpoint, tiny_world)
     export_checkpoint(parts.policy, parts.processor, tmp_path / "export", notes={})
     before = load_file(tmp_path / "export" / "model.safetensors")

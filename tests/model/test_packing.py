@@ -1,4 +1,4 @@
-"""Where tokens stand in a packed row, against layouts written out by hand."""
+"""Places of tokens in a packed row, compared with layouts written by hand."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tvg.model.packing import pack
 
 
 def masks(prompts: list[int], completions: list[int], *, width: int | None = None):
-    """Prompts of these lengths padded on the left, completions on the right."""
+    """Returns masks of prompts padded on the left and completions padded on the right."""
     wide = max(prompts)
     long = max(completions) if width is None else width
     prompt_mask = torch.tensor([[0] * (wide - n) + [1] * n for n in prompts])
@@ -16,7 +16,7 @@ def masks(prompts: list[int], completions: list[int], *, width: int | None = Non
 
 
 def layout(row):
-    """All that a row says, as plain lists."""
+    """Returns the fields of a row as plain lists."""
     return {
         "num_tokens": row.num_tokens,
         "prompt_places": row.prompt_places.tolist(),
@@ -27,7 +27,7 @@ def layout(row):
 
 
 def test_one_prompt_with_ragged_completions():
-    # p p p a a b: a tokens are predicted at 2 and 3, b's at the prompt's end again.
+    # p p p a a b: the tokens of a are predicted at places 2 and 3, the token of b at place 2.
     row = pack(*masks([3], [2, 1]), group_size=2)
     assert layout(row) == {
         "num_tokens": 6,
@@ -44,7 +44,7 @@ def test_one_prompt_with_ragged_completions():
 
 
 def test_two_prompts_of_unequal_length_and_an_empty_completion():
-    # p p a a | q q q c d d d, the second completion of p empty.
+    # p p a a | q q q c d d d: the second completion of p is empty.
     row = pack(*masks([2, 3], [2, 0, 1, 3]), group_size=2)
     assert layout(row) == {
         "num_tokens": 11,
@@ -62,9 +62,9 @@ def test_two_prompts_of_unequal_length_and_an_empty_completion():
     assert long.completions[long.is_real].tolist() == [7, 8, 9, 10]
 
 
-def test_prompts_of_one_length_are_one_group():
-    # Lengths 2, 1, 2: the first and the third go together, wherever they stand.
-    # p p a | q b b | r r c: C of a group is its own longest, not the batch's.
+def test_prompts_of_equal_length_form_one_group():
+    # p p a | q b b | r r c: the first and the third prompt, of length 2, form one group.
+    # The completions of a group are padded to the group's longest, not the batch's.
     row = pack(*masks([2, 1, 2], [1, 2, 1]), group_size=1)
     assert layout(row) == {
         "num_tokens": 9,
@@ -82,7 +82,7 @@ def test_prompts_of_one_length_are_one_group():
 
 
 @pytest.mark.parametrize("width", [0, 3])
-def test_prompts_alone_need_their_ends(width):
+def test_prompts_without_completions_need_their_last_token(width):
     row = pack(*masks([2, 3], [0, 0, 0, 0], width=width), group_size=2)
     assert layout(row) == {
         "num_tokens": 5,
@@ -94,13 +94,13 @@ def test_prompts_alone_need_their_ends(width):
     assert [group.completions.shape[-1] for group in row.groups] == [0, 0]
 
 
-def test_a_prompts_end_is_needed_even_where_nothing_follows_it():
+def test_the_prompt_end_is_needed_for_empty_completions():
     row = pack(*masks([1, 1], [0, 2]), group_size=1)
     assert row.needed.tolist() == [0, 1, 2]
     assert row.sources.tolist() == [1, 2]
 
 
-def test_every_token_stands_once():
+def test_every_token_has_exactly_one_place():
     torch.manual_seed(0)
     for group_size in (1, 3):
         prompts = torch.randint(1, 6, (4,)).tolist()
@@ -117,6 +117,6 @@ def test_every_token_stands_once():
         assert sorted(map(int, of_groups)) == list(range(row.num_tokens))
 
 
-def test_a_mask_of_another_group_size_is_not_laid_out():
+def test_a_mask_of_another_group_size_is_refused():
     with pytest.raises(AssertionError):
         pack(*masks([2, 2], [1, 1, 1]), group_size=2)

@@ -1,4 +1,4 @@
-"""The policy scores tokens as the model does, at the true times of the clip."""
+"""The policy scores tokens as the plain model does, with positions from the sampled frame rate."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ def parts(tiny_checkpoint, tiny_world):
     return make_parts(tiny_checkpoint, tiny_world)
 
 
-def test_logprobs_are_those_of_the_plain_model(parts):
+def test_logprobs_equal_the_plain_model(parts):
     prompts = parts.batch(3)
     rollout = sample_with(
         make_rollout(),
@@ -43,7 +43,7 @@ def test_logprobs_are_those_of_the_plain_model(parts):
 
 
 def plain_logits(policy, prompts, rollout):
-    """One row at a time through transformers' own forward, video and all, no padding."""
+    """Returns logits of transformers' forward pass with the video, row by row without padding."""
     rows = []
     for n, ids in enumerate(rollout.completion_ids):
         prompt = prompts.rows(n // 2, n // 2 + 1)
@@ -61,7 +61,7 @@ def plain_logits(policy, prompts, rollout):
     return torch.stack(rows)
 
 
-def test_the_sampled_rate_reaches_the_positions(parts):
+def test_positions_use_the_sampled_frame_rate(parts):
     prompts = parts.batch(2)
     faster = replace(prompts, sampled_fps=prompts.sampled_fps * 2)
     config = parts.policy.model.config
@@ -79,7 +79,7 @@ def test_the_sampled_rate_reaches_the_positions(parts):
     assert not torch.equal(parts.policy.position_ids(faster), expected)
 
 
-def test_each_clip_lands_in_its_own_prompt(parts):
+def test_each_clip_is_embedded_in_its_own_prompt(parts):
     prompts = parts.batch(3)
     together = parts.policy.embed_prompts(prompts)
     for i in range(3):

@@ -1,4 +1,4 @@
-"""How a model's attention is made to share prefixes, and what it does without a packed row."""
+"""Shared-prefix attention in a model, and the model's own attention without a packed row."""
 
 from copy import deepcopy
 
@@ -18,24 +18,26 @@ def parts(tiny_checkpoint, tiny_world):
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_without_a_row_the_models_own_attention_is_at_work(tiny_checkpoint, parts, implementation):
-    # In float32: the library's eager attention makes nan of padding in float64.
+def test_the_models_attention_is_used_without_a_packed_row(tiny_checkpoint, parts, implementation):
+    # In float32, because transformers' eager attention gives nan for padding in float64.
     model = load_model(tiny_checkpoint, torch.float32, implementation)
     policy = make_policy(model, parts.tokenizer, forward_by="shared_prefix")
     share_prefix(model)  # a second time changes nothing
     configs = [x.self_attn.tvg_config for x in model.model.language_model.layers]
     assert {config._attn_implementation for config in configs} == {implementation}
-    learnt = [
+    results = [
         learn(policy, parts.batch(3), completions(LENGTHS), forward_by=way)
         for way in ("shared_prefix", "repeated")
     ]
-    errors = worst_errors(*learnt)
+    errors = worst_errors(*results)
     assert max(errors.values()) < 1e-5, errors
 
 
 @pytest.mark.parametrize("forward_by", ["shared_prefix", "repeated"])
 @pytest.mark.parametrize("is_checkpointed", [False, True])
-def test_checkpointing_recomputes_every_layer_the_last_too(parts, forward_by, is_checkpointed):
+def test_checkpointing_recomputes_every_layer_including_the_last(
+    parts, forward_by, is_checkpointed
+):
     policy = deepcopy(parts.policy)
     if is_checkpointed:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -47,7 +49,7 @@ def test_checkpointing_recomputes_every_layer_the_last_too(parts, forward_by, is
     assert calls == ([0, 1, 1, 0] if is_checkpointed else [0, 1])
 
 
-def test_what_cannot_be_shared_is_refused(parts):
+def test_unknown_forward_and_sliding_window_are_refused(parts):
     policy = deepcopy(parts.policy)
     with pytest.raises(ValueError, match=r"policy\.forward: .*'repeated', 'shared_prefix'.*'two'"):
         type(policy)(model=policy.model, suppressed_ids=[], eos_ids=[1], pad_id=0, forward_by="two")
@@ -56,8 +58,8 @@ def test_what_cannot_be_shared_is_refused(parts):
         share_prefix(policy.model)
 
 
-def test_the_models_own_attention_sees_its_own_name(tiny_checkpoint, parts, monkeypatch):
-    """flash-attention, for one, is looked up by the name in the module's config."""
+def test_the_models_attention_finds_its_name_in_the_config(tiny_checkpoint, parts, monkeypatch):
+    """For example, flash-attention is looked up by the name in the module's config."""
     model = load_model(tiny_checkpoint, torch.float32, "sdpa")
     policy = make_policy(model, parts.tokenizer, forward_by="repeated")
     seen = []

@@ -1,10 +1,10 @@
-"""`shared_prefix` gives the numbers and the gradients of `repeated`, in float64.
+"""`shared_prefix` gives the same losses and gradients as `repeated`, in float64.
 
-The library's norms (and the rotations of its vision tower) cast to float32 inside, also in a
-float64 model. Forward, both ways then still agree to the last bits; gradients, which are summed
-over completions in another order, differ by about 5e-8 of their length, or by a few times as much
-where the gradients of completions cancel out. That is less than what the casts themselves do to
-the gradients of `repeated` (some 6e-7). With the casts patched out, both ways agree to 1e-12.
+In transformers, the norms and the vision tower's rotary embeddings cast to float32, even in a
+float64 model. With these casts, forward results still agree within 1e-12. Gradients are summed
+over completions in another order: their relative error is about 5e-8, and a few times larger if
+the gradients of completions cancel out. The casts change the gradients of `repeated` by more,
+about 6e-7. With the casts patched out, gradients also agree within 1e-12.
 """
 
 from copy import deepcopy
@@ -45,7 +45,7 @@ def policy(parts):
 
 
 def set_checkpointing(policy, is_on):
-    """Recomputation works in train mode only; the tiny model has no dropout that could differ."""
+    """Checkpointing works in train mode only; the tiny model has no dropout."""
     if is_on:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     policy.train(is_on)
@@ -86,7 +86,7 @@ def test_same_loss_and_gradients(policy, prompts, num_prompts, trunk, is_checkpo
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 @pytest.mark.parametrize("trunk", [False, True])
 @pytest.mark.parametrize("num_prompts", [1, 3])
-def test_to_the_last_digits_without_the_librarys_casts(
+def test_exact_agreement_without_the_librarys_casts(
     policy, prompts, num_prompts, trunk, is_checkpointed, monkeypatch
 ):
     without_float32_inside(monkeypatch)
@@ -96,8 +96,8 @@ def test_to_the_last_digits_without_the_librarys_casts(
     assert_same(*both_ways(policy, batch, answers), gradient=1e-12)
 
 
-def test_the_librarys_casts_cost_more_than_the_other_order(policy, prompts, monkeypatch):
-    answers = completions(LENGTHS[:4])  # whose gradients cancel out more than others'
+def test_casts_change_gradients_more_than_the_summation_order(policy, prompts, monkeypatch):
+    answers = completions(LENGTHS[:4])  # their gradients cancel out more than others'
     batch = prompts.rows(0, 1)
     shared, repeated = both_ways(policy, batch, answers)
     without_float32_inside(monkeypatch)
@@ -114,16 +114,16 @@ def test_the_librarys_casts_cost_more_than_the_other_order(policy, prompts, monk
         ([FULL] * 6, 2),
         ([1] * 6, 2),
         ([2, 0, 5], 1),
-        ([0, 0, 3, 0, 0, 0, 0, 1, 0], 3),  # a prompt of which nothing is learnt
+        ([0, 0, 3, 0, 0, 0, 0, 1, 0], 3),  # one prompt has only empty completions
     ],
 )
-def test_lengths_at_their_limits(policy, prompts, lengths, group_size, monkeypatch):
+def test_extreme_completion_lengths(policy, prompts, lengths, group_size, monkeypatch):
     without_float32_inside(monkeypatch)
     answers = completions(lengths, group_size=group_size)
     assert_same(*both_ways(policy, prompts, answers), gradient=1e-12)
 
 
-def test_nothing_to_learn_from_is_not_an_error(policy, prompts):
+def test_empty_completions_are_not_an_error(policy, prompts):
     answers = completions([0] * 3, group_size=1)
     policy.forward_by = "shared_prefix"
     for width in (FULL, 0):
@@ -134,7 +134,7 @@ def test_nothing_to_learn_from_is_not_an_error(policy, prompts):
         assert not entropy.any()
 
 
-def test_prompts_of_one_length_go_through_one_call(policy, prompts, monkeypatch):
+def test_results_agree_for_prompts_of_equal_length(policy, prompts, monkeypatch):
     without_float32_inside(monkeypatch)
     one = prompts.rows(0, 1)
     pair = one.repeat(2)
@@ -143,7 +143,7 @@ def test_prompts_of_one_length_go_through_one_call(policy, prompts, monkeypatch)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_temperature(policy, prompts, temperature, monkeypatch):
+def test_results_agree_at_other_temperatures(policy, prompts, temperature, monkeypatch):
     without_float32_inside(monkeypatch)
     answers = completions(LENGTHS)
     warm = both_ways(policy, prompts, answers, temperature=temperature)
@@ -152,7 +152,7 @@ def test_temperature(policy, prompts, temperature, monkeypatch):
     assert relative_error(warm[0].logprobs, plain.logprobs) > 0.1
 
 
-def test_a_head_of_its_own(policy, prompts, monkeypatch):
+def test_results_agree_with_an_untied_head(policy, prompts, monkeypatch):
     without_float32_inside(monkeypatch)
     model, answers = policy.model, completions(LENGTHS)
     tied = both_ways(policy, prompts, answers)
@@ -165,7 +165,7 @@ def test_a_head_of_its_own(policy, prompts, monkeypatch):
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
-def test_lora(policy, prompts, is_checkpointed, monkeypatch):
+def test_results_agree_with_lora(policy, prompts, is_checkpointed, monkeypatch):
     import peft
 
     without_float32_inside(monkeypatch)
@@ -184,8 +184,8 @@ def test_lora(policy, prompts, is_checkpointed, monkeypatch):
     assert all(float(gradient.abs().max()) > 0 for gradient in shared.gradients.values())
 
 
-def test_training_goes_the_same_way(policy, prompts, monkeypatch):
-    """Three real AdamW steps, each policy by its own gradients."""
+def test_three_training_steps_agree(policy, prompts, monkeypatch):
+    """Each policy takes three AdamW steps with its own gradients."""
     without_float32_inside(monkeypatch)
     answers = completions(LENGTHS)
     policies = {"shared_prefix": policy, "repeated": deepcopy(policy)}
@@ -195,17 +195,17 @@ def test_training_goes_the_same_way(policy, prompts, monkeypatch):
     }
     losses = []
     for _ in range(3):
-        learnt = [learn(mine, prompts, answers, forward_by=way) for way, mine in policies.items()]
-        assert worst_errors(*learnt)["loss"] <= 1e-9
-        losses.append(float(learnt[0].loss))
+        results = [learn(mine, prompts, answers, forward_by=way) for way, mine in policies.items()]
+        assert worst_errors(*results)["loss"] <= 1e-9
+        losses.append(float(results[0].loss))
         for optimizer in optimizers.values():
             optimizer.step()
     assert losses[0] - losses[-1] > 0.01
-    # And of one and the same policy, which has moved: as exact as before.
+    # For one trained policy, both ways agree as exactly as before.
     assert_same(*both_ways(policy, prompts, answers), gradient=1e-12)
 
 
-def test_half_precision_is_no_further_off_than_repeated(policy, prompts):
+def test_half_precision_errors_are_similar_to_repeated(policy, prompts):
     policy.float()
     answers = completions(LENGTHS)
     exact = learn(policy, prompts, answers, forward_by="repeated")
@@ -219,8 +219,8 @@ def test_half_precision_is_no_further_off_than_repeated(policy, prompts):
         assert ours[name] < 1.5 * theirs[name], (name, ours, theirs)
 
 
-def test_a_copy_attends_with_its_own_weights(policy, prompts):
-    """As the frozen reference, which is made by copying the policy."""
+def test_a_copied_policy_attends_with_its_own_weights(policy, prompts):
+    """The frozen reference is made by copying the policy."""
     answers = completions(LENGTHS)
     reference = deepcopy(policy)
     before = learn(reference, prompts, answers, forward_by="shared_prefix")

@@ -1,7 +1,7 @@
-"""Faults injected into the shared-prefix pass change its numbers from those of `repeated`.
+"""Faults injected into the shared-prefix pass make its results differ from `repeated`.
 
-The tests of equality (`test_shared_prefix.py`) allow 1e-12; each fault here changes them by at
-least 1e-4, in the forward pass or, where it is one of the backward pass alone, in some gradient.
+The equality tests in `test_shared_prefix.py` allow a difference of 1e-12. Each fault here causes
+more than 1e-4: forward faults in every result, backward faults in the gradients.
 """
 
 from dataclasses import replace
@@ -26,7 +26,7 @@ def parts(tiny_checkpoint, tiny_world):
 
 
 def errors_with(fault, parts, monkeypatch):
-    """Of the shared prefix with a fault against `repeated` without it."""
+    """Returns the errors of `shared_prefix` with a fault against `repeated` without it."""
     without_float32_inside(monkeypatch)
     prompts, answers = parts.batch(4).rows(1, 4), completions(LENGTHS)
     repeated = learn(parts.policy, prompts, answers, forward_by="repeated")
@@ -35,8 +35,8 @@ def errors_with(fault, parts, monkeypatch):
     return worst_errors(shared, repeated)
 
 
-def a_completion_sees_those_before_it(monkeypatch):
-    """All completions of a group attend as if they were one."""
+def completions_attend_to_earlier_completions(monkeypatch):
+    """All completions of a group attend as if they were one completion."""
 
     def wrong(prompt_mask, completion_mask, *, group_size):
         row = pack(prompt_mask, completion_mask, group_size=group_size)
@@ -47,7 +47,7 @@ def a_completion_sees_those_before_it(monkeypatch):
     monkeypatch.setattr(policy_module, "pack", wrong)
 
 
-def a_completion_follows_the_wrong_prompt(monkeypatch):
+def completions_attend_to_the_wrong_prompt(monkeypatch):
     def wrong(prompt_mask, completion_mask, *, group_size):
         row = pack(prompt_mask, completion_mask, group_size=group_size)
         lengths = [group.prompts.shape[1] for group in row.groups]
@@ -71,8 +71,8 @@ def positions_are_one_too_large(monkeypatch):
     monkeypatch.setattr(policy_module, "extend_positions", lambda *args: real(*args) + 1)
 
 
-def positions_run_on_through_the_row(monkeypatch):
-    """Each completion after the one before it, as if the row were one text."""
+def positions_continue_across_completions(monkeypatch):
+    """Each completion starts after the previous one, as if the row were one text."""
     real = policy_module.extend_positions
 
     def wrong(last, num):
@@ -82,8 +82,8 @@ def positions_run_on_through_the_row(monkeypatch):
     monkeypatch.setattr(policy_module, "extend_positions", wrong)
 
 
-def the_prompts_mask_is_dropped(monkeypatch):
-    """Tokens of a prompt see what comes after them; completions stay as they are."""
+def causal_mask_of_prompts_is_dropped(monkeypatch):
+    """Prompt tokens attend to later tokens; completions are unchanged."""
     real, real_backward = prefix_attention.attend, prefix_attention.attend_backward
 
     def is_prompt(query):
@@ -100,7 +100,7 @@ def the_prompts_mask_is_dropped(monkeypatch):
     monkeypatch.setattr(prefix_attention, "attend_backward", wrong_backward)
 
 
-def the_mask_within_completions_is_dropped(monkeypatch):
+def causal_mask_of_completions_is_dropped(monkeypatch):
     real = prefix_attention.attend
 
     def wrong(query, *states, is_causal, scale):
@@ -110,7 +110,7 @@ def the_mask_within_completions_is_dropped(monkeypatch):
     monkeypatch.setattr(prefix_attention, "attend", wrong)
 
 
-def the_two_parts_are_added_up_unweighted(monkeypatch):
+def log_sum_exps_are_averaged(monkeypatch):
     monkeypatch.setattr(torch, "logaddexp", lambda one, other: (one + other) / 2)
 
 
@@ -122,8 +122,8 @@ def a_token_is_predicted_from_its_own_state(monkeypatch):
     monkeypatch.setattr(policy_module, "pack", wrong)
 
 
-def completions_teach_the_prompt_nothing(monkeypatch):
-    """Backward only: the share of the gradient that comes back to the prompt's keys is lost."""
+def prompts_get_no_gradient_from_completions(monkeypatch):
+    """Backward only: completions add no gradient to the keys and values of the prompt."""
     real = prefix_attention.attend_backward
 
     def wrong(*args, is_causal, scale):
@@ -134,8 +134,8 @@ def completions_teach_the_prompt_nothing(monkeypatch):
     monkeypatch.setattr(prefix_attention, "attend_backward", wrong)
 
 
-def each_part_is_differentiated_by_itself(monkeypatch):
-    """Backward only: the log-sum-exp of a part replaces the joined one."""
+def backward_log_sum_exps_are_too_small(monkeypatch):
+    """Backward only: every log-sum-exp is 0.1 too small."""
     real = prefix_attention.Attended
 
     def wrong(out, lse, state):
@@ -145,34 +145,34 @@ def each_part_is_differentiated_by_itself(monkeypatch):
 
 
 FORWARD = [
-    a_completion_sees_those_before_it,
-    a_completion_follows_the_wrong_prompt,
+    completions_attend_to_earlier_completions,
+    completions_attend_to_the_wrong_prompt,
     positions_are_one_too_large,
-    positions_run_on_through_the_row,
-    the_prompts_mask_is_dropped,
-    the_mask_within_completions_is_dropped,
-    the_two_parts_are_added_up_unweighted,
+    positions_continue_across_completions,
+    causal_mask_of_prompts_is_dropped,
+    causal_mask_of_completions_is_dropped,
+    log_sum_exps_are_averaged,
     a_token_is_predicted_from_its_own_state,
 ]
 BACKWARD = [
-    completions_teach_the_prompt_nothing,
-    each_part_is_differentiated_by_itself,
+    prompts_get_no_gradient_from_completions,
+    backward_log_sum_exps_are_too_small,
 ]
 
 
 @pytest.mark.parametrize("fault", FORWARD, ids=lambda fault: fault.__name__)
-def test_faults_of_the_forward_pass_show_in_every_number(parts, fault, monkeypatch):
+def test_forward_faults_change_every_result(parts, fault, monkeypatch):
     errors = errors_with(fault, parts, monkeypatch)
     assert min(errors.values()) > LARGE, errors
 
 
 @pytest.mark.parametrize("fault", BACKWARD, ids=lambda fault: fault.__name__)
-def test_faults_of_the_backward_pass_show_in_the_gradients(parts, fault, monkeypatch):
+def test_backward_faults_change_only_gradients(parts, fault, monkeypatch):
     errors = errors_with(fault, parts, monkeypatch)
     assert errors["logprobs"] <= 1e-12, errors
     assert errors["gradient"] > LARGE, errors
 
 
-def test_without_a_fault_nothing_shows(parts, monkeypatch):
+def test_results_agree_without_a_fault(parts, monkeypatch):
     errors = errors_with(lambda _: None, parts, monkeypatch)
     assert max(errors.values()) <= 1e-12, errors

@@ -1,4 +1,4 @@
-"""The vision tower in two parts gives what it gives in one, and its features can be kept."""
+"""Trunk and merger together equal the vision tower, and trunk features can replace pixels."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from tvg.model.families.qwen2_5_vl import window_order
 from tvg.model.freezing import freeze_parts
 from tvg.model.vision import encode_trunk, merge_features, trunk_fingerprint
 
-# Frames of 5 x 9 merged tokens: windows of 4 x 4 that do not divide them.
+# Frames of 5 x 9 merged tokens, which windows of 4 x 4 do not divide evenly.
 WIDE = FrameSampling(min_pixels=28 * 28, max_pixels=45 * 28 * 28, max_frames=8)
 
 
@@ -26,14 +26,14 @@ def test_window_order_of_a_small_frame():
     assert window_order(grid, spatial_merge=2, window_tokens=2).tolist() == [0, 1, 3, 4, 2, 5]
 
 
-def test_two_clips_are_read_one_after_the_other():
+def test_window_order_keeps_two_clips_in_sequence():
     grid = torch.tensor([[2, 2, 6], [1, 4, 2]])
     order = window_order(grid, spatial_merge=2, window_tokens=2).tolist()
     assert order == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("grids", [[[3, 10, 18]], [[2, 10, 18], [1, 6, 4], [4, 2, 20]]])
-def test_trunk_and_merger_are_the_whole_tower(parts, grids):
+def test_trunk_and_merger_equal_the_vision_tower(parts, grids):
     model = parts.policy.model
     grid = torch.tensor(grids)
     num_patches = int(grid.prod(-1).sum())
@@ -47,8 +47,8 @@ def test_trunk_and_merger_are_the_whole_tower(parts, grids):
         )
 
 
-def test_features_stand_in_for_pixels(parts):
-    """Also cut into rows, and with a merger that learns."""
+def test_encoded_features_replace_pixels(parts):
+    """Includes selected rows and a trained merger."""
     policy, prompts = parts.policy, parts.batch(3)
     freeze_parts(policy.model, vision=True, merger=False, language=False)
     encoded = policy.encode_clips(prompts)
@@ -63,7 +63,7 @@ def test_features_stand_in_for_pixels(parts):
     assert all(p.grad is None for p in policy.model.model.visual.blocks.parameters())
 
 
-def test_a_trained_trunk_is_not_run_ahead(parts):
+def test_a_trained_trunk_is_not_run_in_advance(parts):
     freeze_parts(parts.policy.model, vision=False, merger=False, language=False)
     prompts = parts.batch(1)
     assert parts.policy.encode_clips(prompts) is prompts
@@ -71,7 +71,7 @@ def test_a_trained_trunk_is_not_run_ahead(parts):
     assert parts.policy.model.model.visual.patch_embed.proj.weight.grad is not None
 
 
-def test_half_precision_features_reach_a_float32_merger(parts):
+def test_a_float32_merger_accepts_half_precision_features(parts):
     freeze_parts(parts.policy.model, vision=True, merger=False, language=False)
     encoded = parts.policy.encode_clips(parts.batch(1))
     half = replace(encoded, video_features=encoded.video_features.bfloat16())
@@ -80,7 +80,7 @@ def test_half_precision_features_reach_a_float32_merger(parts):
     torch.testing.assert_close(got, expected, atol=0.05, rtol=0.05)
 
 
-def test_the_fingerprint_is_of_the_trunk_alone(tiny_checkpoint, tmp_path):
+def test_the_fingerprint_depends_only_on_trunk_weights(tiny_checkpoint, tmp_path):
     weights = load_file(tiny_checkpoint / "model.safetensors")
     (tmp_path / "config.json").write_text((tiny_checkpoint / "config.json").read_text())
 
@@ -99,7 +99,7 @@ def test_the_fingerprint_is_of_the_trunk_alone(tiny_checkpoint, tmp_path):
     assert with_change("visual.blocks") != before
 
 
-def test_a_folder_without_a_tower_is_named(tmp_path):
+def test_a_folder_without_a_vision_tower_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     with pytest.raises(ValueError, match=r"model.path: .*vision tower"):
         trunk_fingerprint(tmp_path)

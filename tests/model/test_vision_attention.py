@@ -1,4 +1,4 @@
-"""Batched windows against transformers' own loop over them."""
+"""Batched window attention equals transformers' loop over the windows."""
 
 import copy
 
@@ -43,11 +43,11 @@ def model() -> Qwen2_5_VLForConditionalGeneration:
     [
         [[1, 2, 2]],
         [[3, 2, 2], [5, 2, 2]],
-        [[2, 18, 26]],  # windows cut off at the right and at the bottom: four lengths
+        [[2, 18, 26]],  # windows cut off at two edges: four sizes
         [[2, 8, 8], [1, 10, 4], [3, 2, 12]],
     ],
 )
-def test_outputs_and_gradients_are_those_of_the_loop(model, grids):
+def test_outputs_and_gradients_equal_the_loop(model, grids):
     grid = torch.tensor(grids)
     patches = torch.randn(int(grid.prod(-1).sum()), 3 * 2 * 14 * 14, dtype=torch.float64)
     batched = copy.deepcopy(model)
@@ -65,14 +65,14 @@ def test_outputs_and_gradients_are_those_of_the_loop(model, grids):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_other_attention_implementations_are_left_alone(model):
+def test_other_attention_implementations_are_unchanged(model):
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
     batch_windows(eager)
     assert all("forward" not in vars(module) for module in eager.modules())
 
 
-def test_a_copy_of_the_model_attends_with_its_own_weights(model):
+def test_a_copied_model_attends_with_its_own_weights(model):
     batched = copy.deepcopy(model)
     batch_windows(batched)
     twin = copy.deepcopy(batched)
@@ -88,8 +88,8 @@ def test_a_copy_of_the_model_attends_with_its_own_weights(model):
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
-def test_the_sister_families_towers_attend_frame_by_frame_alike(family, tmp_path):
-    """Also with a bias in the patch embedding, and with features of middle layers."""
+def test_towers_of_other_families_equal_the_loop(family, tmp_path):
+    """Includes a bias in the patch embedding and features of intermediate layers."""
     oracle = ORACLES[family]
     folder = oracle.write(
         tmp_path, seed=0, hidden_size=64, intermediate_size=64, num_layers=3, initializer_range=0.1
@@ -110,4 +110,4 @@ def test_the_sister_families_towers_attend_frame_by_frame_alike(family, tmp_path
         sum(tokens.square().sum() for tokens in (embeds, *deepstack)).backward()
         results.append((embeds, *deepstack, *(p.grad for p in each.model.visual.parameters())))
     for got, expected in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)  # as above
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)  # as for Qwen2.5-VL

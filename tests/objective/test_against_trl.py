@@ -58,7 +58,7 @@ def ours(batch: Batch, advantages: torch.Tensor, **changes: Any) -> LossOutput:
     )
 
 
-# TRL's setting and ours; cispo's epsilon_high there is the largest weight itself.
+# TRL's settings and ours. For cispo, TRL's epsilon_high is the largest weight itself.
 LOSS_TYPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({}, {"reduction": "sequence_mean"}),
     "bnpo": ({}, {"reduction": "token_mean"}),
@@ -98,10 +98,10 @@ EXTRAS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     [
         case
         for case in product(LOSS_TYPES, LEVELS, EXTRAS)
-        if (case[0], case[2]) != ("cispo", "narrow")  # its bounds have another meaning there
+        if (case[0], case[2]) != ("cispo", "narrow")  # cispo's bounds have another meaning
     ],
 )
-def test_loss_and_gradients(loss_type: str, level: str, extra: str) -> None:
+def test_loss_and_gradients_equal_trl(loss_type: str, level: str, extra: str) -> None:
     batch = make_batch()
     theirs, mine = LOSS_TYPES[loss_type]
     more_theirs, more_mine = EXTRAS[extra]
@@ -124,7 +124,7 @@ def test_loss_and_gradients(loss_type: str, level: str, extra: str) -> None:
 
 
 @pytest.mark.parametrize("extra", ["kl", "truncated", "narrow"])
-def test_metrics(extra: str) -> None:
+def test_metrics_equal_trl(extra: str) -> None:
     batch = make_batch()
     theirs, mine = EXTRAS[extra]
     expected = run(batch, **theirs)
@@ -147,10 +147,10 @@ SCALES = {"group": "group_std", "batch": "batch_std", "none": "none"}
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("seed", range(3))
-def test_advantages(scale: str, seed: int) -> None:
+def test_advantages_equal_trl(scale: str, seed: int) -> None:
     batch = make_batch(seed=seed)
     flat = batch.rewards.clone()
-    flat[:GROUP_SIZE] = 0.5  # one group without any difference
+    flat[:GROUP_SIZE] = 0.5  # one group with equal rewards
     for rewards in (batch.rewards, flat):
         expected = run(replace(batch, rewards=rewards), scale_rewards=scale).advantages
         found = group_advantages(
@@ -178,7 +178,7 @@ def test_every_setting_changes_trls_loss() -> None:
         for loss_type, (theirs, _) in LOSS_TYPES.items()
         for level in LEVELS
         for extra in EXTRAS
-        if not (extra == "narrow" and loss_type in ("cispo", "dapo"))  # dapo is then bnpo
+        if not (extra == "narrow" and loss_type in ("cispo", "dapo"))  # dapo then equals bnpo
     }
     values = sorted(losses.values())
     assert min(b - a for a, b in pairwise(values)) > 1e-8, losses

@@ -1,4 +1,4 @@
-"""Changes that must keep a step's loss, and its finite differences."""
+"""Changes that must not change a step's loss, and gradients against finite differences."""
 
 import pytest
 import torch
@@ -98,19 +98,19 @@ def test_reward_shifts_and_group_order_keep_the_loss():
             num_tokens=mask.sum(),
         ).loss
 
-    as_drawn = torch.arange(8)
-    expected = loss_of(rewards, as_drawn)
+    as_sampled = torch.arange(8)
+    expected = loss_of(rewards, as_sampled)
     shifted = rewards + torch.tensor([3.0, -1.0]).repeat_interleave(4)
-    torch.testing.assert_close(loss_of(shifted, as_drawn), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(loss_of(shifted, as_sampled), expected, rtol=0, atol=1e-12)
     permuted = torch.tensor([2, 0, 3, 1, 7, 6, 4, 5])
     torch.testing.assert_close(loss_of(rewards, permuted), expected, rtol=0, atol=1e-12)
-    mixed = torch.tensor([4, 0, 3, 1, 7, 6, 2, 5])  # across groups it does
+    mixed = torch.tensor([4, 0, 3, 1, 7, 6, 2, 5])  # mixing groups changes the loss
     assert (loss_of(rewards, mixed) - expected).abs() > 1e-3
 
 
 @pytest.mark.parametrize("ratio_level", ["token", "sequence"])
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "max_tokens"])
-def test_gradients_in_float64(ratio_level, reduction):
+def test_gradients_equal_finite_differences(ratio_level, reduction):
     generator = torch.Generator().manual_seed(2)
     moved = 0.4 * torch.randn(2, 3, 2, generator=generator, dtype=torch.float64)
     logits = moved[0].clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""The objective by hand, for a policy that differs from the sampler."""
+"""The objective compared with hand-computed values, for a policy that differs from the sampler."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ from helpers.objectives import (
     step,
 )
 
-# Row 1: min(1.5, 1.2) and 0.5. Row 2: 1.5 (a bad token made likelier is not clipped).
+# Row 1: min(1.5, 1.2) and 0.5. Row 2: 1.5 (not clipped, because the advantage is negative).
 # Row 3: max(0.5, 0.8) = 0.8 and 1.1. Five tokens in three completions of at most four.
 LOSSES = [[-1.2, -0.5], [1.5], [0.8, 1.1]]
 
@@ -42,7 +42,7 @@ def test_every_reduction_by_hand():
 
 
 def test_kl_in_the_loss_by_hand():
-    # The reference finds two tokens twice as likely: row 1's second and that of row 2.
+    # The reference gives twice the probability to the second token of row 1 and that of row 2.
     k3 = 2 * (2 - math.log(2) - 1)
     out = step(kl_coef=0.1)
     assert float(out.loss - step().loss) == pytest.approx(0.1 * k3 / 5)
@@ -64,7 +64,7 @@ def test_reward_kl_is_summed_and_not_in_the_loss():
     assert not penalty.requires_grad
 
 
-def test_the_entropy_bonus_is_a_token_mean_whatever_the_reduction():
+def test_the_entropy_bonus_is_a_token_mean_for_every_reduction():
     entropy = 2 + (1.5 + 0.5 + 1.5 + 0.5 + 1.1) / 5
     for reduction in ("token_mean", "sequence_mean", "max_tokens"):
         bonus = step(reduction=reduction).loss - step(reduction=reduction, entropy_coef=0.1).loss
@@ -72,20 +72,20 @@ def test_the_entropy_bonus_is_a_token_mean_whatever_the_reduction():
 
 
 def test_the_sampler_weight_by_hand():
-    # The sampler's log-probs are -log of (1.5, 1), (3), (0.5, 1.1): with old ones of 0 the weights
-    # are those numbers, at most 2.
+    # The sampler's log-probs are -log of (1.5, 1), (3), (0.5, 1.1). With old log-probs of 0, the
+    # weights are these numbers, capped at 2.
     out = step(sampler_ratio_cap=2.0)
     losses = -1.2 * 1.5 - 0.5 * 1 + 1.5 * 2 + 0.8 * 0.5 + 1.1 * 1.1
     assert float(out.loss) == pytest.approx(losses / 5)
     mean = (1.5 + 1 + 2 + 0.5 + 1.1) / 5
     assert float(out.metrics["sampler_weight"]) == pytest.approx(mean)
-    # The KL keeps its own weight.
+    # The sampler weight does not apply to the KL.
     with_kl = step(sampler_ratio_cap=2.0, kl_coef=0.1)
     kl = step(kl_coef=0.1).loss - step().loss
     assert float(with_kl.loss) == pytest.approx(losses / 5 + float(kl))
 
 
-def test_the_sampler_weight_compares_with_the_policy_that_sampled():
+def test_the_sampler_weight_uses_the_policys_old_logprobs():
     objective = make_objective(sampler_ratio_cap=5.0)
     settings = {
         "logprobs": ZEROS.clone().requires_grad_(),
@@ -115,7 +115,7 @@ def test_truncated_completions_have_no_loss_but_are_counted():
     assert float(by_sequence) == pytest.approx((-1.7 / 2 + 1.5) / 3)
     of_limit = step(mask_truncated=True, reduction="max_tokens").loss
     assert float(of_limit) == pytest.approx((-1.7 + 1.5) / 12)
-    # No completion finished: no loss, and a gradient of exactly 0.
+    # If no completion finished, loss and gradient are exactly 0.
     logprobs = RATIOS.log().requires_grad_()
     nothing = torch.zeros_like(MASK)
     for reduction in ("token_mean", "sequence_mean", "max_tokens"):
@@ -189,6 +189,6 @@ def test_k1_in_the_loss_gives_a_warning(caplog):
     assert "objective.loss.kl_estimator" in caplog.text
 
 
-def test_only_a_kl_needs_a_reference():
+def test_a_reference_is_needed_only_with_a_kl_penalty():
     assert make_objective(kl_coef=0.1, kl_in="reward").needs_reference
     assert not make_objective().needs_reference

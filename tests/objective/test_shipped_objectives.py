@@ -26,7 +26,7 @@ def objective(name: str) -> Any:
 
 
 def gradient(name: str, *, moved: float = 0.0) -> Tensor:
-    """Of the loss by the log-probs, whose ratio to the old ones is exp(moved) in turns."""
+    """Returns the gradient by log-probs whose ratios to the old ones alternate: exp(±moved)."""
     loss = build(objective(name).loss)
     logprobs = torch.full((4, 5), -1.0, dtype=torch.float64, requires_grad=True)
     turns = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0], dtype=torch.float64) * moved
@@ -47,7 +47,7 @@ def gradient(name: str, *, moved: float = 0.0) -> Tensor:
     return logprobs.grad
 
 
-DENOMINATORS = {  # of two finished completions with 2 and 3 tokens, and two cut ones with 5
+DENOMINATORS = {  # for finished completions of 2 and 3 tokens, and two truncated ones of 5
     "grpo": 4,
     "grpo_token_mean": 15,
     "dr_grpo": 4 * 9,
@@ -67,15 +67,15 @@ def test_denominators_match_the_config_files(name: str) -> None:
     assert "ivided by" in (CONF_DIR / "objective" / f"{name}.yaml").read_text()
     loss = build(objective(name).loss)
     assert loss.denominator(loss.loss_mask(MASK, FINISHED)) == DENOMINATORS[name]
-    # Where each rollout is used once, the gradient is -A over that (and over the completion's own
-    # length for a mean of means).
+    # If each rollout is used once, the gradient is -A divided by the denominator, and for
+    # sequence_mean also by the length of the completion.
     own = LENGTHS[:, None] if loss.reduction == "sequence_mean" else 1
     expected = -ADVANTAGES[:, None] * loss.loss_mask(MASK, FINISHED) / own / DENOMINATORS[name]
     torch.testing.assert_close(gradient(name), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "twin"), [("gspo", "grpo"), ("cispo", "grpo_token_mean")])
-def test_objectives_that_coincide_with_one_update_per_rollout(name: str, twin: str) -> None:
+def test_some_objectives_agree_with_one_update_per_rollout(name: str, twin: str) -> None:
     torch.testing.assert_close(gradient(name), gradient(twin), rtol=0, atol=1e-12)
     assert (gradient(name, moved=0.5) - gradient(twin, moved=0.5)).abs().max() > 1e-3
 
@@ -85,7 +85,7 @@ def test_bnpo_is_the_token_mean() -> None:
     torch.testing.assert_close(ours, twin, rtol=0, atol=0)
 
 
-def test_scales_of_advantages() -> None:
+def test_advantage_scales_of_shipped_objectives() -> None:
     rewards = torch.tensor([1.0, 2.0, 3.0])
     for name in DENOMINATORS:
         found = build(objective(name).advantage)(rewards, group_size=3)

@@ -21,13 +21,13 @@ from tvg.types import Segment
 
 
 def clip(num_frames: int = 20, height: int = 36, width: int = 64) -> torch.Tensor:
-    """Frame t is grey of brightness 10 * t."""
+    """Returns frames [T, 3, H, W]; frame t is grey with value 10 * t."""
     levels = torch.arange(num_frames, dtype=torch.uint8) * 10
     return levels[:, None, None, None].expand(num_frames, 3, height, width)
 
 
 def bars(figure: Figure, colour: str) -> list[tuple[float, float]]:
-    """The (start, end) of every filled bar of a colour, in axis units."""
+    """Returns (start, end) of every filled bar of a colour, in axis units."""
     found = []
     for axes in figure.axes:
         for patch in axes.patches:
@@ -94,7 +94,7 @@ def test_filmstrip_without_answer_or_truth():
     "predicted",
     [Segment(5, 3), Segment(-4, 99), Segment(50, 60), Segment(4, 4), Segment(math.nan, 2)],
 )
-def test_filmstrip_survives_odd_segments(predicted: Segment, tmp_path: Path):
+def test_filmstrip_can_draw_invalid_segments(predicted: Segment, tmp_path: Path):
     save_figure(film(predicted=predicted), tmp_path / "odd.png")
     assert (tmp_path / "odd.png").stat().st_size > 1000
 
@@ -129,7 +129,7 @@ def test_queries_are_not_drawn_as_math_text(tmp_path: Path):
         ({"duration_s": 0.0}, "duration_s"),
     ],
 )
-def test_filmstrip_refuses_what_cannot_be_drawn(changes: dict, message: str):
+def test_filmstrip_refuses_invalid_frames_and_times(changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         film(**changes)
 
@@ -145,7 +145,7 @@ def test_timelines_scale_each_row_by_its_own_clip():
     assert texts(figure).count("IoU 0.33") == 1
 
 
-def test_timelines_refuse_no_rows_and_no_duration():
+def test_timelines_need_rows_and_a_positive_duration():
     with pytest.raises(ValueError, match="at least one query"):
         draw_timelines([])
     row = TimelineRow(query="x", duration_s=0.0, predicted=None, truth=None)
@@ -169,7 +169,7 @@ def test_save_figure_leaves_the_old_file_when_drawing_fails(tmp_path: Path):
     assert [file.name for file in path.parent.iterdir()] == ["strip.png"]
 
 
-def test_save_figure_names_the_suffixes_it_knows(tmp_path: Path):
+def test_save_figure_refuses_unknown_suffixes(tmp_path: Path):
     with pytest.raises(ValueError, match=r"strip\.txt.*png"):
         save_figure(Figure(), tmp_path / "strip.txt")
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ DURATIONS, LENGTHS, CENTRES, COUNTS = range(4)
 
 
 def bars(figure: Figure, panel: int) -> dict[tuple[float, float], int]:
-    """Heights of a panel's bars by (left, right), without empty ones."""
+    """Returns heights of a panel's non-empty bars by (left, right)."""
     found = {}
     for patch in figure.axes[panel].patches:
         if isinstance(patch, Rectangle) and to_hex(patch.get_facecolor()).upper() == TRUTH_COLOUR:
@@ -56,11 +56,11 @@ def overview(**changes: Any) -> Figure:
 
 def test_bars_by_hand():
     figure = overview()
-    # 30.5 s in at most 40 bars: of 1 s each.
+    # 30.5 s in at most 40 bars gives bars of 1 s.
     assert bars(figure, DURATIONS) == {(10, 11): 1, (20, 21): 1, (30, 31): 1}
-    # 20 s in 40 bars of 0.5 s: lengths 2, 2.5 and 20.
+    # 20 s gives 40 bars of 0.5 s. The lengths are 2, 2.5 and 20.
     assert bars(figure, LENGTHS) == {(2, 2.5): 1, (2.5, 3): 1, (20, 20.5): 1}
-    # Centres 2 of 10, 3.25 of 10 and 10 of 20, in bars of 5 %.
+    # The centres are 2 of 10, 3.25 of 10 and 10 of 20, in bars of 5 %.
     assert bars(figure, CENTRES) == {(0.2, 0.25): 1, (0.3, 0.35): 1, (0.5, 0.55): 1}
     assert bars(figure, COUNTS) == {(0.5, 1.5): 1, (1.5, 2.5): 1, (3.5, 4.5): 1}
     assert not [text for text in texts(figure) if "not shown" in text]
@@ -96,7 +96,7 @@ def test_values_outside_the_axes_are_counted():
         queries_per_video=[1] * 500 + [300],
     )
     assert "not shown: 2 of 31 s or more,  1 unknown" in texts(figure, DURATIONS)
-    # 5 s lie in the bar that begins there; 0.2 s a bar
+    # Bars are 0.2 s wide; 5 s is in the bar that starts there.
     assert "not shown: 2 of 5.2 s or more,  1 end before their start,  1 unknown" in texts(
         figure, LENGTHS
     )
@@ -127,7 +127,7 @@ def test_equal_values_are_one_bar(seconds: float):
     assert high == pytest.approx(place[1], rel=1e-5)
 
 
-def test_an_empty_panel_says_so(tmp_path: Path):
+def test_an_empty_panel_shows_a_note(tmp_path: Path):
     empty = overview(durations_s=[], segments=[], queries_per_video=[])
     assert texts(empty).count("nothing to show") == 4
     unknown = overview(durations_s=[math.nan] * 3)
@@ -146,8 +146,7 @@ def test_titles_are_not_drawn_as_math_text(tmp_path: Path):
         assert picture.size == (1800, 1230)
 
 
-def test_texts_of_a_large_odd_set_do_not_overlap():
-    """The longest notes that a real set gives stay beside the axis label."""
+def test_the_longest_note_does_not_overlap_the_axis_label():
     segments = [(Segment(n % 90, n % 90 + n % 60), 150.0) for n in range(12_000)]
     segments += [(Segment(9, 2), 150.0)] * 1_234 + [(Segment(math.nan, 2), 150.0)] * 1_234
     figure = overview(segments=segments + [(Segment(0, 5000), 150.0)] * 50)
@@ -179,7 +178,7 @@ def test_overview_of_examples():
         title="mix",
     )
     assert "4 videos,  6 queries" in texts(figure)
-    assert bars(figure, DURATIONS) == {(10, 11): 2, (20, 21): 1, (30, 31): 1}  # clip by clip
+    assert bars(figure, DURATIONS) == {(10, 11): 2, (20, 21): 1, (30, 31): 1}  # per clip
     assert "not shown: 1 unknown" in texts(figure, DURATIONS)
     assert sum(bars(figure, LENGTHS).values()) == 5
     assert "not shown: 1 without a known duration" in texts(figure, CENTRES)

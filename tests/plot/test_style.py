@@ -1,4 +1,4 @@
-"""Text of any query, and the visible part of segments."""
+"""Cleans and wraps the text of queries, and describes segments and their visible part."""
 
 import math
 

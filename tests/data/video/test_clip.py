@@ -1,4 +1,4 @@
-"""Clips equal qwen-vl-utils 0.0.14's: frames, rate, size and every pixel."""
+"""Clips equal those of qwen-vl-utils 0.0.14: frame times, sampled rate, size and every pixel."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def loader(
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[torch.Tensor, Any, float]]:
-    """qwen-vl-utils' frames (float), metadata and sampled rate of a file."""
+    """A function that returns a file's frames (float), metadata and rate from qwen-vl-utils."""
     from qwen_vl_utils import vision_process
 
     monkeypatch.setattr(vision_process, "FORCE_QWENVL_VIDEO_READER", "decord")
@@ -102,7 +102,7 @@ def test_sample_video_equals_oracle(
 
 def test_sample_video_by_hand(shared_dir: Path) -> None:
     clip = loader("decord").load(shared_dir / "data" / "videos" / "OHOFG.mp4")
-    # 335 frames at 10000/1049 fps = 35.14 s -> 70 frames at 2 FPS; 80,281 pixels each at most.
+    # 335 frames at 10000/1049 fps = 35.14 s -> 70 frames at 2 FPS, at most 80,281 pixels each.
     assert clip.frames.shape == (70, 3, 196, 364)
     assert clip.duration_s == pytest.approx(35.1415)
     assert clip.sampled_fps == pytest.approx(70 / 35.1415)
@@ -189,7 +189,7 @@ def test_time_limit_does_not_change_the_clip(videos: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3])
-def test_very_short_videos(
+def test_videos_of_one_to_three_frames_give_two_frames(
     num_frames: int, tmp_path: Path, write_video: Callable[..., Path]
 ) -> None:
     path = write_video(tmp_path / "v.mp4", num_frames=num_frames)
@@ -201,7 +201,7 @@ def test_very_short_videos(
     assert torch.equal(clip.frames[0], clip.frames[1]) is (num_frames == 1)
 
 
-def test_window_of_one_frame(videos: dict[str, Path]) -> None:
+def test_a_window_of_one_frame_repeats_it(videos: dict[str, Path]) -> None:
     clip = loader().load(videos["plain"], Segment(0.99, 1.01))
     whole = loader("pyav", FrameSampling(fps=25)).load(videos["plain"])
     assert clip.frame_times_s.tolist() == pytest.approx([0.01, 0.01])
@@ -218,7 +218,9 @@ def test_times_are_relative_to_the_window(videos: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_bad_files_give_no_clip(backend: str, bad_files: dict[str, tuple[Path, str]]) -> None:
+def test_errors_for_bad_files_name_the_path(
+    backend: str, bad_files: dict[str, tuple[Path, str]]
+) -> None:
     for path, problem in bad_files.values():
         with pytest.raises(VideoError, match=problem) as caught:
             loader(backend).load(path)
@@ -234,20 +236,20 @@ def test_bad_files_give_no_clip(backend: str, bad_files: dict[str, tuple[Path, s
         (Segment(50.0, 60.0), "fits this file of 2.40 s in neither way"),
     ],
 )
-def test_bad_windows_name_the_file(
+def test_errors_for_bad_windows_name_the_file(
     window: Segment, problem: str, timeout_s: float | None, videos: dict[str, Path]
 ) -> None:
     with pytest.raises(VideoError, match=rf"plain\.mp4: .*{problem}"):
         loader(timeout_s=timeout_s).load(videos["plain"], window)
 
 
-def test_a_pre_cut_file_is_used_whole(tmp_path: Path, write_video: Any) -> None:
+def test_a_pre_cut_file_is_used_completely(tmp_path: Path, write_video: Any) -> None:
     path = write_video(tmp_path / "cut.mp4", fps=5, num_frames=60)  # 12 s
     whole = loader("pyav", SMALL).load(path)
     cut = loader("pyav", SMALL).load(path, Segment(40.0, 51.5))
     assert_same(cut, whole)
     assert (cut.duration_s, cut.frame_times_s[0].item()) == (12.0, 0.0)
-    part = loader("pyav", SMALL).load(path, Segment(1.0, 12.5))  # misses 0.5 s either way
+    part = loader("pyav", SMALL).load(path, Segment(1.0, 12.5))  # a mismatch of 0.5 s either way
     assert (part.duration_s, part.frame_times_s[-1].item()) == (11.0, pytest.approx(10.8))
 
 
@@ -264,11 +266,11 @@ def test_lead_in_comes_before_the_window(kind: Any, backend: str, videos: dict[s
     window, lead_in = Segment(1.01, 3.0), LeadIn(0.5, kind, seed=7)
     plain = loader(backend, every_frame).load(videos["bframes"], window)
     clip = loader(backend, every_frame).load(videos["bframes"], window, lead_in)
-    # Frames 26 to 75 are 50; round(0.5 * 25) = 12 are put before them.
+    # Frames 26 to 75 are 50 frames, with round(0.5 * 25) = 12 lead-in frames before them.
     assert clip.frames.shape == (62, *plain.frames.shape[1:])
     assert torch.equal(clip.frames[12:], plain.frames)
     assert clip.frame_times_s[12:].tolist() == pytest.approx((plain.frame_times_s + 0.48).tolist())
-    assert clip.frame_times_s[0].item() == pytest.approx(0.03)  # frame 26 of 1.01 s
+    assert clip.frame_times_s[0].item() == pytest.approx(0.03)  # frame 26 is at 1.04 s
     assert clip.duration_s == pytest.approx(1.99 + 0.48)
     assert clip.sampled_fps == 25
     filler = clip.frames[:12]
@@ -307,7 +309,7 @@ def test_lead_in_is_sampled_like_part_of_the_file(
 
 @pytest.mark.parametrize("length_s", [0.0, 0.01])
 @pytest.mark.parametrize("kind", ["blank", "noise", "freeze"])
-def test_lead_in_of_no_frame_changes_nothing(
+def test_a_lead_in_shorter_than_a_frame_changes_nothing(
     kind: Any, length_s: float, videos: dict[str, Path]
 ) -> None:
     plain = loader("pyav", SMALL).load(videos["cuts"], Segment(0.4, 2.0))
@@ -336,7 +338,9 @@ def test_lead_in_does_not_depend_on_the_time_limit(videos: dict[str, Path]) -> N
 
 
 @pytest.mark.parametrize("length_s", [-1.0, float("nan"), float("inf")])
-def test_impossible_lead_ins_name_the_file(length_s: float, videos: dict[str, Path]) -> None:
+def test_errors_for_impossible_lead_ins_name_the_file(
+    length_s: float, videos: dict[str, Path]
+) -> None:
     with pytest.raises(VideoError, match=r"plain\.mp4: a lead-in must be .* got"):
         loader().load(videos["plain"], lead_in=LeadIn(length_s, "blank", 0))
 
@@ -346,12 +350,12 @@ def test_impossible_lead_ins_name_the_file(length_s: float, videos: dict[str, Pa
     [
         (None, None),
         (Segment(0.5, 2.0), None),
-        (Segment(30.0, 32.4), None),  # cut already
+        (Segment(30.0, 32.4), None),  # the file is already cut
         (None, LeadIn(6.3, "noise", 3)),
         (Segment(1.0, 2.2), LeadIn(11.0, "freeze", 3)),
     ],
 )
-def test_count_and_size_are_known_without_reading(
+def test_frame_count_and_size_are_predicted_without_decoding(
     window: Segment | None, lead_in: LeadIn | None, videos: dict[str, Path]
 ) -> None:
     for name in ("plain", "narrow", "rotated_90"):
@@ -363,7 +367,7 @@ def test_count_and_size_are_known_without_reading(
             assert clip.frames.shape == (num_frames, 3, height, width)
 
 
-def test_count_and_size_by_hand() -> None:
+def test_frame_count_and_size_by_hand() -> None:
     info = VideoInfo(num_frames=250, fps=25.0, height=360, width=640)  # 10 s
     clip_loader = loader()
     # 20 frames: the cap of 768 * 784 pixels is above 640x360, which rounds to 644 x 364.
@@ -374,14 +378,14 @@ def test_count_and_size_by_hand() -> None:
         196,
         364,
     )
-    # Frames 25 to 75 are 51: 2.04 s at 2 FPS, even and at least 4.
+    # Frames 25 to 75 are 51 frames: 2.04 s at 2 FPS, an even number of at least 4.
     assert clip_loader.frame_count_and_size(info, Segment(1.0, 3.0)) == (4, 364, 644)
     with pytest.raises(ValueError, match="neither way"):
         clip_loader.frame_count_and_size(info, Segment(30.0, 35.0))
 
 
 class Faulty(VideoDecoder):
-    """Reports a file that it cannot decode."""
+    """Returns the first frames of a video and then fails."""
 
     def __init__(self, info: VideoInfo, num_delivered: int) -> None:
         self.info, self.num_delivered = info, num_delivered
@@ -411,7 +415,7 @@ def test_an_incomplete_clip_is_refused() -> None:
         (VideoInfo(num_frames=10, fps=0.0, height=50, width=50), "frame rate"),
     ],
 )
-def test_impossible_videos_name_the_file(info: VideoInfo, problem: str) -> None:
+def test_errors_for_impossible_videos_name_the_file(info: VideoInfo, problem: str) -> None:
     clip_loader = ClipLoader(sampling=FrameSampling(), decoder=Faulty(info, 1), timeout_s=None)
     with pytest.raises(VideoError, match=rf"some\.mp4: .*{problem}"):
         clip_loader.load("some.mp4")

@@ -24,7 +24,7 @@ DECODERS: dict[str, VideoDecoder] = {
 
 
 def damage(path: Path, packets: Iterable[int]) -> Path:
-    """Flips a byte in each of the packets so that FFmpeg decodes every frame, some patched up."""
+    """Flips a byte in each packet so that FFmpeg decodes all frames, some of them damaged."""
     with av.open(str(path)) as container:
         found = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     draw = random.Random(0)
@@ -40,7 +40,7 @@ def damage(path: Path, packets: Iterable[int]) -> Path:
                 num_before = num_corrupt
                 break
         else:
-            raise AssertionError(f"no flip in the packet at {position} of {path.name} shows")
+            raise AssertionError(f"no flip in the packet at {position} of {path.name} damages it")
     return path
 
 
@@ -65,7 +65,7 @@ def load(path: Path, backend: str, window: Segment | None = None) -> object:
 def damaged(
     tmp_path_factory: pytest.TempPathFactory, write_video: Callable[..., Path]
 ) -> dict[str, Path]:
-    """4 s of 25 fps each, with a key frame every second, damaged in the third."""
+    """Videos of 4 s at 25 fps with a key frame every second, damaged in the third second."""
     folder = tmp_path_factory.mktemp("damaged")
     kinds = {
         "plain.mp4": {"bf": "0", "preset": "veryfast"},

@@ -1,4 +1,4 @@
-"""Both backends give the same, exact frames; bad files and hung decoders give one clear error."""
+"""Both backends decode the same, exact frames; bad files and hung decoders raise clear errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ DECODERS = {
 
 
 def decode_all(path: Path) -> NDArray[np.uint8]:
-    """Every frame from first to last, rotated as the file states: the oracle."""
+    """Decodes all frames in order and applies the file's rotation; the oracle of these tests."""
     import av
 
     with av.open(str(path)) as container:
@@ -102,20 +102,20 @@ def test_frames_equal_plain_decord(name: str, videos: dict[str, Path]) -> None:
         assert np.array_equal(frames, expected)
 
 
-def test_an_avi_without_index_is_whole(tmp_path: Path, videos: dict[str, Path]) -> None:
+def test_an_avi_without_index_has_all_frames(tmp_path: Path, videos: dict[str, Path]) -> None:
     data = videos["avi"].read_bytes()
     path = tmp_path / "no_index.avi"
     path.write_bytes(data[: data.rindex(b"idx1")])
     assert DECODERS["pyav"].probe(path).num_frames == 60
 
 
-def test_hidden_frames_do_not_count(videos: dict[str, Path]) -> None:
+def test_frames_hidden_by_an_edit_list_do_not_count(videos: dict[str, Path]) -> None:
     info = DECODERS["decord"].probe(videos["edit_list"])
     assert info.num_frames == 50  # 60 written, 10 cut off by the edit list
     assert info.duration_s == 2.0
 
 
-def test_decord_is_not_trusted_when_its_first_frame_differs(
+def test_pyav_decodes_files_whose_first_frame_decord_misreads(
     videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import decord
@@ -128,7 +128,7 @@ def test_decord_is_not_trusted_when_its_first_frame_differs(
     assert np.array_equal(frames, decode_all(videos["bframes"])[[0, 30]])
 
 
-def test_rotation_turns_the_picture(videos: dict[str, Path]) -> None:
+def test_the_files_rotation_is_applied(videos: dict[str, Path]) -> None:
     plain = DECODERS["pyav"].read(videos["plain"], [7])[0]
     quarter = DECODERS["decord"].read(videos["rotated_90"], [7])[0]
     assert quarter.shape == (64, 48, 3)
@@ -167,16 +167,16 @@ def test_few_frames_are_reached_by_seeking(
     assert passed == [6, 11, 6]  # from the key frames 0, 140 and 280
     passed.clear()
     DECODERS["pyav"].read(path, range(0, 300, 5))
-    assert sum(passed) == 296  # straight through
+    assert sum(passed) == 296  # one pass without seeking
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_frames_that_no_wanted_frame_needs_are_not_decoded(
+def test_unneeded_frames_are_not_decoded(
     num_threads: int, tmp_path: Path, write_video: Callable[..., Path]
 ) -> None:
     from tvg.data.video.pyav_decoder import PyAVVideo
 
-    # x264's own settings: three B-frames in a row, of which the middle one is a reference.
+    # As in x264's defaults: three B-frames in a row, of which the middle one is a reference.
     options = {"preset": "medium", "x264-params": "b-adapt=0:bframes=3:keyint=250:scenecut=0"}
     path = write_video(tmp_path / "v.mp4", num_frames=200, codec_options=options)
     expected = decode_all(path)
@@ -188,13 +188,13 @@ def test_frames_that_no_wanted_frame_needs_are_not_decoded(
             video._restart()
             decoded = {frame.pts: frame.to_ndarray(format="rgb24") for frame in video._decoded}
         pts = video._index.pts
-        # 1 + 199 frames: of each four one P, one B that is a reference, two B that are none
+        # After the first frame, each four frames are one P, one reference B, two other B frames.
         assert 100 <= len(decoded) <= 102 + len(wanted)
         assert all(np.array_equal(decoded[pts[index]], expected[index]) for index in wanted)
         assert list(decoded) == sorted(decoded)
 
 
-def test_large_frames_come_in_chunks(
+def test_frames_are_returned_in_chunks_of_limited_size(
     videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tvg.data.video.decode.CHUNK_BYTES", 10 * 64 * 48 * 3)
@@ -206,13 +206,15 @@ def test_large_frames_come_in_chunks(
         assert np.array_equal(np.concatenate(parts), expected)
 
 
-def test_a_chunk_is_never_empty(videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_has_at_least_one_frame(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tvg.data.video.decode.CHUNK_BYTES", 1)
     info = DECODERS["pyav"].probe(videos["plain"])
     assert list(chunks([3, 4], info)) == [[3], [4]]
 
 
-def test_sample_video_by_both_backends(shared_dir: Path) -> None:
+def test_both_backends_agree_on_the_sample_video(shared_dir: Path) -> None:
     path = shared_dir / "data" / "videos" / "OHOFG.mp4"
     indices = list(range(0, 335, 30))
     info = DECODERS["decord"].probe(path)
@@ -225,7 +227,7 @@ def test_sample_video_by_both_backends(shared_dir: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["decord", "pyav", "limited"])
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_bad_files_are_named(
+def test_errors_for_bad_files_name_the_path(
     name: str, backend: str, bad_files: dict[str, tuple[Path, str]], limited: VideoDecoder
 ) -> None:
     path, problem = bad_files[name]
@@ -236,7 +238,7 @@ def test_bad_files_are_named(
     assert "expected" in str(caught.value) or name == "no_frames"
 
 
-def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "secret.mp4"
     path.write_bytes(b"x" * 100)
     # The user of the tests may have all permissions, so the error is simulated.
@@ -253,7 +255,7 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("indices", [[], [-1], [60], [3, 2]])
-def test_wrong_indices(indices: list[int]) -> None:
+def test_wrong_indices_are_refused(indices: list[int]) -> None:
     with pytest.raises(VideoError, match="frame indices must ascend within 0 to 59"):
         check_indices("some.mp4", indices, 60)
 
@@ -263,7 +265,7 @@ def test_errors_survive_pickling() -> None:
     assert (error.path, error.problem, str(error)) == ("some.mp4", "is odd", "some.mp4: is odd")
 
 
-# The time limit. Planted decoders live in a module of their own: the decoding process imports it.
+# Tests of the time limit. The decoding process imports the faulty decoder from a separate module.
 
 PLANTED = '''
 import os, signal, time
@@ -272,7 +274,7 @@ from tvg.data.video.pyav_decoder import PyAVDecoder
 
 
 class Planted(PyAVDecoder):
-    """Decodes; but a file's name may ask for a fault."""
+    """Decodes with a fault that the file's name selects."""
 
     @contextmanager
     def open(self, path):
@@ -294,13 +296,13 @@ class Planted(PyAVDecoder):
 
 
 def drip(chunk):
-    """Each step is quick enough; all together are not."""
+    """Delays each chunk, so that only the total time exceeds the limit."""
     time.sleep(0.6)
     return chunk
 
 
 def hang():
-    """What a C library's deadlock looks like: no Python signal handler or thread gets its turn."""
+    """Simulates a deadlock in a C library, where SIGINT and SIGTERM have no effect."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     while True:
         time.sleep(1000)
@@ -331,7 +333,7 @@ def link(folder: Path, name: str, video: Path) -> Path:
     return path
 
 
-def test_time_limited_frames_are_the_same(
+def test_the_time_limit_does_not_change_frames(
     limited: VideoDecoder, videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("bframes", "rotated_90"):
@@ -342,7 +344,7 @@ def test_time_limited_frames_are_the_same(
 
 
 @pytest.mark.parametrize("name", ["hang_at_open", "hang_at_read", "drips"])
-def test_hung_decoder_is_stopped_and_replaced(
+def test_a_hung_decoder_is_stopped_and_replaced(
     name: str, planted: VideoDecoder, videos: dict[str, Path], tmp_path: Path
 ) -> None:
     decoder = TimeLimitedDecoder(decoder=planted, timeout_s=1.0)
@@ -359,7 +361,7 @@ def test_hung_decoder_is_stopped_and_replaced(
     assert child_of(decoder) != child
 
 
-def test_dying_decoder_is_named_and_replaced(
+def test_a_crashed_decoder_is_reported_and_replaced(
     limited: TimeLimitedDecoder, videos: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(VideoError, match=r"dies\.mp4: the decoder process died \(signal 11\)"):
@@ -377,7 +379,7 @@ def test_a_decoder_bug_is_not_a_video_error(
     assert child_of(limited) == child
 
 
-def test_abandoning_a_clip_midway_is_safe(
+def test_a_decoder_works_after_a_clip_is_abandoned(
     limited: TimeLimitedDecoder, videos: dict[str, Path]
 ) -> None:
     def leave() -> None:
@@ -401,7 +403,7 @@ def test_the_child_process_ends_with_its_owner(
     assert not is_alive(child)
 
 
-def test_hung_child_ends_by_itself_when_its_owner_was_killed(
+def test_a_hung_child_exits_after_its_owner_was_killed(
     planted: VideoDecoder, videos: dict[str, Path], tmp_path: Path
 ) -> None:
     path = link(tmp_path, "hang_at_open", videos["plain"])
@@ -411,7 +413,7 @@ def test_hung_child_ends_by_itself_when_its_owner_was_killed(
         decoder = TimeLimitedDecoder(decoder=planted, timeout_s=1.0)
         decoder.probe(videos["plain"])
         os.write(writing, str(child_of(decoder)).encode())
-        decoder.timeout_s = 1000.0  # only the child's own alarm is left
+        decoder.timeout_s = 1000.0  # only the child's own alarm can stop it
         decoder.probe(path)
         os._exit(0)
     os.close(writing)
@@ -426,8 +428,8 @@ def test_hung_child_ends_by_itself_when_its_owner_was_killed(
     assert not is_alive(child)
 
 
-class Firsts(Dataset[torch.Tensor]):
-    """Two frames of each video, or -1 after a timeout."""
+class TwoFrames(Dataset[torch.Tensor]):
+    """Returns two frames of each video, -1 after a timeout, -2 after another error."""
 
     def __init__(self, decoder: VideoDecoder, paths: Sequence[Path]) -> None:
         self.decoder, self.paths = decoder, paths
@@ -443,16 +445,16 @@ class Firsts(Dataset[torch.Tensor]):
 
 
 @pytest.mark.parametrize("is_used_before", [False, True])
-def test_time_limit_holds_in_data_loader_workers(
+def test_the_time_limit_applies_in_data_loader_workers(
     is_used_before: bool, planted: VideoDecoder, videos: dict[str, Path], tmp_path: Path
 ) -> None:
-    # Workers are daemons, to which multiprocessing allows no children; and when the decoder was
-    # used before, they inherit a child that answers somebody else.
+    # Workers are daemons, which multiprocessing does not allow to have children. If the decoder
+    # was used before, they also inherit a child that serves the parent process.
     decoder = TimeLimitedDecoder(decoder=planted, timeout_s=2.0)
     if is_used_before:
         decoder.probe(videos["plain"])
     paths = [videos["plain"], link(tmp_path, "hang_at_read", videos["plain"]), videos["bframes"]]
-    loader = DataLoader(Firsts(decoder, paths), batch_size=None, num_workers=2)
+    loader = DataLoader(TwoFrames(decoder, paths), batch_size=None, num_workers=2)
     first, hung, last = list(loader)
     assert np.array_equal(first.numpy(), decode_all(videos["plain"])[[0, 20]])
     assert hung.item() == -1
@@ -482,7 +484,7 @@ def child_of(decoder: TimeLimitedDecoder) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Returns whether a process runs and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

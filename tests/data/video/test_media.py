@@ -1,4 +1,4 @@
-"""Video names are never URLs, contents never refer to other files, and sizes are limited."""
+"""Opens video files safely: names are not URLs, playlists are not followed, sizes are limited."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_playlist_is_not_followed(
     path = tmp_path / f"rel.{extension}"
     path.write_text(PLAYLISTS[kind])
     read = {file: file.stat().st_atime_ns for file in tmp_path.glob("plain.*")}
-    for file in read:  # older than the last change, so that any reading is recorded
+    for file in read:  # older than the last change, so that a read updates it
         os.utime(file, ns=(0, file.stat().st_mtime_ns))
     with pytest.raises(VideoError, match="expected a") as caught:
         decoder(backend).probe(path)
@@ -99,7 +99,7 @@ def test_decord_gets_only_formats_known_by_their_first_bytes(
     import decord
 
     def opened(*_: object, **__: object) -> None:
-        pytest.fail("decord guesses the format anew")
+        pytest.fail("decord was used, although it would detect the format again")
 
     monkeypatch.setattr(decord, "VideoReader", opened)
     assert decoder("decord").probe(videos["transport"]).num_frames == 60
@@ -140,7 +140,7 @@ def test_a_file_at_the_limits_is_read(backend: str, videos: dict[str, Path]) -> 
         ({"max_duration_s": 2.3}, "lasts 2 s; expected at most 2.3 s"),
     ],
 )
-def test_a_file_above_a_limit_is_refused_with_its_key(
+def test_a_file_above_a_limit_is_refused_with_the_key(
     limits: dict[str, float], found: str, name: str, backend: str, videos: dict[str, Path]
 ) -> None:
     changed = MediaLimits(**{**vars(LIMITS), **limits})  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ def test_a_file_above_a_limit_is_refused_with_its_key(
     assert f"data.decoder.limits.{next(iter(limits))}" in str(caught.value)
 
 
-def test_claims_are_checked_before_anything_is_read(videos: dict[str, Path]) -> None:
+def test_limits_are_checked_before_the_file_is_opened(videos: dict[str, Path]) -> None:
     with (
         pytest.raises(VideoError, match="64x48"),
         open_media(videos["plain"], MediaLimits(**{**vars(LIMITS), "max_frame_pixels": 16})),
@@ -172,7 +172,7 @@ def test_larger_frames_later_in_a_stream_are_not_decoded(
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three frames of 8000 x 8000 pixels, which take 100 MB each as yuv420p."""
+    """A video of three frames of 8000 x 8000 pixels, which need 100 MB each as yuv420p."""
     import av
 
     path = tmp_path_factory.mktemp("wide") / "wide.mp4"
@@ -192,9 +192,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MEMORY = "takes more than 150 MiB of memory to decode (data.decoder.limits.memory_mib)"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is kept by Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory limit needs Linux")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_file_that_takes_too_much_memory_is_refused(
+def test_a_file_that_exceeds_the_memory_limit_is_refused(
     backend: str, wide: Path, videos: dict[str, Path]
 ) -> None:
     limits = dataclasses.replace(NO_LIMITS, memory_mib=150)
@@ -207,8 +207,8 @@ def test_a_file_that_takes_too_much_memory_is_refused(
         assert np.array_equal(limited.read(videos["plain"], [3, 40]), expected)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is kept by Linux")
-def test_workers_that_prepare_keep_the_memory_limit(wide: Path, videos: dict[str, Path]) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory limit needs Linux")
+def test_probing_workers_apply_the_memory_limit(wide: Path, videos: dict[str, Path]) -> None:
     limits = dataclasses.replace(NO_LIMITS, memory_mib=150)
     paths = [wide, videos["plain"]]
     found = probe_videos(paths, decoder("pyav", limits), num_workers=1, timeout_s=60.0)
@@ -216,7 +216,7 @@ def test_workers_that_prepare_keep_the_memory_limit(wide: Path, videos: dict[str
     assert found[videos["plain"]] == decoder("pyav").probe(videos["plain"])
 
 
-def test_shipped_limits_admit_8k_and_refuse_8192_squared() -> None:
+def test_shipped_limits_accept_8k_and_refuse_8192_squared() -> None:
     import yaml
 
     settings = yaml.safe_load((PROJECT / "conf/data/decoder/_limits.yaml").read_text())["limits"]

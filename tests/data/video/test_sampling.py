@@ -1,4 +1,4 @@
-"""The arithmetic equals qwen-vl-utils 0.0.14's for all input that it accepts."""
+"""Frame sampling and resizing equal qwen-vl-utils 0.0.14 for all input that it accepts."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def test_window_equals_oracle(total: int, video_fps: float, start: float, end: f
     assert expected == (first, last, last - first + 1) if first < last else expected is None
 
 
-def test_whole_file_is_the_range_without_window() -> None:
+def test_the_range_without_window_is_the_complete_file() -> None:
     assert frame_range(335, 9.53, None) == (0, 334)
     assert window_bounds(100, 25.0, None) == (0.0, 4.0)
 
 
 def test_window_by_hand() -> None:
-    # 25 fps: 1.0 s is frame 25; 1.01 s lies behind it, so the first frame inside is 26.
+    # At 25 fps, frame 25 is at 1.0 s. The first frame after 1.01 s is 26.
     assert frame_range(100, 25.0, Segment(1.0, 2.0)) == (25, 50)
     assert frame_range(100, 25.0, Segment(1.01, 1.99)) == (26, 49)
     assert frame_range(100, 25.0, Segment(-3.0, 99.0)) == (0, 99)
@@ -137,7 +137,7 @@ def test_indices_equal_oracle(first: int, length: int, num: int) -> None:
     assert num == 1 or indices[-1] == last
 
 
-def test_indices_do_not_follow_the_default_dtype() -> None:
+def test_indices_do_not_depend_on_the_default_dtype() -> None:
     expected = frame_indices(0, 21_337, 768)
     torch.set_default_dtype(torch.float64)
     try:
@@ -167,19 +167,19 @@ def test_resize_equals_oracle(
             smart_resize(height, width, **limits)
         return
     expected = qwen.smart_resize(height, width, **limits)
-    # The oracle lets the short side of a strip fall to 0, which its own resize then refuses.
+    # The oracle can round the short side of a narrow frame to 0, but cannot resize to it.
     assert smart_resize(height, width, **limits) == tuple(max(factor, side) for side in expected)
 
 
 @pytest.mark.parametrize("num_frames", [2, 4, 8, 10, 70, 400, 446, 448, 768])
-def test_pixel_cap_by_the_formula_of_the_release(num_frames: int) -> None:
+def test_pixel_cap_equals_the_released_formula(num_frames: int) -> None:
     unit = 28 * 28
     expected = max(min(768 * unit, 3584 * unit / num_frames * 2), int(1.05 * 16 * unit))
     assert max_pixels_per_frame(num_frames, FrameSampling()) == expected
 
 
-def test_whole_clip_stays_within_its_budget() -> None:
-    # 70 frames of 640x360: 3584 * 784 / 70 * 2 = 80,281 pixels a frame -> 196 x 364 = 71,344.
+def test_a_clips_total_pixels_stay_within_the_budget() -> None:
+    # 70 frames of 640x360: 3584 * 784 / 70 * 2 = 80,281 pixels per frame -> 196 x 364 = 71,344.
     cap = max_pixels_per_frame(70, FrameSampling())
     size = smart_resize(360, 640, factor=28, min_pixels=16 * 784, max_pixels=cap)
     assert size == (196, 364)
@@ -216,7 +216,8 @@ CUT = None  # the file is already the window
 @pytest.mark.parametrize(
     ("window", "file_duration_s", "expected"),
     [
-        # misses as a part / as a cut file; up to max(2 s, 5 % of the window)
+        # Comments: mismatch in seconds if the window is a part of the file / if the file is
+        # already cut. A mismatch of up to max(2 s, 5 % of the window) is accepted.
         (Segment(39.0, 84.7), 120.0, Segment(39.0, 84.7)),  # 0 / 74.3
         (Segment(39.0, 84.7), 84.7, Segment(39.0, 84.7)),  # 0 / 39
         (Segment(39.0, 84.7), 45.7, CUT),  # 39 / 0
@@ -226,14 +227,14 @@ CUT = None  # the file is already the window
         (Segment(0.0, 80.0), 80.0, Segment(0.0, 80.0)),  # 0 / 0: the uncut file
         (Segment(0.0, 80.0), 78.0, Segment(0.0, 80.0)),  # 2 / 2: a tie
         (Segment(0.0, 80.0), 300.0, Segment(0.0, 80.0)),  # 0 / 220
-        (Segment(1.0, 11.0), 9.5, CUT),  # 1.5 / 0.5: both would do, the smaller wins
+        (Segment(1.0, 11.0), 9.5, CUT),  # 1.5 / 0.5: both are accepted, the smaller wins
         (Segment(1.0, 11.0), 10.6, Segment(1.0, 11.0)),  # 0.4 / 0.6
         (Segment(100.0, 400.0), 314.0, CUT),  # 86 / 14, of 15 accepted
         (Segment(2.0, math.inf), 30.0, Segment(2.0, math.inf)),  # open-ended
         (None, 30.0, None),
     ],
 )
-def test_a_window_is_cut_or_the_file_is_the_window(
+def test_a_window_is_cut_unless_the_file_is_already_cut(
     window: Segment | None, file_duration_s: float, expected: Segment | None
 ) -> None:
     assert resolve_window(window, file_duration_s) == expected
@@ -255,7 +256,7 @@ def test_a_window_is_cut_or_the_file_is_the_window(
         (Segment(math.nan, 5.0), 30.0, "start < end"),
     ],
 )
-def test_a_window_that_fits_neither_way_is_refused(
+def test_a_window_that_does_not_fit_the_file_is_refused(
     window: Segment, file_duration_s: float, problem: str
 ) -> None:
     with pytest.raises(ValueError, match=problem):
@@ -266,6 +267,8 @@ def test_a_window_that_fits_neither_way_is_refused(
     ("length_s", "fps", "expected"),
     [(0.5, 25.0, 12), (0.55, 25.0, 14), (0.0, 25.0, 0), (3, 1.0, 3)],
 )
-def test_lead_in_takes_whole_frames(length_s: float, fps: float, expected: int) -> None:
+def test_the_lead_in_is_rounded_to_complete_frames(
+    length_s: float, fps: float, expected: int
+) -> None:
     assert num_lead_in_frames(LeadIn(length_s, "blank", 0), fps) == expected
     assert num_lead_in_frames(None, fps) == 0

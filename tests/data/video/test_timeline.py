@@ -1,4 +1,4 @@
-"""Frame times come from the file and match the content of the frames."""
+"""Frame times are read from the file and match the time painted into the frames."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def load(
 
 
 def on_screen_s(times_s: list[float], moment_s: float) -> float:
-    """The time of the frame on screen at a moment, by plain search; half a frame of slack."""
+    """Returns the time of the frame on screen at a moment, with half a frame of tolerance."""
     return max(t for t in times_s if t < moment_s + HALF_A_FRAME_S or t == times_s[0])
 
 
 @pytest.mark.parametrize("backend", DECODERS)
 @pytest.mark.parametrize("name", FILES)
-def test_frame_times_are_true_in_random_windows(
+def test_frame_times_are_correct_in_random_windows(
     name: str, backend: str, slowing: dict[str, Path]
 ) -> None:
     draw = random.Random(name)
@@ -79,12 +79,13 @@ def test_frame_times_are_true_in_random_windows(
 @pytest.mark.parametrize("name", FILES)
 def test_variable_rate_is_sampled_uniformly_in_time(name: str, slowing: dict[str, Path]) -> None:
     clip = load(slowing[name])
-    # 9.67 s and the last frame's 1/30 s; 2 a second, an even number: as of 291 frames at 30 fps.
+    # The last frame starts at 9.67 s and lasts 1/30 s. Two frames per second, rounded down to an
+    # even number, are 18, as for 291 frames at 30 fps.
     assert clip.duration_s == pytest.approx(9.7, abs=0.002)
     assert len(clip.frames) == 18
     assert clip.sampled_fps == pytest.approx(18 / 9.7, rel=1e-3)
     wanted = [on_screen_s(SLOWING_S, k * 290 / 30 / 17) for k in range(18)]
-    # Between two frames' times lies at most one step of a 30th: rounding may take either.
+    # Rounding to steps of 1/30 s may move a time by one step.
     assert clip.frame_times_s.tolist() == pytest.approx(wanted, abs=1.01 / 30)
     slow_s = clip.frame_times_s[9:13].tolist()
     assert slow_s == pytest.approx([5.0, 5 + 2 / 3, 6, 6 + 2 / 3], abs=2e-3)
@@ -111,18 +112,18 @@ def test_variable_and_constant_copies_show_the_same_moments(tmp_path: Path) -> N
 
 
 def test_a_still_picture_is_shown_in_any_window(tmp_path: Path) -> None:
-    """A screen recording: 1 s of movement, then nothing for 8 s."""
+    """Like a screen recording: 1 s of movement, then no new frame for 8 s."""
     times_s = [n / 30 for n in range(30)] + [9.0]
     clip = load(write_painted(tmp_path / "still.mp4", times_s), Segment(3.0, 7.0))
     assert len(clip.frames) == 8
     assert clip.sampled_fps == pytest.approx(2.0, rel=0.02)
     assert clip.frame_times_s.tolist() == pytest.approx([29 / 30 - 3] * 8)
-    # A prompt holds no time below 0.
+    # Times in a prompt are never below 0.
     assert step_times(clip.frame_times_s, 2) == [[0.0, 0.0]] * 4
 
 
 @pytest.mark.parametrize("backend", DECODERS)
-def test_a_lead_in_shifts_true_times(backend: str, slowing: dict[str, Path]) -> None:
+def test_a_lead_in_shifts_frame_times(backend: str, slowing: dict[str, Path]) -> None:
     window = Segment(4.0, 9.0)
     clip = load(slowing["slow.mp4"], window, LeadIn(3.0, "blank", 0), backend=backend)
     assert clip.duration_s == pytest.approx(8.0)
@@ -148,7 +149,7 @@ def test_a_still_picture_appears_when_its_lead_in_ends(tmp_path: Path) -> None:
 def test_time_starts_with_the_first_frame(
     suffix: str, times_s: list[float], tmp_path: Path
 ) -> None:
-    """A delay of the video or longer audio changes no times, at any frame rate."""
+    """A delayed video stream or longer audio does not change frame times."""
     path = write_painted(tmp_path / f"late{suffix}", times_s, delay_s=1.5, audio_s=14.0)
     clip = load(path)
     assert clip.duration_s == pytest.approx(9.7, abs=0.01)
@@ -170,14 +171,14 @@ def test_rounded_times_count_as_a_constant_rate(fps: float) -> None:
     ("times_s", "last_frame_s", "stated_fps", "num_steps", "duration_s"),
     [
         ([0, 0.04, 0.08, 5.0], 0.04, 25.0, 126, 5.04),
-        ([0, 0.04, 0.08, 0.12], 3.0, 25.0, 78, 3.12),  # the last frame stays
+        ([0, 0.04, 0.08, 0.12], 3.0, 25.0, 78, 3.12),  # the last frame lasts 3 s
         ([0, 0.04, 0.08, 0.12], None, 50.0, 4, 0.16),  # the stated rate is wrong
-        ([0, 0.04, 0.08, 0.12], None, 0.0, 4, 0.16),  # or there is none
-        ([0, 30.0, 40.0], 10.0, 3 / 50, 1250, 50.0),  # slides: 25 steps a second
-        ([0, 0.001, 0.002, 2.0], 0.001, 2.0, 240, 2.001),  # a burst: 120 at most
+        ([0, 0.04, 0.08, 0.12], None, 0.0, 4, 0.16),  # no stated rate
+        ([0, 30.0, 40.0], 10.0, 3 / 50, 1250, 50.0),  # slides: 25 steps per second
+        ([0, 0.001, 0.002, 2.0], 0.001, 2.0, 240, 2.001),  # a burst: at most 120 per second
     ],
 )
-def test_other_times_count_as_a_variable_rate(
+def test_irregular_times_count_as_a_variable_rate(
     times_s: list[float],
     last_frame_s: float | None,
     stated_fps: float,
@@ -201,7 +202,7 @@ def test_steps_show_the_frame_on_screen() -> None:
     assert found.duration_s == 0.64
 
 
-def test_a_cache_keeps_variable_times(tmp_path: Path, slowing: dict[str, Path]) -> None:
+def test_the_cache_keeps_variable_frame_times(tmp_path: Path, slowing: dict[str, Path]) -> None:
     loader = ClipLoader(sampling=FrameSampling(), decoder=DECODERS["pyav"], timeout_s=None)
     cache = FrameCache(folder=tmp_path / "cache", loader=loader)
     expected = loader.load(slowing["slow.webm"], Segment(5.1, 9.0))
@@ -230,7 +231,7 @@ def test_packets_are_read_once_per_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert opened == [path, path]
 
 
-def test_hidden_vp8_references_are_not_frames(tmp_path: Path) -> None:
+def test_hidden_vp8_frames_are_not_counted(tmp_path: Path) -> None:
     plain = write_painted(tmp_path / "plain.webm", [n / 30 for n in range(90)])
     path = tmp_path / "hidden.webm"
     with av.open(str(plain)) as source, av.open(str(path), "w") as copy:
@@ -241,7 +242,7 @@ def test_hidden_vp8_references_are_not_frames(tmp_path: Path) -> None:
             data, pts = bytes(packet), packet.pts
             packet.stream = stream
             copy.mux(packet)
-            if pts == 0:  # the key frame once more, with show_frame unset: a state as before
+            if pts == 0:  # repeat the key frame, hidden: show_frame is unset
                 hidden = av.Packet(bytes([data[0] & ~0x10]) + data[1:])
                 hidden.stream, hidden.time_base = stream, Fraction(1, 1000)
                 hidden.pts = hidden.dts = 10
