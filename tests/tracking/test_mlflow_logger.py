@@ -1,4 +1,4 @@
-"""One MLflow run per run folder, in one store that is created once."""
+"""Tests that each run folder has one MLflow run, in a store that is created once."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ def test_a_resumed_folder_continues_its_mlflow_run(store, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["deleted", "unknown"])
-def test_a_run_that_is_gone_is_replaced_with_a_warning(store, tmp_path, how):
+def test_missing_run_is_replaced_with_a_warning(store, tmp_path, how):
     first = make(store, tmp_path)
     if how == "deleted":
         first.experiment.delete_run(first.run_id)
@@ -73,7 +73,7 @@ def test_a_deleted_experiment_is_named(store, tmp_path):
         make(store, tmp_path / "other", experiment_name="gone")
 
 
-def test_other_ranks_touch_nothing(tmp_path, monkeypatch):
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     logger = make_mlflow_logger(
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
@@ -112,7 +112,7 @@ make_mlflow_logger(
 
 
 @pytest.mark.slow
-def test_two_processes_may_create_one_store_at_once(tmp_path):
+def test_two_processes_may_create_one_store_simultaneously(tmp_path):
     command = [sys.executable, "-c", PROGRAM]
     started = [
         subprocess.Popen(
