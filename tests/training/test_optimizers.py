@@ -1,4 +1,4 @@
-"""8-bit AdamW where its package is missing, and what is asked of it where it is there."""
+"""Tests of 8-bit AdamW: the error for a missing package, and the settings passed on."""
 
 import sys
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ def test_a_missing_package_is_named(monkeypatch):
         adamw_8bit([{"params": [torch.zeros(2)]}], **SETTINGS)
 
 
-def test_groups_and_settings_are_handed_on(monkeypatch):
+def test_groups_and_settings_are_passed_on(monkeypatch):
     given = {}
 
     def stand_in(params, **settings):
