@@ -15,13 +15,13 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Tests that send SIGINT also pass in a background job, whose shell has it ignored."""
+    """Restores Python's SIGINT handler, because shells ignore SIGINT in background jobs."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of public annotation files that may stand beside the project."""
+    """The folder `shared` next to the project, with public annotation files; skips without it."""
     folder = PROJECT.parent / "shared"
     if not folder.is_dir():
         if os.environ.get("TVG_REQUIRE_SHARED") == "1":
@@ -32,7 +32,7 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def write_video() -> Callable[..., Path]:
-    """A function that writes a small H.264 video in which no two frames are alike."""
+    """A function that writes a small H.264 video in which all frames differ."""
     return _write_video
 
 
@@ -47,9 +47,11 @@ def _write_video(
     container_options: dict[str, str] | None = None,
     frame_times_ms: list[int] | None = None,
 ) -> Path:
-    """Writes `path`; `codec_options` such as {"g": "12", "bf": "3"} set key and B-frames.
+    """Writes a video to `path`.
 
-    With `frame_times_ms`, which must ascend, the frame rate varies.
+    Args:
+        codec_options: for example {"g": "12", "bf": "3"} for key frames and B-frames.
+        frame_times_ms: ascending frame times of a video with a variable frame rate.
     """
     import av
 
@@ -74,7 +76,7 @@ def _write_video(
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small drawn world: train, val and test files with 6, 3 and 3 clips."""
+    """A small generated data set: train, val and test files with 6, 3 and 3 clips."""
     from tvg.synthetic.world import world_settings
     from tvg.synthetic.write import write_world
 
@@ -89,7 +91,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random Qwen2.5-VL checkpoint folder."""
+    """A folder with a small Qwen2.5-VL checkpoint of random weights."""
     from tvg.synthetic.templates import all_queries
     from tvg.synthetic.tiny import write_tiny_checkpoint
 

@@ -1,4 +1,4 @@
-"""The record of a checkpoint is data: read without targets, and old records still load."""
+"""Tests of a checkpoint's record `tvg.yaml`: plain values, strict checks, older versions."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def new_record() -> dict:
 
 
 def read(folder: Path) -> tuple[GroundingTask, ClipLoader]:
-    """The objects that prompt=recorded and data/clip=recorded build from a record."""
+    """Returns the task and loader that prompt=recorded and data/clip=recorded build."""
     settings = dict.fromkeys(
         (
             *("system", "video_first", "lowercase", "strip_period"),
@@ -86,7 +86,7 @@ def read(folder: Path) -> tuple[GroundingTask, ClipLoader]:
     return task, loader(decoder=PyAVDecoder(num_threads=1))
 
 
-def test_a_record_holds_plain_values_and_no_targets():
+def test_record_contains_plain_values_and_no_targets():
     record = new_record()
     assert record["prompt"]["parser"] == "default"
     assert record["prompt"]["template"] == "{query}"
@@ -95,16 +95,16 @@ def test_a_record_holds_plain_values_and_no_targets():
     assert "_partial_" not in str(record)
 
 
-def test_the_record_of_an_older_version_still_loads(tmp_path):
+def test_record_of_an_older_version_still_loads(tmp_path):
     task, loader = read(folder_with(tmp_path / "a", OLD_RECORD))
     assert (task.template, task.system, task.video_first) == ("Find: {query}", "Be brief.", False)
     assert (task.think, task.lowercase, task.strip_period) == (False, True, False)
-    assert task.parse("<answer>1:05 to 1:11</answer>").segment == (5.0, 1.0)  # as time_r1 reads
+    assert task.parse("<answer>1:05 to 1:11</answer>").segment == (5.0, 1.0)  # as parsed by time_r1
     assert loader.sampling == FrameSampling(fps=3.0, max_frames=96, min_pixels=784, max_pixels=1568)
     assert loader.timeout_s == 7.5
 
 
-def test_a_run_from_an_older_record_writes_a_plain_one(tmp_path):
+def test_run_from_an_older_record_writes_a_plain_one(tmp_path):
     folder = folder_with(tmp_path / "a", OLD_RECORD)
     words = ["prompt=recorded", "data/clip=recorded", f"model.path={folder}"]
     text = record_text(compose("train", words).cfg)
@@ -129,7 +129,7 @@ def test_a_prompt_with_interpolation_marks_is_recorded_as_text(tmp_path):
     assert task.system == "costs ${price}"
 
 
-def test_the_time_limit_of_a_checkpoint_can_be_overridden(tmp_path):
+def test_recorded_time_limit_can_be_overridden(tmp_path):
     folder = folder_with(tmp_path / "a", yaml.safe_dump(new_record()))
     words = [f"model.path={folder}", "video=a.mp4", "query=a", "clip.timeout_s=3"]
     loader = build(compose("predict", words).cfg.clip)(decoder=PyAVDecoder(num_threads=1))
@@ -137,7 +137,7 @@ def test_the_time_limit_of_a_checkpoint_can_be_overridden(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "message"),
     [
         ("prompt.think", "yes", "expected true or false, got 'yes'"),
         ("prompt.video_first", 1, "expected true or false, got 1"),
@@ -160,7 +160,7 @@ def test_the_time_limit_of_a_checkpoint_can_be_overridden(tmp_path):
         ("reward", {"a": 1}, "no section 'reward'"),
     ],
 )
-def test_a_value_of_another_kind_is_named(tmp_path, path, value, told):
+def test_invalid_value_in_a_record_is_refused(tmp_path, path, value, message):
     record = new_record()
     *parents, leaf = path.split(".")
     node = record
@@ -171,12 +171,12 @@ def test_a_value_of_another_kind_is_named(tmp_path, path, value, told):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         read(folder)
     assert str(caught.value).startswith(f"{folder}/tvg.yaml: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a: &a [x]\nb: *a\n", "no anchors or aliases"),
         ("a: &a x\n", "no anchors or aliases"),
@@ -195,16 +195,16 @@ def test_a_value_of_another_kind_is_named(tmp_path, path, value, told):
         ("", "expected a mapping, got NoneType"),
     ],
 )
-def test_a_file_that_is_no_record_is_one_line(tmp_path, text, told):
+def test_invalid_record_file_gives_a_one_line_error(tmp_path, text, message):
     path = folder_with(tmp_path / "a", text) / "tvg.yaml"
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         read_record(path)
     assert str(caught.value).startswith(str(path))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_code_of_the_users_own_is_named_and_not_loaded(tmp_path):
+def test_custom_parser_is_recorded_by_name_and_not_loaded(tmp_path):
     words = ["prompt.parser={_target_:os.path.join,_partial_:true}"]
     record = record_text(compose("train", words).cfg)
     assert yaml.safe_load(record)["prompt"]["parser"] == "own:os.path.join"
@@ -213,12 +213,12 @@ def test_code_of_the_users_own_is_named_and_not_loaded(tmp_path):
         read(folder)
     asked = [f"model.path={folder}", *words]
     task = build(compose("evaluate", asked).cfg.prompt)
-    assert task.parser.func is os.path.join  # named on the command line, so it is the user's
+    assert task.parser.func is os.path.join  # allowed: the user named it on the command line
 
 
-def test_every_option_of_the_prompt_is_recorded_or_left_out_on_purpose():
+def test_every_option_is_recorded_or_deliberately_left_out():
     arguments = set(inspect.signature(GroundingTask).parameters)
-    assert arguments == set(PROMPT_OPTIONS) | {"template_file"}  # text of a file: as template
+    assert arguments == set(PROMPT_OPTIONS) | {"template_file"}  # recorded as `template`
     assert set(inspect.signature(FrameSampling).parameters) == set(SAMPLING_OPTIONS)
     arguments = set(inspect.signature(ClipLoader).parameters)
     assert arguments - set(LOADER_OPTIONS) <= {"sampling", "decoder"}
