@@ -69,7 +69,7 @@ def test_nan_is_refused_and_the_old_file_is_kept(tmp_path: Path):
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"qid": "a"}', json.dumps({**FOUND.__dict__, "segment": [1]})]
 )
-def test_an_invalid_prediction_line_is_named(line: str, tmp_path: Path):
+def test_invalid_prediction_line_is_refused(line: str, tmp_path: Path):
     path = write_predictions(tmp_path / "p.jsonl", [FOUND])
     path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"p\.jsonl, line 2"):

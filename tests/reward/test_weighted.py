@@ -149,7 +149,7 @@ def test_rewards_may_return_numbers_of_many_types(values: Any) -> None:
     "value", [math.nan, math.inf, -math.inf, 1e300, 10**400, None, "1.0", [1.0], 1j, {}]
 )
 @pytest.mark.parametrize("weight", [1.0, 0.0])
-def test_non_finite_reward_values_are_named(value: Any, weight: float) -> None:
+def test_non_finite_reward_values_are_refused(value: Any, weight: float) -> None:
     def broken(*, texts: list[str]) -> list[Any]:
         return [0.0] * (len(texts) - 1) + [value]
 
@@ -172,7 +172,7 @@ def test_wrong_number_of_values_is_refused(num_values: int) -> None:
         score(only(lambda **_: [0.0] * num_values, "short"))
 
 
-def test_a_total_that_overflows_is_named() -> None:
+def test_total_that_overflows_is_refused() -> None:
     reward = WeightedReward(rewards={"big": lambda texts: [0, 3e38, 0]}, weights={"big": 2.0})
     with pytest.raises(ValueError, match=r"weighted total.*6e\+38 for completion 1.*'big': 2"):
         score(reward)
@@ -209,7 +209,7 @@ def test_a_group_reward_is_retried_group_by_group() -> None:
         score(only(compares), texts, group_size=2)
 
 
-def test_a_reward_that_fails_only_on_batches_is_named() -> None:
+def test_error_names_a_reward_that_fails_only_on_batches() -> None:
     def lonely(*, texts: list[str]) -> list[float]:
         if len(texts) > 1:
             raise RuntimeError("too many")

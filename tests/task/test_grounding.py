@@ -68,7 +68,7 @@ def test_only_the_query_is_replaced_in_a_template_file(tmp_path, text, expected)
         ({"template_file": "x.txt"}, "exactly one of prompt.template and prompt.template_file"),
     ],
 )
-def test_wrong_templates_name_their_key(changes, message):
+def test_invalid_templates_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_task(**changes)
 

@@ -66,7 +66,7 @@ def test_an_invalid_run_file_is_replaced_with_a_warning(store, tmp_path, text):
         make(store, tmp_path)
 
 
-def test_a_deleted_experiment_is_named(store, tmp_path):
+def test_deleted_experiment_is_refused(store, tmp_path):
     logger = make(store, tmp_path, experiment_name="gone")
     logger.experiment.delete_experiment(logger.experiment_id)
     with pytest.raises(ValueError, match="experiment_name: 'gone' was deleted"):
@@ -87,7 +87,7 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_store_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"logger\.tracking_uri: cannot write .*file/mlflow\.db"):
         make(f"sqlite:///{tmp_path}/file/mlflow.db", tmp_path / "run")

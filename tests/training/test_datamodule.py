@@ -206,7 +206,7 @@ def test_missing_video_gives_the_same_error_in_workers(make_data, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_no_training_precision_rounds_the_frame_rates(
+def test_frame_rates_are_not_rounded_to_the_training_precision(
     tiny_checkpoint, tiny_world, make_data, precision, tmp_path
 ):
     seen = []

@@ -12,7 +12,7 @@ from tvg.training.optimizers import adamw_8bit
 SETTINGS = {"lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1}
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_missing_bitsandbytes_package_is_reported(monkeypatch):
     monkeypatch.setattr(limits, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"objective\.optimizer: .*pip install 'tvg\[bnb\]'"):
         adamw_8bit([{"params": [torch.zeros(2)]}], **SETTINGS)

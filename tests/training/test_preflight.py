@@ -60,7 +60,7 @@ def test_half_precision_is_judged_by_its_mean_difference(parts):
 @pytest.mark.parametrize(
     ("engine", "half"), [(RateDropped, False), (RateDropped, True), (Truncating, False)]
 )
-def test_a_sampler_that_differs_is_caught(parts, engine, half):
+def test_sampler_that_disagrees_is_refused(parts, engine, half):
     settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "prompts_per_call": None}
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=half)
     with autocast, pytest.raises(PreflightError, match=r"disagree.*frame rate") as caught:
