@@ -1,4 +1,4 @@
-"""The fixtures of tests that read video files."""
+"""Fixtures for tests that read video files."""
 
 from helpers.videos import bad_files, videos
 

@@ -1,4 +1,4 @@
-"""Features of a frozen trunk are prepared once, reused, and never mixed between models."""
+"""Tests of cached vision-encoder features: written once, reused, and separate per model."""
 
 import json
 import shutil
@@ -63,12 +63,12 @@ def test_few_or_cached_clips_start_no_workers(parts, make_cache, monkeypatch):
     cache = make_cache()
     requests = unique_requests(parts.dataset.examples)
     first = prepare(parts, cache, num_workers=2, timeout_s=60.0)
-    again = prepare(parts, cache, num_workers=2)  # all cached: the time limit has no effect
+    again = prepare(parts, cache, num_workers=2)  # all cached: no worker needed
     assert (first.written, again.present) == (len(requests), len(requests))
 
 
 class Odd(VideoDecoder):
-    """Treats clips by name: hangs, raises, or fails while decoding."""
+    """Decoder that hangs, raises or fails while decoding, depending on the file name."""
 
     @contextmanager
     def open(self, path):
@@ -96,7 +96,7 @@ def odd_loader(timeout_s=None) -> ClipLoader:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_odd_decoders_do_not_stop_or_block_the_others(
+def test_failing_decoders_do_not_stop_or_block_other_clips(
     parts, make_cache, tmp_path, num_workers, monkeypatch
 ):
     monkeypatch.setattr("tvg.preparation.frames.FEW_CLIPS", 0)
@@ -115,7 +115,7 @@ def test_odd_decoders_do_not_stop_or_block_the_others(
     assert alone.failures[str(bad[1])] == "the decoder failed (RuntimeError: an odd thing)"
 
 
-def test_a_clip_without_features_is_unreadable(parts, make_cache, tmp_path):
+def test_clips_that_failed_preparation_raise_video_error(parts, make_cache, tmp_path):
     good = unique_requests(parts.dataset.examples)[0].path
     garbled = Path(shutil.copy(good, tmp_path / "garbled.mp4"))
     text = tmp_path / "text.mp4"
@@ -146,13 +146,13 @@ def test_a_clip_without_features_is_unreadable(parts, make_cache, tmp_path):
     with pytest.raises(ValueError, match="run tvg-prepare"):
         cache.load(garbled)
     cache.note_failure(garbled, None, None, "is garbled inside")
-    mended = prepare(parts, make_cache(), [ClipRequest(garbled)])  # by a decoder that can
+    mended = prepare(parts, make_cache(), [ClipRequest(garbled)])  # by a working decoder
     assert mended.written == 1
     assert not note.exists()
     cache.load(garbled)
 
 
-def test_training_gets_the_features_of_the_trunk(parts, make_cache):
+def test_cached_features_equal_those_of_the_vision_encoder(parts, make_cache):
     cache = make_cache()
     prepared = prepare(parts, cache)
     assert (prepared.written, prepared.present, prepared.failures) == (6, 0, {})
@@ -169,7 +169,7 @@ def test_training_gets_the_features_of_the_trunk(parts, make_cache):
     torch.testing.assert_close(embeds, parts.policy.embed_prompts(direct), atol=0.02, rtol=0.02)
 
 
-def test_a_second_run_computes_nothing(parts, make_cache):
+def test_second_preparation_computes_nothing(parts, make_cache):
     first = prepare(parts, make_cache())
     files = {f: f.read_bytes() for f in make_cache().store.folder.glob("??/*")}
     again = prepare(parts, make_cache())
@@ -188,7 +188,7 @@ def test_a_stopped_preparation_continues(parts, make_cache):
     assert {f.name: f.read_bytes() for f in make_cache().store.folder.glob("??/*")} == wanted
 
 
-def test_a_damaged_entry_is_named_and_recomputed(parts, make_cache):
+def test_damaged_entry_is_named_and_recomputed(parts, make_cache):
     cache = make_cache()
     prepare(parts, cache)
     path, window, lead_in = unique_requests(parts.dataset.examples)[0]
@@ -225,7 +225,7 @@ def test_features_depend_on_model_precision_and_processor(
         make_cache(checkpoint=str(third)).load(path)
 
 
-def test_a_bad_video_is_named_and_the_rest_prepared(parts, make_cache, tmp_path):
+def test_bad_video_is_named_and_the_rest_is_prepared(parts, make_cache, tmp_path):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video")
     good = unique_requests(parts.dataset.examples)[:2]
@@ -234,7 +234,7 @@ def test_a_bad_video_is_named_and_the_rest_prepared(parts, make_cache, tmp_path)
     assert list(prepared.failures) == [str(bad)]
 
 
-def test_the_size_estimate_equals_the_bytes_written(parts, make_cache):
+def test_size_estimate_is_a_tight_upper_bound(parts, make_cache):
     cache = make_cache()
     requests = unique_requests(parts.dataset.examples)
     infos = {request.path: cache.decoder.probe(request.path) for request in requests}
@@ -245,6 +245,6 @@ def test_the_size_estimate_equals_the_bytes_written(parts, make_cache):
     assert missing_feature_bytes(requests, infos, cache, config=config) == 0
 
 
-def test_a_checkpoint_is_needed(make_cache):
+def test_feature_cache_needs_a_checkpoint(make_cache):
     with pytest.raises(ValueError, match=r"model\.path"):
         make_cache(checkpoint=None)

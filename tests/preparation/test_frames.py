@@ -1,4 +1,4 @@
-"""A cache is filled despite bad videos, and kills do not change its bytes."""
+"""Tests of filling the frame cache: bad videos are skipped, and kills do not change its bytes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tvg.types import GroundingExample, LeadIn, Segment
 
 SMALL = FrameSampling(min_pixels=4 * 28 * 28, max_pixels=16 * 28 * 28, max_frames=8)
 
-# A module of its own: the worker processes import it.
+# Written to a separate module, because the worker processes import it.
 PLANTED = '''
 import os, signal, time
 from contextlib import contextmanager
@@ -50,12 +50,12 @@ from tvg.data.video.pyav_decoder import PyAVDecoder
 
 
 class Planted(PyAVDecoder):
-    """Decodes; but a file's name may ask for a fault."""
+    """Decodes videos; a file name such as `hangs.mp4` triggers a fault."""
 
     @contextmanager
     def open(self, path):
         name = os.path.basename(path)
-        if "hangs" in name:  # as in a C library: no Python signal handler gets its turn
+        if "hangs" in name:  # as in a C library: Python's signal handlers do not run
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             while True:
                 time.sleep(1000)
@@ -130,7 +130,7 @@ def example(qid: str, path: Path | None, **values: Any) -> GroundingExample:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a cache with its bytes, except the lock."""
+    """Returns the bytes of every file of a cache, except the lock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -139,14 +139,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def many_videos(folder: Path, num: int, write_video: Callable[..., Path]) -> Path:
-    """A folder of `num` different videos, each slow to open."""
+    """Writes `num` different videos, each slow to open, and returns their folder."""
     folder.mkdir()
     for index in range(num):
         write_video(folder / f"slow{index:02d}.mp4", num_frames=20 + index)
     return folder
 
 
-def test_every_clip_has_one_entry(videos: dict[str, Path]) -> None:
+def test_equal_clips_are_requested_once(videos: dict[str, Path]) -> None:
     plain, cuts = videos["plain"], videos["cuts"]
     window, lead_in = Segment(0.0, 1.0), LeadIn(1.0, "blank", 0)
     examples = [
@@ -166,9 +166,7 @@ def test_every_clip_has_one_entry(videos: dict[str, Path]) -> None:
     ]
 
 
-def test_the_size_estimate_equals_the_bytes_written(
-    cache: FrameCache, videos: dict[str, Path]
-) -> None:
+def test_size_estimate_is_a_tight_upper_bound(cache: FrameCache, videos: dict[str, Path]) -> None:
     names = ["plain", "cuts", "narrow", "rotated_90"]
     requests = [ClipRequest(videos[name]) for name in names]
     requests += [
@@ -183,7 +181,7 @@ def test_the_size_estimate_equals_the_bytes_written(
     done = prepare_frames(requests[:2], cache, num_workers=0, timeout_s=None)
     first = estimated_bytes(requests[:2], infos, cache.loader)
     assert done.num_bytes <= first <= done.num_bytes + 2 * 1024
-    # 60 frames at 25 fps = 2.4 s at 2 fps give 4 of 56x56; as many float64 times
+    # 60 frames at 25 fps last 2.4 s. At 2 fps these are 4 frames of 56x56 and 4 float64 times.
     plain = estimated_bytes(requests[:1], infos, cache.loader)
     assert plain == 4 * (3 * 56 * 56 + 8) + 1024
     assert missing_bytes(requests, infos, cache) == estimate - first
@@ -193,7 +191,9 @@ def test_the_size_estimate_equals_the_bytes_written(
     assert done.num_bytes == sum(len(data) for data in contents(cache.folder).values())
 
 
-def test_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_without_enough_space_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Path] = []
 
     def usage(path: Path) -> object:
@@ -214,7 +214,7 @@ def test_probing_continues_after_failures(
     num_workers: int, videos: dict[str, Path], bad_files: dict[str, tuple[Path, str]]
 ) -> None:
     paths = [videos["plain"], *(path for path, _ in bad_files.values()), videos["narrow"]]
-    # The requested time limit replaces the decoder's own.
+    # The time limit of the call replaces the decoder's limit of 1 ms.
     decoder = TimeLimitedDecoder(decoder=PyAVDecoder(num_threads=1), timeout_s=0.001)
     found = probe_videos(paths * 2, decoder, num_workers=num_workers, timeout_s=60.0)
     assert list(found) == paths
@@ -224,11 +224,11 @@ def test_probing_continues_after_failures(
         text = found[path]
         assert isinstance(text, str)
         assert problem in text
-        assert str(path) not in text  # it is the key
+        assert str(path) not in text  # the path is already the key
 
 
 @pytest.mark.slow
-def test_hung_and_dying_workers_do_not_stop_the_rest(
+def test_hanging_and_dying_workers_do_not_stop_the_rest(
     planted: VideoDecoder, tmp_path: Path, videos: dict[str, Path]
 ) -> None:
     names = ["good0", "hangs", "good1", "leaves", "bug", "good2", "killed", "good3", "good4"]
@@ -272,7 +272,7 @@ def test_a_hung_decoder_is_timed_out_without_workers(
     assert "time limit of 1 s" in done.failures[str(hangs)]
 
 
-def test_whole_entries_are_kept_and_damaged_ones_named(
+def test_intact_entries_are_kept_and_damaged_ones_rebuilt(
     cache: FrameCache, videos: dict[str, Path]
 ) -> None:
     requests = [ClipRequest(videos[name]) for name in ("plain", "cuts", "narrow")]
@@ -306,7 +306,7 @@ def test_existing_entries_start_no_process(
     monkeypatch.setattr("tvg.preparation.pool.ProcessPool", start)
     again = prepare_frames(requests, cache, num_workers=2, timeout_s=30.0)
     assert (first.written, again.present, again.num_bytes) == (2, 2, first.num_bytes)
-    entry.write_bytes(entry.read_bytes()[:-1])  # a damaged one still is built again
+    entry.write_bytes(entry.read_bytes()[:-1])  # a damaged entry is rebuilt
     rebuilt = prepare_frames(requests, cache, num_workers=0, timeout_s=None)
     assert (rebuilt.rebuilt, rebuilt.present) == ([str(entry)], 1)
 
@@ -320,7 +320,7 @@ def test_a_few_clips_start_no_workers(
     assert workers_worth(num_items, 4, timeout_s) == expected
 
 
-def test_copies_of_a_file_are_one_entry(
+def test_copies_of_a_file_share_one_entry(
     cache: FrameCache, videos: dict[str, Path], tmp_path: Path
 ) -> None:
     copy = shutil.copy2(videos["plain"], tmp_path / "copy.mp4")
@@ -336,7 +336,7 @@ def test_a_disk_that_fills_up_stops_the_preparation(
 ) -> None:
     (tmp_path / "cache" / "frames").mkdir(parents=True)
     cache = FrameCache(folder=tmp_path / "cache", loader=loader)
-    # A file where the entry's folder has to be: no user may write there, not even root.
+    # A file blocks the path of the entry's folder, so that not even root can write there.
     cache.store.path(cache.key(videos["plain"])).parent.write_text("")
     requests = [ClipRequest(videos["plain"]), ClipRequest(videos["cuts"])]
     with pytest.raises(UnusableStore, match=os.strerror(errno.ENOTDIR)) as caught:
@@ -344,7 +344,9 @@ def test_a_disk_that_fills_up_stops_the_preparation(
     assert str(tmp_path / "cache") in str(caught.value)
 
 
-def test_one_preparation_of_a_folder_at_a_time(cache: FrameCache, videos: dict[str, Path]) -> None:
+def test_folder_in_use_by_another_preparation_is_refused(
+    cache: FrameCache, videos: dict[str, Path]
+) -> None:
     cache.folder.mkdir()
     request = [ClipRequest(videos["plain"])]
     with (
@@ -357,7 +359,7 @@ def test_one_preparation_of_a_folder_at_a_time(cache: FrameCache, videos: dict[s
     assert prepare_frames(request, cache, num_workers=0, timeout_s=None).present == 1
 
 
-def test_a_folder_that_cannot_be_made_is_named(loader: ClipLoader, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_named(loader: ClipLoader, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = FrameCache(folder=tmp_path / "file" / "cache", loader=loader)
     with pytest.raises(ValueError, match=r"file/cache: cannot be written to"):
@@ -384,7 +386,7 @@ def start(
 def kill_at(
     draw: random.Random, process: subprocess.Popen[str], store: EntryStore, num_entries: int
 ) -> None:
-    """Kills a preparation at a random moment after it has written some entries."""
+    """Kills a preparation at a random moment after it has written `num_entries` entries."""
     deadline = time.monotonic() + 60
     while len(list(store.stored_keys())) < num_entries and process.poll() is None:
         assert time.monotonic() < deadline
@@ -396,7 +398,7 @@ def kill_at(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "num_kills"), [(0, 2), (2, 10)])
-def test_killed_and_resumed_equals_undisturbed(
+def test_killed_and_resumed_preparation_equals_uninterrupted_one(
     num_workers: int,
     num_kills: int,
     planted_folder: Path,
@@ -426,7 +428,7 @@ def test_killed_and_resumed_equals_undisturbed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_their_parent(
+def test_workers_stop_with_their_parent(
     number: signal.Signals, planted_folder: Path, tmp_path: Path, write_video: Callable[..., Path]
 ) -> None:
     videos = many_videos(tmp_path / "videos", 200, write_video)
@@ -462,14 +464,14 @@ def children(pid: int) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Returns whether a process runs; a zombie counts as dead."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def test_processes_that_probe_start_without_torch():
+def test_probing_does_not_import_torch():
     code = "import sys, tvg.preparation.probing; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

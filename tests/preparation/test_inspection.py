@@ -1,4 +1,4 @@
-"""Annotations are checked against videos: failures, durations and windows."""
+"""Tests of checking annotations against video files: failures, durations and windows."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_queries_of_failed_clips_are_dropped_and_files_named():
     )
     assert [e.qid for e in found.examples] == ["a:0", "a:1", "a:2"]
     assert found.unreadable == {"b.mp4": "is broken"}
-    assert found.report.dropped == {"video unreadable": 1}  # a mixture repeats, the file does not
+    assert found.report.dropped == {"video unreadable": 1}  # repeated in a mixture, counted once
     assert (found.report.num_queries, found.report.num_examples) == (4, 3)
     files = {Path("a.mp4"): info(10), Path("c.mp4"): "is empty"}
     only = ReadResult(
@@ -81,7 +81,7 @@ def test_queries_of_failed_clips_are_dropped_and_files_named():
 def test_stated_durations_may_differ_by_1_s_or_5_percent(stated_s, found_s, is_other):
     queries = [example("a:0", duration_s=stated_s), example("a:1", duration_s=stated_s)]
     found = inspected(queries, {"a": info(found_s)})
-    assert found.num_other_duration == is_other  # once a clip
+    assert found.num_other_duration == is_other  # counted once per clip
     defects = found.report.defects
     assert [d.example_ids for d in defects.values()] == ([["a:0"]] if is_other else [])
     assert len(found.examples) == 2
@@ -95,11 +95,11 @@ def test_every_query_is_checked_for_a_wrong_duration():
         example("a:3", duration_s=98.0),
     ]
     found = inspected(queries, {"a": info(10)})
-    assert found.num_other_duration == 1  # once a clip
+    assert found.num_other_duration == 1  # counted once per clip
     assert [d.example_ids for d in found.report.defects.values()] == [["a:2"]]
 
 
-def test_a_window_is_compared_with_the_windows_length():
+def test_duration_of_a_window_is_compared_with_its_length():
     inside = example("a:0", window=Segment(20.0, 30.0))
     precut = example("b:0", video="b", window=Segment(20.0, 30.0))
     found = inspected([inside, precut], {"a": info(60), "b": info(10)})
@@ -108,12 +108,12 @@ def test_a_window_is_compared_with_the_windows_length():
     assert inspected([wrong], {"a": info(60)}).num_other_duration == 1
 
 
-def test_a_lead_in_counts_on_both_sides():
+def test_lead_in_is_part_of_the_stated_duration():
     padded = example("a:0", duration_s=15.0, lead_in=LeadIn(5.0, "blank", 0))
     assert inspected([padded], {"a": info(10)}).num_other_duration == 0
 
 
-def test_without_a_stated_duration_the_files_is_used():
+def test_missing_duration_is_taken_from_the_file():
     queries = [
         example("a:0", duration_s=None, segment=(8.0, 10.9)),
         example("a:1", duration_s=None, segment=(8.0, 11.1)),
@@ -129,9 +129,9 @@ def test_without_a_stated_duration_the_files_is_used():
 @pytest.mark.parametrize("stated_s", [None, 200.0])  # missing or wrong
 @pytest.mark.parametrize("is_training", [True, False])
 def test_segments_are_checked_against_the_file(stated_s, is_training):
-    spans = {"in": (1.0, 4.0), "late": (1.0, 50.0), "behind": (4.0, 110.0)}
+    spans = {"in": (1.0, 4.0), "late": (1.0, 50.0), "after": (4.0, 110.0)}
     queries = [example(qid, duration_s=stated_s, segment=span) for qid, span in spans.items()]
-    queries += queries[1:]  # a mixture repeats, the file does not
+    queries += queries[1:]  # repeated in a mixture, counted once
     lead_in = LeadIn(2.04, "blank", 0)
     queries.append(example("padded", segment=(3.0, 7.0), duration_s=6.0, lead_in=lead_in))
     splits = ("train",) if is_training else ("test",)
@@ -144,12 +144,13 @@ def test_segments_are_checked_against_the_file(stated_s, is_training):
     if is_training:
         assert [e.qid for e in found.examples] == ["in", "late", "late", "padded"]
         assert [e.segment for e in found.examples[:2]] == [(1.0, 4.0), (1.0, 4.0)]
-        assert found.examples[3].segment == (3.0, 6.0)  # 20 whole frames, 40 of the file
+        # At 10 fps: 20 frames of lead-in and 40 frames of the file.
+        assert found.examples[3].segment == (3.0, 6.0)
         assert found.report.repaired == {"ending after the file's end": 2}
         assert found.report.dropped == {"starting after the file's end": 1}
         assert counted == {
             "ending after the file's end": (2, "clamped", ["late", "padded"]),
-            "starting after the file's end": (1, "dropped", ["behind"]),
+            "starting after the file's end": (1, "dropped", ["after"]),
         }
         assert (found.report.num_queries, found.report.num_examples) == (4, 3)
         return
@@ -157,12 +158,12 @@ def test_segments_are_checked_against_the_file(stated_s, is_training):
     late = {"ending after the file's end, no duration stated": (1, "kept", ["late"])}
     assert counted == {
         **({} if stated_s else late),
-        "starting after the file's end": (1, "kept", ["behind"]),
+        "starting after the file's end": (1, "kept", ["after"]),
     }
     assert (found.report.repaired, found.report.dropped) == ({}, {})
 
 
-def test_problems_that_need_no_decoding_are_found():
+def test_unusable_clips_are_found_without_decoding():
     loader = ClipLoader(sampling=FrameSampling(), decoder=VideoDecoder, timeout_s=None)
     good, bad, late = (
         ClipRequest(Path("a.mp4")),
@@ -191,7 +192,7 @@ def test_files_of_a_variable_rate_are_counted_once():
     assert table.columns[-1].header == "variable rate"
 
 
-def test_totals_name_both_actions():
+def test_total_names_the_actions_of_both_splits():
     train = inspected([example("a:0")], {"a": info(10)})
     test = inspected([example("a:0"), example("a:1")], {"a": info(10)}, splits=("val", "test"))
     train.report.add("with start >= end", "a:7", "dropped")
@@ -208,15 +209,15 @@ def test_totals_name_both_actions():
 
 def test_dropped_queries_no_longer_count_as_repaired():
     report = ReadReport(annotation_file="f", num_queries=4, num_examples=4)
-    report.repaired = {"ending behind": 3, "starting before": 1}
-    report.repaired_ids = {"ending behind": {"a:0", "a:1", "b:0"}, "starting before": {"b:0"}}
+    report.repaired = {"ending after": 3, "starting before": 1}
+    report.repaired_ids = {"ending after": {"a:0", "a:1", "b:0"}, "starting before": {"b:0"}}
     queries = [example("a:0"), example("a:1", segment=(10.0, 99.0)), example("a:2")]
     queries.append(example("b:0", video="b"))
     files = {Path("a.mp4"): info(10), Path("b.mp4"): "is broken"}
     failed = {ClipRequest(Path("b.mp4")): "is broken"}
     result = ReadResult(examples=queries, report=report)
     found = inspect(result, ("train",), failed, files).report
-    assert found.repaired == {"ending behind": 1}
+    assert found.repaired == {"ending after": 1}
     assert found.dropped == {"video unreadable": 1, "starting after the file's end": 1}
     assert found.num_examples == 2
-    assert report.repaired == {"ending behind": 3, "starting before": 1}  # as it was read
+    assert report.repaired == {"ending after": 3, "starting before": 1}  # the input is unchanged

@@ -1,4 +1,4 @@
-"""Prediction and metric files, checks of output folders, and printed tables."""
+"""Tests of prediction and metric files, checks of output folders, and printed tables."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def test_predictions_are_read_back_unchanged(tmp_path: Path):
     assert isinstance(read_predictions(path)[0].segment, Segment)
 
 
-def test_older_prediction_files_have_no_exact_format_flag(tmp_path: Path):
+def test_older_prediction_file_without_exact_flag_is_read(tmp_path: Path):
     row = {key: value for key, value in FOUND.__dict__.items() if key != "is_exact"}
     row["iou"] = row.pop("score")
     path = tmp_path / "p.jsonl"
@@ -56,7 +56,7 @@ def test_a_lone_surrogate_is_written_as_a_question_mark(tmp_path: Path):
     assert read_predictions(path)[0].text == "a?b"
 
 
-def test_nan_is_refused_and_the_old_file_stays(tmp_path: Path):
+def test_nan_is_refused_and_the_old_file_is_kept(tmp_path: Path):
     path = write_predictions(tmp_path / "p.jsonl", [FOUND])
     with pytest.raises(ValueError, match="OHOFG:1"):
         write_predictions(path, [FOUND, replace(LOST, score=math.nan)])
@@ -69,7 +69,7 @@ def test_nan_is_refused_and_the_old_file_stays(tmp_path: Path):
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"qid": "a"}', json.dumps({**FOUND.__dict__, "segment": [1]})]
 )
-def test_an_invalid_prediction_line_is_named(line: str, tmp_path: Path):
+def test_invalid_prediction_line_is_refused(line: str, tmp_path: Path):
     path = write_predictions(tmp_path / "p.jsonl", [FOUND])
     path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"p\.jsonl, line 2"):
@@ -98,7 +98,7 @@ def test_output_folder_check_refuses_files_and_paths_below(tmp_path: Path):
 def test_output_folder_check_refuses_a_read_only_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # The permissions are asked for, not tried: chmod does not bind a root user.
+    # `os.access` is patched, because chmod does not restrict root.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))} is read-only"):
         output_folder_check(tmp_path / "runs" / "new")

@@ -1,4 +1,4 @@
-"""Every shipped reward gives any completion a finite number in bounded time."""
+"""Tests that every shipped reward is finite for any completion, with bounded work."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def all_rewards() -> WeightedReward:
 
 
 def check(texts: list[str], parser: Any = parse_answer, **changes: Any) -> None:
-    """Scores one group; `WeightedReward` itself refuses what is not finite."""
+    """Scores one group and checks the ranges; `WeightedReward` raises on non-finite rewards."""
     completions = make_completions(
         texts, answers=[parser(text) for text in texts], extra={"answer": "B"}, **changes
     )
@@ -62,7 +62,7 @@ RANGES = {
 
 
 def test_every_shipped_reward_is_listed() -> None:
-    assert {*RANGES, "iou_v2"} == set(NAMES)  # which is not bounded below, as published
+    assert {*RANGES, "iou_v2"} == set(NAMES)  # iou_v2 is unbounded below, as published
     for name in NAMES:
         node = yaml.safe_load((CONF_DIR / "reward" / f"{name}.yaml").read_text())
         assert list(node) == [name]
@@ -101,11 +101,11 @@ HOSTILE = [
 
 @pytest.mark.parametrize("parser", PARSERS, ids=["default", "time_r1"])
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:16]))
-def test_long_junk_earns_a_finite_reward(text: str, parser: Any) -> None:
+def test_long_junk_has_a_finite_reward(text: str, parser: Any) -> None:
     check([text, text, "<think>a</think><answer>1 to 2</answer>", ""], parser)
 
 
-def test_unbounded_times_in_a_short_clip() -> None:
+def test_huge_times_in_a_short_clip_have_finite_rewards() -> None:
     texts = ["<answer>" + "0" * n + f" to 1{'0' * n}</answer>" for n in (1, 50, 300, 307, 308, 309)]
     check(texts, truth=Segment(0.0, 0.25), duration_s=0.25)
 
@@ -120,7 +120,7 @@ surrogates = st.text(st.characters(categories=["Cs", "Nd", "Zs", "Lo"]), max_siz
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(st.lists(pieces | junk | surrogates, min_size=1, max_size=4), st.sampled_from(PARSERS))
-def test_any_text_earns_a_finite_reward(texts: list[str], parser: Any) -> None:
+def test_any_text_has_a_finite_reward(texts: list[str], parser: Any) -> None:
     check(texts, parser)
 
 
@@ -130,17 +130,17 @@ true_times_s = st.floats(min_value=0, max_value=1e5)
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(times_s, times_s, true_times_s, true_times_s, st.floats(min_value=1e-3, max_value=1e5))
-def test_any_times_earn_a_finite_reward(
+def test_any_times_have_a_finite_reward(
     start_s: float, end_s: float, truth_start_s: float, truth_end_s: float, duration_s: float
 ) -> None:
     text = f"<answer>{start_s:f} to {end_s:f}</answer>"
     check([text], truth=Segment(truth_start_s, truth_end_s), duration_s=duration_s)
 
 
-# -- work, counted: a comparison of two texts does not grow with them ----------------------------
+# -- bounded work: only the first words of long texts are compared -------------------------------
 
 
-def test_texts_are_compared_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_max_words_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[int, int]] = []
     cells = text_module.lcs_length
 
@@ -156,7 +156,7 @@ def test_texts_are_compared_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> No
     assert max(steps) == (64, 64)
 
 
-def test_words_after_the_bound_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_after_max_words_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     class Pattern:

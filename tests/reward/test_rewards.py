@@ -1,4 +1,4 @@
-"""The shipped rewards compared with hand-computed numbers."""
+"""Tests of the shipped rewards against hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ def completion(answer: str, thought: str = "so") -> str:
     ("answer", "iou", "iou_v2"),
     [
         ("4.00 to 12.00", 1.0, 1.0),
-        # 6 s of 10 s; both ends 2 s off of 20 s: 0.9 * 0.9.
+        # Intersection 6 s, union 10 s. Both ends miss by 2 s in 20 s: 0.9 * 0.9.
         ("6.00 to 14.00", 0.6, 0.6 * 0.9 * 0.9),
-        # 4 s of 8 s; the start is 4 s off.
+        # Intersection 4 s, union 8 s. The start misses by 4 s.
         ("8.00 to 12.00", 0.5, 0.5 * 0.8),
         ("12.00 to 18.00", 0.0, 0.0),  # touching
         ("12.00 to 4.00", 0.0, 0.0),  # reversed
         ("5.00 to 5.00", 0.0, 0.0),  # empty
         ("nowhere", 0.0, 0.0),
-        # 8 s of 32 s; the end misses by 24 s of 20 s: negative, as published.
+        # Intersection 8 s, union 32 s. The end misses by 24 s in 20 s: negative, as published.
         ("4.00 to 36.00", 0.25, 0.25 * (1 - 24 / 20)),
     ],
 )
-def test_overlap_rewards(answer: str, iou: float, iou_v2: float) -> None:
+def test_iou_rewards_equal_hand_computed_numbers(answer: str, iou: float, iou_v2: float) -> None:
     truth = Segment(4.0, 12.0)
     assert score(IoUReward(), completion(answer), truth=truth) == pytest.approx(iou)
     assert score(IoUV2Reward(), completion(answer), truth=truth) == pytest.approx(iou_v2)
 
 
-def test_iou_v2_can_take_the_stated_duration() -> None:
-    """Truth 4 to 12, answer 8 to 12: IoU 0.5, the start 4 s off; the file is 40 s long."""
+def test_iou_v2_can_use_the_stated_duration() -> None:
+    """Truth 4 to 12 s, answer 8 to 12 s: IoU 0.5, start 4 s off. The file is 40 s long."""
     asked = {"truth": Segment(4.0, 12.0), "duration_s": 40.0}
     answer = completion("8.00 to 12.00")
     assert score(IoUV2Reward(), answer, **asked) == pytest.approx(0.5 * (1 - 4 / 40))
@@ -74,18 +74,18 @@ def test_iou_v2_can_take_the_stated_duration() -> None:
         IoUV2Reward(duration="file")  # type: ignore[arg-type]
 
 
-def test_a_reversed_truth_gives_zero_reward() -> None:
+def test_reversed_truth_gives_zero_iou_rewards() -> None:
     assert score(IoUReward(), completion("4 to 12"), truth=Segment(12.0, 4.0)) == 0.0
     assert score(IoUV2Reward(), completion("4 to 12"), truth=Segment(12.0, 4.0)) == 0.0
 
 
 @pytest.mark.parametrize("duration_s", [0.0, -1.0, float("nan")])
-def test_a_clip_without_length_is_named(duration_s: float) -> None:
+def test_clip_without_a_positive_duration_is_refused(duration_s: float) -> None:
     with pytest.raises(ValueError, match="duration_s"):
         score(IoUV2Reward(), completion("1 to 2"), truth=Segment(1.0, 2.0), duration_s=duration_s)
 
 
-def test_format_reward() -> None:
+def test_format_reward_checks_the_tags() -> None:
     truth = Segment(0.0, 1.0)
     answer_only = "<answer>junk</answer>"
     assert score(FormatReward(think=True), completion("junk"), truth=truth) == 1.0
@@ -98,7 +98,7 @@ def test_format_reward() -> None:
 def test_format_exact_checks_the_answer() -> None:
     texts = [completion(answer) for answer in ("1.00 to 2.00", "1.00 to 2 2", "1 to 2", "junk")]
     assert scores(ExactFormatReward(), texts) == [1.0, 0.0, 0.0, 0.0]
-    assert scores(FormatReward(think=True), texts) == [1.0] * 4  # as Time-R1: the tags alone
+    assert scores(FormatReward(think=True), texts) == [1.0] * 4  # as in Time-R1: only the tags
 
 
 # Truth 4 to 12: 8 s long.
@@ -116,7 +116,9 @@ def test_format_exact_checks_the_answer() -> None:
         ("nowhere", -1.0, math.inf),
     ],
 )
-def test_dense_rewards(answer: str, giou: float, distance: float) -> None:
+def test_giou_and_boundary_equal_hand_computed_numbers(
+    answer: str, giou: float, distance: float
+) -> None:
     truth = Segment(4.0, 12.0)
     assert score(GIoUReward(), completion(answer), truth=truth) == pytest.approx(giou)
     for sharpness in (1.0, 3.0):
@@ -133,34 +135,34 @@ def test_dense_rewards_distinguish_misses_that_iou_does_not() -> None:
         assert len(values) == 5
 
 
-def test_all_answers_score_alike_for_a_reversed_truth() -> None:
+def test_reversed_truth_gives_all_answers_the_lowest_reward() -> None:
     texts = [completion("4 to 12"), completion("5 to 6"), "nothing"]
     assert scores(GIoUReward(), texts, truth=Segment(12.0, 4.0)) == [-1.0] * 3
     assert scores(BoundaryReward(sharpness=1.0), texts, truth=Segment(12.0, 4.0)) == [0.0] * 3
 
 
 @pytest.mark.parametrize("sharpness", [0.0, -1.0, math.inf, math.nan])
-def test_boundary_settings(sharpness: float) -> None:
+def test_boundary_sharpness_must_be_positive_and_finite(sharpness: float) -> None:
     with pytest.raises(ValueError, match=r"reward\.boundary\.reward\.sharpness.*above 0"):
         BoundaryReward(sharpness=sharpness)
 
 
-def test_choice() -> None:
+def test_choice_reward_compares_option_letters() -> None:
     texts = [completion(answer) for answer in ("(B)", "B.", "(A)", "A man", "Option b")]
     for truth in ("B", "(B)", "B. opens the door"):
         values = scores(ChoiceReward(field="answer"), texts, extra={"answer": truth})
         assert values == [1.0, 1.0, 0.0, 0.0, 1.0]
     values = scores(ChoiceReward(field="option"), texts, extra={"option": "A"})
-    assert values == [0.0, 0.0, 1.0, 0.0, 0.0]  # no option is not the first one
+    assert values == [0.0, 0.0, 1.0, 0.0, 0.0]  # "A man" names no option
 
 
 @pytest.mark.parametrize("extra", [{}, {"answer": "a door"}, {"answer": 2.0}])
-def test_a_question_without_its_option_is_named(extra: dict[str, str | float]) -> None:
+def test_question_without_a_correct_option_is_refused(extra: dict[str, str | float]) -> None:
     with pytest.raises(ValueError, match=r"reward\.choice\.reward\.field: a:0 must have"):
         score(ChoiceReward(field="answer"), completion("(B)"), extra=extra)
 
 
-def test_overlong_punishment() -> None:
+def test_overlong_reward_equals_dapo_equation_13() -> None:
     # DAPO's equation 13 with L_max = 100, L_cache = 20.
     num_tokens = [0, 50, 80, 85, 90, 100, 120]
     values = scores(
@@ -173,7 +175,7 @@ def test_overlong_punishment() -> None:
             OverlongReward(max_tokens=100, cache_tokens=cache_tokens)
 
 
-def test_thought_rewards_by_hand() -> None:
+def test_thought_rewards_equal_hand_computed_numbers() -> None:
     thought = (
         "First he sits.\n  \nThen <timestep> 2.10 to 4.00 </timestep>, because\n"
         "<timestep>5 to 6</timestep> it is AFTER that; <timestep>x</timestep>"
@@ -195,13 +197,13 @@ def test_thought_rewards_by_hand() -> None:
         assert scores(lines, [text, none]) == pytest.approx([value, 0.0])
 
 
-def test_diversity_within_the_group() -> None:
+def test_diversity_is_the_mean_distance_within_the_group() -> None:
     texts = ["a b c d", "A, b; c d!", "a b x y", "p q r s"]
     # Distances: 0-1: 0; 0-2, 1-2: 1 - 2 * 2 / 8; all to 3: 1.
     assert scores(DiversityReward(max_words=9), texts) == pytest.approx(
         [(0 + 0.5 + 1) / 3, (0 + 0.5 + 1) / 3, (0.5 + 0.5 + 1) / 3, 1.0]
     )
-    # Groups do not see each other; of a completion the first words count.
+    # Groups are independent, and only the first `max_words` words count.
     assert scores(DiversityReward(max_words=9), texts, group_size=2) == [0, 0, 1, 1]
     assert scores(DiversityReward(max_words=2), texts) == pytest.approx([1 / 3] * 3 + [1])
     assert scores(DiversityReward(max_words=9), ["", "", "a"]) == [0.5, 0.5, 1.0]
@@ -214,7 +216,7 @@ def test_times_of_300_digits_give_a_finite_reward() -> None:
     truth = Segment(0.0, 0.4)
     for num_digits in (100, 308, 309):
         text = completion("0 to " + "1" * num_digits)
-        # IoU * (1 - miss / T) goes to -0.4 / T.
+        # IoU * (1 - miss / T) approaches -0.4 / T.
         value = score(IoUV2Reward(), text, truth=truth, duration_s=0.5)
         assert value == pytest.approx(-0.4 / 0.5)
         assert score(GIoUReward(), text, truth=truth) == pytest.approx(0.0)

@@ -1,6 +1,6 @@
-"""`compat=time_r1` on 1,000 random completions, against the release's formulas written naively.
+"""Tests of `compat=time_r1` against the release's formulas, on 1,000 random completions.
 
-Parsing, rewards, advantages and the loss of both reductions, and where the default differs.
+Covers parsing, rewards, advantages and the loss, and checks where the default parser differs.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def completion(rng: random.Random, kind: str, duration_s: float) -> str:
 
 
 def written() -> list[Written]:
-    """Groups of 8, each on its own clip and with many kinds of answers."""
+    """Generates groups of 8 completions; each group has a random clip and several answer kinds."""
     rng = random.Random(2503_13377)
     rows: list[Written] = []
     for _ in range(NUM // GROUP_SIZE):
@@ -96,7 +96,7 @@ def written() -> list[Written]:
 ROWS = written()
 
 
-# -- the facts, written down as plainly as they can be -------------------------------------------
+# -- the release's formulas, written naively -----------------------------------------------------
 
 
 def naive_segment(text: str) -> tuple[float, float] | None:
@@ -136,7 +136,7 @@ def naive_advantages(totals: list[float]) -> list[float]:
 def naive_loss(
     logprobs: Tensor, ref: Tensor, advantages: list[float], mask: Tensor, *, beta: float
 ) -> dict[str, float]:
-    """One update per rollout, so the ratio is 1 and the clip never acts."""
+    """Returns the loss of each reduction for one update per rollout: ratio 1, nothing clipped."""
     sums, means, num_tokens = 0.0, [], 0
     groups: dict[int, list[float]] = {}
     for n, advantage in enumerate(advantages):
@@ -157,7 +157,7 @@ def naive_loss(
     }
 
 
-# -- and ours ------------------------------------------------------------------------------------
+# -- comparison with our code --------------------------------------------------------------------
 
 
 def our_rewards(names: list[str], parser) -> tuple[Tensor, dict[str, Tensor]]:
@@ -177,7 +177,7 @@ def our_rewards(names: list[str], parser) -> tuple[Tensor, dict[str, Tensor]]:
     return output.total, output.components
 
 
-def test_the_random_completions_cover_every_kind() -> None:
+def test_random_completions_cover_every_kind() -> None:
     assert len(ROWS) == NUM
     kinds = {kind: sum(row.kind == kind for row in ROWS) for kind in {r.kind for r in ROWS}}
     assert set(kinds) == {*PLAIN, *UNDERSTOOD_BY_DEFAULT_ALONE}
@@ -188,13 +188,13 @@ def test_the_random_completions_cover_every_kind() -> None:
     assert any(s["iou_v2"] < 0 for s in scores)  # not clamped, as published
 
 
-def test_segments() -> None:
+def test_segments_equal_the_release() -> None:
     expected = [naive_segment(row.text) for row in ROWS]
     assert [parse_as_released(row.text).segment for row in ROWS] == expected
 
 
 @pytest.mark.parametrize("names", [["iou", "format"], ["iou_v2", "format"]])
-def test_rewards_and_advantages(names: list[str]) -> None:
+def test_rewards_and_advantages_equal_the_release(names: list[str]) -> None:
     total, parts = our_rewards(names, parse_as_released)
     expected = [naive_rewards(row) for row in ROWS]
     for name, values in parts.items():
@@ -202,7 +202,7 @@ def test_rewards_and_advantages(names: list[str]) -> None:
         torch.testing.assert_close(values, naive, rtol=1e-6, atol=1e-7)  # float32
     totals = [sum(row[name] for name in names) for row in expected]
     torch.testing.assert_close(total, torch.tensor(totals), rtol=1e-6, atol=1e-7)
-    # From float32 rewards on both sides: a group that is flat but for rounding is divided by 1e-4.
+    # Both sides use the float32 rewards: division by 1e-4 amplifies rounding in flat groups.
     advantages = group_advantages(total.double(), group_size=GROUP_SIZE, **ADVANTAGE)
     naive = torch.tensor(naive_advantages(total.double().tolist()), dtype=torch.float64)
     torch.testing.assert_close(advantages, naive, rtol=1e-9, atol=1e-12)
@@ -210,7 +210,7 @@ def test_rewards_and_advantages(names: list[str]) -> None:
 
 @pytest.mark.parametrize("reduction", ["token_mean", "group_token_mean", "sequence_mean"])
 @pytest.mark.parametrize("beta", [0.0, 0.04])
-def test_loss(reduction: str, beta: float) -> None:
+def test_loss_equals_the_release(reduction: str, beta: float) -> None:
     total, _ = our_rewards(["iou_v2", "format"], parse_as_released)
     advantages = group_advantages(total.double(), group_size=GROUP_SIZE, **ADVANTAGE)
     generator = torch.Generator().manual_seed(0)
@@ -240,10 +240,10 @@ def test_loss(reduction: str, beta: float) -> None:
     assert float(ours) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-# -- the default ---------------------------------------------------------------------------------
+# -- the default parser --------------------------------------------------------------------------
 
 
-def test_the_default_parser_differs_only_by_accepting_more() -> None:
+def test_default_parser_differs_only_for_suffix_clock_and_dash() -> None:
     differing = {}
     for row in ROWS:
         released, ours = parse_as_released(row.text).segment, parse_by_default(row.text).segment
@@ -252,13 +252,13 @@ def test_the_default_parser_differs_only_by_accepting_more() -> None:
     assert set(differing) == set(UNDERSTOOD_BY_DEFAULT_ALONE)
     for kind in ("suffix", "dash"):
         assert all(released is None and ours is not None for released, ours in differing[kind])
-    for _, ours in differing["clock"]:  # "1:05 to 1:11" is 5 to 1 to the release
+    for _, ours in differing["clock"]:  # the release reads "1:05 to 1:11" as 5 to 1
         assert ours is not None
         assert 10 <= ours.start_s < 90
         assert 120 <= ours.end_s < 240
 
 
-def test_default_rewards_differ_only_for_those_answers() -> None:
+def test_default_rewards_differ_only_for_suffix_clock_and_dash() -> None:
     _, released = our_rewards(["iou", "format"], parse_as_released)
     _, ours = our_rewards(["iou", "format"], parse_by_default)
     for name in released:

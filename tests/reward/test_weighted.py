@@ -1,4 +1,4 @@
-"""The weighted sum, the inputs of rewards, and the errors about invalid ones."""
+"""Tests of the weighted sum of rewards, their inputs, and the errors about invalid rewards."""
 
 import functools
 import math
@@ -34,7 +34,7 @@ def lengths(*, texts: list[str], **_: Any) -> list[float]:
     return [float(len(text)) for text in texts]
 
 
-def test_total_and_raw_parts() -> None:
+def test_total_is_the_weighted_sum_of_raw_rewards() -> None:
     reward = WeightedReward(
         rewards={"format": FormatReward(think=False), "iou": IoUReward(), "length": lengths},
         weights={"format": 0.5, "iou": 2.0, "length": 0.0},
@@ -54,7 +54,7 @@ def test_no_completions_give_no_rewards() -> None:
     assert output.total.shape == output.components["iou"].shape == (0,)
 
 
-# -- what a reward may ask for --------------------------------------------------------------------
+# -- inputs of a reward ---------------------------------------------------------------------------
 
 
 def test_a_reward_gets_the_inputs_it_names() -> None:
@@ -85,7 +85,7 @@ def test_a_reward_gets_the_inputs_it_names() -> None:
     assert seen["rest"].keys() == FIELDS - {"texts"}
 
 
-def test_settings_of_a_plain_function_are_bound_beforehand() -> None:
+def test_settings_of_a_function_are_bound_by_partial() -> None:
     def short(*, texts: list[str], max_chars: int) -> list[float]:
         return [float(len(text) <= max_chars) for text in texts]
 
@@ -93,7 +93,7 @@ def test_settings_of_a_plain_function_are_bound_beforehand() -> None:
     assert output.total.tolist() == [0.0, 1.0, 0.0]
 
 
-def test_unknown_arguments_are_named_at_the_start() -> None:
+def test_unknown_arguments_are_refused_at_construction() -> None:
     def asks(*, texts: list[str], frames: list[Any]) -> list[float]:
         raise AssertionError("never called")
 
@@ -118,7 +118,7 @@ def test_a_reward_may_modify_its_lists_safely() -> None:
     assert output.components["length"].tolist() == [24.0, 7.0, 24.0]
 
 
-def test_parsed_answers_arrive_as_they_were_given() -> None:
+def test_rewards_get_the_parsed_answers_unchanged() -> None:
     seen: list[ParsedAnswer] = []
 
     def spy(*, answers: list[ParsedAnswer], **_: Any) -> list[float]:
@@ -129,7 +129,7 @@ def test_parsed_answers_arrive_as_they_were_given() -> None:
     assert [answer.segment for answer in seen] == [Segment(0, 10), None, Segment(5, 15)]
 
 
-# -- what it may return ---------------------------------------------------------------------------
+# -- return values --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_parsed_answers_arrive_as_they_were_given() -> None:
         [torch.tensor(1.0), torch.tensor([0.5]), 1],
     ],
 )
-def test_numbers_come_in_many_types(values: Any) -> None:
+def test_rewards_may_return_numbers_of_many_types(values: Any) -> None:
     assert score(only(lambda texts: values)).total.tolist() == [1.0, 0.5, 1.0]
 
 
@@ -149,7 +149,7 @@ def test_numbers_come_in_many_types(values: Any) -> None:
     "value", [math.nan, math.inf, -math.inf, 1e300, 10**400, None, "1.0", [1.0], 1j, {}]
 )
 @pytest.mark.parametrize("weight", [1.0, 0.0])
-def test_non_finite_reward_values_are_named(value: Any, weight: float) -> None:
+def test_non_finite_reward_values_are_refused(value: Any, weight: float) -> None:
     def broken(*, texts: list[str]) -> list[Any]:
         return [0.0] * (len(texts) - 1) + [value]
 
@@ -161,27 +161,27 @@ def test_non_finite_reward_values_are_named(value: Any, weight: float) -> None:
 @pytest.mark.parametrize(
     "values", [None, 1.0, "000", {"a": 1, "b": 2, "c": 3}, {1, 2, 3}, torch.tensor(1.0)]
 )
-def test_a_reward_result_that_is_no_list_is_named(values: Any) -> None:
+def test_reward_that_returns_no_list_is_refused(values: Any) -> None:
     with pytest.raises(ValueError, match=r"'mine' must return a list or a tensor of numbers"):
         score(only(lambda texts: values))
 
 
 @pytest.mark.parametrize("num_values", [0, 1, 4])
-def test_a_wrong_number_of_values_is_named(num_values: int) -> None:
+def test_wrong_number_of_values_is_refused(num_values: int) -> None:
     with pytest.raises(ValueError, match=f"'short'.*{num_values} values for 3 completions"):
         score(only(lambda **_: [0.0] * num_values, "short"))
 
 
-def test_a_total_that_overflows_is_named() -> None:
+def test_total_that_overflows_is_refused() -> None:
     reward = WeightedReward(rewards={"big": lambda texts: [0, 3e38, 0]}, weights={"big": 2.0})
     with pytest.raises(ValueError, match=r"weighted total.*6e\+38 for completion 1.*'big': 2"):
         score(reward)
 
 
-# -- one that raises ------------------------------------------------------------------------------
+# -- rewards that raise ---------------------------------------------------------------------------
 
 
-def test_the_reward_and_the_completion_are_named_when_one_raises() -> None:
+def test_error_names_the_reward_and_the_completion() -> None:
     def picky(*, texts: list[str], **_: Any) -> list[float]:
         return [1 / (0 if text == "0 to 10" else 1) for text in texts]
 
@@ -200,7 +200,7 @@ def test_the_reward_and_the_completion_are_named_when_one_raises() -> None:
 def test_a_group_reward_is_retried_group_by_group() -> None:
     def compares(*, texts: list[str], group_size: int) -> list[float]:
         if group_size < 2 or len(texts) % group_size:
-            raise RuntimeError("a whole group, please")  # the probe must not set this off
+            raise RuntimeError("expected complete groups")  # the search must not trigger this
         return [1 / (0 if text == "bad" else 1) for text in texts]
 
     texts = ["a", "b", "c", "bad", "e", "f"]
@@ -209,7 +209,7 @@ def test_a_group_reward_is_retried_group_by_group() -> None:
         score(only(compares), texts, group_size=2)
 
 
-def test_a_reward_that_fails_only_on_batches_is_named() -> None:
+def test_error_names_a_reward_that_fails_only_on_batches() -> None:
     def lonely(*, texts: list[str]) -> list[float]:
         if len(texts) > 1:
             raise RuntimeError("too many")
@@ -230,7 +230,7 @@ def test_a_long_completion_is_shortened_in_the_message() -> None:
 # -- settings -------------------------------------------------------------------------------------
 
 
-def test_lists_of_unequal_length_are_named() -> None:
+def test_lists_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'answers': 0"):
         make_completions(["a"], answers=[])
     with pytest.raises(ValueError, match=r"3 completions, group_size=2"):
@@ -247,14 +247,14 @@ def test_lists_of_unequal_length_are_named() -> None:
         ({"iou": IoUReward()}, {"iou": math.nan}, r"reward\.iou\.weight"),
     ],
 )
-def test_impossible_settings_are_named(
+def test_invalid_settings_are_refused(
     rewards: dict[str, Any], weights: dict[str, float], named: str
 ) -> None:
     with pytest.raises(ValueError, match=named):
         WeightedReward(rewards=rewards, weights=weights)
 
 
-def test_a_reward_that_compares_needs_a_true_segment():
+def test_reward_that_reads_truths_needs_true_segments():
     def letters(*, texts):
         return [1.0 for _ in texts]
 

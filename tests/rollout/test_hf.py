@@ -1,4 +1,4 @@
-"""Sampling: what is drawn, from which distribution, and what is recorded of it."""
+"""Tests of sampling with `generate`: tokens, log-probabilities, masks and settings."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def sample(parts, rollout, *, num=2, group_size=3, seed=0):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_recorded_logprobs_are_the_trainers(parts, temperature):
+def test_recorded_logprobs_equal_the_trainers(parts, temperature):
     rollout = make_rollout(temperature=temperature)
     sampled = sample(parts, rollout)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_recorded_logprobs_are_the_trainers(parts, temperature):
     assert (sampled.sampler_logprobs[sampled.completion_mask.bool()] < 0).all()
 
 
-def test_the_seed_alone_decides_and_the_global_state_is_left_alone(parts):
+def test_sampling_uses_the_seed_and_not_the_global_state(parts):
     torch.manual_seed(7)
     state = torch.get_rng_state()
     first = sample(parts, make_rollout(), seed=1)
@@ -51,7 +51,7 @@ def test_the_seed_alone_decides_and_the_global_state_is_left_alone(parts):
     assert not torch.equal(first.completion_ids, other.completion_ids)
 
 
-def test_a_checkpoints_generation_config_changes_nothing(parts):
+def test_generation_config_of_the_checkpoint_is_ignored(parts):
     before = sample(parts, make_rollout(), seed=1)
     config = parts.policy.model.generation_config
     config.top_k, config.temperature, config.do_sample = 1, 0.1, True
@@ -62,11 +62,11 @@ def test_a_checkpoints_generation_config_changes_nothing(parts):
     assert torch.equal(before.completion_ids, after.completion_ids)
 
 
-def test_vision_tokens_are_never_drawn(parts):
+def test_vision_tokens_are_never_sampled(parts):
     head = parts.policy.model.lm_head.weight
     saved = head.detach().clone()
     suppressed = parts.policy.suppressed_ids
-    with torch.no_grad():  # all but certain to be drawn, were they not suppressed
+    with torch.no_grad():  # without suppression they would almost certainly be sampled
         head.mul_(0.01)
         head[suppressed] = saved.abs().mean() * 50
     try:
@@ -78,7 +78,7 @@ def test_vision_tokens_are_never_drawn(parts):
     assert torch.isfinite(sampled.sampler_logprobs).all()
 
 
-def test_greedy_is_transformers_own(parts):
+def test_greedy_tokens_equal_transformers_generate(parts):
     sampled = sample(parts, make_rollout(), group_size=1)
     greedy = sample(parts, make_rollout().greedy(), group_size=1, seed=5)
     assert torch.equal(
@@ -100,7 +100,7 @@ def test_greedy_is_transformers_own(parts):
     assert torch.equal(greedy.completion_ids, out)
 
 
-def test_prompts_sampled_in_parts_are_put_together(parts):
+def test_several_calls_return_the_tokens_of_one_call(parts):
     greedy = make_rollout(temperature=0.0)
     whole = sample(parts, greedy, num=3, group_size=2)
     split = sample(parts, make_rollout(temperature=0.0, prompts_per_call=1), num=3, group_size=2)
@@ -118,9 +118,9 @@ def test_the_mask_ends_with_the_first_eos():
     assert is_finished.tolist() == [False]
 
 
-def test_text_and_logprobs_stop_at_the_end(parts):
+def test_text_and_logprobs_stop_at_the_first_eos(parts):
     saved = parts.policy.eos_ids
-    parts.policy.eos_ids = list(range(0, 640, 8))  # ends often, at different lengths
+    parts.policy.eos_ids = list(range(0, 640, 8))  # frequent end tokens: lengths differ
     try:
         sampled = sample(parts, make_rollout(max_new_tokens=30), group_size=8)
     finally:
@@ -139,7 +139,7 @@ def checkpointing(model):
     return [getattr(module, key) for module in model.modules() if hasattr(module, key)]
 
 
-def test_sampling_turns_training_mode_and_checkpointing_off_and_on_again(parts):
+def test_sampling_mode_restores_training_mode_and_checkpointing(parts):
     model = parts.policy.model
     model.gradient_checkpointing_enable({"use_reentrant": False})
     parts.policy.train()
@@ -160,7 +160,7 @@ def test_sampling_turns_training_mode_and_checkpointing_off_and_on_again(parts):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"max_new_tokens": 0}, "rollout.max_new_tokens.*0"),
         ({"temperature": -1.0}, "rollout.temperature"),
@@ -169,6 +169,6 @@ def test_sampling_turns_training_mode_and_checkpointing_off_and_on_again(parts):
         ({"prompts_per_call": 0}, "rollout.prompts_per_call"),
     ],
 )
-def test_settings_out_of_range_name_their_key(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_settings_out_of_range_name_their_key(changes, message):
+    with pytest.raises(ValueError, match=message):
         make_rollout(**changes)

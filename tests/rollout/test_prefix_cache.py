@@ -1,4 +1,4 @@
-"""Attention while sampling: as exact as in training, and no weight cast twice."""
+"""Tests of attention during sampling: its precision, and that each weight is cast once."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ HEADS, KEY_HEADS, SIZE, LENGTH = 4, 2, 32, 256
 
 
 @pytest.mark.parametrize("bias", [0.0, 50.0])
-def test_large_scores_are_as_exact_as_in_training(bias):
-    """Keys with a common part, as some checkpoints have, make every score large."""
+def test_attention_of_large_scores_is_as_exact_as_in_training(bias):
+    """A common offset of queries and keys, as in some checkpoints, makes all scores large."""
     generator = torch.Generator().manual_seed(0)
 
     def states(heads: int, num: int, mean: float = 0.0) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Shared-prefix sampling against `generate` on copies, token for token, and against itself."""
+"""Tests of shared-prefix sampling against `generate` on copies of the prompts."""
 
 from types import SimpleNamespace
 
@@ -9,20 +9,20 @@ from helpers.tiny_policy import make_parts, make_rollout, sample_with
 from tvg.rollout import shared_prefix
 from tvg.rollout.shared_prefix import SharedPrefixEngine
 
-SOME_ENDS = list(range(0, 540, 12))  # tokens that end a completion now and then
+SOME_ENDS = list(range(0, 540, 12))  # frequent end tokens: lengths differ
 
 
 @pytest.fixture(scope="module")
 def parts(tiny_checkpoint, tiny_world):
     made = make_parts(tiny_checkpoint, tiny_world)
-    made.policy.double()  # so that no draw hangs on rounding
+    made.policy.double()  # rounding must not change a draw
     made.policy.eos_ids = SOME_ENDS
     return made
 
 
 @pytest.fixture(scope="module")
 def prompts(parts):
-    """Four prompts, three lengths: every one but the longest is padded on the left."""
+    """Four prompts of at least three lengths; the shorter ones are padded on the left."""
     batch = parts.batch(4)
     assert len(set(batch.attention_mask.sum(1).tolist())) >= 3
     return batch
@@ -48,7 +48,7 @@ def sample(parts, rollout, prompts, *, group_size=4, seed=0):
 
 
 def score(parts, sampled, temperature):
-    """The trainer's log-probabilities of what was sampled."""
+    """Returns the trainer's log-probabilities of the sampled tokens."""
     return parts.policy(
         sampled.prompts,
         sampled.completion_ids,
@@ -59,7 +59,7 @@ def score(parts, sampled, temperature):
 
 
 def tokens_of(sampled):
-    """The completions of each query, without padding."""
+    """Returns the completions of each query, without padding."""
     size = sampled.group_size
     rows = [
         ids[keep.bool()].tolist()
@@ -81,7 +81,7 @@ def tokens_of(sampled):
     ],
     ids=str,
 )
-def test_the_tokens_are_those_of_generate_on_copies(parts, prompts, settings):
+def test_tokens_equal_those_of_generate_on_copies(parts, prompts, settings):
     ours = sample(parts, make_shared(**settings), prompts)
     theirs = sample(parts, make_hf(**settings), prompts)
     assert torch.equal(ours.completion_ids, theirs.completion_ids)
@@ -90,10 +90,12 @@ def test_the_tokens_are_those_of_generate_on_copies(parts, prompts, settings):
     assert ours.texts == theirs.texts
     torch.testing.assert_close(ours.sampler_logprobs, theirs.sampler_logprobs, atol=1e-5, rtol=0)
     num_lengths = len(ours.completion_mask.sum(1).unique())
-    assert num_lengths > 2 or settings.get("temperature") == 0, "ragged ones wanted"
+    assert num_lengths > 2 or settings.get("temperature") == 0, (
+        "the test needs completions of different lengths"
+    )
 
 
-def test_greedy_is_transformers_own(parts, prompts):
+def test_greedy_tokens_equal_transformers_generate(parts, prompts):
     greedy = sample(parts, make_shared().greedy(), prompts, group_size=1)
     out = parts.policy.model.generate(
         input_ids=prompts.input_ids,
@@ -113,25 +115,25 @@ def test_greedy_is_transformers_own(parts, prompts):
 
 
 @pytest.mark.parametrize("prompts_per_call", [1, 3])
-def test_calls_of_any_size_draw_the_same(parts, prompts, prompts_per_call):
+def test_tokens_do_not_depend_on_prompts_per_call(parts, prompts, prompts_per_call):
     whole = sample(parts, make_shared(), prompts)
     split = sample(parts, make_shared(prompts_per_call=prompts_per_call), prompts)
     assert torch.equal(whole.completion_ids, split.completion_ids)
     torch.testing.assert_close(whole.sampler_logprobs, split.sampler_logprobs, atol=1e-5, rtol=0)
 
 
-def test_a_sample_does_not_depend_on_its_batch(parts, prompts):
+def test_completions_do_not_depend_on_their_batch(parts, prompts):
     whole = tokens_of(sample(parts, make_shared(), prompts))
     alone = [tokens_of(sample(parts, make_shared(), prompts.rows(i, i + 1))) for i in range(4)]
     assert {qid: rows for one in alone for qid, rows in one.items()} == whole
-    # Another order, with other padding; and a group of two is the beginning of one of four.
+    # Another order, with other padding. A group of two equals the first two of four.
     turned = parts.collator([parts.dataset[index] for index in (5, 3, 1, 0)])
     other = tokens_of(sample(parts, make_shared(), turned, group_size=2))
     assert len(other.keys() & whole.keys()) == 3
     assert all(other[qid] == whole[qid][:2] for qid in other.keys() & whole.keys())
 
 
-def test_other_seeds_and_doubled_queries_draw_other_tokens(parts, prompts):
+def test_other_seeds_and_repeated_queries_give_other_tokens(parts, prompts):
     one = prompts.rows(0, 1)
     first, other = (sample(parts, make_shared(), one, seed=seed).texts for seed in (0, 1))
     twice = sample(parts, make_shared(), one.repeat(2)).texts
@@ -142,7 +144,7 @@ def test_other_seeds_and_doubled_queries_draw_other_tokens(parts, prompts):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("forward_by", ["shared_prefix", "repeated"])
-def test_recorded_logprobs_are_the_trainers(parts, prompts, temperature, forward_by, monkeypatch):
+def test_recorded_logprobs_equal_the_trainers(parts, prompts, temperature, forward_by, monkeypatch):
     monkeypatch.setattr(parts.policy, "forward_by", forward_by)
     sampled = sample(parts, make_shared(temperature=temperature, top_k=30), prompts)
     with torch.no_grad():
@@ -152,7 +154,7 @@ def test_recorded_logprobs_are_the_trainers(parts, prompts, temperature, forward
 
 
 def calls_of_the_language_model(parts, rollout, prompts):
-    """How many tokens each call was given, and what was sampled."""
+    """Returns the number of tokens of each forward pass, and the sampled rollout."""
     sizes = []
     hook = parts.policy.model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(kwargs["inputs_embeds"].shape[1]),
@@ -164,13 +166,13 @@ def calls_of_the_language_model(parts, rollout, prompts):
         hook.remove()
 
 
-def test_each_prompt_is_read_once_and_nothing_is_run_behind_the_end(parts, prompts):
+def test_each_prompt_runs_once_and_sampling_stops_at_the_end(parts, prompts):
     sizes, sampled = calls_of_the_language_model(parts, make_shared(max_new_tokens=200), prompts)
     longest = int(sampled.completion_mask.sum(1).max())
     assert sampled.is_finished.all()
     assert longest < 200
     assert sampled.completion_ids.shape == (16, longest)
-    # The last token of the longest needs no state after it.
+    # The last token of the longest completion needs no forward pass.
     assert sizes == [int(prompts.attention_mask.sum())] + [16] * (longest - 1)
     sizes, _ = calls_of_the_language_model(parts, make_shared(max_new_tokens=1), prompts)
     assert len(sizes) == 1
@@ -188,7 +190,7 @@ def test_each_clip_is_encoded_once(parts, prompts):
     assert seen == [int(prompts.video_grid_thw.prod(-1).sum())]
 
 
-def test_features_in_the_place_of_pixels_draw_the_same(parts, prompts, monkeypatch):
+def test_cached_features_give_the_same_tokens_as_pixels(parts, prompts, monkeypatch):
     expected = sample(parts, make_shared(), prompts)
     for parameter in parts.policy.model.model.visual.parameters():
         monkeypatch.setattr(parameter, "requires_grad", False)
@@ -198,7 +200,7 @@ def test_features_in_the_place_of_pixels_draw_the_same(parts, prompts, monkeypat
     assert torch.equal(sampled.completion_ids, expected.completion_ids)
 
 
-def test_a_gpu_is_asked_every_few_steps_whether_all_are_finished():
+def test_gpu_checks_for_the_end_every_eight_steps():
     on_gpu = SimpleNamespace(device=SimpleNamespace(type="cuda"), all=lambda: True)
     asked = [step for step in range(24) if shared_prefix._is_over(on_gpu, step)]
     assert asked == [7, 15, 23]
@@ -206,7 +208,7 @@ def test_a_gpu_is_asked_every_few_steps_whether_all_are_finished():
     assert not shared_prefix._is_over(torch.tensor([True, False]), 7)
 
 
-def test_asking_late_changes_nothing_that_is_returned(parts, prompts, monkeypatch):
+def test_late_check_for_the_end_keeps_the_results(parts, prompts, monkeypatch):
     expected = sample(parts, make_shared(max_new_tokens=60), prompts)
     monkeypatch.setattr(
         shared_prefix, "_is_over", lambda is_finished, step: step % 8 == 7 and is_finished.all()
@@ -219,7 +221,7 @@ def test_asking_late_changes_nothing_that_is_returned(parts, prompts, monkeypatc
     assert late.texts == expected.texts
 
 
-def test_training_mode_and_checkpointing_are_put_aside_and_back(parts, prompts):
+def test_training_mode_and_checkpointing_are_restored(parts, prompts):
     expected = sample(parts, make_shared(), prompts)
     policy = parts.policy
     policy.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -235,7 +237,7 @@ def test_training_mode_and_checkpointing_are_put_aside_and_back(parts, prompts):
 
 
 @pytest.mark.parametrize("weights", ["float32", "autocast", "bfloat16"])
-def test_lower_precisions(tiny_checkpoint, tiny_world, weights):
+def test_logprobs_agree_with_the_trainer_in_each_precision(tiny_checkpoint, tiny_world, weights):
     parts = make_parts(tiny_checkpoint, tiny_world)
     if weights == "bfloat16":
         parts.policy.bfloat16()

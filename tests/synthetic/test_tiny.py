@@ -1,4 +1,4 @@
-"""The tiny checkpoint: an ordinary Hugging Face folder with Qwen2.5-VL's own parts."""
+"""Tests of the tiny checkpoint, a Hugging Face folder in the format of Qwen2.5-VL."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ def tokenizer(folder):
     return AutoProcessor.from_pretrained(folder).tokenizer
 
 
-def test_from_pretrained_loads_every_weight_and_the_real_architecture(folder):
+def test_from_pretrained_loads_every_weight_with_the_released_architecture(folder):
     model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, output_loading_info=True
     )
@@ -41,13 +41,13 @@ def test_from_pretrained_loads_every_weight_and_the_real_architecture(folder):
     assert config.vision_config.spatial_merge_size == 2
     assert config.vision_config.temporal_patch_size == 2
     text = config.text_config
-    assert text.hidden_size // text.num_attention_heads == 32  # a head size that vLLM serves
+    assert text.hidden_size // text.num_attention_heads == 32  # a head size that vLLM supports
     assert 2 * sum(text.rope_parameters["mrope_section"]) == 32
     assert 0.5e6 < sum(p.numel() for p in model.parameters()) < 3e6
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
-def test_ids_in_config_are_those_of_the_tokenizer(folder, tokenizer):
+def test_token_ids_in_config_equal_the_tokenizers(folder, tokenizer):
     config = AutoConfig.from_pretrained(folder)
     assert config.text_config.vocab_size == len(tokenizer)
     for name, token in {
@@ -65,7 +65,7 @@ def test_ids_in_config_are_those_of_the_tokenizer(folder, tokenizer):
     assert generation.pad_token_id == tokenizer.pad_token_id
 
 
-def test_special_tokens_are_single_ids_in_qwens_order_behind_the_words(tokenizer):
+def test_special_tokens_follow_the_vocabulary_in_qwens_order(tokenizer):
     ids = tokenizer.convert_tokens_to_ids([*SPECIAL_TOKENS, *ADDED_TOKENS])
     first = len(tokenizer) - len(ids)
     assert ids == list(range(first, len(tokenizer)))
@@ -76,7 +76,7 @@ def test_special_tokens_are_single_ids_in_qwens_order_behind_the_words(tokenizer
         assert tokenizer.decode(tokenizer(token).input_ids, skip_special_tokens=True) == token
 
 
-def test_whole_seconds_are_one_token(tokenizer):
+def test_whole_seconds_are_single_tokens(tokenizer):
     ids = tokenizer("<answer>12.5 to 20.0</answer>").input_ids
     pieces = [tokenizer.decode([i]) for i in ids]
     digits = [p for p in pieces if any(c.isdigit() for c in p)]
@@ -86,7 +86,7 @@ def test_whole_seconds_are_one_token(tokenizer):
         assert tokenizer.tokenize(str(second)) == [str(second)]
 
 
-def test_every_word_of_the_world_is_one_token(tokenizer):
+def test_synthetic_queries_need_about_one_token_per_word(tokenizer):
     for query in all_queries():
         words = query.rstrip(".").lower().split()
         assert len(tokenizer(query.rstrip(".").lower()).input_ids) <= len(words) + 1, query
@@ -111,7 +111,7 @@ def test_awkward_text_round_trips(tokenizer, text):
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=False) == text
 
 
-def test_chat_template_is_qwens(folder):
+def test_chat_template_equals_qwens(folder):
     processor = AutoProcessor.from_pretrained(folder)
     user = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When?"}]}
     assert processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True) == (
@@ -128,7 +128,7 @@ def test_chat_template_is_qwens(folder):
     )
 
 
-def test_processor_and_model_take_a_video(folder):
+def test_processor_and_model_accept_a_video(folder):
     processor = AutoProcessor.from_pretrained(folder)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
     text = "<|vision_start|><|video_pad|><|vision_end|>When?"
@@ -157,7 +157,7 @@ write_tiny_checkpoint(sys.argv[1], family="qwen2_5_vl", seed=0)
 
 
 @pytest.mark.slow
-def test_same_seed_same_files_also_in_another_process(folder, tmp_path):
+def test_same_seed_writes_equal_files_in_another_process(folder, tmp_path):
     environment = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
     other = tmp_path / "again"
     subprocess.run([sys.executable, "-c", _WRITE, str(other)], check=True, env=environment)
@@ -168,7 +168,7 @@ def test_same_seed_same_files_also_in_another_process(folder, tmp_path):
         assert digests[0] == digests[1], name
 
 
-def test_another_seed_changes_the_weights_and_leaves_the_callers_randomness_alone(folder, tmp_path):
+def test_seed_sets_the_weights_and_keeps_the_global_state(folder, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -179,7 +179,7 @@ def test_another_seed_changes_the_weights_and_leaves_the_callers_randomness_alon
     assert (folder / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
 
 
-def test_sizes_that_do_not_fit_are_refused(tmp_path):
+def test_unsupported_sizes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"hidden_size: expected a multiple of 64 .*, got 96"):
         write_tiny_checkpoint(tmp_path / "x", family="qwen2_5_vl", seed=0, hidden_size=96)
     with pytest.raises(ValueError, match="frame_side: expected a multiple of 28 pixels, got 30"):

@@ -1,4 +1,4 @@
-"""The drawn world: the same from the same seed, and what it says of a clip is what is in it."""
+"""Tests of the synthetic world (the generated data set): reproducible, with exact annotations."""
 
 import json
 from dataclasses import replace
@@ -44,7 +44,7 @@ def world(tmp_path_factory):
     return write_world(root, settings=MEDIUM, num_clips=SMALL, seed=3, num_workers=0)
 
 
-def test_files_are_charades_shaped_h264_clips_of_the_stated_length(world):
+def test_files_are_h264_clips_with_charades_annotations(world):
     for split, num in SMALL.items():
         clips = json.loads((world / f"{split}.json").read_text())
         assert len(clips) == num
@@ -60,7 +60,7 @@ def test_files_are_charades_shaped_h264_clips_of_the_stated_length(world):
                 assert 0 <= coarse_start <= start < end <= coarse_end <= clip["duration"]
 
 
-def test_same_seed_same_bytes_and_other_seed_other_world(world, tmp_path):
+def test_same_seed_writes_equal_bytes_and_other_seeds_differ(world, tmp_path):
     again = write_world(tmp_path / "a", settings=MEDIUM, num_clips=SMALL, seed=3, num_workers=2)
     other = write_world(tmp_path / "b", settings=MEDIUM, num_clips=SMALL, seed=4, num_workers=0)
     names = sorted(p.relative_to(world) for p in world.rglob("*") if p.is_file())
@@ -70,7 +70,7 @@ def test_same_seed_same_bytes_and_other_seed_other_world(world, tmp_path):
         assert (world / name).read_bytes() != (other / name).read_bytes(), name
 
 
-def test_a_clip_does_not_depend_on_how_many_are_drawn_and_splits_share_none():
+def test_clips_are_independent_of_their_number_and_never_repeat():
     assert scripts(2) == scripts(5)[:2]
     seen = [
         (s.num_frames, s.events, s.drawing_seed)
@@ -82,7 +82,7 @@ def test_a_clip_does_not_depend_on_how_many_are_drawn_and_splits_share_none():
 
 @pytest.mark.parametrize("motion", list(MOTIONS))
 @pytest.mark.parametrize("shape", ["square", "circle", "triangle", "cross", "diamond", "ring"])
-def test_every_shape_and_motion_is_visible_in_its_frames_only_and_really_changes(shape, motion):
+def test_event_is_visible_and_moves_only_in_its_frames(shape, motion):
     settings = replace(MEDIUM, max_events=1, num_distractors=0, noise=0.0)
     script = script_clip(split="train", index=0, seed=1, settings=settings)
     event = replace(script.events[0], colour="green", shape=shape, motion=motion)
@@ -99,7 +99,7 @@ def test_every_shape_and_motion_is_visible_in_its_frames_only_and_really_changes
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_decoded_frames_show_the_colour_exactly_during_the_stated_segment(tmp_path, seed):
+def test_colour_is_visible_exactly_during_the_annotated_segment(tmp_path, seed):
     settings = replace(MEDIUM, num_colours=4, lookalike=0.0)  # no two events of one colour
     root = write_world(
         tmp_path / "w", settings=settings, num_clips={"train": 3}, seed=seed, num_workers=0
@@ -114,7 +114,7 @@ def test_decoded_frames_show_the_colour_exactly_during_the_stated_segment(tmp_pa
             times = np.arange(len(frames)) / fps
             inside = (times >= start) & (times < end)
             assert num_alike[~inside].max(initial=0) <= 3
-            # Another event may hide this one for a moment; blinking ones fade.
+            # Another event may cover this one for a moment, and blinking events fade.
             assert (num_alike[inside] > 3).mean() > 0.5
             first, last = np.flatnonzero(num_alike > 3)[[0, -1]]
             checked += abs(times[first] - start) < 1e-9 and abs(times[last] + 1 / fps - end) < 1e-9
@@ -122,7 +122,7 @@ def test_decoded_frames_show_the_colour_exactly_during_the_stated_segment(tmp_pa
 
 
 @pytest.mark.parametrize("difficulty", list(DIFFICULTIES))
-def test_a_query_names_exactly_one_event_of_its_clip(difficulty):
+def test_query_names_exactly_one_event_of_its_clip(difficulty):
     settings = world_settings(difficulty=difficulty)
     known = set(all_queries())
     for script in scripts(200, settings=settings):
@@ -136,14 +136,14 @@ def test_a_query_names_exactly_one_event_of_its_clip(difficulty):
         assert all(t.colour == "dark" for t in script.distractors)
 
 
-def test_a_share_of_the_training_clips_is_easy_and_none_of_the_test_clips_need_be():
+def test_easy_share_applies_to_training_clips_only():
     settings = replace(MEDIUM, min_events=2, max_events=3, easy_share=0.5)
     train = [len(s.events) == 1 and not s.distractors for s in scripts(400, settings=settings)]
     assert np.mean(train) == pytest.approx(0.5, abs=0.08)
     assert all(len(s.events) > 1 for s in scripts(100, split="test", settings=settings))
 
 
-def test_order_of_annotation_tells_nothing_about_time():
+def test_annotation_order_is_independent_of_time():
     firsts = [
         (s.events[0].first_frame, s.events[1].first_frame)
         for s in scripts(2000, split="test")
@@ -154,7 +154,7 @@ def test_order_of_annotation_tells_nothing_about_time():
 
 
 def test_the_best_constant_answer_scores_low():
-    """What a policy can reach that never looks: about chance, and far below the demo's 0.4."""
+    """An answer that ignores the video scores far below the demo's trained policy."""
     train = np.array([segment for s in scripts(400) for segment in s.segments])
     test = np.array([segment for s in scripts(200, split="test") for segment in s.segments])
 
@@ -171,14 +171,14 @@ def test_the_best_constant_answer_scores_low():
     assert np.mean(paired) < 0.22
 
 
-def test_queries_are_balanced_over_words():
+def test_colours_are_balanced_over_queries():
     first = [q.split()[1] for s in scripts(300) for q in s.queries if q.startswith("The ")]
     counts = np.unique(first, return_counts=True)[1]
     assert len(counts) == MEDIUM.num_colours
     assert counts.min() > 0.5 * counts.max()
 
 
-def test_coarse_share_of_the_ends_is_rounded_outward():
+def test_coarse_share_of_segment_ends_is_rounded_to_the_grid():
     moved = on_grid = total = 0
     for script in scripts(400):
         for hint, exact in zip(script.hints, script.segments, strict=True):
@@ -198,9 +198,7 @@ def test_coarse_share_of_the_ends_is_rounded_outward():
     grid=st.sampled_from([0.5, 1.0, 2.0, 3.0]),
     both=st.tuples(st.booleans(), st.booleans()),
 )
-def test_coarse_segment_contains_the_exact_one_and_stays_in_the_clip(
-    start, length, after, grid, both
-):
+def test_coarse_segment_contains_the_exact_one_within_the_clip(start, length, after, grid, both):
     exact = Segment(start / 8, (start + length) / 8)
     duration = (start + length + after) / 8
     coarse = coarse_segment(
@@ -214,7 +212,7 @@ def test_coarse_segment_contains_the_exact_one_and_stays_in_the_clip(
         assert coarse == exact
 
 
-def test_coarse_segment_by_hand():
+def test_coarse_segment_equals_hand_computed_ends():
     exact = Segment(3.5, 7.25)
     rounded = coarse_segment(exact, duration_s=20, grid_s=2, round_start=True, round_end=True)
     assert rounded == (2.0, 8.0)
@@ -222,7 +220,7 @@ def test_coarse_segment_by_hand():
     assert clamped == (3.5, 7.5)
 
 
-def test_a_drawn_world_is_left_alone_and_another_is_not_overwritten(world):
+def test_existing_world_is_reused_and_never_overwritten(world):
     stamps = {p: p.stat().st_mtime_ns for p in world.rglob("*.mp4")}
     write_world(world, settings=MEDIUM, num_clips=SMALL, seed=3, num_workers=0)
     assert stamps == {p: p.stat().st_mtime_ns for p in world.rglob("*.mp4")}
@@ -240,7 +238,7 @@ def test_progress_of_generation_is_shown(tmp_path, monkeypatch, capsys):
     assert f"{total}/{total}" in shown
 
 
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_interrupted_generation_leaves_no_files(tmp_path, monkeypatch):
     encode, encoded = encode_h264, []
 
     def stop(path, *args, **kwargs):
@@ -255,7 +253,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_settings_are_told_all_at_once():
+def test_all_bad_settings_are_reported_together():
     with pytest.raises(ValueError, match=r"frame_size.*num_colours.*coarse_grid_s.*lookalike"):
         replace(MEDIUM, frame_size=63, num_colours=99, coarse_grid_s=0.0, lookalike=1.5)
     with pytest.raises(ValueError, match="easy, medium, hard, got 'brutal'"):

@@ -1,4 +1,4 @@
-"""Blind answers, on numbers that can be worked out by hand."""
+"""Tests of answers that ignore the video, against hand-computed numbers."""
 
 import pytest
 
@@ -19,26 +19,25 @@ def example(segment, duration_s=10.0, qid="v:0") -> GroundingExample:
 
 def test_the_best_constant_of_one_truth_is_that_truth():
     assert best_constant_segment([example((2.0, 6.0))]) == pytest.approx((0.2, 0.6), abs=1e-9)
-    # As shares of the clips, these are one and the same.
+    # Both segments are the same fraction of their clips.
     both = [example((2.0, 6.0), 10.0), example((5.0, 15.0), 25.0)]
     assert best_constant_segment(both) == pytest.approx((0.2, 0.6), abs=1e-9)
 
 
-def test_the_best_constant_weighs_truths_against_each_other():
-    # [0, 1] scores 1/2 on each half: no better than either half, 1/2 in the mean as well; three
-    # truths decide: [0, 0.5] gives (1 + 1 + 0) / 3.
+def test_best_constant_maximises_the_mean_iou():
+    # [0, 0.5] has IoU 1, 1 and 0, mean 2/3. [0, 1] has IoU 1/2 with each truth.
     truths = [example((0.0, 5.0)), example((0.0, 5.0)), example((5.0, 10.0))]
     assert best_constant_segment(truths, step=0.5) == (0.0, 0.5)
-    # [0, 0.5] scores (1 + 1/2) / 2, [0, 1] the same by turns: 1/2 and 1; a tie takes the first.
+    # [0, 0.5] and [0, 1] both have the mean (1 + 1/2) / 2; the first one wins the tie.
     assert best_constant_segment([example((0.0, 5.0)), example((0.0, 10.0))], step=0.5) == (0, 0.5)
 
 
-def test_the_best_constant_may_be_the_whole_clip():
+def test_best_constant_may_be_the_entire_clip():
     truths = [example((0.0, 10.0)), example((0.0, 7.0)), example((3.0, 10.0))]
     assert best_constant_segment(truths) == pytest.approx((0.0, 1.0), abs=1e-9)
 
 
-def test_chance_draws_the_lengths_and_places_that_there_are():
+def test_random_segments_are_drawn_from_the_known_ones():
     known = [example((0.0, 5.0)), example((2.0, 4.0), 20.0), example(None), example((1, 2), None)]
     drawn = random_segments(known, 200, seed=0)
     assert set(drawn) == {Segment(0.0, 0.5), Segment(0.1, 0.2)}
@@ -47,7 +46,7 @@ def test_chance_draws_the_lengths_and_places_that_there_are():
     assert random_segments(known, 200, seed=1) != drawn
 
 
-def test_blind_predictions_are_scored_like_any_other():
+def test_blind_predictions_are_scored_by_iou():
     queries = [example((0.0, 5.0), qid="a"), example((4.0, 8.0), 8.0, qid="b"), example(None)]
     half = Segment(0.0, 0.5)
     first, second, third = blind_predictions(queries, [half, half, half])
@@ -62,11 +61,11 @@ def test_blind_predictions_are_scored_like_any_other():
 @pytest.mark.parametrize(
     "function", [best_constant_segment, lambda e: random_segments(e, 1, seed=0)]
 )
-def test_nothing_is_known(function):
+def test_baselines_need_a_segment_and_a_duration(function):
     with pytest.raises(ValueError, match="needs examples with a segment and a duration"):
         function([example(None), example((1, 2), None)])
 
 
-def test_a_clip_of_unknown_length_cannot_be_guessed_on():
+def test_blind_prediction_needs_the_duration_of_the_clip():
     with pytest.raises(ValueError, match=r"^q:1: a blind guess needs the clip's duration"):
         blind_predictions([example((1, 2), None, qid="q:1")], [Segment(0.0, 1.0)])

@@ -1,4 +1,4 @@
-"""Prompts and answers of the grounding task: templates, their errors, the order in a turn."""
+"""Tests of the grounding task: prompt templates, messages, targets and answer parsing."""
 
 from dataclasses import replace
 
@@ -25,12 +25,12 @@ def user_text(task, query: str = "A person sits.") -> str:
     return text
 
 
-def test_the_query_stands_in_the_template():
+def test_query_is_inserted_into_the_template():
     task = make_task(template='Find "{query}" as {{"s": 1}}: {query}', lowercase=False)
     assert user_text(task) == 'Find "A person sits" as {"s": 1}: A person sits'
 
 
-def test_braces_in_a_query_stand_for_themselves():
+def test_braces_in_a_query_are_kept():
     assert user_text(make_task(), "put {0} and {x} down") == "put {0} and {x} down"
 
 
@@ -44,7 +44,7 @@ def test_braces_in_a_query_stand_for_themselves():
         ("Ereignis „[EVENT]“ – wann?", "Ereignis „a cat“ – wann?"),
     ],
 )
-def test_a_template_file_is_used_as_it_is(tmp_path, text, expected):
+def test_only_the_query_is_replaced_in_a_template_file(tmp_path, text, expected):
     path = tmp_path / "prompt.txt"
     path.write_text(text, encoding="utf-8")
     assert user_text(make_task(template=None, template_file=str(path)), "a cat") == expected
@@ -68,7 +68,7 @@ def test_a_template_file_is_used_as_it_is(tmp_path, text, expected):
         ({"template_file": "x.txt"}, "exactly one of prompt.template and prompt.template_file"),
     ],
 )
-def test_wrong_templates_name_their_key(changes, message):
+def test_invalid_templates_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_task(**changes)
 
@@ -85,7 +85,7 @@ def test_text_like_a_field_in_a_template_file_is_reported(tmp_path, caplog):
     )
 
 
-def test_a_template_file_that_cannot_be_used_is_named(tmp_path):
+def test_unusable_template_file_is_named(tmp_path):
     missing, binary, bare = (tmp_path / name for name in ("missing", "binary", "bare"))
     binary.write_bytes(b"\xff\xfe\x00")
     bare.write_text("no mark in here")
@@ -99,13 +99,13 @@ def test_a_template_file_that_cannot_be_used_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("video_first", "expected"), [(True, ["video", "text"]), (False, ["text", "video"])]
 )
-def test_the_place_of_the_video(video_first, expected):
+def test_video_first_sets_the_order_of_video_and_text(video_first, expected):
     (turn,) = make_task(video_first=video_first).messages(example("a cat"))
     assert turn["role"] == "user"
     assert [part["type"] for part in turn["content"]] == expected
 
 
-def test_a_system_turn_comes_first_or_not_at_all():
+def test_system_message_is_optional_and_comes_first():
     assert [m["role"] for m in make_task(system=None).messages(example("a"))] == ["user"]
     first, second = make_task(system="Be kind.").messages(example("a"))
     assert first == {"role": "system", "content": [{"type": "text", "text": "Be kind."}]}
@@ -121,13 +121,13 @@ def test_a_system_turn_comes_first_or_not_at_all():
         (False, False, "A person at IKEA. They sit."),
     ],
 )
-def test_case_and_the_last_full_stop(lowercase, strip_period, expected):
+def test_lowercase_and_strip_period_change_the_query(lowercase, strip_period, expected):
     task = make_task(lowercase=lowercase, strip_period=strip_period)
     assert task.query_text("  A person at IKEA. They sit. \n") == expected
     assert user_text(task, "A person at IKEA. They sit.") == expected
 
 
-def test_the_target_is_read_back():
+def test_target_is_parsed_back():
     answer = "<answer>{start_s:.2f} to {end_s:.2f}</answer>"
     task = make_task(answer_format=f"<think>At {{start_s:.0f}}</think> {answer}")
     target = task.target(labelled(Segment(1.234, 10.0)))
@@ -137,11 +137,11 @@ def test_the_target_is_read_back():
     assert parsed.thought == "At 1"
 
 
-def test_what_cannot_be_read_is_no_error():
+def test_unreadable_answer_has_no_segment():
     assert make_task().parse("I see nothing.").segment is None
 
 
-def test_a_parser_of_ones_own():
+def test_custom_parser_is_used():
     def parser(text, *, anywhere):
         return ParsedAnswer(segment=Segment(1.0, 2.0) if anywhere else None, answer=text)
 
@@ -150,12 +150,12 @@ def test_a_parser_of_ones_own():
     assert task.parse("x", anywhere=True) == ParsedAnswer(segment=Segment(1.0, 2.0), answer="x")
 
 
-def test_a_prompt_without_a_supervised_target():
+def test_prompt_without_answer_format_has_no_target():
     with pytest.raises(ValueError, match=r"^prompt.answer_format: null: this prompt has no"):
         make_task(answer_format=None).target(labelled(Segment(0.0, 1.0)))
 
 
-def test_line_breaks_of_a_prefill_can_be_typed():
+def test_escaped_line_breaks_in_a_prefill_are_decoded():
     assert make_task(prefill=r"<think>\n\n</think>").prefill == "<think>\n\n</think>"
     assert make_task(prefill="a\nb").prefill == "a\nb"
 
@@ -163,7 +163,7 @@ def test_line_breaks_of_a_prefill_can_be_typed():
 ANSWERS = {"answer_format": "<answer>{start_s:.1f} to {end_s:.1f}</answer>", "think": False}
 
 
-def test_a_strict_answer_counts_in_the_asked_format_only():
+def test_strict_answer_accepts_only_the_requested_format():
     exact, trailing = "<answer>1.2 to 6.0</answer>", "<answer>1.2 to 6 6</answer>"
     tolerant, strict = make_task(**ANSWERS), make_task(**ANSWERS, strict_answer=True)
     for task in (tolerant, strict):
@@ -175,6 +175,6 @@ def test_a_strict_answer_counts_in_the_asked_format_only():
     assert strict.parse(trailing).answer == "1.2 to 6 6"
 
 
-def test_a_prefilled_thought_is_not_asked_for():
+def test_prefilled_thought_is_not_required_in_the_completion():
     task = make_task(**{**ANSWERS, "think": True}, prefill="<think>\n</think>\n")
     assert task.has_exact_format("<answer>1.2 to 6.0</answer>")

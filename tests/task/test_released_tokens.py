@@ -1,4 +1,4 @@
-"""Prompts, targets and parsers token by token, with the tokenizers of the Qwen releases."""
+"""Tests of the tokens of prompts and targets, with the tokenizers of the Qwen releases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPTS = sorted({path.stem for path in (CONF_DIR / "prompt").glob("*.yaml")} - 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_tokenizer"])
 def processor(request: Any, shared_dir: Path) -> Any:
-    """The released template and images, with the tokenizer of either family."""
+    """The released Qwen2.5-VL processor, with the tokenizer of Qwen2.5-VL or Qwen3."""
     layout = shared_dir / "data" / "release_layout"
     if not layout.is_dir():
         pytest.skip("needs the folder `release_layout` in `shared`")
@@ -37,7 +37,7 @@ def processor(request: Any, shared_dir: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def examples(shared_dir: Path) -> list[GroundingExample]:
-    """Real annotations; the longest query and the longest segment among them."""
+    """Real annotations, including the longest query and the latest segment end."""
     file = shared_dir / "data" / "charades_sta" / "val.json"
     read = read_charades(file, None, clamp_ends=True, drop_invalid=True).examples
     longest = max(read, key=lambda example: len(example.query))
@@ -68,7 +68,7 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
 def completions(
     task: GroundingTask, tokenizer: Any, batch: PromptBatch
 ) -> list[tuple[list[int], str]]:
-    """Token ids, end included, and text of what each prompt asks for."""
+    """Returns token ids (with the end token) and text of the answer to each prompt."""
     if task.answer_format is None:
         text = "<think> It is the glass. </think>\n" * task.think + "<answer>(B)</answer>"
         return [(ids_of(tokenizer, text + END), text)] * len(batch)
@@ -78,7 +78,7 @@ def completions(
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_prompts_and_targets_join_without_a_merge(tasks, processor, examples, name):
+def test_tokens_of_prompts_and_targets_do_not_merge(tasks, processor, examples, name):
     task, tokenizer = tasks[name], processor.tokenizer
     batch = batch_of(task, processor, examples)
     rows = zip(batch.input_ids, batch.attention_mask, strict=True)
@@ -92,7 +92,7 @@ def test_prompts_and_targets_join_without_a_merge(tasks, processor, examples, na
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_targets_are_read_back_from_their_tokens(tasks, processor, examples, name):
+def test_targets_are_parsed_back_from_their_tokens(tasks, processor, examples, name):
     task, tokenizer = tasks[name], processor.tokenizer
     batch = batch_of(task, processor, examples)
     for example, (ids, text) in zip(examples, completions(task, tokenizer, batch), strict=True):
@@ -113,7 +113,7 @@ def test_targets_are_read_back_from_their_tokens(tasks, processor, examples, nam
 
 
 def test_a_prefill_without_a_line_break_merges_with_answers(processor):
-    """So `conf/prompt/_base.yaml` asks for one."""
+    """`conf/prompt/_base.yaml` therefore requires a line break."""
     tokenizer = processor.tokenizer
     for prefill, is_kept_apart in {
         "<think>\n</think>\n": True,

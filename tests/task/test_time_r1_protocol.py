@@ -1,4 +1,4 @@
-"""compat=time_r1 against the release's protocol, written out naively: texts, queries, settings."""
+"""Tests of `compat=time_r1` against naive copies of the release: parsing, queries, settings."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ READINGS = {
 
 
 @pytest.mark.parametrize("reading", READINGS)
-def test_five_thousand_texts_are_read_as_released(task: Any, reading: str) -> None:
+def test_random_texts_are_parsed_as_released(task: Any, reading: str) -> None:
     theirs, ours = READINGS[reading]
     texts = random_texts()
     expected = [theirs(text) for text in texts]
@@ -80,7 +80,7 @@ def test_five_thousand_texts_are_read_as_released(task: Any, reading: str) -> No
     assert 500 < sum(e is not None for e in expected) < NUM_TEXTS - 500
 
 
-def test_evaluation_reads_lower_case_words_only(task: Any) -> None:
+def test_evaluation_ignores_upper_case_separators(task: Any) -> None:
     text = "<answer>1 to 2 or 3 TO 4</answer>"
     assert task.parse(text).segment == Segment(3, 4)
     assert task.parse(text, anywhere=True).segment == Segment(1, 2)
@@ -142,14 +142,14 @@ def test_evaluation_keeps_blanks_that_the_reader_kept(tmp_path: Path) -> None:
     assert asked(make_task(template="{query}"), example_of("who", "who ")) == "who"
 
 
-def test_unknown_blanks_are_refused() -> None:
+def test_unknown_query_blanks_setting_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"^prompt.query_blanks: expected one of strip, before_per"
     ):
         make_task(query_blanks="all")
 
 
-def test_a_rated_list_keeps_its_sentences() -> None:
+def test_rated_list_keeps_the_blanks_of_a_query() -> None:
     assert time_r1_row(example_of("who", " who "))["sentence"] == " who "
     assert time_r1_row(example_of("who"))["sentence"] == "who"
 
@@ -160,7 +160,7 @@ READERS = {"tvgbench.json": read_tvgbench, "train_2k5.json": read_time_r1}
 
 
 def sentences(path: Path) -> list[str]:
-    """As the release's loaders take them from the file, before its training changes them."""
+    """Returns the sentences as the release's loaders read them, before its training edits them."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(content, list):
         return [entry.get("question", entry.get("sentence")) for entry in content]
@@ -172,7 +172,7 @@ def examples(path: Path) -> list[GroundingExample]:
     return reader(path, None, clamp_ends=False, drop_invalid=False).examples
 
 
-def test_real_training_queries_are_asked_as_released(shared_dir: Path, tmp_path: Path) -> None:
+def test_real_training_queries_equal_the_release(shared_dir: Path, tmp_path: Path) -> None:
     task = query_task("train", tmp_path)
     texts, num = [], 0
     for name in TRAIN:
@@ -184,7 +184,7 @@ def test_real_training_queries_are_asked_as_released(shared_dir: Path, tmp_path:
     assert num == 37
 
 
-def test_real_test_queries_are_asked_as_released(shared_dir: Path, tmp_path: Path) -> None:
+def test_real_test_queries_equal_the_release(shared_dir: Path, tmp_path: Path) -> None:
     task = query_task("evaluate", tmp_path)
     for name in TEST:
         path = shared_dir / "data" / name
@@ -197,21 +197,21 @@ def test_real_test_queries_are_asked_as_released(shared_dir: Path, tmp_path: Pat
 
 
 def test_sample_filtering_trains_on_20_tokens_and_rates_with_1024() -> None:
-    for compat, learnt, rated in (("none", 200, None), ("time_r1", 20, 1024)):
+    for compat, trained, rated in (("none", 200, None), ("time_r1", 20, 1024)):
         words = ["experiment=timer1_rl_filtering", f"compat={compat}"]
         cfg = compose("train", words).cfg
-        assert cfg.rollout.max_new_tokens == learnt
+        assert cfg.rollout.max_new_tokens == trained
         assert cfg.callbacks.sample_filtering.max_new_tokens == rated
     other = compose("train", ["experiment=timer1_rl", "compat=time_r1"]).cfg
     assert other.rollout.max_new_tokens == 200
 
 
 @pytest.mark.parametrize("name", ["no_think", "choice_no_think"])
-def test_an_empty_thought_is_written_as_released(name: str) -> None:
+def test_prefill_of_an_empty_thought_equals_the_release(name: str) -> None:
     assert compose("train", [f"prompt={name}"]).cfg.prompt.prefill == "<think>\n</think>\n"
 
 
-def test_keywords_are_the_released_ones() -> None:
+def test_keywords_equal_the_release() -> None:
     cfg = compose("train", ["reward=[iou,keywords]"]).cfg
     assert cfg.reward.keywords.reward.keywords == [
         *("analyze", "compare", "deduce", "however", "therefore", "because"),
@@ -227,7 +227,7 @@ def test_keywords_are_the_released_ones() -> None:
         ("[EVENT] and {}", "a cat and {}"),
     ],
 )
-def test_empty_braces_mark_the_query_of_a_template_file(
+def test_empty_braces_mark_the_query_in_a_template_file(
     tmp_path: Path, text: str, expected: str
 ) -> None:
     path = tmp_path / "prompt.txt"

@@ -1,4 +1,4 @@
-"""The fixtures of tests that watch a tracked run."""
+"""Fixtures for tests of runs that are logged to MLflow."""
 
 from helpers.tracked_runs import finished_run, fit, store, tiny_grpo
 

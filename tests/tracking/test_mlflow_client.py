@@ -1,4 +1,4 @@
-"""A locked, missing or broken store never ends a run, and later receives all metrics."""
+"""Tests that a locked, missing or broken store stops no run and later gets all metrics."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from tvg.tracking.mlflow_logger import make_mlflow_logger
 
 @pytest.fixture
 def database(store, tmp_path, monkeypatch):
-    """A copied store for each test, which is seconds faster than creating one."""
+    """A copy of an existing store for each test; creating one takes seconds longer."""
     make(store, tmp_path / "first_use")
     path = tmp_path / "mlflow.db"
     shutil.copy(store.removeprefix("sqlite:///"), path)
@@ -63,16 +63,16 @@ def log(logger, *steps):
         logger.log_metrics({"loss": step / 2}, step=step)
 
 
-def test_metrics_for_a_locked_store_are_sent_once_later(database, tmp_path, monkeypatch):
+def test_metrics_for_a_locked_store_are_sent_later_and_once(database, tmp_path, monkeypatch):
     logger = make(database, tmp_path)
     log(logger, 1, 2)
     asked = []
     monkeypatch.setattr(
         logger.experiment._client, "get_run", lambda *_: asked.append(1) or 1 / 0, raising=True
     )
-    with locked(database), pytest.warns(UserWarning, match=r"mlflow\.db cannot .*locked") as told:
+    with locked(database), pytest.warns(UserWarning, match=r"mlflow\.db cannot .*locked") as warned:
         log(logger, 3, 4, 5)
-    assert len(told) == 1
+    assert len(warned) == 1
     assert asked == [], "MLflow would wait for the lock"
     monkeypatch.undo()
     assert unsent(tmp_path) == ["log_batch"] * 3
@@ -236,7 +236,7 @@ def test_a_stopped_run_does_not_wait_for_a_locked_store(database, tmp_path, monk
 
 
 def half_made(path):
-    """The state after a kill during the migrations: columns without their revision."""
+    """Imitates a kill during the migrations: columns exist, but their revision is missing."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("DELETE FROM alembic_version")
         connection.execute("DROP TABLE webhooks")
@@ -259,7 +259,7 @@ def test_a_broken_store_is_named_with_its_remedy(database, tmp_path, spoil, prob
 
 
 @pytest.mark.parametrize("spoil", [half_made, no_database, Path.unlink])
-def test_a_failed_start_keeps_its_error_despite_broken_store(database, tmp_path, spoil):
+def test_failed_start_keeps_its_error_despite_a_broken_store(database, tmp_path, spoil):
     make(database, tmp_path / "run")
     spoil(database)
     with pytest.raises(ValueError, match=r"^mine$"), state_kept(tmp_path / "run", lambda: False):
@@ -271,7 +271,7 @@ class Stop(BaseException):
     """Like a kill, except that `finally` blocks run."""
 
 
-def test_an_interrupted_start_leaves_no_half_made_store(tmp_path, monkeypatch):
+def test_interrupted_start_leaves_no_incomplete_store(tmp_path, monkeypatch):
     def stop(engine):
         raise Stop
 

@@ -1,4 +1,4 @@
-"""One MLflow run per run folder, in one store that is created once."""
+"""Tests that each run folder has one MLflow run, in a store that is created once."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ def test_a_resumed_folder_continues_its_mlflow_run(store, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["deleted", "unknown"])
-def test_a_run_that_is_gone_is_replaced_with_a_warning(store, tmp_path, how):
+def test_missing_run_is_replaced_with_a_warning(store, tmp_path, how):
     first = make(store, tmp_path)
     if how == "deleted":
         first.experiment.delete_run(first.run_id)
@@ -66,14 +66,14 @@ def test_an_invalid_run_file_is_replaced_with_a_warning(store, tmp_path, text):
         make(store, tmp_path)
 
 
-def test_a_deleted_experiment_is_named(store, tmp_path):
+def test_deleted_experiment_is_refused(store, tmp_path):
     logger = make(store, tmp_path, experiment_name="gone")
     logger.experiment.delete_experiment(logger.experiment_id)
     with pytest.raises(ValueError, match="experiment_name: 'gone' was deleted"):
         make(store, tmp_path / "other", experiment_name="gone")
 
 
-def test_other_ranks_touch_nothing(tmp_path, monkeypatch):
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     logger = make_mlflow_logger(
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
@@ -87,7 +87,7 @@ def test_other_ranks_touch_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_store_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"logger\.tracking_uri: cannot write .*file/mlflow\.db"):
         make(f"sqlite:///{tmp_path}/file/mlflow.db", tmp_path / "run")
@@ -112,7 +112,7 @@ make_mlflow_logger(
 
 
 @pytest.mark.slow
-def test_two_processes_may_create_one_store_at_once(tmp_path):
+def test_two_processes_may_create_one_store_simultaneously(tmp_path):
     command = [sys.executable, "-c", PROGRAM]
     started = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""MLflow records how a run ended."""
+"""Tests that MLflow records how a run ended."""
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger

@@ -1,4 +1,4 @@
-"""The step axis of metrics that callbacks log."""
+"""Tests of the step axis of metrics that callbacks log."""
 
 from lightning.pytorch import Trainer
 

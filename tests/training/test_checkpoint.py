@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent, and a run goes on only where it was asked to."""
+"""Tests of atomic checkpoint saving and of the choice of the checkpoint to resume from."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_a_checkpoint_is_read_back(tmp_path):
 
 
 class Stop(BaseException):
-    """As Ctrl-C, which no `except Exception` sees."""
+    """Like Ctrl-C, which `except Exception` does not catch."""
 
 
 class Stopping:
@@ -29,7 +29,7 @@ class Stopping:
 
 
 @pytest.mark.parametrize("former", [True, False])
-def test_a_save_that_is_stopped_leaves_what_was_there(tmp_path, former):
+def test_interrupted_save_keeps_the_former_checkpoint(tmp_path, former):
     path = tmp_path / LAST
     io = AtomicCheckpointIO()
     if former:
@@ -41,7 +41,7 @@ def test_a_save_that_is_stopped_leaves_what_was_there(tmp_path, former):
         assert torch.load(path, weights_only=True) == {"step": 1}
 
 
-def test_the_old_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+def test_old_checkpoint_is_kept_until_the_new_one_is_complete(tmp_path, monkeypatch):
     path, seen = tmp_path / LAST, []
     io = AtomicCheckpointIO()
     io.save_checkpoint({"step": 1}, path)
@@ -69,7 +69,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*has no checksum")
 
 
 @pytest.mark.parametrize("resume", [True, "auto", "checkpoints/last.ckpt"])
-def test_a_broken_checkpoint_is_named_before_anything_starts(run_dir, resume):
+def test_broken_checkpoint_is_refused_before_the_run_starts(run_dir, resume):
     last = run_dir / "checkpoints" / LAST
     AtomicCheckpointIO().save_checkpoint({"step": 1}, last)
     content = bytearray(last.read_bytes())
@@ -81,24 +81,24 @@ def test_a_broken_checkpoint_is_named_before_anything_starts(run_dir, resume):
 
 
 @pytest.mark.parametrize("resume", [True, "auto"])
-def test_go_on_where_there_is_something_to_go_on_from(run_dir, tmp_path, resume):
+def test_run_folder_with_a_checkpoint_is_resumed(run_dir, tmp_path, resume):
     assert resume_path(resume, run_dir) == run_dir / "checkpoints" / LAST
 
 
-def test_going_on_without_a_checkpoint_is_an_error_unless_it_may_start_anew(tmp_path):
+def test_missing_checkpoint_is_an_error_unless_resume_is_auto(tmp_path):
     assert resume_path("auto", tmp_path / "fresh") is None
     with pytest.raises(ValueError, match=r"^resume: .*fresh holds no checkpoint .*resume=auto"):
         resume_path(True, tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("resume", [None, False])
-def test_two_runs_are_never_mixed(run_dir, tmp_path, resume):
+def test_folder_with_a_run_is_refused_without_resume(run_dir, tmp_path, resume):
     assert resume_path(resume, tmp_path / "fresh") is None
     with pytest.raises(ValueError, match=rf"^run_dir: {run_dir} already holds a run .*resume=true"):
         resume_path(resume, run_dir)
 
 
-def test_a_checkpoint_of_the_users_choice(run_dir, tmp_path):
+def test_resume_accepts_the_path_of_a_checkpoint(run_dir, tmp_path):
     chosen = run_dir / "checkpoints" / LAST
     assert resume_path(str(chosen), tmp_path / "fresh") == chosen
     missing = tmp_path / "nowhere.ckpt"
@@ -106,8 +106,8 @@ def test_a_checkpoint_of_the_users_choice(run_dir, tmp_path):
         resume_path(str(missing), tmp_path / "fresh")
 
 
-def test_a_folder_from_elsewhere_is_not_read(tmp_path):
-    """DeepSpeed's checkpoints are pickles: one from elsewhere could run code."""
+def test_deepspeed_checkpoint_of_another_run_is_refused(tmp_path):
+    """DeepSpeed's checkpoints are folders of pickles, which could run code."""
     foreign = tmp_path / "other" / "checkpoints" / LAST
     foreign.mkdir(parents=True)
     with pytest.raises(ValueError, match=r"resume: .* as pickles, which can run code"):

@@ -1,4 +1,4 @@
-"""Every changed, lost or missing byte of a checkpoint is found, and a full disk is survived."""
+"""Tests of checkpoint files: damage is detected, and a full disk does not stop the run."""
 
 import errno
 import io
@@ -65,7 +65,7 @@ def test_any_flipped_bit_is_found(saved):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 21, 500, -1, -75, -97])
-def test_a_truncated_checkpoint_is_named(saved, kept):
+def test_truncated_checkpoint_is_refused(saved, kept):
     saved.write_bytes(saved.read_bytes()[:kept])
     with pytest.raises(ValueError, match=rf"^{saved}: (is empty|is truncated|does not match)"):
         load(saved)
@@ -86,7 +86,7 @@ def test_a_checkpoint_without_checksum_loads_with_a_warning(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*has no checksum")
 @pytest.mark.parametrize("key", ["state_dict", "optimizer_states", "loops"])
-def test_an_incomplete_checkpoint_is_named(tmp_path, key):
+def test_checkpoint_without_a_required_key_is_refused(tmp_path, key):
     path = tmp_path / LAST
     torch.save({name: value for name, value in WHOLE.items() if name != key}, path)
     with pytest.raises(ValueError, match=rf"^{path}: is not a training checkpoint: no {key};"):
@@ -95,7 +95,7 @@ def test_an_incomplete_checkpoint_is_named(tmp_path, key):
 
 @pytest.mark.filterwarnings("ignore:.*has no checksum")
 @pytest.mark.parametrize("content", [b"PK\5\6" + bytes(18), b"x" * 100 + b"PK\5\6" + bytes(18)])
-def test_what_torch_cannot_read_is_one_line(tmp_path, content):
+def test_unreadable_checkpoint_gives_a_one_line_error(tmp_path, content):
     path = tmp_path / LAST
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"^{path}: cannot be read \(") as caught:
@@ -103,7 +103,7 @@ def test_what_torch_cannot_read_is_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_pickled_object_is_refused_in_one_line(tmp_path):
+def test_checkpoint_with_a_pickled_object_is_refused(tmp_path):
     path = tmp_path / LAST
     AtomicCheckpointIO().save_checkpoint(WHOLE | {"loops": zipfile.ZipInfo("x")}, path)
     with pytest.raises(ValueError, match=rf"^{path}: cannot be read \("):
@@ -111,7 +111,7 @@ def test_a_pickled_object_is_refused_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [[1] * 50, [21, 22, 23, 100, 3], [5, 64, 22], [22]])
-def test_pieces_of_any_size_are_hashed_alike(sizes):
+def test_checksum_does_not_depend_on_the_size_of_writes(sizes):
     archive = b"".join(os.urandom(size) for size in sizes)[:-22] + b"PK\5\6" + bytes(18)
     one, many = io.BytesIO(), io.BytesIO()
     whole, pieces = ChecksumWriter(one), ChecksumWriter(many)
@@ -125,7 +125,7 @@ def test_pieces_of_any_size_are_hashed_alike(sizes):
     assert one.getvalue() == many.getvalue()
 
 
-def test_saving_needs_no_folder_for_temporary_files(tmp_path, monkeypatch):
+def test_saving_needs_no_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
     io_plugin = AtomicCheckpointIO()
@@ -134,9 +134,9 @@ def test_saving_needs_no_folder_for_temporary_files(tmp_path, monkeypatch):
     assert load(tmp_path / LAST)["global_step"] == 7
 
 
-def test_saving_holds_no_second_copy_in_memory(tmp_path, monkeypatch):
+def test_saving_keeps_no_second_copy_in_memory(tmp_path, monkeypatch):
     def refuse(*_):
-        raise AssertionError("the whole checkpoint was to be held in memory")
+        raise AssertionError("the complete checkpoint would be copied in memory")
 
     monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", refuse)
     largest = []
@@ -153,7 +153,7 @@ def test_saving_holds_no_second_copy_in_memory(tmp_path, monkeypatch):
 
 @contextmanager
 def file_size_limit(num_bytes):
-    """No file may grow beyond this; the system refuses such writes as it does on a full disk."""
+    """Limits the size of files; larger writes fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:

@@ -1,4 +1,4 @@
-"""Splits as they are read for training and for benchmarks, and the batches they are served in."""
+"""Tests of the data module: reading and repairing splits, and the batches of its loaders."""
 
 import functools
 import json
@@ -72,7 +72,7 @@ SPLITS = ("train", "val", "test")
 
 @pytest.fixture
 def defective(tmp_path, tiny_world):
-    """Two good queries; one reversed, one after the end, one that ends after the end."""
+    """Two valid segments, one of length 0, one after the video's end, one that ends too late."""
     video_id = sorted(path.stem for path in (tiny_world / "videos").iterdir())[0]
     path = tmp_path / "defective.json"
     times = [[1.0, 2.0], [5.0, 5.0], [99.0, 100.0], [2.0, 100.0], [3.0, 4.0]]
@@ -98,7 +98,7 @@ def test_defects_are_repaired_for_training_and_counted(make_data, defective, cap
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_a_benchmark_stays_as_published(make_data, defective, split):
+def test_evaluation_splits_are_not_repaired(make_data, defective, split):
     examples = make_data(**{f"{split}_file": defective}).examples(split)
     assert len(examples) == 5
     assert examples[1].segment == (5.0, 5.0)
@@ -121,19 +121,19 @@ def test_limits_take_the_first_examples(make_data):
         ({"num_workers": -1}, "data.num_workers: expected at least 0, got -1"),
     ],
 )
-def test_counts_that_make_no_sense_name_their_key(make_data, changes, message):
+def test_invalid_counts_are_refused(make_data, changes, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         make_data(**changes)
 
 
-def test_splits_that_are_not_there(make_data):
+def test_missing_splits_are_refused(make_data):
     with pytest.raises(ValueError, match=r"^data.val_file: small has no val split$"):
         make_data(val_file=None).examples("val")
     with pytest.raises(ValueError, match=r"^split: expected one of train, val, test, got 'tets'$"):
         make_data().examples("tets")
 
 
-def test_evaluation_goes_through_the_file_in_order(make_data):
+def test_evaluation_keeps_the_order_of_the_file(make_data):
     data = make_data()
     expected = [e.qid for e in data.examples("test")]
     batches = qids(data.eval_loader("test"))
@@ -145,14 +145,14 @@ def test_evaluation_goes_through_the_file_in_order(make_data):
     ]
 
 
-def test_evaluation_goes_on_behind_what_is_done(make_data):
+def test_eval_loader_skips_finished_examples(make_data):
     data = make_data()
     batches = qids(data.eval_loader("test"))
     for done in range(0, len(batches) + 1):
         assert qids(data.eval_loader("test", skip=2 * done)) == batches[done:]
 
 
-def test_training_batches_are_steps(make_data):
+def test_training_epochs_are_shuffled_and_reproducible(make_data):
     data = make_data()
     loader = data.train_dataloader()
     first, second = qids(loader), qids(loader)
@@ -180,16 +180,16 @@ def test_ranks_share_the_examples(make_data):
         assert len(shares[0]) + len(shares[1]) - len(everything) in (0, 1)
 
 
-def test_the_world_is_drawn_before_anything_is_read(make_data):
+def test_prepare_data_generates_the_synthetic_world(make_data):
     calls = []
-    data = make_data(world=lambda: calls.append("drawn"))
+    data = make_data(world=lambda: calls.append("generated"))
     assert calls == []
     data.prepare_data()
-    assert calls == ["drawn"]
+    assert calls == ["generated"]
     make_data().prepare_data()
 
 
-def test_a_video_that_cannot_be_used_is_told_from_a_worker_as_from_here(make_data, tmp_path):
+def test_missing_video_gives_the_same_error_in_workers(make_data, tmp_path):
     data = make_data()
     dataset = data._dataset("test", data.examples("test"), scored=False)
     path = tmp_path / "gone.mp4"
@@ -206,7 +206,7 @@ def test_a_video_that_cannot_be_used_is_told_from_a_worker_as_from_here(make_dat
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_no_training_precision_rounds_the_frame_rates(
+def test_frame_rates_are_not_rounded_to_the_training_precision(
     tiny_checkpoint, tiny_world, make_data, precision, tmp_path
 ):
     seen = []

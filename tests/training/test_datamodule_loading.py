@@ -1,4 +1,4 @@
-"""Who gets which example and when: selections, mixtures, ranks, workers, resuming, broken clips."""
+"""Tests of data loading: ranks, workers, resuming, selections, mixtures, caches and bad clips."""
 
 import functools
 import json
@@ -38,7 +38,7 @@ def parts(tiny_checkpoint, tiny_world):
 
 @pytest.fixture
 def settings(parts):
-    """Behaviour that all data modules share."""
+    """Settings that all data modules of this file share."""
     return {
         "name": "small",
         "on_missing": "error",
@@ -115,19 +115,19 @@ def test_two_ranks_share_an_uneven_set(make_data, num_workers):
     ranks = [share(rank=rank).train_dataloader() for rank in (0, 1)]
     epochs = [[flat(qids(loader)) for _ in range(2)] for loader in ranks]
     for first, second in zip(*epochs, strict=True):
-        assert len(first) == len(second) == -(-num // 2)  # equal steps
+        assert len(first) == len(second) == -(-num // 2)  # equal numbers of steps
         assert set(first) | set(second) == set(whole[:num])
-        assert len(first) + len(second) == num + 1  # the documented padding: one comes twice
+        assert len(first) + len(second) == num + 1  # one example is repeated as padding
     assert epochs[0][0] != epochs[0][1]  # a new order each epoch
     for rank, epoch in enumerate(epochs):
         again = share(rank=rank, num_workers=0).train_dataloader()
-        assert [flat(qids(again)) for _ in range(2)] == epoch  # whatever the number of workers
+        assert [flat(qids(again)) for _ in range(2)] == epoch  # for any number of workers
         resumed = share(rank=rank).train_dataloader()
         resumed.load_state_dict({"epoch": 0, "batches_done": 2})
         assert [flat(qids(resumed)), flat(qids(resumed))] == [epoch[0][2:], epoch[1]]
 
 
-def test_the_place_is_that_of_the_batches_handed_out(make_data):
+def test_loader_state_counts_only_the_returned_batches(make_data):
     whole = qids(make_data().train_dataloader())
     loader = make_data().train_dataloader()
     batches = iter(loader)
@@ -138,7 +138,7 @@ def test_the_place_is_that_of_the_batches_handed_out(make_data):
     assert [[e.qid for e in examples] for examples in seen] + qids(resumed) == whole
 
 
-def test_a_curriculum_keeps_the_order_of_the_examples(make_data):
+def test_without_shuffling_the_order_of_examples_is_kept(make_data):
     data = make_data(shuffle=False)
     expected = [e.qid for e in data.examples("train")]
     loader = data.train_dataloader()
@@ -146,7 +146,7 @@ def test_a_curriculum_keeps_the_order_of_the_examples(make_data):
 
 
 def test_windows_may_be_ignored_in_training(make_data, tiny_world, tmp_path):
-    """Time-R1 trains on whole files and rates windows; ours are windows throughout."""
+    """Time-R1 trains on entire files but rates windows. By default, we use windows in both."""
     (video, entry), *_ = json.loads((tiny_world / "train.json").read_text()).items()
     row = {"video": video, "query": "q", "segment": [0.5, 1.5], "window": [1.0, 4.0]}
     path = tmp_path / "windows.jsonl"
@@ -160,10 +160,10 @@ def test_windows_may_be_ignored_in_training(make_data, tiny_world, tmp_path):
         assert trained.batch.examples[0].segment == scored.examples[0].segment == (0.5, 1.5)
 
 
-# -- what is used of a set ------------------------------------------------------------------------
+# -- selection, padding and mixtures --------------------------------------------------------------
 
 
-def test_selection_is_for_training(make_data, caplog):
+def test_selection_applies_to_training_only(make_data, caplog):
     pick = functools.partial(select_random, k=3, seed=0)
     data = make_data(selection=pick)
     everything = make_data().examples("train")
@@ -179,7 +179,7 @@ def test_selection_is_for_training(make_data, caplog):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_padding_is_for_every_split_and_its_frames_are_shown(make_data, split):
+def test_padding_applies_to_every_split_and_adds_frames(make_data, split):
     pad = functools.partial(pad_examples, pad_s=8.0, kind="blank", seed=1)
     padded, plain = make_data(padding=pad), make_data()
     assert padded.examples(split) == pad(plain.examples(split))
@@ -187,7 +187,7 @@ def test_padding_is_for_every_split_and_its_frames_are_shown(make_data, split):
     for batch, before in zip(moved, plain.eval_loader(split), strict=True):
         lead_ins = [example.lead_in.length_s for example in batch.examples]
         added = (batch.duration_s - before.duration_s).tolist()
-        assert added == pytest.approx(lead_ins, abs=0.5 / 4)  # whole frames of at least 4 fps
+        assert added == pytest.approx(lead_ins, abs=0.5 / 4)  # rounded to frames, at 4 fps or more
 
 
 def test_a_mixture_is_weighted_in_training_only(settings, make_data, tiny_world):
@@ -222,14 +222,14 @@ def make_mixture(settings, tiny_world):
     return make
 
 
-def test_the_share_of_a_set_is_not_the_runs_seed(make_mixture):
+def test_mixture_depends_on_mix_seed_and_not_on_seed(make_mixture):
     shares = [[e.qid for e in make_mixture(seed=s).examples("train")] for s in range(4)]
     assert shares == [shares[0]] * 4
     others = [[e.qid for e in make_mixture(mix_seed=s).examples("train")] for s in range(4)]
     assert any(other != shares[0] for other in others)
 
 
-def test_a_mixture_with_a_selection_counts_what_is_left(make_mixture, make_data):
+def test_mixture_with_a_selection_counts_the_remaining_queries(make_mixture, make_data):
     num = len(make_data().examples("train"))
     num_half = -(-num // 2)
     pick = functools.partial(select_random, k=4, seed=0)
@@ -246,7 +246,7 @@ def test_a_mixture_with_a_selection_counts_what_is_left(make_mixture, make_data)
     assert len({e.qid for e in everything}) == len(everything) == 2 * num
 
 
-def test_a_limit_validates_every_set(make_mixture, make_data):
+def test_validation_limit_is_shared_by_all_sets(make_mixture, make_data):
     num = len(make_data().examples("val"))
     assert num >= 3
     got = [e.qid for e in make_mixture(limit_val=4).examples("val")]
@@ -254,7 +254,7 @@ def test_a_limit_validates_every_set(make_mixture, make_data):
     assert got == [f"a/{qid}" for qid in plain] + [f"b/{qid}" for qid in plain]
 
 
-def test_prediction_serves_the_test_split_or_the_last_there_is(make_data):
+def test_prediction_uses_the_test_split_or_the_last_available_one(make_data):
     assert flat(qids(make_data().predict_dataloader())) == [
         e.qid for e in make_data().examples("test")
     ]
@@ -265,17 +265,17 @@ def test_prediction_serves_the_test_split_or_the_last_there_is(make_data):
 # -- cache ----------------------------------------------------------------------------------------
 
 
-def test_batches_from_the_cache_are_those_from_the_videos(make_data, tmp_path):
+def test_cached_batches_equal_decoded_batches(make_data, tmp_path):
     cache = functools.partial(FrameCache, folder=tmp_path / "cache")
     for _ in range(2):  # written, then read
         cached = make_data(cache=cache, batch_size=4).train_dataloader()
         plain = make_data(batch_size=4).train_dataloader()
         for one, other in zip(cached, plain, strict=True):
             equal(one.batch, other.batch)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 6  # once for all queries of a video
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 6  # one per video, shared by its queries
 
 
-def test_what_is_cached_is_not_decoded(make_data, tmp_path):
+def test_cached_clips_are_not_decoded(make_data, tmp_path):
     cache = functools.partial(FrameCache, folder=tmp_path / "cache")
     whole = qids(make_data(cache=cache).train_dataloader())
     assert qids(make_data(cache=cache, decoder=NoDecoder()).train_dataloader()) == whole
@@ -290,7 +290,7 @@ class NoDecoder(VideoDecoder):
 
 
 class Hanging(VideoDecoder):
-    """Hangs for ever on one video."""
+    """Decoder that hangs forever on one video."""
 
     def __init__(self, video: str) -> None:
         self.video = video
@@ -303,7 +303,7 @@ class Hanging(VideoDecoder):
 
 @pytest.fixture
 def broken(tmp_path, tiny_world):
-    """The small world's videos with the first one of the training split cut in two."""
+    """Path of the first training video, truncated to 2,000 bytes in a copy of the videos."""
     shutil.copytree(tiny_world / "videos", tmp_path / "videos")
     name = next(iter(json.loads((tiny_world / "train.json").read_text())))
     path = tmp_path / "videos" / f"{name}.mp4"
@@ -311,7 +311,7 @@ def broken(tmp_path, tiny_world):
     return path
 
 
-def test_training_goes_on_with_the_next_example_and_says_so(make_data, broken, caplog):
+def test_unreadable_training_example_is_replaced_and_reported(make_data, broken, caplog):
     data = make_data(video_dir=str(broken.parent), on_missing="skip", shuffle=False, batch_size=4)
     examples = data.examples("train")
     bad = [e for e in examples if e.video_path == broken]
@@ -323,14 +323,14 @@ def test_training_goes_on_with_the_next_example_and_says_so(make_data, broken, c
             batches = [data.on_before_batch_transfer(b, 0) for b in data.train_dataloader()]
         assert [e.qid for batch in batches for e in batch.examples] == expected
     assert [len(batch) for batch in batches[:-1]] == [4] * (len(batches) - 1)
-    told = [record.getMessage() for record in caplog.records]
-    (line,) = [text for text in told if str(broken) in text]  # once, not once an epoch
+    lines = [record.getMessage() for record in caplog.records]
+    (line,) = [text for text in lines if str(broken) in text]  # not repeated in each epoch
     assert line.startswith("example skipped: ")
     (num,) = data.unreadable.counts.values()
     assert num == 2 * len(bad)  # every query, both epochs
 
 
-def test_evaluation_leaves_it_out(make_data, broken):
+def test_evaluation_skips_unreadable_examples(make_data, broken):
     data = make_data(video_dir=str(broken.parent), on_missing="skip")
     expected = [e.qid for e in data.examples("train") if e.video_path != broken]
     batches = list(data.eval_loader("train"))
@@ -339,7 +339,7 @@ def test_evaluation_leaves_it_out(make_data, broken):
     assert problem.startswith(f"{broken}: ")
 
 
-def test_what_is_not_scored_is_counted(make_data, broken, tiny_world):
+def test_coverage_counts_the_queries_without_a_score(make_data, broken, tiny_world):
     entries = json.loads((tiny_world / "train.json").read_text())
     num = {video: len(entry["sentences"]) for video, entry in entries.items()}
     missing = list(num)[1]
@@ -368,7 +368,7 @@ def test_what_is_not_scored_is_counted(make_data, broken, tiny_world):
     }
 
 
-def test_an_error_where_nothing_may_be_left_out(make_data, broken):
+def test_unreadable_clip_is_an_error_with_on_missing_error(make_data, broken):
     data = make_data(video_dir=str(broken.parent), shuffle=False)
     with pytest.raises(ValueError, match=str(broken)):
         list(data.train_dataloader())
@@ -377,7 +377,7 @@ def test_an_error_where_nothing_may_be_left_out(make_data, broken):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_decoder_that_hangs_is_timed_out_named_and_passed_over(
+def test_hanging_decoder_is_timed_out_and_its_clip_skipped(
     make_data, tiny_world, num_workers, caplog
 ):
     name = next(iter(json.loads((tiny_world / "train.json").read_text())))
@@ -398,7 +398,7 @@ def test_a_decoder_that_hangs_is_timed_out_named_and_passed_over(
 
 
 @pytest.mark.parametrize("on_missing", ["error", "skip"])
-def test_no_segment_behind_its_clip_is_trained_on(
+def test_segments_after_the_clip_are_not_trained_on(
     make_data, tiny_world, tmp_path, on_missing, caplog
 ):
     entries = json.loads((tiny_world / "train.json").read_text())
@@ -420,7 +420,7 @@ def test_no_segment_behind_its_clip_is_trained_on(
     assert [list(e.segment) for e in scored] == times
 
 
-# -- queries that cannot be asked ------------------------------------------------------------------
+# -- unusable queries ------------------------------------------------------------------------------
 
 BAD_QUERIES = {
     "surrogate": ("a red \ud800 ball", r"holds \ud800, half of a character"),
@@ -432,7 +432,7 @@ BAD_QUERIES = {
 
 @pytest.fixture
 def with_bad_query(tmp_path, tiny_world, make_data):
-    """A data module whose first training query cannot be asked."""
+    """A function that makes a data module whose first query is unusable."""
 
     def make(query, **changes):
         entries = json.loads((tiny_world / "train.json").read_text())
@@ -447,7 +447,7 @@ def with_bad_query(tmp_path, tiny_world, make_data):
 
 @pytest.mark.parametrize(("query", "problem"), BAD_QUERIES.values(), ids=BAD_QUERIES)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_bad_query_is_refused_before_anything_is_loaded(with_bad_query, split, query, problem):
+def test_bad_query_is_refused_before_any_clip_is_loaded(with_bad_query, split, query, problem):
     data = with_bad_query(query, decoder=NoDecoder())
     with pytest.raises(ValueError, match=re.escape(problem)) as caught:
         data.examples(split)
@@ -472,13 +472,13 @@ def test_a_bad_query_is_left_out_and_counted(with_bad_query, make_data, split, q
 
 
 def with_blanks(data, blanks):
-    """The first two examples of a data module, blanks after the query of the second."""
+    """Returns the first two examples, with `blanks` appended to the second query."""
     first, second, *_ = data.source.read("train").examples
     return first, replace(second, raw_query=second.query + blanks)
 
 
 @pytest.mark.parametrize(("blanks", "is_refused"), [("strip", False), ("keep", True)])
-def test_a_query_is_measured_as_it_is_asked(make_data, blanks, is_refused):
+def test_query_length_includes_kept_blanks(make_data, blanks, is_refused):
     data = make_data(max_query_chars=2000)
     data.task.query_blanks = blanks
     _, example = with_blanks(data, " " * 3000)
@@ -486,7 +486,7 @@ def test_a_query_is_measured_as_it_is_asked(make_data, blanks, is_refused):
     assert ("data.max_query_chars=2000" in problem) is is_refused
 
 
-def test_blanks_that_are_asked_count_as_tokens(make_data):
+def test_kept_blanks_count_as_tokens(make_data):
     data = make_data(max_prompt_tokens=1000)
     data.task.query_blanks = "keep"
     first, example = with_blanks(data, "\u2003 " * 2000)
@@ -494,8 +494,8 @@ def test_blanks_that_are_asked_count_as_tokens(make_data):
     assert "data.max_prompt_tokens=1000" in data.query_problem(example)
 
 
-def test_a_prompt_too_long_with_its_clip_is_passed_over(with_bad_query, caplog):
-    """Its text alone fits; found when the clip is loaded, in training and in evaluation."""
+def test_prompt_that_is_too_long_with_its_clip_is_skipped(with_bad_query, caplog):
+    """The text alone is short enough, so the error appears when the clip is loaded."""
     query = "7 " * 100
     fits = with_bad_query(query, max_prompt_tokens=None)
     lengths = [int(n) for b in fits.eval_loader("train") for n in b.attention_mask.sum(1)]

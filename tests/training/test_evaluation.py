@@ -1,4 +1,4 @@
-"""Predictions: how they are made and scored, and an evaluation stopped at any byte that goes on."""
+"""Tests of making and scoring predictions, and of resuming an interrupted evaluation."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ def flat(batches):
     return [prediction for batch in batches for prediction in batch]
 
 
-def test_what_was_written_is_read_back(tmp_path):
+def test_partial_predictions_are_read_back(tmp_path):
     path = tmp_path / "partial.jsonl"
     partial = PartialPredictions(path, "f")
     assert partial.done == []
@@ -55,7 +55,7 @@ def test_what_was_written_is_read_back(tmp_path):
     assert not path.exists()
 
 
-def test_stopped_at_any_byte_it_goes_on_behind_whole_batches(tmp_path):
+def test_truncated_file_is_continued_after_its_last_complete_batch(tmp_path):
     whole_path = tmp_path / "whole.jsonl"
     whole = PartialPredictions(whole_path, "f")
     ends = []
@@ -74,7 +74,7 @@ def test_stopped_at_any_byte_it_goes_on_behind_whole_batches(tmp_path):
         assert path.read_bytes() == data, size
 
 
-def test_predictions_of_something_else_are_not_mixed_in(tmp_path):
+def test_predictions_with_another_fingerprint_are_ignored(tmp_path):
     path = tmp_path / "partial.jsonl"
     PartialPredictions(path, "old").extend(BATCHES[0])
     partial = PartialPredictions(path, "new")
@@ -85,7 +85,7 @@ def test_predictions_of_something_else_are_not_mixed_in(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "\n", "no JSON\n", "[]\n", '{"fingerprint": "f"'])
-def test_a_file_without_a_head_is_started_anew(tmp_path, text):
+def test_file_without_a_valid_header_is_restarted(tmp_path, text):
     path = tmp_path / "partial.jsonl"
     path.write_text(text)
     partial = PartialPredictions(path, "f")
@@ -94,14 +94,14 @@ def test_a_file_without_a_head_is_started_anew(tmp_path, text):
     assert PartialPredictions(path, "f").done == BATCHES[0]
 
 
-def test_unknown_truth_cannot_be_scored():
+def test_prediction_without_a_truth_cannot_be_scored():
     assert known_scores([FOUND, LOST]) == [0.64, 0.0]
     with pytest.raises(ValueError, match=r"^v:2: its truth is not known"):
         known_scores([FOUND, BLIND])
 
 
 class Answers:
-    """A sampler that says what it was told to."""
+    """Sampler that returns fixed texts."""
 
     def __init__(self, *texts: str) -> None:
         self.texts = list(texts)
@@ -149,7 +149,7 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("torn", [False, True])
-def test_interrupted_and_resumed_is_as_uninterrupted(parts, tmp_path, temperature, torn):
+def test_resumed_evaluation_equals_an_uninterrupted_one(parts, tmp_path, temperature, torn):
     batches = [parts.batch(5).rows(start, start + 2) for start in (0, 2, 4)]
     path = tmp_path / "partial.jsonl"
 
@@ -183,14 +183,14 @@ def test_interrupted_and_resumed_is_as_uninterrupted(parts, tmp_path, temperatur
     assert len({p.text for p in whole}) > 1
     with pytest.raises(KilledError):
         run(stop_after=2)
-    if torn:  # as if the machine had gone down while the second batch was written
+    if torn:  # as after a crash while the second batch was written
         path.write_bytes(path.read_bytes()[:-40])
     kept = len(PartialPredictions(path, "f").done)
     assert kept == (2 if torn else 4)
     assert run() == whole
 
 
-def test_devices():
+def test_unknown_devices_are_refused():
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("gpu", "cuda:99", "cpu:x"):
@@ -198,7 +198,7 @@ def test_devices():
             choose_device(name)
 
 
-def test_a_line_is_a_batch(tmp_path):
+def test_each_line_contains_one_batch(tmp_path):
     path = tmp_path / "partial.jsonl"
     partial = PartialPredictions(path, "f")
     for batch in BATCHES:
@@ -207,7 +207,7 @@ def test_a_line_is_a_batch(tmp_path):
     assert [len(json.loads(line)) for line in lines[1:]] == [2, 2, 1]
 
 
-def test_a_batch_of_which_nothing_could_be_read_counts_as_done(tmp_path):
+def test_batch_without_predictions_counts_as_done(tmp_path):
     path = tmp_path / "partial.jsonl"
     partial = PartialPredictions(path, "f")
     for batch in ([], [], BATCHES[0], []):
@@ -242,16 +242,16 @@ def test_difficulty_can_be_rated_by_the_first_two_numbers():
     ):
         task = make_task(rate_any_numbers=rates_numbers)
         rated = with_difficulty(examples, [FOUND, lost], task)
-        # 5.5 s of 8.5 s; the second has no range; the third was not predicted.
+        # First: intersection 5.5 s, union 8.5 s. Second: no range. Third: no prediction.
         assert rated[0].difficulty == pytest.approx(100 * 5.5 / 8.5)
         assert (rated[1].difficulty, rated[1].prediction) == (difficulty, segment)
         assert (rated[2].difficulty, rated[2].prediction) == (None, None)
 
 
-def test_a_score_holds_the_share_of_exact_answers():
+def test_metrics_include_the_share_of_exact_answers():
     exact, not_exact = replace(FOUND, is_exact=True), replace(FOUND, is_exact=False)
     assert segment_metrics([exact, exact, not_exact, exact])["exact_format_rate"] == 0.75
-    assert "exact_format_rate" not in segment_metrics([exact, FOUND])  # not known of one
+    assert "exact_format_rate" not in segment_metrics([exact, FOUND])  # unknown for one prediction
     tie = replace(FOUND, segment=Segment(3.3, 6.8), truth=Segment(3.3, 8.3))
     assert segment_metrics([tie])["r1_iou_0.7"] == 1.0  # in floats 0.6999999999999998
     assert segment_metrics([tie], strict=True)["r1_iou_0.7"] == 0.0

@@ -1,4 +1,4 @@
-"""The GRPO module against numbers put together by hand, and against itself in micro-batches."""
+"""Tests of the GRPO module: the loss formula, micro-batches, the reference and checkpoints."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def gradients(module):
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.3])
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
-def test_micro_batches_add_up_to_the_whole_step(parts, rollout, kl_coef, reduction):
+def test_micro_batches_give_the_gradient_of_the_full_step(parts, rollout, kl_coef, reduction):
     advantages = torch.linspace(-1, 1, 12, dtype=torch.float64)
     seen = []
     for size in (3, 2, 1):
@@ -55,7 +55,7 @@ def test_micro_batches_add_up_to_the_whole_step(parts, rollout, kl_coef, reducti
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "group_token_mean", "sequence_mean"])
-def test_groups_in_parts_give_the_gradient_of_whole_groups(parts, rollout, reduction, monkeypatch):
+def test_split_groups_give_the_gradient_of_complete_groups(parts, rollout, reduction, monkeypatch):
     without_float32_inside(monkeypatch)
     advantages = torch.linspace(-1, 1, 12, dtype=torch.float64)
     seen = []
@@ -84,20 +84,20 @@ def test_groups_in_parts_give_the_gradient_of_whole_groups(parts, rollout, reduc
             assert float((parts_of_it[name] - gradient).abs().max() / scale) < 1e-10, (name, size)
 
 
-def test_parts_of_fewer_than_one_completion_are_refused(parts):
+def test_micro_batch_completions_below_1_are_refused(parts):
     with pytest.raises(ValueError, match=r"objective\.micro_batch_completions.*0"):
         make_module(parts, micro_batch_completions=0)
 
 
 @pytest.fixture
 def fixed_vision(parts):
-    """The policy with its vision trunk frozen, and thawed again."""
+    """Freezes the vision encoder for one test."""
     freeze_parts(parts.policy.model, vision=True, merger=False, language=False)
     yield parts
     parts.policy.requires_grad_(True)
 
 
-def test_a_reference_that_rests_on_the_cpu_gives_the_same_loss(fixed_vision, rollout):
+def test_offloaded_reference_gives_the_same_loss(fixed_vision, rollout):
     advantages = torch.linspace(-1, 1, 12, dtype=torch.float64)
     seen = []
     for offload in (False, True):
@@ -113,7 +113,7 @@ def test_a_reference_that_rests_on_the_cpu_gives_the_same_loss(fixed_vision, rol
     assert all(torch.equal(of_it[name], of_that[name]) for name in of_it)
 
 
-def test_what_is_frozen_is_held_once(fixed_vision):
+def test_frozen_weights_are_shared_with_the_reference(fixed_vision):
     module = make_module(fixed_vision, kl_coef=0.1)
     policy, reference = module.policy, module.reference
     other = dict(reference.named_parameters())
@@ -127,10 +127,10 @@ def test_what_is_frozen_is_held_once(fixed_vision):
     assert all(torch.equal(p, other[name]) for name, p in policy.named_parameters())
     assert not any(p.requires_grad for p in reference.parameters())
     lm_head = reference.model.lm_head.weight
-    assert lm_head is reference.model.get_input_embeddings().weight  # tied as the policy's are
+    assert lm_head is reference.model.get_input_embeddings().weight  # tied, as in the policy
 
 
-def test_a_step_counts_its_operations(fixed_vision, monkeypatch):
+def test_step_reports_its_flops_and_stage_times(fixed_vision, monkeypatch):
     module = make_module(fixed_vision, kl_coef=0.1)
     sampled = []
     generate = module.rollout.generate
@@ -160,7 +160,7 @@ def test_a_step_counts_its_operations(fixed_vision, monkeypatch):
     assert again - encoded.num_flops == pytest.approx(trunk)
 
 
-def test_the_loss_is_the_formula_written_out(parts, rollout):
+def test_loss_equals_the_formula(parts, rollout):
     advantages = torch.linspace(-1, 1, 12, dtype=torch.float64)
     module = make_module(parts, kl_coef=0.1, reduction="sequence_mean", micro_batch_size=3)
     assert module.reference is not None
@@ -191,14 +191,14 @@ def test_one_update_per_rollout_has_ratio_1_and_clips_nothing(parts, rollout):
     assert float(totals["entropy"]) > 0
 
 
-def test_equal_rewards_teach_nothing(parts, rollout):
+def test_zero_advantages_give_zero_gradients(parts, rollout):
     module = make_module(parts, micro_batch_size=3)
     module.policy.zero_grad()
     learn(module, rollout, torch.zeros(12, dtype=torch.float64))
     assert all(not gradient.any() for gradient in gradients(module).values())
 
 
-def test_no_reference_without_a_kl_weight(parts):
+def test_reference_exists_only_with_a_kl_term(parts):
     assert make_module(parts).reference is None
     with_kl = make_module(parts, kl_coef=0.1)
     assert with_kl.reference is not None
@@ -214,7 +214,7 @@ def test_the_reference_is_not_saved_with_the_checkpoint(parts):
     assert all(name.startswith("policy.") for name in checkpoint["state_dict"])
 
 
-def test_a_checkpoint_of_another_start_is_refused(parts):
+def test_checkpoint_with_other_initial_weights_is_refused(parts):
     module = make_module(parts)
     checkpoint = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
@@ -235,19 +235,19 @@ def test_a_checkpoint_of_another_start_is_refused(parts):
         ({"sampler_ratio_cap": 2.0, "old_logprobs": "sampler"}, r"objective\.loss\.sampler_ratio"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(parts, changes, message):
+def test_invalid_settings_are_refused(parts, changes, message):
     with pytest.raises(ValueError, match=message):
         make_module(parts, **changes)
 
 
-def test_every_step_rank_and_stream_draws_its_own_seed(parts):
+def test_each_stream_has_a_separate_seed(parts):
     module = make_module(parts)
     seeds = {module.step_seed(stream) for stream in range(5)}
     assert len(seeds) == 5
     assert module.step_seed() == module.step_seed()
 
 
-def test_reward_metrics_by_hand():
+def test_reward_metrics_equal_hand_computed_numbers():
     total = torch.tensor([1.0, 3.0, 2.0, 2.0])
     metrics = reward_metrics(RewardOutput(total=total, components={"iou": total}), group_size=2)
     assert float(metrics["reward/total"]) == 2.0
@@ -255,7 +255,7 @@ def test_reward_metrics_by_hand():
     assert float(metrics["reward/iou_flat_groups"]) == 0.5
 
 
-def test_a_row_for_each_completion(parts, rollout):
+def test_each_completion_has_a_table_row(parts, rollout):
     rollout = replace(rollout, texts=["<answer>1.0 to 2.0</answer>"] * 12)
     rewards = RewardOutput(total=torch.arange(12.0), components={"iou": torch.arange(12.0) / 2})
     rows = rollout_rows(rollout, parse_completions(parts.task, rollout), rewards)

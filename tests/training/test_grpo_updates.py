@@ -1,4 +1,4 @@
-"""Several updates a rollout, the KL in the reward, dynamic sampling: the module's side of it."""
+"""Tests of GRPO with several updates per rollout, KL in the reward, and dynamic sampling."""
 
 import functools
 
@@ -28,7 +28,7 @@ def rollout(parts):
 
 @pytest.fixture(autouse=True)
 def as_before(parts):
-    """Tests move the policy; the next one finds it where it was."""
+    """Restores the policy after each test, because tests update it."""
     before = {name: value.clone() for name, value in parts.policy.state_dict().items()}
     yield
     parts.policy.load_state_dict(before)
@@ -38,11 +38,11 @@ def as_before(parts):
 def take_steps(module, rollout, rewards, monkeypatch, *, rate=0.0, is_last=False):
     """Runs `_learn_from` with plain gradient steps.
 
-    Returns what each update logged, the log-probabilities that each update found, and all that was
-    logged in the end.
+    Returns the metrics of each update, the log-probabilities before each update, and the metrics
+    of the step.
     """
     updates, found = [], []
-    update = type(module).update.__get__(module)  # a second call would watch the watched one
+    update = type(module).update.__get__(module)  # unpatched, also in a second call
 
     def step(loss, *, describe):
         with torch.no_grad():
@@ -62,15 +62,13 @@ def take_steps(module, rollout, rewards, monkeypatch, *, rate=0.0, is_last=False
     groups, collected = module._collect(rollout, rewards, is_last_batch=is_last)
     if groups is None:
         return [], [], collected
-    num_updates, learnt = module._learn_from(*groups)
+    num_updates, metrics = module._learn_from(*groups)
     assert num_updates == len(updates)
-    return updates, found, {**collected, **learnt}
+    return updates, found, {**collected, **metrics}
 
 
 @pytest.mark.parametrize("old_logprobs", ["policy", "sampler"])
-def test_every_update_is_the_formula_with_the_ratio_to_the_policy_that_sampled(
-    parts, rollout, monkeypatch, old_logprobs
-):
+def test_updates_use_the_ratio_to_the_old_logprobs(parts, rollout, monkeypatch, old_logprobs):
     module = make_module(
         parts,
         num_updates=3,
@@ -95,17 +93,17 @@ def test_every_update_is_the_formula_with_the_ratio_to_the_policy_that_sampled(
                 advantage = float(advantages[n])
                 expected -= min(ratio * advantage, kept * advantage) / length / 12
         assert float(totals["loss"]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    assert is_clipped, "the clip has to act somewhere"
+    assert is_clipped, "the test needs a clipped ratio"
     assert float(updates[0]["importance_ratio"]) == pytest.approx(1, abs=1e-5)
     assert abs(float(updates[2]["importance_ratio"]) - 1) > 1e-4
     mean = sum(float(totals["loss"]) for totals in updates) / 3
     assert float(logged["loss"]) == pytest.approx(mean)
-    # The distance of sampler and policy is logged before the policy is updated.
+    # Only the first update logs the gap between sampler and policy.
     assert ["sampler_gap" in totals for totals in updates] == [True, False, False]
     assert 0 < float(logged["policy/sampler_gap"]) < 1e-5
 
 
-def test_no_update_goes_beyond_the_last_step_of_the_run(parts, rollout, monkeypatch):
+def test_updates_stop_at_max_steps(parts, rollout, monkeypatch):
     module = make_module(parts, num_updates=3)
     module._trainer.fit_loop.epoch_loop.max_steps = 2
     updates, _, _ = take_steps(module, rollout, REWARDS, monkeypatch)
@@ -123,9 +121,7 @@ def test_the_schedule_counts_every_update(parts, monkeypatch):
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_a_kl_in_the_reward_is_taken_off_before_the_advantages(
-    parts, rollout, monkeypatch, estimator
-):
+def test_kl_in_reward_is_subtracted_before_the_advantages(parts, rollout, monkeypatch, estimator):
     module = make_module(
         parts, kl_coef=0.3, kl_in="reward", kl_estimator=estimator, micro_batch_completions=3
     )
@@ -142,15 +138,17 @@ def test_a_kl_in_the_reward_is_taken_off_before_the_advantages(
     expected = module.advantage(paid, group_size=4)
     torch.testing.assert_close(prepared.advantages, expected, rtol=1e-6, atol=1e-9)
     assert not torch.allclose(prepared.advantages, module.advantage(REWARDS, group_size=4))
-    # The loss itself has no KL then.
+    # The loss has no KL term in this case.
     totals = module.update(prepared)
     other = make_module(parts)
     without = learn(other, rollout, prepared.advantages)
     assert float(totals["loss"]) == pytest.approx(float(without["loss"]), rel=1e-9)
 
 
-def test_unfinished_completions_can_be_left_out_of_the_loss(parts, rollout):
-    assert 0 < int(rollout.is_finished.sum()) < 12, "finished and unfinished ones wanted"
+def test_mask_truncated_removes_unfinished_completions_from_the_loss(parts, rollout):
+    assert 0 < int(rollout.is_finished.sum()) < 12, (
+        "the test needs finished and unfinished completions"
+    )
     module = make_module(parts, mask_truncated=True, micro_batch_size=2)
     advantages = torch.linspace(-1, 1, 12, dtype=torch.float64)
     totals = learn(module, rollout, advantages)
@@ -160,7 +158,7 @@ def test_unfinished_completions_can_be_left_out_of_the_loss(parts, rollout):
     assert float(totals["loss"]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_step_waits_for_groups_that_differ(parts, rollout, monkeypatch):
+def test_step_waits_for_enough_groups_with_different_rewards(parts, rollout, monkeypatch):
     resampling = FlatGroupResampling(max_batches=4)
     module = make_module(parts, resample_flat_groups=resampling, micro_batch_size=3)
     flat = torch.tensor([0.0, 1.0, 0.5, 0.2, *[0.3] * 8], dtype=torch.float64)
@@ -175,7 +173,7 @@ def test_a_step_waits_for_groups_that_differ(parts, rollout, monkeypatch):
     assert resampling.num_batches == 0
 
 
-def test_prompts_that_come_again_before_a_step_get_other_draws(parts, rollout, monkeypatch):
+def test_prompts_repeated_within_a_step_get_other_seeds(parts, rollout, monkeypatch):
     resampling = FlatGroupResampling(max_batches=4)
     module = make_module(parts, resample_flat_groups=resampling)
     seeds = []
@@ -186,7 +184,7 @@ def test_prompts_that_come_again_before_a_step_get_other_draws(parts, rollout, m
     assert len(set(seeds)) == 3
 
 
-def test_a_rank_that_is_full_waits_for_the_others(parts, rollout, monkeypatch):
+def test_full_rank_waits_for_the_others(parts, rollout, monkeypatch):
     module = make_module(parts, resample_flat_groups=FlatGroupResampling(max_batches=4))
     theirs = iter([0.0])  # is the other rank full?
     monkeypatch.setattr(type(module._trainer), "world_size", 2)
@@ -201,18 +199,18 @@ def test_a_rank_that_is_full_waits_for_the_others(parts, rollout, monkeypatch):
     assert [module._least(3), module._least(3)] == [1, 3]
 
 
-def test_groups_that_wait_are_learnt_at_the_end_of_their_epoch(parts, rollout, monkeypatch):
+def test_waiting_groups_are_trained_on_at_the_epochs_end(parts, rollout, monkeypatch):
     resampling = FlatGroupResampling(max_batches=4)
     module = make_module(parts, resample_flat_groups=resampling)
     flat = torch.tensor([0.0, 1.0, 0.5, 0.2, *[0.3] * 8], dtype=torch.float64)
     updates, found, logged = take_steps(module, rollout, flat, monkeypatch, is_last=True)
     assert len(updates) == 1
-    assert len(found[0]) == 4, "the one group that differs"
+    assert len(found[0]) == 4, "only one group has different rewards"
     assert resampling.num_batches == 0
     assert float(logged["sampling/batches"]) == 1
 
 
-def test_a_scale_of_the_batch_is_that_of_all_ranks():
+def test_batch_std_is_computed_over_all_ranks():
     theirs = torch.tensor([3.0, 5.0, 1.0, 1.0])
     mine = torch.tensor([0.0, 1.0])
     advantage = functools.partial(
@@ -223,12 +221,12 @@ def test_a_scale_of_the_batch_is_that_of_all_ranks():
     torch.testing.assert_close(got, torch.tensor([-0.5, 0.5]) / std)
 
 
-def test_scoring_at_an_assumed_rate_moves_the_positions(parts, rollout):
+def test_scoring_fps_changes_the_logprobs(parts, rollout):
     true, assumed = make_module(parts), make_module(parts, scoring_fps=0.5)
     rates = rollout.prompts.sampled_fps
     assert not torch.allclose(rates, torch.full_like(rates, 0.5))
     one = logprobs_of(true, true.policy, rollout).detach()
     other = logprobs_of(assumed, assumed.policy, rollout).detach()
     assert float((one - other).abs().max()) > 1e-4
-    # The rollout keeps the rate that was sampled.
+    # The rollout keeps the sampled frame rate.
     assert torch.equal(rollout.prompts.sampled_fps, rates)

@@ -1,4 +1,4 @@
-"""Lightning's private members mean what our one file that uses them takes them for."""
+"""Tests of the functions that use private members of Lightning."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tvg.training.lightning_internals import (
 
 
 class Small(LightningModule):
-    """Logs the loss of its first batch only; counts how often its loader is asked for."""
+    """Logs `x` for its first batch only and counts the calls of `train_dataloader`."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +74,7 @@ def fit(tmp_path):
 
 
 class After(Callback):
-    """Calls a function after every batch and keeps its answers."""
+    """Calls a function after every batch and stores its return values."""
 
     def __init__(self, function):
         self.function, self.found = function, []
@@ -93,7 +93,7 @@ def test_stepped_batches_are_counted(fit):
     assert num_stepped_batches(trainer) == 3
 
 
-def test_forgotten_loader_is_asked_for_again(fit):
+def test_forgotten_loader_is_created_again(fit):
     assert fit(Callback(), max_epochs=2)[0].num_loaders == 1
     assert fit(BeforeEpoch(), max_epochs=2)[0].num_loaders == 2
 
@@ -115,5 +115,6 @@ def test_forgotten_metrics_are_not_logged_again(fit):
         def on_train_batch_start(self, trainer, *_):
             forget_logged(trainer)
 
-    assert fit(Callback(), max_steps=3)[2].steps == [0, 1, 2]  # why it is needed
+    # Without `forget_logged`, the value is logged again at each step.
+    assert fit(Callback(), max_steps=3)[2].steps == [0, 1, 2]
     assert fit(Forget(), max_steps=3)[2].steps == [0]

@@ -1,4 +1,4 @@
-"""Training with adapters: what is learnt, what a checkpoint holds, and how a run goes on."""
+"""Tests of LoRA training: updated weights, contents of checkpoints, and resuming."""
 
 import functools
 
@@ -40,7 +40,7 @@ def grpo_module(made, **changes):
         kl_coef=0.1,
         **changes,
     )
-    del module.manual_backward, module._trainer  # those of a module outside of a fit
+    del module.manual_backward, module._trainer  # set for use without `fit`
     module._trainer = None
     return module
 
@@ -50,7 +50,7 @@ class KilledError(Exception):
 
 
 class Stop(Callback):
-    """Saves and ends a run in its middle; the schedule spans the whole."""
+    """Saves a checkpoint after `step` steps and stops the run."""
 
     def __init__(self, step, path):
         self.step, self.path = step, path
@@ -86,7 +86,7 @@ def state(module):
 
 
 @pytest.mark.parametrize("make", [sft_module, grpo_module])
-def test_adapters_alone_move(tiny_checkpoint, tiny_world, tmp_path, make):
+def test_only_adapters_are_updated(tiny_checkpoint, tiny_world, tmp_path, make):
     made = make_lora_parts(tiny_checkpoint, tiny_world)
     module = make(made)
     before = state(module)
@@ -98,7 +98,7 @@ def test_adapters_alone_move(tiny_checkpoint, tiny_world, tmp_path, make):
 
 
 @pytest.mark.parametrize("make", [sft_module, grpo_module])
-def test_a_resumed_run_ends_as_an_undisturbed_one(tiny_checkpoint, tiny_world, tmp_path, make):
+def test_resumed_run_equals_an_uninterrupted_one(tiny_checkpoint, tiny_world, tmp_path, make):
     def start():
         made = make_lora_parts(tiny_checkpoint, tiny_world, full_components=["merger"])
         return make(made), made
@@ -118,14 +118,14 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tiny_checkpoint, tiny_world, t
 
 
 def checkpoint(made, folder, make=sft_module):
-    """One of a run at its first step, with what `make` makes of the parts."""
+    """Trains for one step and returns the module and the path of its checkpoint."""
     module = make(made)
     with pytest.raises(KilledError):
         fit(module, made, folder, Stop(1, folder / "one.ckpt"))
     return module, folder / "one.ckpt"
 
 
-def test_a_checkpoint_holds_what_is_trained_and_no_more(tiny_checkpoint, tiny_world, tmp_path):
+def test_checkpoint_contains_only_the_trained_weights(tiny_checkpoint, tiny_world, tmp_path):
     made = make_lora_parts(tiny_checkpoint, tiny_world, full_components=["merger"])
     module, path = checkpoint(made, tmp_path, grpo_module)
     found = torch.load(path, weights_only=True)["state_dict"]
@@ -134,15 +134,14 @@ def test_a_checkpoint_holds_what_is_trained_and_no_more(tiny_checkpoint, tiny_wo
     assert {".lora_" in name or ".visual.merger." in name for name in found} == {True}
 
 
-def test_a_checkpoint_of_a_model_trained_in_full_holds_it_all(
-    tiny_checkpoint, tiny_world, tmp_path
-):
+def test_checkpoint_of_full_training_contains_all_weights(tiny_checkpoint, tiny_world, tmp_path):
     module, path = checkpoint(make_parts(tiny_checkpoint, tiny_world), tmp_path)
     found = torch.load(path, weights_only=True)["state_dict"]
-    assert set(found) == {f"policy.{name}" for name in module.policy.state_dict()}  # both tied ones
+    # Tied weights are saved under both names.
+    assert set(found) == {f"policy.{name}" for name in module.policy.state_dict()}
 
 
-def test_checkpoints_that_hold_frozen_weights_too_still_load(tiny_checkpoint, tiny_world, tmp_path):
+def test_older_checkpoint_with_frozen_weights_still_loads(tiny_checkpoint, tiny_world, tmp_path):
     made = make_lora_parts(tiny_checkpoint, tiny_world)
     module, path = checkpoint(made, tmp_path)
     old = torch.load(path, weights_only=True)
@@ -158,7 +157,7 @@ def test_checkpoints_that_hold_frozen_weights_too_still_load(tiny_checkpoint, ti
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"target_modules": ["q_proj", "o_proj"]}, "started from other weights"),
         ({"rank": 8}, "started from other weights"),
@@ -169,18 +168,16 @@ def test_checkpoints_that_hold_frozen_weights_too_still_load(tiny_checkpoint, ti
         ),
     ],
 )
-def test_a_run_with_other_adapters_does_not_go_on(
-    tiny_checkpoint, tiny_world, tmp_path, changes, told
+def test_run_with_other_adapters_is_not_resumed(
+    tiny_checkpoint, tiny_world, tmp_path, changes, message
 ):
     _, path = checkpoint(make_lora_parts(tiny_checkpoint, tiny_world), tmp_path)
     other = make_lora_parts(tiny_checkpoint, tiny_world, **changes)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         fit(sft_module(other), other, tmp_path, ckpt_path=path)
 
 
-def test_a_run_of_the_whole_model_does_not_go_on_from_adapters(
-    tiny_checkpoint, tiny_world, tmp_path
-):
+def test_full_training_is_not_resumed_from_adapters(tiny_checkpoint, tiny_world, tmp_path):
     _, path = checkpoint(make_lora_parts(tiny_checkpoint, tiny_world), tmp_path)
     made = make_parts(tiny_checkpoint, tiny_world)
     with pytest.raises(ValueError, match=r"^resume: the checkpoint lacks .*model.adapter"):

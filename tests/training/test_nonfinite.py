@@ -1,4 +1,4 @@
-"""Steps without finite loss and gradients change nothing, are counted, and end a run at last."""
+"""Tests of steps with a non-finite loss or gradient: skipped, until too many stop the run."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Poisoned(SFTModule):
-    """Has a NaN loss or an infinite gradient in `bad_steps`; notes what it logs and becomes."""
+    """Has a NaN loss or infinite gradient in `bad_steps`; stores its metrics and weights."""
 
     def on_fit_start(self):
         super().on_fit_start()
@@ -77,7 +77,7 @@ def fit(tiny_checkpoint, tiny_world, tmp_path):
     return run
 
 
-def test_a_bad_step_changes_nothing_but_counts(fit):
+def test_bad_step_is_skipped_and_counted(fit):
     module, trainer, start = fit({2: "gradient", 4: "loss"})
     start()
     assert trainer.global_step == 4
@@ -87,7 +87,7 @@ def test_a_bad_step_changes_nothing_but_counts(fit):
     assert changed == [True, False, True, False]
     assert [step["skipped_steps"] for step in module.logged] == [0, 1, 1, 2]
     assert [step["learning_rate"] for step in module.logged] == pytest.approx(
-        [1e-3, 0.75e-3, 0.5e-3, 0.25e-3]  # the schedule goes on
+        [1e-3, 0.75e-3, 0.5e-3, 0.25e-3]  # the schedule continues
     )
     (moments,) = {int(state["step"]) for state in trainer.optimizers[0].state.values()}
     assert moments == 2
@@ -109,13 +109,13 @@ def test_bad_steps_in_a_row_stop_and_save_the_batch(fit, tmp_path):
     assert torch.equal(module._weight(), module.weights[1])
 
 
-def test_a_good_step_ends_the_row(fit):
+def test_good_step_resets_the_count_in_a_row(fit):
     module, _, start = fit({1: "loss", 3: "loss"}, max_skipped_steps=2)
     start()
     assert module.skipped_steps.num == 2
 
 
-def test_the_count_is_in_the_checkpoint(fit):
+def test_checkpoint_contains_the_count_of_skipped_steps(fit):
     module, _, start = fit({1: "loss"}, num_steps=1)
     start()
     checkpoint = {"state_dict": module.state_dict()}
@@ -125,7 +125,7 @@ def test_the_count_is_in_the_checkpoint(fit):
     assert other.skipped_steps.state_dict() == {"num": 1, "num_in_a_row": 1}
 
 
-def test_a_saved_batch_of_grpo_holds_completions_and_rewards(
+def test_saved_batch_of_grpo_contains_completions_and_rewards(
     tiny_checkpoint, tiny_world, monkeypatch
 ):
     parts = make_parts(tiny_checkpoint, tiny_world)
@@ -144,21 +144,21 @@ def test_a_saved_batch_of_grpo_holds_completions_and_rewards(
     assert [row["qid"] for row in found] == [qids[0]] * 4 + [qids[1]] * 4
 
 
-def test_one_rank_that_fails_is_enough(fit, monkeypatch):
+def test_failure_on_one_rank_counts_for_all(fit, monkeypatch):
     _, trainer, _ = fit({})
     monkeypatch.setattr(type(trainer), "world_size", 2)
     asked = []
 
     def decide(is_true, *, all):
         asked.append((is_true, all))
-        return False  # the other rank says no
+        return False  # the other rank failed
 
     monkeypatch.setattr(trainer.strategy, "reduce_boolean_decision", decide)
     assert is_true_on_all_ranks(trainer, True) is False
     assert asked == [(True, True)]
 
 
-def test_a_step_is_skipped_where_another_rank_fails(fit, monkeypatch):
+def test_step_is_skipped_if_another_rank_fails(fit, monkeypatch):
     module, _, start = fit({}, num_steps=2)
     asked = []
 
@@ -176,7 +176,7 @@ def test_a_step_is_skipped_where_another_rank_fails(fit, monkeypatch):
     assert [step["skipped_steps"] for step in module.logged] == [0, 1]
 
 
-def test_no_skipped_step_at_all_is_no_choice(fit):
+def test_max_skipped_steps_below_1_is_refused(fit):
     with pytest.raises(
         ValueError, match=r"objective.max_skipped_steps: expected at least 1, got 0"
     ):
@@ -184,7 +184,7 @@ def test_no_skipped_step_at_all_is_no_choice(fit):
 
 
 @pytest.mark.parametrize(("prefill", "warns"), [("a", False), ("b", True), (None, False)])
-def test_a_prefill_that_merges_with_answers_is_warned_of(fit, monkeypatch, caplog, prefill, warns):
+def test_prefill_that_merges_with_answers_gives_a_warning(fit, monkeypatch, caplog, prefill, warns):
     module, _, _ = fit({})
     monkeypatch.setattr(base, "merges_with_prefill", lambda _, text, __: text == "b")
     module.task.prefill = prefill

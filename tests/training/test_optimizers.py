@@ -1,4 +1,4 @@
-"""8-bit AdamW where its package is missing, and what is asked of it where it is there."""
+"""Tests of 8-bit AdamW: the error for a missing package, and the settings passed on."""
 
 import sys
 from types import SimpleNamespace
@@ -12,13 +12,13 @@ from tvg.training.optimizers import adamw_8bit
 SETTINGS = {"lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1}
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_missing_bitsandbytes_package_is_reported(monkeypatch):
     monkeypatch.setattr(limits, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"objective\.optimizer: .*pip install 'tvg\[bnb\]'"):
         adamw_8bit([{"params": [torch.zeros(2)]}], **SETTINGS)
 
 
-def test_groups_and_settings_are_handed_on(monkeypatch):
+def test_groups_and_settings_are_passed_on(monkeypatch):
     given = {}
 
     def stand_in(params, **settings):

@@ -1,4 +1,4 @@
-"""Parameter groups: no decay on gains and biases, and learning rates of their own for parts."""
+"""Tests of parameter groups: weight decay on matrices only, and learning rates per component."""
 
 import functools
 
@@ -29,7 +29,7 @@ def part(name):
     return "vision" if ".visual." in name else "language"
 
 
-def test_without_rates_of_their_own_matrices_decay_and_the_rest_does_not(model):
+def test_only_matrices_have_weight_decay(model):
     matrices, rest = parameter_groups(model, NONE)
     assert parameter_groups(model, {}) == [matrices, rest]
     assert set(matrices) == {"params"}
@@ -39,7 +39,7 @@ def test_without_rates_of_their_own_matrices_decay_and_the_rest_does_not(model):
     assert len(matrices["params"]) + len(rest["params"]) == len(list(model.parameters()))
 
 
-def test_every_parameter_has_the_rate_of_its_part_and_is_in_one_group(model):
+def test_every_parameter_is_in_one_group_with_its_rate(model):
     rates = {**NONE, "vision": 1e-7, "merger": 3e-5}
     groups = parameter_groups(model, rates)
     found = {name: group.get("lr") for group in groups for name in names(model, group)}
@@ -50,15 +50,15 @@ def test_every_parameter_has_the_rate_of_its_part_and_is_in_one_group(model):
         for group in groups
         for p in group["params"]
     )
-    assert "lr" not in groups[0]  # what is logged is the optimizer's own rate
+    assert "lr" not in groups[0]  # the first group's rate is logged: the optimizer's
     assert {part(name) for name in names(model, groups[0])} == {"language"}
 
 
-def test_two_parts_of_one_rate_share_their_groups(model):
+def test_components_with_equal_rates_share_groups(model):
     assert len(parameter_groups(model, {**NONE, "vision": 1e-5, "merger": 1e-5})) == 4
 
 
-def test_a_rate_of_0_is_a_rate(model):
+def test_learning_rate_of_zero_is_valid(model):
     groups = parameter_groups(model, {**NONE, "language": 0.0})
     assert {group.get("lr") for group in groups} == {None, 0.0}
 
@@ -76,7 +76,7 @@ def test_the_schedule_scales_every_rate(model):
     assert after[0] < before[0]
 
 
-def test_adapters_have_a_rate_beside_parts_trained_in_full(tiny_checkpoint, tiny_world):
+def test_adapters_and_full_components_have_separate_rates(tiny_checkpoint, tiny_world):
     made = make_lora_parts(tiny_checkpoint, tiny_world, full_components=["merger"])
     groups = parameter_groups(made.policy.model, {**NONE, "adapter": 1e-4, "merger": 1e-6})
     for group in groups:
@@ -84,12 +84,12 @@ def test_adapters_have_a_rate_beside_parts_trained_in_full(tiny_checkpoint, tiny
             assert group["lr"] == (1e-4 if ".lora_" in name else 1e-6), name
     (adapters,) = parameter_groups(
         make_lora_parts(tiny_checkpoint, tiny_world).policy.model, NONE
-    )  # nothing but matrices
+    )  # all adapters are matrices
     assert "lr" not in adapters
 
 
 @pytest.mark.parametrize(
-    ("rates", "told"),
+    ("rates", "message"),
     [
         ({"eyes": None}, r"^objective.component_lr: expected any of vision, .*adapter, got 'eyes'"),
         (
@@ -102,18 +102,18 @@ def test_adapters_have_a_rate_beside_parts_trained_in_full(tiny_checkpoint, tiny
         ),
     ],
 )
-def test_rates_that_mean_nothing_are_refused(model, rates, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_rates_are_refused(model, rates, message):
+    with pytest.raises(ValueError, match=message):
         parameter_groups(model, rates)
 
 
-def test_a_frozen_part_takes_no_rate(tiny_checkpoint, tiny_world):
+def test_rate_of_a_frozen_component_is_refused(tiny_checkpoint, tiny_world):
     made = make_lora_parts(tiny_checkpoint, tiny_world)
     with pytest.raises(ValueError, match=r"^objective.component_lr.language: .* not trained"):
         parameter_groups(made.policy.model, {"language": 1e-6})
 
 
-def test_one_step_moves_each_part_by_its_own_rate(tiny_checkpoint, tiny_world):
+def test_step_updates_each_component_with_its_rate(tiny_checkpoint, tiny_world):
     made = make_parts(tiny_checkpoint, tiny_world)
     make = functools.partial(torch.optim.SGD, lr=0.5)
     optimizer = make(parameter_groups(made.policy.model, {"vision": 0.0, "merger": 0.25}))

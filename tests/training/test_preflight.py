@@ -1,4 +1,4 @@
-"""The preflight passes where sampler and trainer agree and stops where they do not."""
+"""Tests that the preflight passes if sampler and trainer agree and stops if they differ."""
 
 from dataclasses import replace
 
@@ -26,12 +26,12 @@ def run(parts, rollout):
     )
 
 
-def test_agreement_to_1e_4_in_float32(parts):
+def test_float32_logprobs_agree_to_1e_4(parts):
     assert run(parts, make_rollout()) <= 1e-4
 
 
 class RateDropped(HFEngine):
-    """An engine that samples at positions of another frame rate than it was given."""
+    """Engine whose position ids use a wrong frame rate."""
 
     def generate(self, prompts, *, group_size, seed):
         wrong = replace(prompts, sampled_fps=prompts.sampled_fps * 0 + 24.0)
@@ -40,7 +40,7 @@ class RateDropped(HFEngine):
 
 
 class Truncating(HFEngine):
-    """An engine that allows tokens which the trainer gives no probability."""
+    """Engine that may sample tokens to which the trainer assigns probability 0."""
 
     def generate(self, prompts, **rest):
         saved = self._policy.suppressed_ids
@@ -51,7 +51,7 @@ class Truncating(HFEngine):
             self._policy.suppressed_ids = saved
 
 
-def test_half_precision_is_held_to_its_mean(parts):
+def test_half_precision_is_judged_by_its_mean_difference(parts):
     with torch.autocast("cpu", torch.bfloat16):
         found = run(parts, make_rollout())
     assert 1e-4 < found <= 0.05
@@ -60,7 +60,7 @@ def test_half_precision_is_held_to_its_mean(parts):
 @pytest.mark.parametrize(
     ("engine", "half"), [(RateDropped, False), (RateDropped, True), (Truncating, False)]
 )
-def test_a_sampler_that_differs_is_caught(parts, engine, half):
+def test_sampler_that_disagrees_is_refused(parts, engine, half):
     settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "prompts_per_call": None}
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=half)
     with autocast, pytest.raises(PreflightError, match=r"disagree.*frame rate") as caught:

@@ -1,4 +1,4 @@
-"""Warnings of libraries that users cannot act on are silent; all others are kept."""
+"""Tests that irrelevant library warnings are silenced and all others are kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_deepspeed_keeps_its_other_warnings(caplog):
 
 
 @pytest.mark.slow
-def test_saving_a_model_without_a_gpu_prints_nothing():
+def test_importing_deepspeed_without_a_gpu_prints_no_warning():
     code = "import tvg.training.quiet_logs as n; n.quiet_libraries(); import deepspeed"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,4 +1,4 @@
-"""The reference is a frozen copy of the initial policy and shares untrained weights."""
+"""Tests that the reference is a frozen copy of the policy and shares untrained weights."""
 
 import pytest
 import torch
@@ -19,12 +19,12 @@ def score(policy, batch):
 
 
 def own(reference, policy):
-    """The weights that the reference does not share with the policy."""
+    """Returns the names of the weights that the reference does not share with the policy."""
     shared = {id(p) for p in policy.parameters()}
     return {name for name, p in reference.named_parameters() if id(p) not in shared}
 
 
-def test_what_is_frozen_is_shared_and_what_is_trained_is_kept(tiny_checkpoint, tiny_world):
+def test_frozen_weights_are_shared_and_trained_ones_copied(tiny_checkpoint, tiny_world):
     made = make_parts(tiny_checkpoint, tiny_world)
     freeze_parts(made.policy.model, vision=True, merger=False, language=False)
     batch, reference = made.batch(2), frozen_copy(made.policy)
@@ -41,7 +41,7 @@ def test_what_is_frozen_is_shared_and_what_is_trained_is_kept(tiny_checkpoint, t
 
 
 @pytest.mark.parametrize("offload", [False, True])
-def test_beside_adapters_it_holds_nothing_of_its_own(tiny_checkpoint, tiny_world, offload):
+def test_reference_of_an_adapted_policy_shares_all_weights(tiny_checkpoint, tiny_world, offload):
     made = make_lora_parts(tiny_checkpoint, tiny_world, dropout=0.5)
     batch, before = made.batch(2), score(made.policy, made.batch(2))
     reference = frozen_copy(made.policy)
@@ -50,13 +50,13 @@ def test_beside_adapters_it_holds_nothing_of_its_own(tiny_checkpoint, tiny_world
     adapt(made.policy)
     made.policy.train()
     with in_use(reference, made.policy, device=CPU, offload=offload) as used:
-        assert torch.equal(score(used, batch), before)  # neither adapters nor their dropout
+        assert torch.equal(score(used, batch), before)  # without adapters and their dropout
     assert {n for n, p in made.policy.named_parameters() if p.requires_grad} == {
         n for n, _ in made.policy.named_parameters() if ".lora_" in n
     }
 
 
-def test_parts_trained_in_full_beside_adapters_are_kept(tiny_checkpoint, tiny_world):
+def test_full_components_next_to_adapters_are_copied(tiny_checkpoint, tiny_world):
     made = make_lora_parts(tiny_checkpoint, tiny_world, full_components=["merger"])
     batch, reference = made.batch(2), frozen_copy(made.policy)
     before = score(made.policy, batch)
@@ -69,7 +69,7 @@ def test_parts_trained_in_full_beside_adapters_are_kept(tiny_checkpoint, tiny_wo
     assert torch.equal(score(reference, batch), before)
 
 
-def test_an_offloaded_reference_rests_elsewhere_and_comes_back_whole(tiny_checkpoint, tiny_world):
+def test_offloaded_reference_is_unchanged_after_each_use(tiny_checkpoint, tiny_world):
     made = make_parts(tiny_checkpoint, tiny_world)
     batch, reference = made.batch(2), frozen_copy(made.policy)
     before = score(reference, batch)

@@ -1,4 +1,4 @@
-"""Dynamic sampling: which groups make up a step."""
+"""Tests of dynamic sampling: the groups that form a training step."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def qids(rollout):
     return [example.qid for example in rollout.prompts.examples]
 
 
-def test_a_step_waits_until_its_batch_is_full_of_groups_that_differ(sample):
+def test_step_waits_until_its_batch_is_full(sample):
     resampling, rollout = FlatGroupResampling(max_batches=9), sample(3)
     named = qids(rollout)
     resampling.add(rollout, torch.tensor([0.0, 1.0, 0.5, 0.5, 0.0, 0.0]))
@@ -45,7 +45,7 @@ def test_a_step_waits_until_its_batch_is_full_of_groups_that_differ(sample):
     assert (resampling.num_batches, resampling.num_groups) == (0, 0)
 
 
-def test_what_is_over_is_left_out_and_nothing_is_carried_over(sample):
+def test_surplus_groups_are_dropped(sample):
     resampling, rollout = FlatGroupResampling(max_batches=9), sample(3)
     for _ in range(2):
         resampling.add(rollout, torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 0.0]))
@@ -53,16 +53,16 @@ def test_what_is_over_is_left_out_and_nothing_is_carried_over(sample):
     taken, _ = resampling.take(num=resampling.num_ready, pad_id=0)
     assert len(taken.prompts) == 3
     resampling.add(rollout, torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
-    assert not resampling.is_full, "the fourth group of the former step is gone"
+    assert not resampling.is_full, "the fourth group of the former step was dropped"
 
 
-def test_a_short_last_batch_waits_for_no_more_than_its_size(sample):
+def test_short_last_batch_needs_only_one_group_per_prompt(sample):
     resampling = FlatGroupResampling(max_batches=9)
     resampling.add(sample(1), torch.tensor([0.0, 1.0]))
     assert resampling.is_full
 
 
-def test_the_search_ends(sample):
+def test_resampling_stops_after_max_batches(sample):
     resampling, rollout = FlatGroupResampling(max_batches=2), sample(2)
     resampling.add(rollout, torch.tensor([0.0, 0.0, 0.0, 1.0]))
     assert not resampling.is_exhausted
@@ -70,10 +70,10 @@ def test_the_search_ends(sample):
     assert resampling.is_exhausted
     assert not resampling.is_full
     taken, _ = resampling.take(num=resampling.num_ready, pad_id=0)
-    assert qids(taken) == qids(rollout)[1:], "what differs alone, where anything does"
+    assert qids(taken) == qids(rollout)[1:], "only the group with different rewards is taken"
 
 
-def test_a_rank_takes_no_more_than_the_others_have(sample):
+def test_take_returns_only_the_requested_number_of_groups(sample):
     resampling, rollout = FlatGroupResampling(max_batches=9), sample(3)
     resampling.add(rollout, torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0]))
     assert resampling.num_ready == 3
@@ -82,7 +82,7 @@ def test_a_rank_takes_no_more_than_the_others_have(sample):
     assert len(rewards) == 4
 
 
-def test_a_step_without_any_difference_has_one_flat_group(sample):
+def test_step_with_only_flat_groups_contains_one_group(sample):
     resampling, rollout = FlatGroupResampling(max_batches=1), sample(3)
     resampling.add(rollout, torch.ones(6))
     assert resampling.is_exhausted
@@ -90,6 +90,6 @@ def test_a_step_without_any_difference_has_one_flat_group(sample):
     assert (len(taken.prompts), rewards.tolist()) == (1, [1.0, 1.0])
 
 
-def test_a_search_of_no_batch_is_refused():
+def test_max_batches_below_1_is_refused():
     with pytest.raises(ValueError, match=r"objective\.resample_flat_groups\.max_batches.*0"):
         FlatGroupResampling(max_batches=0)

@@ -1,4 +1,4 @@
-"""Rescoring on several ranks: a signal to one of them stops all after the same batch."""
+"""Tests of rescoring on several ranks: a signal to one rank stops all after the same batch."""
 
 import signal
 from contextlib import nullcontext
@@ -102,7 +102,7 @@ def test_own_signal_is_shared_before_it_stops_this_rank(rescore):
 
 def test_rank_with_fewer_batches_decides_as_often_as_others(rescore):
     ranks = Ranks(batches_elsewhere=5)
-    rescore(ranks, num_batches=2)  # its partial predictions were ahead when the run was killed
+    rescore(ranks, num_batches=2)  # more predictions were done before the kill
     assert ranks.decisions == 5
 
 

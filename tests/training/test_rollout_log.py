@@ -1,4 +1,4 @@
-"""Metrics and table rows of a step's rollouts."""
+"""Tests of the metrics and table rows of a step's rollouts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_rollout(texts: list[str], *, group_size: int) -> RolloutBatch:
     num = len(texts) // group_size
     examples = [
         GroundingExample(
-            qid="v:0",  # the same query may stand twice in a batch
+            qid="v:0",  # a batch may contain the same query twice
             video="v",
             video_path=None,
             query="q",
@@ -54,13 +54,13 @@ def make_rollout(texts: list[str], *, group_size: int) -> RolloutBatch:
     )
 
 
-def test_mean_spread_and_flat_groups_by_hand():
+def test_reward_metrics_equal_hand_computed_numbers():
     total = torch.tensor([1.0, 3.0, 2.0, 2.0])
     metrics = reward_metrics(RewardOutput(total=total, components={"iou": total / 2}), group_size=2)
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
         {
             "reward/total": 2.0,
-            "reward/total_std": 2**0.5 / 2,  # mean over groups of the unbiased spread
+            "reward/total_std": 2**0.5 / 2,  # mean over groups of the unbiased std
             "reward/total_flat_groups": 0.5,
             "reward/iou": 1.0,
             "reward/iou_std": 2**0.5 / 4,
@@ -70,14 +70,14 @@ def test_mean_spread_and_flat_groups_by_hand():
 
 
 @pytest.mark.parametrize("num_groups", [1, 3])
-def test_equal_rewards_are_flat_however_their_mean_is_rounded(num_groups):
+def test_equal_rewards_are_flat_despite_rounding(num_groups):
     total = torch.tensor([0.1, 0.7, 1 / 3])[:num_groups].repeat_interleave(7)
-    assert float(total[:7].std()) > 0  # what a comparison by the spread may see
+    assert float(total[:7].std()) > 0  # due to rounding
     metrics = reward_metrics(RewardOutput(total=total, components={}), group_size=7)
     assert float(metrics["reward/total_flat_groups"]) == 1.0
 
 
-def test_rows_and_what_is_counted_of_them():
+def test_table_rows_and_their_counts_equal_hand_computed_values():
     texts = ["<answer>1 to 2</answer>", "?", "<answer>3 to 4</answer>", "?"]
     total = torch.tensor([1.0, 0.5, 0.25, 0.25])
     rewards = RewardOutput(total=total, components={"iou": total / 2})
@@ -119,13 +119,13 @@ def test_a_prompt_without_segments_counts_any_answer_as_parsed():
     assert parse_completions(make_task(), rollout).is_parsed == [False] * 4
 
 
-def test_of_several_updates_means_are_told_and_the_last_learning_rate():
+def test_update_metrics_are_means_with_the_last_learning_rate():
     updates = [
         {"loss": torch.tensor(1.0), "kl": torch.tensor(0.5), "learning_rate": torch.tensor(0.4)},
         {"loss": torch.tensor(3.0), "kl": torch.tensor(1.5), "learning_rate": torch.tensor(0.2)},
     ]
-    updates[0]["sampler_gap"] = torch.tensor(0.25)  # told of the first alone
-    told = {name: float(value) for name, value in update_metrics(updates).items()}
-    assert told == pytest.approx(
+    updates[0]["sampler_gap"] = torch.tensor(0.25)  # only in the first update
+    found = {name: float(value) for name, value in update_metrics(updates).items()}
+    assert found == pytest.approx(
         {"loss": 2.0, "policy/kl": 1.0, "learning_rate": 0.2, "policy/sampler_gap": 0.25}
     )

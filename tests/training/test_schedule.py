@@ -1,4 +1,4 @@
-"""Learning rates over a run, by hand."""
+"""Tests of learning-rate schedules against hand-computed numbers."""
 
 import math
 
@@ -31,12 +31,12 @@ def rates(name: str, *, num_steps: int = 8, warmup_steps: int = 0) -> list[float
         ("cosine", 2, [0.0, 1.0] + [1 + math.cos(math.pi * i / 6) for i in range(6)]),
     ],
 )
-def test_rates(name, warmup_steps, expected):
+def test_rates_equal_hand_computed_numbers(name, warmup_steps, expected):
     assert rates(name, warmup_steps=warmup_steps) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_name_is_known(name):
+def test_every_schedule_can_be_built(name):
     assert len(rates(name)) == 8
 
 
@@ -49,6 +49,6 @@ def test_every_name_is_known(name):
         ({"name": "constant", "warmup_steps": 1}, r"'constant' has no warm-up"),
     ],
 )
-def test_what_makes_no_schedule(changes, message):
+def test_invalid_schedules_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         rates(**changes)

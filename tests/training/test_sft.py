@@ -1,4 +1,4 @@
-"""The supervised loss: on answers alone, by hand, whole or in micro-batches; and it is learnt."""
+"""Tests of supervised training: labels, the loss on answer tokens, and micro-batches."""
 
 import functools
 import math
@@ -36,7 +36,7 @@ def batch(parts):
 
 
 class Stepless(SFTModule):
-    """Leaves the gradients where they are."""
+    """Skips the optimizer step, so that tests can read the gradients."""
 
     def step_optimizer(self, loss, *, describe):
         return {}
@@ -61,7 +61,7 @@ def make_module(parts, cls=SFTModule, *, micro_batch_size=3, lr=0.0, **changes):
 
 
 def learn(parts, batch, micro_batch_size=3):
-    """The logged metrics and the gradients of one step."""
+    """Returns the metrics and the gradients of one step."""
     module = make_module(parts, Stepless, micro_batch_size=micro_batch_size)
     parts.policy.zero_grad()
     output = module.step(batch, is_last_batch=False)
@@ -69,7 +69,7 @@ def learn(parts, batch, micro_batch_size=3):
     return output.metrics, grads
 
 
-def test_the_label_is_the_hint_where_there_is_one(parts, batch):
+def test_label_is_the_hint_if_there_is_one(parts, batch):
     ids, mask = target_tokens(batch, parts.task, parts.tokenizer)
     texts = [parts.tokenizer.decode(row[keep.bool()]) for row, keep in zip(ids, mask, strict=True)]
     end = parts.tokenizer.eos_token
@@ -84,18 +84,18 @@ def test_the_label_is_the_hint_where_there_is_one(parts, batch):
     assert (ids[mask == 0] == parts.tokenizer.pad_token_id).all()
 
 
-def test_an_example_without_any_label_is_named(parts, batch):
+def test_example_without_a_label_is_refused(parts, batch):
     bare = replace(batch.examples[1], segment=None, hint=None)
     prompts = replace(batch, examples=[batch.examples[0], bare, batch.examples[2]])
     with pytest.raises(ValueError, match=rf"^{bare.qid}: supervised training needs a segment$"):
         target_tokens(prompts, parts.task, parts.tokenizer)
 
 
-def test_the_loss_is_that_of_the_answer_tokens_written_out(parts, batch):
+def test_loss_is_the_mean_over_answer_tokens(parts, batch):
     ids, mask = target_tokens(batch, parts.task, parts.tokenizer)
     total, count = 0.0, 0
     for index in range(3):
-        # One row alone, without padding, through the model's own head.
+        # One example without padding, through the model's LM head.
         row = parts.collator([parts.dataset[index]])
         answer = ids[index][mask[index].bool()]
         policy = parts.policy
@@ -112,8 +112,7 @@ def test_the_loss_is_that_of_the_answer_tokens_written_out(parts, batch):
     assert count == int(mask.sum())
 
 
-def test_no_label_can_fall_on_a_prompt(parts, batch, monkeypatch):
-    """Only the answer's ids are ever given a probability; the prompt has no labels to change."""
+def test_only_answer_tokens_are_scored(parts, batch, monkeypatch):
     seen = []
     real = parts.policy.forward
 
@@ -129,7 +128,7 @@ def test_no_label_can_fall_on_a_prompt(parts, batch, monkeypatch):
     ids, expected_mask = target_tokens(batch, parts.task, parts.tokenizer)
     assert torch.equal(scored, ids)
     assert torch.equal(mask, expected_mask)
-    # d loss / d logprob is -1 / tokens on every answer token, and nothing anywhere else.
+    # d loss / d logprob is -1 / num_tokens on answer tokens and 0 elsewhere.
     torch.testing.assert_close(
         logprobs.grad,
         -expected_mask.to(logprobs.dtype) / int(expected_mask.sum()),
@@ -138,7 +137,7 @@ def test_no_label_can_fall_on_a_prompt(parts, batch, monkeypatch):
     )
 
 
-def test_micro_batches_add_up_to_the_whole_step(parts, batch):
+def test_micro_batches_give_the_gradient_of_the_full_step(parts, batch):
     whole, expected = learn(parts, batch, micro_batch_size=3)
     for size in (2, 1):
         logged, gradients = learn(parts, batch, micro_batch_size=size)
@@ -149,7 +148,7 @@ def test_micro_batches_add_up_to_the_whole_step(parts, batch):
             assert float((gradients[name] - gradient).abs().max() / scale) < 1e-6, name
 
 
-def test_an_answer_is_learnt(tiny_checkpoint, tiny_world, tmp_path):
+def test_training_lowers_the_loss(tiny_checkpoint, tiny_world, tmp_path):
     fresh = make_parts(tiny_checkpoint, tiny_world)
     module = make_module(fresh, lr=3e-3, max_grad_norm=1.0)
     losses = []
@@ -170,7 +169,7 @@ def test_an_answer_is_learnt(tiny_checkpoint, tiny_world, tmp_path):
 
 
 @pytest.mark.parametrize("is_on", [True, False])
-def test_gradient_checkpointing_is_at_work_where_asked_for(
+def test_gradient_checkpointing_is_used_only_if_enabled(
     tiny_checkpoint, tiny_world, tmp_path, is_on
 ):
     fresh = make_parts(tiny_checkpoint, tiny_world)
@@ -197,6 +196,6 @@ def test_gradient_checkpointing_is_at_work_where_asked_for(
     assert len(calls) == (len(fresh.policy.model.model.language_model.layers) if is_on else 0)
 
 
-def test_a_micro_batch_of_nothing_is_refused(parts):
+def test_micro_batch_size_below_1_is_refused(parts):
     with pytest.raises(ValueError, match=r"objective.micro_batch_size: expected at least 1, got 0"):
         make_module(parts, micro_batch_size=0)

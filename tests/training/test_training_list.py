@@ -1,4 +1,4 @@
-"""The list that training reads: replaced between epochs, kept in checkpoints, refused elsewhere."""
+"""Tests of the training list: replaced between epochs, saved in and restored from checkpoints."""
 
 import itertools
 import re
@@ -39,7 +39,7 @@ def chosen(num):
     ]
 
 
-def test_a_new_list_is_shown_from_the_next_epoch_on():
+def test_new_list_is_used_from_the_next_epoch():
     training = TrainingList(lambda: FIRST)
     loader = loader_of(training)
     assert training.examples is FIRST
@@ -49,13 +49,13 @@ def test_a_new_list_is_shown_from_the_next_epoch_on():
     assert training.examples == chosen(3)
     assert training.epochs_done == 1
     loader = loader_of(training)
-    assert loader.epoch == 1  # shuffled as a second epoch, not as a first one again
+    assert loader.epoch == 1  # shuffled as the second epoch, not again as the first
     assert sorted(itertools.chain(*loader)) == ["v:0", "v:1", "v:2"]
     assert training.epochs_done == 2
 
 
 @pytest.mark.parametrize("num_seen", range(3))
-def test_what_a_checkpoint_holds_goes_on_where_it_was(num_seen, tmp_path):
+def test_restored_list_continues_at_the_same_batch(num_seen, tmp_path):
     training = TrainingList(lambda: FIRST)
     list(loader_of(training))
     training.replace(chosen(5))
@@ -71,7 +71,7 @@ def test_what_a_checkpoint_holds_goes_on_where_it_was(num_seen, tmp_path):
     assert list(loader_of(other)) == rest
 
 
-def test_an_epoch_in_the_middle_keeps_its_list():
+def test_list_cannot_be_replaced_within_an_epoch():
     training = TrainingList(lambda: FIRST)
     next(iter(loader_of(training)))
     with pytest.raises(ValueError, match="between two epochs: 1 batches of this epoch are done"):
@@ -80,7 +80,7 @@ def test_an_epoch_in_the_middle_keeps_its_list():
         training.replace([])
 
 
-def test_a_list_whose_examples_are_gone_is_refused():
+def test_restored_list_with_missing_examples_is_refused():
     training = TrainingList(lambda: FIRST)
     training.replace(chosen(5))
     other = TrainingList(lambda: FIRST[1:])
@@ -92,7 +92,7 @@ def test_a_list_whose_examples_are_gone_is_refused():
         other.load_state_dict(training.state_dict())
 
 
-def test_a_place_in_another_order_is_refused():
+def test_restored_list_with_another_seed_is_refused():
     training = TrainingList(lambda: FIRST)
     loader_of(training)
     other = TrainingList(lambda: FIRST)
