@@ -1,5 +1,5 @@
-# Everything runs in .venv, which the first target that needs it makes; a second run does nothing.
-# Variables: PYTHON (interpreter for .venv), PORT (dashboard), ARGS (more words for the command).
+# All commands run in .venv. The first target that needs .venv creates it.
+# Variables: PYTHON (interpreter for .venv), PORT (dashboard), ARGS (more arguments for the command).
 
 PYTHON ?=
 PORT   ?= 5000
@@ -19,9 +19,9 @@ help: ## print this list
 	@echo "usage: make TARGET"
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-10s %s\n", $$1, $$2}'
 
-setup: $(INSTALLED) ## make .venv and install the pinned dependencies and tvg into it
+setup: $(INSTALLED) ## create .venv and install the pinned dependencies and tvg
 
-demo: $(INSTALLED) ## draw the synthetic world, train (SFT, then GRPO) and evaluate on CPU
+demo: $(INSTALLED) ## generate videos, train (SFT, then GRPO) and evaluate on CPU
 	$(BIN)/tvg-train experiment=demo $(ARGS)
 
 test: $(INSTALLED) ## run the fast tests
@@ -30,40 +30,40 @@ test: $(INSTALLED) ## run the fast tests
 test-slow: $(INSTALLED) ## run the slow tests: kills, signals, full disks, several ranks, the wheel
 	$(PYTEST) -m slow --timeout 900 $(ARGS)
 
-test-all: $(INSTALLED) ## run every test, the slow ones too
+test-all: $(INSTALLED) ## run all tests, including the slow ones
 	$(PYTEST) $(ARGS)
 
-lint: $(INSTALLED) ## check style, format, types and layers; change nothing
+lint: $(INSTALLED) ## check style, format, types and layers, without changes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(INSTALLED) ## format the code and fix what can be fixed by itself
+format: $(INSTALLED) ## format the code and apply automatic fixes
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## run the benchmarks under experiments/benchmarks
+bench: $(INSTALLED) ## run the benchmarks in experiments/benchmarks
 	@if ls experiments/benchmarks/*.py >/dev/null 2>&1; then \
 	  for script in experiments/benchmarks/*.py; do \
 	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; \
 	  done; \
 	else \
-	  echo "no benchmarks yet: experiments/benchmarks/ holds no *.py"; \
+	  echo "no benchmarks found: experiments/benchmarks/ contains no *.py"; \
 	fi
 
 bench-gpu: $(INSTALLED) ## time a GRPO step at the 3B and 7B shapes on one GPU
 	$(BIN)/python experiments/benchmarks/common/gpu.py $(ARGS)
 
-dashboard: $(INSTALLED) ## serve the MLflow pages on 127.0.0.1 (PORT=5000); Ctrl-C stops it
+dashboard: $(INSTALLED) ## serve the MLflow dashboard on 127.0.0.1 (PORT=5000); Ctrl-C stops it
 	@echo "MLflow on http://127.0.0.1:$(PORT) in about half a minute; Ctrl-C stops it"
 	@exec env MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
-lock: $(BIN)/uv ## resolve requirements.lock anew from pyproject.toml and constraints.txt
+lock: $(BIN)/uv ## update requirements.lock from pyproject.toml and constraints.txt
 	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --extra dev --python-version 3.11 \
 	  --universal -c constraints.txt pyproject.toml -o requirements.lock $(ARGS)
 
-clean: ## remove caches and build leavings; keeps .venv, runs/ and mlflow.db
+clean: ## remove caches and build files; keep .venv, runs/ and mlflow.db
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
 	  .hypothesis .coverage .coverage.* htmlcov
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -81,12 +81,12 @@ $(BIN)/uv:
 	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
 	  found=yes; \
 	  "$$python" -c 'import ensurepip, venv' 2>/dev/null || continue; \
-	  echo "making $(VENV) with $$python ($$("$$python" --version))"; \
+	  echo "creating $(VENV) with $$python ($$("$$python" --version))"; \
 	  "$$python" -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv==$(UV_VERSION); \
 	  exit $$?; \
 	done; \
 	if [ "$$found" = yes ]; then \
-	  echo "make: the Python found (>= 3.11) cannot make virtual environments: install its venv" \
+	  echo "make: the Python found (>= 3.11) cannot create virtual environments: install its venv" \
 	    "package (on Debian and Ubuntu: apt install python3-venv)" >&2; \
 	else \
 	  echo "make: no Python >= 3.11 found$(if $(PYTHON), at PYTHON=$(PYTHON),: install one," \

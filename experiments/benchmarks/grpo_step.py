@@ -1,9 +1,10 @@
-"""One GRPO step, prompt and video repeated for each completion against computed once.
+"""Compares one GRPO step with prompts repeated per completion and with prompts computed once.
 
-Stages: learning (reference, policy, backward), sampling (prefill and C tokens), step (both and the
-optimizer). Times are medians of CPU seconds on one thread, both ways interleaved; peak memory is
-what a stage adds to a process of its own. Random weights of a 5.3M-parameter Qwen2.5-VL, one
-prompt, frozen vision trunk, merger and language model trained, float32.
+There are three stages: learning (reference, policy, backward), sampling (prefill and C tokens) and
+step (both, and the optimizer). Times are medians of CPU seconds on one thread, and both methods
+alternate. Peak memory is the memory that a stage adds, measured in a separate process. The model is
+a 5.3M-parameter Qwen2.5-VL with random float32 weights and one prompt. Its vision trunk is frozen;
+merger and language model are trained.
 
     python experiments/benchmarks/grpo_step.py [--rounds 3] [--quick] [--resume]
 """
@@ -31,15 +32,15 @@ from common.stages import METHODS, Bench, gradient_error, make_bench
 RESULTS = Path(__file__).parent / "results"
 STAGES = ("learning", "sampling", "step")
 PROMPT_TOKENS, GROUP_SIZES, COMPLETION_TOKENS = (256, 1024, 2048), (2, 4, 8, 16), (64, 128)
-LONG_S = 8.0  # a stage that took so long is not timed again
+LONG_S = 8.0  # stages that take longer are timed once
 Case = tuple[int, int, int]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="P=1024, G=8 and 16, C=64 alone")
-    parser.add_argument("--resume", action="store_true", help="keep the cases measured before")
+    parser.add_argument("--quick", action="store_true", help="only P=1024, G=8 and 16, C=64")
+    parser.add_argument("--resume", action="store_true", help="skip the cases in the results file")
     parser.add_argument("--peaks", nargs=4, metavar=("METHOD", "P", "G", "C"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -108,7 +109,7 @@ def timed(bench: Bench, stage: str, method: str) -> float:
 
 
 def peaks_mib(method: str, case: Case) -> dict[str, float]:
-    """What each stage adds to the memory of this process, at its peak."""
+    """Returns the peak memory in MiB that each stage adds to this process."""
     bench = bench_of(case)
     small = make_bench("5m", num_prompt_tokens=128, group_size=2, num_completion_tokens=2)
     small.step(method)  # libraries allocate on their first use
@@ -116,7 +117,7 @@ def peaks_mib(method: str, case: Case) -> dict[str, float]:
     peaks = {}
     for stage in STAGES:
         bench.use(method)
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed is to be added again
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # return freed memory, or it would not be counted
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = memory_mib("VmRSS")
         getattr(bench, stage)(method)
@@ -150,10 +151,11 @@ def write(rows: list[dict[str, Any]], rounds: int) -> None:
     head = (
         f"# A GRPO step on one CPU thread, {date.today()}\n\n"
         f"`python experiments/benchmarks/grpo_step.py --rounds {rounds}` on {machine()}, "
-        f"torch {torch.__version__}.\nCPU seconds, medians of up to {rounds} rounds (fewer once a "
-        f"stage took {LONG_S:.0f} s), both ways interleaved;\nMiB that a stage adds at its peak, "
-        "each way in a process of its own; ratios are repeated / shared\nprefix; gradient error is "
-        "the largest of any parameter, relative, in float32.\n\n"
+        f"torch {torch.__version__}.\nTimes are CPU seconds: medians of up to {rounds} rounds "
+        f"(fewer if a stage took {LONG_S:.0f} s).\nBoth methods alternate. Memory is the number of "
+        "MiB that a stage adds at its peak, with each method\nin a separate process. Ratios are "
+        "repeated / shared prefix. The gradient error is the largest\nrelative error of a "
+        "parameter, in float32.\n\n"
     )
     (RESULTS / "grpo_step_cpu.md").write_text(head + table(rows) + "\n")
 

@@ -1,11 +1,11 @@
-"""What reading and scoring one completion takes where a policy writes junk: goal < 10 ms of CPU.
+"""Measures the time to parse and score one junk completion; the goal is at most 10 ms of CPU.
 
     python experiments/benchmarks/hostile_completions.py
 
-Every shipped reward at once, on groups of eight completions of one kind, parsed by the default
-reader and as the Time-R1 release reads; processor time of the fastest of several rounds, over the
-completions of the group. Writes results/hostile_completions.md, and ends with exit code 1 where the
-goal is missed.
+Scores groups of eight completions of one kind with all included rewards. Each group is parsed by
+the default parser and by the parser of the Time-R1 release. The result is the CPU time per
+completion in the fastest of several rounds. Writes results/hostile_completions.md. Exits with
+code 1 if the goal is missed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Parser = Callable[[str], ParsedAnswer]
 
 
 def kinds() -> dict[str, list[str]]:
-    """A group of eight for each kind of completion."""
+    """Returns a group of eight completions for each kind."""
     rng = random.Random(0)
     vocabulary = [f"word{n}" for n in range(300)]
 
@@ -46,7 +46,7 @@ def kinds() -> dict[str, list[str]]:
     thought = "First he sits at <timestep>1.0 to 2.0</timestep>, then he opens the door.\n"
     ordinary = f"<think>{thought * 4}</think> <answer>12.54 to 17.83</answer>"
     alike = {
-        "an ordinary one": ordinary,
+        "an ordinary completion": ordinary,
         "digits": "9" * CHARS,
         "numbers and points": "9." * (CHARS // 2),
         "half ranges": "1 to " * (CHARS // 5),
@@ -103,7 +103,7 @@ def score(texts: list[str], parser: Parser, reward: WeightedReward) -> None:
 
 
 def milliseconds(texts: list[str], parser: Parser, reward: WeightedReward, rounds: int) -> float:
-    """Processor time of one completion in the fastest of some rounds."""
+    """Returns the CPU time per completion in the fastest round, in milliseconds."""
     spent = []
     for _ in range(rounds):
         start = time.process_time()
@@ -122,11 +122,11 @@ def main() -> None:
         "time_r1": parsing_time_r1.parse_answer,
     }
     lines = [
-        "# Junk as completions",
+        "# Time to parse and score junk completions",
         "",
-        "Milliseconds of CPU to read and score one completion by all "
-        f"{len(reward.rewards)} shipped rewards, in groups of {GROUP_SIZE} (fastest of "
-        f"{args.rounds} rounds); goal: {GOAL_MS}.",
+        "CPU milliseconds to parse and score one completion with all "
+        f"{len(reward.rewards)} included rewards, in groups of {GROUP_SIZE} (fastest of "
+        f"{args.rounds} rounds). The goal is at most {GOAL_MS} ms.",
         f"One thread, {platform.machine()}, Python {platform.python_version()}, "
         f"{time.strftime('%Y-%m-%d')}.",
         f"Command: `python experiments/benchmarks/{Path(__file__).name}`.",
@@ -143,7 +143,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     RESULT.write_text("\n".join(lines) + "\n")
     if worst > GOAL_MS:
-        sys.exit(f"the goal was missed: {worst:.1f} ms, not {GOAL_MS}")
+        sys.exit(f"the goal was missed: {worst:.1f} ms, expected at most {GOAL_MS} ms")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Videos a second and bytes a clip: our cache against float32 tensors of fully decoded videos.
+"""Compares the frame cache with float32 tensors, in videos per second and bytes per clip.
 
-The other way decodes every frame of a file to RGB, takes the sampled ones, resizes them as
-qwen-vl-utils does (the whole clip at once) and writes a float32 tensor. Both ways use as many
-worker processes of the same kind, their start included, and take turns; what is reported are
-medians.
+The float32 method decodes every frame of a file to RGB and keeps the sampled frames. It resizes
+them as qwen-vl-utils does (all frames together) and writes a float32 tensor. Both methods use the
+same number and kind of worker processes, and their start-up is included in the time. The methods
+alternate, and the report contains medians.
 
 python experiments/benchmarks/prepare_videos.py
 """
@@ -61,7 +61,7 @@ def texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uin
 
 @dataclass(frozen=True)
 class DrawVideo:
-    """Draws patches that move over a moving ground, by x264's own settings."""
+    """Writes a video of patches moving over a moving background, with x264's default settings."""
 
     folder: Path
 
@@ -91,7 +91,7 @@ class DrawVideo:
                     top, left = 0.5 + 0.5 * np.sin(speed * t + phase)
                     row, column = round(top * (HEIGHT - 120)), round(left * (WIDTH - 90))
                     picture[row : row + 120, column : column + 90] = patch
-                picture += rng.integers(-4, 5, (HEIGHT, WIDTH, 1), dtype=np.int16)  # a sensor's
+                picture += rng.integers(-4, 5, (HEIGHT, WIDTH, 1), dtype=np.int16)  # sensor noise
                 pixels = picture.clip(0, 255).astype(np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
             container.mux(stream.encode())
@@ -100,7 +100,7 @@ class DrawVideo:
 
 @dataclass(frozen=True)
 class SaveFloats:
-    """The other way, for one video."""
+    """Runs the float32 method on one video; returns the bytes written."""
 
     folder: Path
     loader: ClipLoader
@@ -129,7 +129,7 @@ class SaveFloats:
 
 
 def timed(job: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Returns a job's result, its seconds and its processor seconds, those of workers included."""
+    """Returns a job's result, its wall-clock seconds and its CPU seconds, workers included."""
 
     def cpu_s() -> float:
         usages = [
@@ -151,7 +151,7 @@ def emptied(folder: Path) -> Path:
 def one_round(
     paths: list[Path], work: Path, loader: ClipLoader, num_workers: int
 ) -> dict[str, dict[str, float]]:
-    """Runs both ways, and holds their pixels against each other."""
+    """Runs both methods and checks that their pixels are equal."""
     floats, cache = (
         emptied(work / "floats"),
         FrameCache(folder=emptied(work / "cache"), loader=loader),
@@ -245,7 +245,7 @@ def main() -> None:
     for name, goal in GOALS.items():
         ratio = report["ratios"][name]
         print(f"{name}: {ratio:.2f} x (goal {goal}: {'met' if ratio >= goal else 'MISSED'})")
-    print(f"processor seconds a video: {report['ratios']['cpu_s_per_video']:.2f} x fewer")
+    print(f"CPU seconds per video: {report['ratios']['cpu_s_per_video']:.2f} x fewer")
 
 
 if __name__ == "__main__":

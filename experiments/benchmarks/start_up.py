@@ -1,4 +1,4 @@
-"""CPU seconds of what needs no tensor: help, the config, and mistakes on the command line."""
+"""Measures CPU seconds of commands without tensors: help, config, and command-line mistakes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def cpu_s(words: list[str], folder: str) -> float:
-    """User and system seconds of one command."""
+    """Returns the user and system CPU seconds of one command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin"}
     subprocess.run(

@@ -1,4 +1,4 @@
-"""Collects the results of the demo's seeds: copies them beside this file and prints the table.
+"""Copies the results of the demo's seeds into this folder and prints the table of README.md.
 
 python experiments/demo/table.py runs/demo/seed_*/results.json
 """
@@ -23,7 +23,7 @@ def main(paths: list[str]) -> None:
     runs = sorted((json.loads(Path(path).read_text()) for path in paths), key=lambda r: r["seed"])
     for run in runs:
         for policy in POLICIES:
-            run[policy].pop("model", None)  # where it lay on the machine
+            run[policy].pop("model", None)  # a path on the machine of the run
         (HERE / f"seed_{run['seed']}.json").write_text(json.dumps(run, indent=2) + "\n")
     seeds = [str(run["seed"]) for run in runs]
     print("| mIoU | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean |")
@@ -40,7 +40,7 @@ def main(paths: list[str]) -> None:
         shown = [f"{a:.3f} → {b:.3f}" for a, b in pairs]
         print(row(f"{metric}, SFT → GRPO", shown, f"{means[0]:.3f} → {means[1]:.3f}"))
     totals = [run["seconds"]["total"] for run in runs]
-    print(row("seconds in all", [f"{t:.0f}" for t in totals], f"{statistics.fmean(totals):.0f}"))
+    print(row("seconds in total", [f"{t:.0f}" for t in totals], f"{statistics.fmean(totals):.0f}"))
     print(f"\nn = {runs[0]['grpo']['n']} test queries; seconds by stage: {runs[0]['seconds']}")
 
 

@@ -1,8 +1,8 @@
-"""Trainings killed and stopped at many moments: what they end with must be the undisturbed run's.
+"""Kills or stops trainings at many moments and compares the resumed runs with an undisturbed one.
 
-Each moment has a folder of its own with a new MLflow store. The command runs in a process that was
-forked from this one, which has done the imports, and is sent a signal after a share of the time
-that the undisturbed run takes. Then the same command is run again, to its end. See README.md.
+Each moment has a separate folder with a new MLflow store. The command runs in a process forked from
+this one, which has already done the imports. The process gets a signal after a share of the time of
+the undisturbed run. Then the same command runs again to its end. See README.md.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ VARIANTS = {
 
 @dataclass
 class Moment:
-    """One disturbed run."""
+    """The outcome of one disturbed run."""
 
     variant: str
     name: str
     after_s: float
     exit_code: int
-    step: int | None  # of the checkpoint that the signal left
-    num_logged: int  # steps with metrics then
-    status: str | None  # of the MLflow run then
+    step: int | None  # of the checkpoint after the signal
+    num_logged: int  # steps with metrics after the signal
+    status: str | None  # of the MLflow run after the signal
     problems: list[str] = field(default_factory=list)
 
 
@@ -95,7 +95,7 @@ def start(folder: Path, words: list[str]) -> int:
 
 
 def wait(child: int, *, timeout_s: float | None = None) -> int | None:
-    """The exit code, negative for a signal; None where it still runs after the time."""
+    """Returns the exit code, negative for a signal; None if the process runs after the timeout."""
     ends = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         done, status = os.waitpid(child, 0 if ends is None else os.WNOHANG)
@@ -112,7 +112,7 @@ def checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def metrics_csv(folder: Path) -> dict[tuple[str, str], set[str]]:
-    """(step, metric) -> every value that was logged; two of them are a difference."""
+    """Returns all logged values of each (step, metric); two different values are a problem."""
     found: dict[tuple[str, str], set[str]] = {}
     for path in folder.glob("run/csv/*/metrics.csv"):
         with path.open() as file:
@@ -144,14 +144,14 @@ def mlflow_status(folder: Path) -> str | None:
 
 
 def files(folder: Path) -> set[str]:
-    """Relative paths, without the ids of MLflow's runs and without what counts the starts."""
+    """Returns relative paths, without run ids, version numbers, logs and journals."""
     names = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     kept = {re.sub(r"\b[0-9a-f]{32}\b", "RUN", re.sub(r"version_\d+", "version", n)) for n in names}
     return {name for name in kept if not name.endswith((".db-journal", "train.log"))}
 
 
 def differences(whole: Any, other: Any, place: str = "") -> list[str]:
-    """Where two nested states differ in any bit."""
+    """Returns the places at which two nested states are not bit for bit equal."""
     if isinstance(whole, torch.Tensor):
         return [] if torch.equal(whole, other) else [place]
     if isinstance(whole, dict):
@@ -167,7 +167,7 @@ def differences(whole: Any, other: Any, place: str = "") -> list[str]:
 
 
 def compare(whole: Path, other: Path) -> list[str]:
-    """What a resumed run ended with that the undisturbed one did not, or the other way round."""
+    """Returns the differences between the undisturbed run and a resumed run."""
     problems = []
     states = checkpoint(whole), checkpoint(other)
     if states[0] is None or states[1] is None:
@@ -188,7 +188,7 @@ def compare(whole: Path, other: Path) -> list[str]:
 def disturb(
     variant: str, whole: Path, folder: Path, words: list[str], number: int, after_s: float
 ) -> Moment:
-    """Sends a signal, looks at what it left, runs to the end and compares."""
+    """Sends a signal, checks the state after it, resumes to the end and compares."""
     child = start(folder, words)
     code = wait(child, timeout_s=after_s)
     if code is None:
@@ -206,8 +206,8 @@ def disturb(
         status=None if number == signal.SIGKILL else mlflow_status(folder),
     )
     expected = {signal.SIGKILL: -signal.SIGKILL}.get(number, 128 + number)
-    # When all is done and Python is ending, it dies of the signal itself: shells report that as
-    # the same 130 or 143.
+    # If the run has finished and Python is exiting, the signal itself ends the process. Shells
+    # report this as 130 or 143, too.
     is_over = code == 0 or (code == -number and moment.status == "FINISHED")
     if code != expected and not is_over:
         moment.problems.append(f"exit code {code}, expected {expected}")
@@ -217,10 +217,10 @@ def disturb(
         if moment.status not in (None, "KILLED"):
             moment.problems.append(f"MLflow status {moment.status}")
         if "stopped by" not in (folder / "output.txt").read_text():
-            moment.problems.append("no word about the signal")
+            moment.problems.append("no message about the signal")
     again = wait(start(folder, words))
     if again != 0:
-        moment.problems.append(f"the resumed run ended with {again}")
+        moment.problems.append(f"the resumed run had exit code {again}")
     else:
         if mlflow_status(folder) != "FINISHED":
             moment.problems.append("the resumed run is not FINISHED")
@@ -229,7 +229,7 @@ def disturb(
 
 
 def run(work: Path, *, num_kills: int, num_signals: int, variants: list[str]) -> list[Moment]:
-    """All moments, spread evenly over the time of the undisturbed run."""
+    """Runs all moments, spread evenly over the time of the undisturbed run."""
     from tvg.synthetic.templates import all_queries
     from tvg.synthetic.tiny import write_tiny_checkpoint
 
@@ -237,7 +237,7 @@ def run(work: Path, *, num_kills: int, num_signals: int, variants: list[str]) ->
     sys.path.insert(0, str(work))
     if not (work / "tiny").exists():
         child = os.fork()
-        if not child:  # what torch starts for this must not be in the processes forked later
+        if not child:  # torch starts threads here, which later forks must not inherit
             write_tiny_checkpoint(
                 work / "tiny", family="qwen2_5_vl", corpus=all_queries(), seed=0, num_layers=2
             )
@@ -247,7 +247,7 @@ def run(work: Path, *, num_kills: int, num_signals: int, variants: list[str]) ->
     moments = []
     for variant in variants:
         words = [*common, *VARIANTS[variant], "hydra.run.dir=run", "name=run"]
-        assert wait(start(work / f"{variant}_first", words)) == 0  # draws the world
+        assert wait(start(work / f"{variant}_first", words)) == 0  # generates the synthetic data
         whole, began = work / f"{variant}_whole", time.monotonic()
         assert wait(start(whole, words)) == 0, (whole / "output.txt").read_text()
         whole_s = time.monotonic() - began
@@ -274,12 +274,12 @@ def line(moment: Moment) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", type=Path, help="an empty folder")
-    parser.add_argument("--kills", type=int, default=20, help="SIGKILLs a variant")
-    parser.add_argument("--signals", type=int, default=10, help="SIGTERMs and SIGINTs a variant")
+    parser.add_argument("--kills", type=int, default=20, help="number of SIGKILLs per variant")
+    parser.add_argument("--signals", type=int, default=10, help="SIGTERMs and SIGINTs per variant")
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS], default=["grpo"])
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # What the command imports when it starts to work.
+    # Modules that the command imports later; forked processes then need no imports.
     import mlflow.tracking  # noqa: F401
 
     import tvg.callbacks.catching_up
@@ -295,7 +295,7 @@ def main() -> None:
         variants=given.variants,
     )
     bad = [moment for moment in moments if moment.problems]
-    print(f"{len(moments) - len(bad)} of {len(moments)} runs ended as the undisturbed one")
+    print(f"{len(moments) - len(bad)} of {len(moments)} runs equal the undisturbed run")
     sys.exit(bool(bad))
 
 

@@ -1,4 +1,4 @@
-"""Collects the runs of the study: results.json, the table of README.md, and the picture.
+"""Collects the runs of the study into results.json, the table of README.md and the picture.
 
 python experiments/objectives/collect.py runs
 """
@@ -20,11 +20,11 @@ from tvg.plot.style import INK, MUTED, PREDICTED_COLOUR, TRUTH_COLOUR
 
 HERE = Path(__file__).parent
 SCORES = ("miou", "r1_iou_0.5", "r1_iou_0.7")
-FINAL_STEPS = 20  # over which the length of completions is averaged
+FINAL_STEPS = 20  # the length of completions is averaged over these last steps
 
 
 def main(folder: Path) -> None:
-    """`folder` holds study/SETTING/seed_N, cold/PROMPT_N and the scores of their exports."""
+    """Reads `folder`: study/SETTING/seed_N, cold/PROMPT_N and the scores of their exports."""
     runs = [read_run(path, folder) for path in sorted(folder.glob("study/*/seed_*"))]
     starts = [read_start(path, folder) for path in sorted(folder.glob("cold/*_*"))]
     if not runs:
@@ -36,14 +36,14 @@ def main(folder: Path) -> None:
 
 
 def scores_of(path: Path, folder: Path) -> dict[str, float]:
-    """What tvg-evaluate wrote of a run's export."""
+    """Returns the metrics that tvg-evaluate wrote for a run's export."""
     place = folder / "scores" / folder.name / path.relative_to(folder) / "export" / "metrics.json"
     metrics = json.loads(place.read_text(encoding="utf-8"))
     return {name: metrics[name] for name in SCORES}
 
 
 def read_run(path: Path, folder: Path) -> dict[str, Any]:
-    """Scores, and what the run logged about itself."""
+    """Returns the scores of a run's export and statistics of the run's logged metrics."""
     (file,) = path.rglob("metrics.csv")
     with file.open(encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
@@ -63,7 +63,7 @@ def read_run(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def read_start(path: Path, folder: Path) -> dict[str, Any]:
-    """Scores of a cold start."""
+    """Returns the scores of a cold start."""
     name, _, seed = path.name.rpartition("_")
     return {"setting": f"cold start ({name})", "seed": int(seed), **scores_of(path, folder)}
 

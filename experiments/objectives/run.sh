@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The study of README.md: cold starts, runs, scores, table and picture; some hours on two cores.
+# Runs the study of README.md: cold starts, runs, scores, table and picture. Takes some hours on two
+# cores.
 set -euo pipefail
 export OMP_NUM_THREADS=1
 

@@ -22,4 +22,4 @@ def test_killed_runs_equal_the_uninterrupted_run(tmp_path, variant):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "4 of 4 runs ended as the undisturbed one" in done.stdout
+    assert "4 of 4 runs equal the undisturbed run" in done.stdout

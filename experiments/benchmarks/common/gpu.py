@@ -1,9 +1,10 @@
-"""One GRPO step at the shapes of the released checkpoints, on one GPU; run by `make bench-gpu`.
+"""Times one GRPO step at the shapes of the released checkpoints, on one GPU (`make bench-gpu`).
 
-Random bfloat16 weights, one prompt, gradient checkpointing, frozen vision trunk, merger and
-language model trained, AdamW. Seconds are wall-clock medians with the device synchronised, both
-ways interleaved after a warm-up; peak memory is what torch held, weights included. A way that runs
-out of memory is recorded as such. On a CPU it rehearses the same code at a small shape.
+The weights are random bfloat16. There is one prompt, with gradient checkpointing and AdamW. The
+vision trunk is frozen; merger and language model are trained. Both methods (`repeated` and
+`shared_prefix`) alternate after a warm-up. Seconds are wall-clock medians with the device
+synchronised. Peak memory is the memory that torch allocated, weights included. If a method runs out
+of memory, the table records this. `--device cpu --shapes 5m` tests the same code on a CPU.
 
     python experiments/benchmarks/common/gpu.py [--shapes 3b 7b] [--rounds 3]
 """
@@ -62,7 +63,7 @@ def main() -> None:
 def measure(bench: Bench, shape: str, stage: str, args: Any) -> list[dict[str, Any]]:
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     peaks: dict[str, float] = {}
-    for number in range(args.rounds + 1):  # the first warms up
+    for number in range(args.rounds + 1):  # the first round is the warm-up
         for method in METHODS:
             if peaks.get(method) == float("inf"):
                 continue
@@ -94,7 +95,7 @@ def measure(bench: Bench, shape: str, stage: str, args: Any) -> list[dict[str, A
 
 
 def run_once(bench: Bench, stage: str, method: str, device: str) -> tuple[float, float]:
-    """Seconds and peak GiB of one stage."""
+    """Returns the seconds and the peak GiB of one stage."""
     bench.use(method)
     free_memory(device)
     if device == "cuda":
@@ -109,9 +110,10 @@ def run_once(bench: Bench, stage: str, method: str, device: str) -> tuple[float,
 
 
 def mfu(bench: Bench, stage: str, seconds: float) -> float | None:
-    """Of the learning phase: 8 operations a weight and token of the shared row, over the peak.
+    """Returns the model FLOPs utilisation of the learning stage; None if the peak is unknown.
 
-    Two forward passes (policy and reference) and a backward of twice the cost; recomputation under
+    Counts 8 operations per weight and token of the shared row: two forward passes (policy and
+    reference) and a backward pass that costs as much as two forward passes. Recomputation under
     checkpointing, attention and vision are not counted.
     """
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
@@ -136,7 +138,8 @@ def write(rows: list[dict[str, Any]], args: Any) -> None:
     (RESULTS / "grpo_step_gpu.json").write_text(json.dumps(rows, indent=1) + "\n")
     head = (
         f"# A GRPO step on one {torch.cuda.get_device_name()}, {date.today()}\n\n"
-        f"`make bench-gpu`, torch {torch.__version__}; wall seconds, medians of {args.rounds}.\n\n"
+        f"`make bench-gpu`, torch {torch.__version__}; wall-clock seconds, "
+        f"medians of {args.rounds} rounds.\n\n"
     )
     (RESULTS / "grpo_step_gpu.md").write_text(head + table(rows) + "\n")
 

@@ -1,4 +1,4 @@
-"""Draws docs/shared_prefix.png: what is computed for one group, in both ways.
+"""Draws docs/shared_prefix.png: the tokens and attention scores computed for one group.
 
 python experiments/benchmarks/common/picture.py
 """
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from tvg.plot.save import save_figure
 from tvg.plot.style import INK, MUTED, PREDICTED_COLOUR, TRACK, TRUTH_COLOUR
 
-PROMPT, COMPLETION, GROUP = 16, 4, 4  # tokens, tokens, completions: small enough to see
+PROMPT, COMPLETION, GROUP = 16, 4, 4  # tokens, tokens, completions; small, so that they are visible
 TARGET = Path(__file__).parents[3] / "docs" / "shared_prefix.png"
 
 
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def draw_rows(axes) -> None:
-    """Tokens that go through the layers."""
+    """Draws the tokens that the layers process, with both methods."""
     for number in range(GROUP):
         box(axes, 0, -number, PROMPT, TRUTH_COLOUR, "video and query" if number == 0 else "")
         box(axes, PROMPT, -number, COMPLETION, PREDICTED_COLOUR, f"$c_{number + 1}$")
@@ -50,7 +50,7 @@ def box(axes, start: float, place: float, width: float, colour: str, text: str) 
 
 
 def draw_scores(axes) -> None:
-    """Which scores are computed in the shared row, and by which call."""
+    """Draws which attention scores are computed in the shared row, and by which call."""
     num = PROMPT + GROUP * COMPLETION
     kinds = np.zeros((num, num))
     causal = np.tril(np.ones((num, num), dtype=bool))

@@ -1,4 +1,4 @@
-"""Random models and prompts of stated shapes, made in memory: nothing is downloaded."""
+"""Random models and prompts of given shapes, made in memory without a download."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from tvg.model.policy import Policy
 from tvg.types import GroundingExample, PromptBatch
 
 FRAME_TOKENS = 8 * 8  # merged tokens of one frame pair
-VISION_START, VISION_END, VIDEO = 1, 2, 3  # any ids do; completions never hold them
+VISION_START, VISION_END, VIDEO = 1, 2, 3  # arbitrary ids; completions never contain them
 FIRST_WORD = 8
 
-# Language: hidden, MLP, layers, heads, key heads, words. Vision: hidden, MLP, layers, heads.
-# The last two are the released Qwen2.5-VL checkpoints'.
+# text: hidden size, MLP size, layers, heads, key heads, vocabulary size.
+# vision: hidden size, MLP size, layers, heads.
+# "3b" and "7b" are the shapes of the released Qwen2.5-VL checkpoints.
 SHAPES: dict[str, dict[str, Any]] = {
     "5m": {
         "text": (256, 768, 6, 4, 2, 1024),
@@ -41,7 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make_policy(shape: str, *, forward_by: str, device: str, dtype: torch.dtype) -> Policy:
-    """A random policy with a frozen vision trunk, as Time-R1 trains it."""
+    """Returns a random policy with a frozen vision trunk, as in Time-R1's training."""
     hidden, mlp, layers, heads, key_heads, words = SHAPES[shape]["text"]
     v_hidden, v_mlp, v_layers, v_heads = SHAPES[shape]["vision"]
     config = Qwen2_5_VLConfig(
@@ -88,7 +89,7 @@ def make_policy(shape: str, *, forward_by: str, device: str, dtype: torch.dtype)
         torch.set_default_dtype(before)
     batch_windows(model)
     freeze_parts(model, vision=True, merger=False, language=False)
-    # The end is a suppressed token, so that every completion has its full length.
+    # The EOS token is suppressed, so that every completion has the full length.
     return Policy(
         model=model.eval(),
         suppressed_ids=list(range(FIRST_WORD)),
@@ -101,7 +102,7 @@ def make_policy(shape: str, *, forward_by: str, device: str, dtype: torch.dtype)
 def make_prompts(
     policy: Policy, *, num: int, num_tokens: int, device: str, dtype: torch.dtype
 ) -> PromptBatch:
-    """Prompts of P tokens, all video but for 64 and what does not fill a frame."""
+    """Returns prompts of P tokens: all frames that fit into P - 64 tokens, and text."""
     generator = torch.Generator().manual_seed(1)
     config = policy.model.config
     steps = (num_tokens - 64) // FRAME_TOKENS

@@ -1,4 +1,4 @@
-"""The stages of a GRPO step, each in both ways, on the same weights, prompts and completions."""
+"""Stages of a GRPO step with both methods, on the same weights, prompts and completions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ROLLOUTS: dict[str, type[RolloutEngine]] = {
 
 
 class NoTokenizer:
-    """The benchmark's tokens mean nothing."""
+    """Returns empty texts, because the benchmark's tokens are random."""
 
     def batch_decode(self, rows: Any, **options: Any) -> list[str]:
         return [""] * len(rows)
@@ -66,17 +66,17 @@ class Bench:
         gc.collect()
 
     def learning(self, method: str) -> float:
-        """Reference, policy, backward; the loss."""
+        """Runs reference, policy and backward pass; returns the loss."""
         with self._precision():
             return self._learn(self._encoded(method))
 
     def sampling(self, method: str) -> None:
-        """Prefill and C tokens for G completions."""
+        """Runs the prefill and samples C tokens for each of G completions."""
         with self._precision():
             self._sample(method, self._encoded(method))
 
     def step(self, method: str) -> None:
-        """Sampling, learning and the optimizer's step; clips are encoded once where they can be."""
+        """Runs sampling, learning and the optimizer; `shared_prefix` encodes each clip once."""
         with self._precision():
             prompts = self._encoded(method)
             self._sample(method, prompts)
@@ -158,7 +158,11 @@ def make_bench(
     autocast: torch.dtype | None = None,
     checkpointing: bool = False,
 ) -> Bench:
-    """Random weights and tokens; the reference is the policy, a little moved, trunk shared."""
+    """Returns a bench with random weights and tokens.
+
+    The reference is a copy of the policy with slightly different weights and shares the frozen
+    trunk.
+    """
     policy = make_policy(shape, forward_by="shared_prefix", device=device, dtype=dtype)
     frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}
     reference = copy.deepcopy(policy, memo=frozen)
@@ -188,7 +192,7 @@ def make_bench(
 
 
 def gradient_error(bench: Bench) -> float:
-    """Largest relative difference of any parameter's gradient between the two ways."""
+    """Returns the largest relative difference of a parameter's gradient between both methods."""
     grads = []
     for method in METHODS:
         bench.use(method)
