@@ -241,12 +241,12 @@ def _section(folder: str | None, group: str, fallback: str) -> dict[str, Any] | 
     """Returns a section of the record in a folder; None if there is no record."""
     if folder is None:
         return None
-    try:
-        check_is_checkpoint(Path(folder))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
+        try:
+            check_is_checkpoint(Path(folder))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         log.warning("%s contains no %s: using %s=%s", folder, RECORD_FILE, group, fallback)
         return None
     record = {FORMER_SECTIONS.get(name, name): value for name, value in read_record(path).items()}
