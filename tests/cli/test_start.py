@@ -93,8 +93,8 @@ def test_ranks_of_torchrun_need_a_given_name(command, monkeypatch, tmp_path, nam
     monkeypatch.delenv("TVG_RUN_NAME", raising=False)
     done = command(name)
     assert done.error == (
-        "name: a value is needed (name=...): WORLD_SIZE=2 starts several processes, which would "
-        "take different names from the clock"
+        "name: a value is needed (name=...): WORLD_SIZE=2 starts several processes, whose "
+        "names from the clock would differ"
     )
     assert len(done.lines) == 2  # the message and a hint, without a warning from Hydra
     assert not list(tmp_path.iterdir())

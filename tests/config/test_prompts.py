@@ -69,6 +69,7 @@ def test_record_without_newer_keys_still_loads(tmp_path):
 
 
 def test_unknown_fallback_prompt_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     settings = dict.fromkeys(
         (
             *("system", "video_first", "lowercase", "strip_period"),
