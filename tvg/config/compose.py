@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -33,16 +34,30 @@ class Composition:
     """A config, the same config without overlays, and the options that it consists of.
 
     An overlay is a file with `# @package _global_`, such as an experiment. Hydra merges it without
-    checking that its keys exist. `known` contains the keys that exist: those of the main config and
-    of all groups, with the same options chosen.
+    checking that its keys exist. Only the check of a config needs more than `cfg`, so the rest is
+    computed when it is first used.
     """
 
     cfg: DictConfig
-    known: DictConfig
     added: tuple[str, ...]  # keys that the user added with +key=value
-    entries: tuple[Entry, ...]
-    # names of the overlays, e.g. experiment/demo; without the empty options `none`
-    overlays: tuple[str, ...]
+    defaults: DefaultsList
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """The chosen options of all groups, and the files that they include."""
+        return tuple(entry for entry in self.defaults.entries() if entry.package)
+
+    @cached_property
+    def overlays(self) -> tuple[str, ...]:
+        """Names of the overlays, e.g. experiment/demo; without the empty options `none`."""
+        names = [entry.name for entry in self.defaults.entries() if entry.package == ""]
+        return tuple(name for name in names if not name.endswith("/none"))
+
+    @cached_property
+    def known(self) -> DictConfig:
+        """The keys that exist: those of the main config and of all groups, same options chosen."""
+        # Without overlays, a second composition would give the same keys.
+        return self.defaults.compose_without(self.overlays) if self.overlays else self.cfg
 
 
 def current_composition(cfg: DictConfig) -> Composition:
@@ -51,6 +66,11 @@ def current_composition(cfg: DictConfig) -> Composition:
     assert settings.job.config_name is not None
     words: Any = OmegaConf.to_container(settings.overrides.task, resolve=False)
     return _composition(cfg, settings.job.config_name, [str(word) for word in words])
+
+
+def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Composition:
+    defaults = DefaultsList(config_name, overrides)
+    return Composition(cfg=cfg, added=added_keys(overrides), defaults=defaults)
 
 
 def compose(
@@ -127,19 +147,3 @@ def _initialised(conf_dir: Path, job_name: str) -> Iterator[None]:
         hydra.initialize_config_dir(str(conf_dir), version_base="1.3", job_name=job_name),
     ):
         yield
-
-
-def _composition(cfg: DictConfig, config_name: str, overrides: list[str]) -> Composition:
-    defaults = DefaultsList(config_name, overrides)
-    entries = defaults.entries()
-    overlays = [entry.name for entry in entries if entry.package == ""]
-    named = tuple(name for name in overlays if not name.endswith("/none"))
-    # Options called `none` add no keys, and a second composition takes a quarter of a second.
-    known = defaults.compose_without(overlays) if named else cfg
-    return Composition(
-        cfg=cfg,
-        known=known,
-        added=added_keys(overrides),
-        entries=tuple(entry for entry in entries if entry.package),
-        overlays=named,
-    )

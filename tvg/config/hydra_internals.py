@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from hydra._internal.defaults_list import create_defaults_list
@@ -49,37 +50,41 @@ def added_keys(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 class DefaultsList:
-    """The files that a config is composed of, in Hydra's order, each of them read once.
+    """The files that a config is composed of, in Hydra's order.
 
-    Hydra has no public way to list these files, nor to compose a part of them.
+    Each file is read once, when it is first needed; Hydra may compose other configs until then.
+    Hydra has no public way to list these files or to compose only some of them.
+
+    Args:
+        config_name: main config.
+        overrides: as on the command line.
     """
 
     def __init__(self, config_name: str, overrides: Sequence[str]) -> None:
-        """Reads the files.
-
-        Args:
-            config_name: main config.
-            overrides: as on the command line.
-        """
         self._config_name = config_name
-        loader: Any = GlobalHydra.instance().config_loader()
-        self._loader = loader
-        words, self._repo = loader._parse_overrides_and_create_caching_repo(
-            config_name, list(overrides)
+        self._overrides = list(overrides)
+        self._loader: Any = GlobalHydra.instance().config_loader()
+
+    @cached_property
+    def _read(self) -> tuple[list[ResultDefault], Any]:
+        """The files, and the repository that has read them."""
+        words, repo = self._loader._parse_overrides_and_create_caching_repo(
+            self._config_name, self._overrides
         )
-        self._defaults: list[ResultDefault] = create_defaults_list(
-            repo=self._repo,
-            config_name=config_name,
+        found = create_defaults_list(
+            repo=repo,
+            config_name=self._config_name,
             overrides_list=words,
             prepend_hydra=True,
             skip_missing=False,
-        ).defaults
+        )
+        return found.defaults, repo
 
     def entries(self) -> list[Entry]:
         """Returns the options and files, without the main config and Hydra's own."""
         return [
             Entry(name=str(default.config_path), package=str(default.package))
-            for default in self._defaults
+            for default in self._read[0]
             if default.config_path and not default.config_path.startswith(("hydra/", "_dummy"))
             if default.config_path != self._config_name and default.package is not None
         ]
@@ -90,10 +95,9 @@ class DefaultsList:
         Args:
             left_out: names of the files, as in `Entry.name`.
         """
-        kept = [default for default in self._defaults if default.config_path not in left_out]
-        cfg: DictConfig = self._loader._compose_config_from_defaults_list(
-            defaults=kept, repo=self._repo
-        )
+        defaults, repo = self._read
+        kept = [default for default in defaults if default.config_path not in left_out]
+        cfg: DictConfig = self._loader._compose_config_from_defaults_list(defaults=kept, repo=repo)
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra", None)
         return cfg
