@@ -1,4 +1,4 @@
-"""Stops training when the reward no longer rises, at the same step with and without a resume."""
+"""Tests that training stops if the reward no longer rises, at the same step after a resume."""
 
 import pytest
 import torch

@@ -45,7 +45,7 @@ def compose_once(command: str) -> Composition:
 
 @cache
 def groups(command: str) -> frozenset[str]:
-    """Returns the groups of a command whose options have their usual package (or HERE's)."""
+    """Returns a command's groups whose options have the package in `HERE` or, else, the default."""
     return frozenset(
         group
         for entry in compose_once(command).entries

@@ -194,7 +194,7 @@ class ResendingClient:
             except Exception as error:  # any library may raise here
                 problem = f"{error}".strip().split("\n")[0] or type(error).__name__
                 if _is_refused(error, write):
-                    rank_zero_warn(f"MLflow refuses to log {write.call}: {problem}")
+                    rank_zero_warn(f"MLflow refuses the call {write.call}: {problem}")
                     return True
         now_s = time.monotonic()
         pause_s = max(self._pause_s, (now_s - begin_s) / _LARGEST_SHARE)
