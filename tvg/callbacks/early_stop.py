@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class RewardPlateau(Callback):
-    """Stops training if no window of steps has exceeded the best window for `patience` steps.
+    """Stops training if no window's mean has exceeded the best mean for `patience` steps.
 
     The metric is averaged over consecutive windows of `window` optimizer steps, because the reward
     of a single step is mostly noise. All ranks decide together, and checkpoints include the state.

@@ -43,7 +43,7 @@ class Throughput(Callback):
         self._start_step()
         self._last_step = 0
         self._batch_start_s = 0.0
-        self._batch_end_s: float | None = None  # None: a validation or a checkpoint followed it
+        self._batch_end_s: float | None = None  # None: no batch, or a validation or save since
 
     def _start_step(self) -> None:
         self._busy_s, self._wait_s = 0.0, 0.0

@@ -63,12 +63,12 @@ def unreadable_value(error: OverrideParseException) -> str:
 def refused_overrides(error: HydraException) -> str | None:
     """Returns a message for all overrides that name an unknown key or an unknown option in a list.
 
-    Lists of options are values such as `reward=[iou,format]`.
-
-    Hydra stops at the first one. Without the refused overrides, it finds the next one.
+    A list of options is a value such as `reward=[iou,format]`. Hydra reports only the first
+    problem. This function therefore composes again without the refused override, until no error is
+    left.
 
     Args:
-        error: the error about the first one.
+        error: Hydra's error about the first refused override.
 
     Returns:
         The message; None if the error has another cause.

@@ -36,9 +36,10 @@ class ResendingClient:
     """Wraps an MlflowClient; writes to the run that fail are kept and sent again.
 
     Failed writes are kept in `file`, one JSON object per line, and sent in order before the next
-    write. The pause between attempts grows from 5 s to 60 s. Waiting writes are also sent at the
-    end of the run and when the run is resumed. Each write keeps the time and step at which it was
-    logged. The stores keep one value per time and step, so a write that is sent twice appears once.
+    write. The pause between attempts grows from 5 s to 60 s, and is at least ten times as long as
+    the failed attempt. Waiting writes are also sent at the end of the run and when the run is
+    resumed. Each write keeps the time and step at which it was logged. The stores keep one row per
+    metric, time, step and value, so a write that is sent twice appears once.
 
     Args:
         client: the MlflowClient.

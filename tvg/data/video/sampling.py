@@ -127,7 +127,7 @@ def resolve_window(window: Segment | None, file_duration_s: float) -> Segment | 
 
 
 def literal_window(window: Segment, file_duration_s: float) -> Segment:
-    """Returns a window that a user states for this file; an end up to 1 s late is cut.
+    """Returns a window that a user states for this file; it may end up to 1 s after the file.
 
     Use `resolve_window` for annotations: it assumes that a file as long as the window is already
     cut.
