@@ -90,7 +90,8 @@ class RewardPlateau(Callback):
         logged = trainer.callback_metrics
         if self.metric not in logged:
             raise ValueError(
-                f"{KEY}.metric: {self.metric} is not logged; there are {', '.join(sorted(logged))}"
+                f"{KEY}.metric: {self.metric} is not logged; logged metrics: "
+                f"{', '.join(sorted(logged))}"
             )
         return float(logged[self.metric])
 
