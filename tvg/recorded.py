@@ -280,6 +280,6 @@ def _refuse_own(section: Mapping[str, Any], key: str, where: str, example: str) 
     own = section.get(key)
     if isinstance(own, str) and own.startswith(OWN):
         raise ConfigError(
-            f"{where}: this checkpoint was trained with {own.removeprefix(OWN)!r}, which it "
-            f"does not contain: choose {example} or another option"
+            f"{where}: this checkpoint was trained with {own.removeprefix(OWN)!r}, which the "
+            f"checkpoint does not contain: choose {example} or another option"
         )

@@ -1,4 +1,4 @@
-"""Records the last validation, so that a resumed run need not repeat it."""
+"""Tests that the last validation is recorded, so that a resumed run need not repeat it."""
 
 from __future__ import annotations
 

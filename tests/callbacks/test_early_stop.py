@@ -1,4 +1,4 @@
-"""Stops training when the reward no longer rises, at the same step with and without a resume."""
+"""Tests that training stops if the reward no longer rises, at the same step after a resume."""
 
 import pytest
 import torch
@@ -116,5 +116,5 @@ def test_a_metric_that_is_not_logged_is_refused(fit, tiny_grpo):
     stopper = RewardPlateau(
         metric="train/reward/of", window=1, patience=1, min_delta=0.0, warmup_steps=0
     )
-    with pytest.raises(ValueError, match=r"reward/of is not logged; there are .*loss"):
+    with pytest.raises(ValueError, match=r"reward/of is not logged; logged metrics: .*loss"):
         fit(tiny_grpo(extras={}), callbacks=[stopper])

@@ -1,4 +1,4 @@
-"""Prints progress as lines in a log or as a bar on a terminal."""
+"""Tests of progress output: lines in a log, or a bar on a terminal."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""`reward_health` reports why rewards give no training signal."""
+"""Tests that `reward_health` reports why rewards give no training signal."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def lines(tmp_path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_a_cause_is_reported_once_and_after_it_returns(fit, tiny_grpo, tmp_path, caplog):
+def test_a_cause_is_reported_once_and_again_when_it_returns(fit, tiny_grpo, tmp_path, caplog):
     rollouts = [ZEROS] * 4 + [GOOD] * 4 + [ZEROS] * 3
     health = make_health(tmp_path)
     with caplog.at_level(logging.INFO, logger="tvg.callbacks.reward_health"):
@@ -238,7 +238,7 @@ def test_a_short_interruption_is_not_reported_again(fit, tiny_grpo, tmp_path):
     assert len(lines(tmp_path)) == 1
 
 
-def test_a_run_shorter_than_the_window_is_checked_last(fit, tiny_grpo, tmp_path):
+def test_a_run_shorter_than_the_window_is_checked_at_its_end(fit, tiny_grpo, tmp_path):
     fit(tiny_grpo(), callbacks=[Feed([ZEROS] * 6), make_health(tmp_path, window=20)])
     assert [line.split(":")[0] for line in lines(tmp_path)] == ["step 6"]
     assert "last 12 completions" in lines(tmp_path)[0]

@@ -1,4 +1,4 @@
-"""Tables of sampled completions in `rollouts.jsonl`, MLflow and TensorBoard."""
+"""Tests of the tables of completions in `rollouts.jsonl`, MLflow and TensorBoard."""
 
 import json
 from pathlib import Path

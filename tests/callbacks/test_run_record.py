@@ -1,4 +1,4 @@
-"""Records the config, versions and machine of a run, also on machines without git."""
+"""Tests of recording a run's config, versions and machine, also on machines without git."""
 
 import json
 import platform
@@ -30,7 +30,7 @@ def test_mlflow_has_tags_and_complete_params(finished_run):
     assert data.tags["host"] == platform.node()
 
 
-def test_a_changed_config_keeps_the_previous_one(fit, tiny_grpo, tmp_path):
+def test_a_changed_config_leaves_the_previous_file(fit, tiny_grpo, tmp_path):
     for text in ("a: 1\n", "a: 2\n", "a: 2\n", "a: 3\n"):
         fit(
             tiny_grpo(),

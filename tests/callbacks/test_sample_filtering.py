@@ -1,4 +1,4 @@
-"""Scores and selects training examples between epochs, and resumes after a kill at any moment."""
+"""Tests of rescoring and selecting examples between epochs, also after kills at any moment."""
 
 import functools
 import json
@@ -295,7 +295,7 @@ def test_a_killed_run_resumes_identically(fit, tmp_path, monkeypatch, limits):
 @pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 6}], ids=["epochs", "steps"])
 def test_the_selection_may_grow_again(fit, monkeypatch, limits):
-    """After a resume at the end of a short epoch, plain Lightning would cut the longer next one."""
+    """If resumed at the end of an epoch, plain Lightning would cut a longer next epoch short."""
 
     class Growing:
         """Selects 3, then 6, then 9 examples: one, two and three batches."""

@@ -1,4 +1,4 @@
-"""Logs the system load to MLflow while a fit runs."""
+"""Tests that the system load is logged to MLflow while a fit runs."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Throughput metrics of each step, measured with a simulated clock."""
+"""Tests of the throughput metrics of each step, with a simulated clock."""
 
 import csv
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def clock(monkeypatch) -> SimpleNamespace:
 
 
 class Walk:
-    """Runs the callback through batches with given seconds of waiting and work and a final step."""
+    """Runs the callback for batches with given waiting and working times and final global step."""
 
     def __init__(self, clock, peak_tflops=None):
         self.clock, self.module = clock, Recorder()

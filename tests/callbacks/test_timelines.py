@@ -1,4 +1,4 @@
-"""Timeline pictures of each validation, in the run folder, MLflow and TensorBoard."""
+"""Tests of the timeline pictures of each validation: run folder, MLflow and TensorBoard."""
 
 import pytest
 from PIL import Image

@@ -242,7 +242,7 @@ def test_durations_and_windows_are_compared_with_the_files(command, collection, 
     assert command("prepare", *words).code == 0
     report = report_of()
     assert report["duration_mismatch"] == 1
-    name = "whose stated duration is not the file's"
+    name = "with a stated duration that is not the file's"
     assert report["defects"][name] == {"count": 1, "action": "kept", "examples": ["good1:0"]}
     rows = [
         {"video": "good0.mp4", "video_start": 0.0, "video_end": 2.0},
@@ -258,7 +258,7 @@ def test_durations_and_windows_are_compared_with_the_files(command, collection, 
     report = report_of()
     assert (report["precut"], report["duration_mismatch"], report["kept"]) == (1, 0, 2)
     (problem,) = report["unreadable"].values()
-    assert "fits this file of 3.00 s in neither way" in problem
+    assert "does not fit this file of 3.00 s" in problem
 
 
 def test_too_small_disk_is_refused_before_writing(command, collection, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Tests of resuming with changed settings: they are applied, or refused without any change."""
+"""Tests of resuming with changed settings: applied, or refused with all files unchanged."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_refused_settings_change_no_file(
     assert state[0] == "FINISHED"
 
 
-def test_late_refusal_changes_no_file(command, finished, place, monkeypatch):
+def test_refusal_after_loading_a_checkpoint_changes_no_file(command, finished, place, monkeypatch):
     run = place / "run"
     before, state = files_of(run), state_of(run)
     monkeypatch.setattr("tvg.jobs.train.check_resumed", lambda *_: None)
@@ -122,7 +122,7 @@ def test_fewer_steps_than_done_are_refused(command, finished, place):
     assert (files_of(place / "run"), state_of(place / "run")) == (before, state)
 
 
-def test_extended_run_continues_its_schedule(command, finished, place):
+def test_schedule_of_an_extended_run_spans_the_new_length(command, finished, place):
     done = command("train", *finished, "trainer.max_steps=4", "data.num_workers=0", "resume=true")
     assert done.code == 0, done.err
     with (place / "run" / "csv" / "version_1" / "metrics.csv").open() as file:

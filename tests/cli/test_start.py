@@ -133,7 +133,10 @@ def test_waiting_threads_sleep_by_default(command, monkeypatch, given, used):
 
 def test_unknown_list_entry_shows_the_options(command):
     error = command("train", "reward=[iou,foo]", "callbacks=[checkpoint]").error
-    assert error.startswith("reward: no option 'foo'; for an option of your own, add --config-dir")
+    assert error.startswith(
+        "reward: no option 'foo'; for an option of your own in FOLDER/reward/foo.yaml, "
+        "add --config-dir=FOLDER\n"
+    )
     assert "\n\nAvailable options in 'reward':\n\tboundary" in error
     assert "\n\tiou\n" in error
     assert "_" not in [line.strip()[0] for line in error.splitlines() if line]

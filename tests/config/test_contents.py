@@ -46,7 +46,7 @@ def test_file_changed_in_place_has_another_digest(tmp_path):
     assert file_digest(path) != before
 
 
-def test_file_replaced_at_the_same_time_has_another_digest(tmp_path):
+def test_replaced_file_with_equal_time_has_another_digest(tmp_path):
     path, other = tmp_path / "a.json", tmp_path / "b.json"
     path.write_text("[1]")
     before, stat = file_digest(path), path.stat()

@@ -122,10 +122,12 @@ def test_report_in_run_folder_survives_failure(tmp_path):
     assert names(run_dir) == ["report.json"]
 
 
-def test_picture_named_json_is_locked_once(tmp_path):
+def test_picture_with_the_path_of_its_json_file_can_be_claimed(tmp_path):
     cfg = config(tmp_path / "run", picture=str(tmp_path / "out.json"))
     with claimed(cfg, "predict") as folder:
-        folder.begin()  # `picture_format` refuses the name with a better message
+        # Locking the same path twice would fail with a message about another process. The job
+        # later refuses the name itself (`picture_format`).
+        folder.begin()
 
 
 def test_failure_before_begin_keeps_a_used_folder_unchanged(tmp_path):

@@ -45,7 +45,7 @@ def compose_once(command: str) -> Composition:
 
 @cache
 def groups(command: str) -> frozenset[str]:
-    """Returns the groups of a command whose options have their usual package (or HERE's)."""
+    """Returns a command's groups whose options have the package in `HERE` or, else, the default."""
     return frozenset(
         group
         for entry in compose_once(command).entries
@@ -85,7 +85,7 @@ def test_option_has_no_problems(option, monkeypatch):
     monkeypatch.setattr("tvg.core.limits.find_spec", lambda name: object())
     group, _, name = option.rpartition("/")
     commands = sorted((c for c in COMMANDS if group in groups(c)), key=lambda c: (c != "train", c))
-    assert commands, f"no command takes conf/{group}"
+    assert commands, f"no command has the config group conf/{group}"
     if any(entry.name == option for c in commands for entry in compose_once(c).entries):
         return  # a default, checked by the test of the command
     at = f"{group}@{HERE[group]}" if group in HERE else group

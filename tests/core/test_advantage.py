@@ -1,4 +1,4 @@
-"""Group advantages compared with hand-computed numbers."""
+"""Tests of group advantages with hand-computed numbers."""
 
 import math
 from itertools import product

@@ -266,7 +266,7 @@ def test_at_most_one_chunk_of_logits_exists() -> None:
     assert watched.numbers == 64 * vocabulary
 
 
-def test_no_vocabulary_sized_tensor_is_saved_for_backward() -> None:
+def test_no_logits_are_saved_for_backward() -> None:
     hidden, weight, token_ids = (torch.randn(64, 4), torch.randn(301, 4), torch.zeros(64).long())
     hidden.requires_grad_()
     kept: list[Tensor] = []

@@ -34,7 +34,7 @@ def test_exact_format_rate_by_hand() -> None:
     assert (metrics["parse_rate"], metrics["exact_format_rate"]) == (1.0, 0.5)
     assert list(metrics["ci95"]) == [name for name in metrics if name not in ("n", "ci95")]
     assert "exact_format_rate" not in grounding_metrics([0.5], [True])
-    with pytest.raises(ValueError, match="got 1 IoUs, 1 and 2 flags"):
+    with pytest.raises(ValueError, match="got 1 IoUs, 1 parsed and 2 exact_format flags"):
         grounding_metrics([0.5], [True], exact_format=[True, False])
 
 
@@ -112,7 +112,7 @@ def test_pairing_removes_common_variance() -> None:
     ("ious", "parsed", "named"),
     [
         ([], [], "at least one query"),
-        ([0.5], [True, True], "1 IoUs, 2 flags"),
+        ([0.5], [True, True], "1 IoUs, 2 parsed flags"),
         ([0.5, math.nan], [True, True], "query 1"),
         ([-0.5], [True], "query 0"),
         ([1.5], [True], "query 0"),

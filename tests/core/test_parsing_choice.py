@@ -42,7 +42,7 @@ def test_last_answer_block_counts() -> None:
     assert parse_choice("(A)") is None
 
 
-@settings(deadline=None)  # a busy machine must not fail the test
+@settings(deadline=None)  # the test must not fail on a busy machine
 @given(st.text(max_size=80))
 def test_parsing_any_text_never_raises(text: str) -> None:
     letter = parse_choice(f"<answer>{text}</answer>")

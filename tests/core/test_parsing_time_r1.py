@@ -14,13 +14,13 @@ from tvg.core.parsing_time_r1 import parse_answer
 from tvg.types import Segment
 
 RANGE = re.compile(r"(\d+\.?\d*) (to|and) (\d+\.?\d*)", re.IGNORECASE)
-RANGE_AS_WRITTEN = re.compile(RANGE.pattern)  # the release's evaluation scripts respect case
+RANGE_CASE_SENSITIVE = re.compile(RANGE.pattern)  # in the release's evaluation scripts
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def published(text: str, *, anywhere: bool) -> tuple[float, float] | None:
     blocks = [text] if anywhere else ANSWER.findall(text)
-    pattern = RANGE_AS_WRITTEN if anywhere else RANGE
+    pattern = RANGE_CASE_SENSITIVE if anywhere else RANGE
     found = pattern.findall(blocks[-1]) if blocks else []
     return (float(found[-1][0]), float(found[-1][2])) if found else None
 
@@ -29,7 +29,7 @@ BY_HAND = [
     ("5 to 11", (5, 11)),
     ("12.54 to 17.83", (12.54, 17.83)),
     ("from 5. AND 11.", (5, 11)),
-    ("5.0s to 11.6s", None),  # reported most often by users
+    ("5.0s to 11.6s", None),  # the unparsed form that users of the release report most often
     ("5.0 s to 11.6 s", None),
     ("00:05 - 00:11", None),
     ("1:05 to 1:11", (5, 1)),
@@ -102,7 +102,7 @@ def test_random_completions_parse_as_in_release() -> None:
     assert [parse_answer(text, anywhere=True).segment for text in texts] == everywhere
 
 
-@settings(deadline=None, max_examples=300)  # a busy machine must not fail the test
+@settings(deadline=None, max_examples=300)  # the test must not fail on a busy machine
 @given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join) | st.text(max_size=60))
 def test_any_text_parses_as_in_release(text: str) -> None:
     assert parse_answer(text, anywhere=True).segment == published(text, anywhere=True)

@@ -1,4 +1,4 @@
-"""Written annotations are read back unchanged."""
+"""Tests that written annotations are read back unchanged."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Files and reading rules of each split, and weighted mixtures of annotation sets."""
+"""Tests of the files and reading rules of each split, and of weighted mixtures of sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cache entries are read back bit for bit or refused, and keys cover every setting of a clip."""
+"""Tests that cache entries are read back exactly or refused; keys cover all settings of a clip."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_an_entry_under_a_wrong_name_is_detected(tmp_path: Path) -> None:
         store.read(other)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = EntryStore(tmp_path)
     store.write(KEY, tensors(), {})
     good = store.path(KEY).read_bytes()
@@ -164,7 +164,8 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 def test_leftover_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
     store = EntryStore(tmp_path)
     path = store.write(KEY, tensors(), {})
-    # One file was left by a process killed during a write, one belongs to this process.
+    # Unfinished files: `left` by an ended process, `own` of this process, and two of other
+    # machines: `elsewhere` (new) and `forgotten` (old).
     script = (
         "import os, sys, pathlib; from tvg.data.cache.store import EntryStore; import torch\n"
         "os.replace = lambda *_: os._exit(9)\n"

@@ -1,4 +1,4 @@
-"""Renders chat templates of checkpoints as transformers does, within time and memory limits."""
+"""Tests that chat templates are rendered as in transformers, within time and memory limits."""
 
 from __future__ import annotations
 

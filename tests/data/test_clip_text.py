@@ -1,4 +1,4 @@
-"""The text that represents a clip in a prompt: one placeholder run, or a time before each step."""
+"""Tests of the text of a clip in a prompt: one placeholder run, or a time before each step."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Reads samples from a `GroundingDataset` and collates their prompts into batches."""
+"""Tests of samples of a `GroundingDataset`, and of batches of their prompts."""
 
 from dataclasses import replace
 from pathlib import Path

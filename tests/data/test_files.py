@@ -1,4 +1,4 @@
-"""Finds videos by id or path, and reads JSON files with errors that name the file."""
+"""Tests of finding videos by id or path, and of reading JSON with errors that name the file."""
 
 from __future__ import annotations
 

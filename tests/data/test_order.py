@@ -1,4 +1,4 @@
-"""The order of examples on each rank, and loaders that resume at a saved position."""
+"""Tests of the order of examples on each rank, and of loaders that resume at a position."""
 
 import re
 

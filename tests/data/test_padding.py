@@ -1,4 +1,4 @@
-"""Adds a lead-in to each clip and shifts all times of its examples."""
+"""Tests that a lead-in before each clip shifts all times of its examples."""
 
 from __future__ import annotations
 

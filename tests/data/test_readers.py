@@ -1,4 +1,4 @@
-"""Reads annotation files of the Charades-STA format: examples, defect counts and errors."""
+"""Tests of reading Charades-STA annotations: examples, defect counts and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers of each annotation format: the values read, and errors for invalid values."""
+"""Tests of the reader of each annotation format: values, and errors for invalid values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public annotation files have the expected counts of queries and defects."""
+"""Tests of the counts of queries and defects in the public annotation files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defective queries are counted, repaired or dropped in every format."""
+"""Tests that defective queries are counted, repaired or dropped in every format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Selections compared with hand-computed weights and orders."""
+"""Tests of selections with hand-computed weights and orders."""
 
 from __future__ import annotations
 

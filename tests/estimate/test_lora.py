@@ -1,4 +1,4 @@
-"""Memory estimates of LoRA runs: adapter states, frozen weights and activations."""
+"""Tests of memory estimates of LoRA runs: adapter states, frozen weights and activations."""
 
 from contextlib import nullcontext
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Memory estimates, compared with hand counts, built models and the bytes that torch keeps."""
+"""Tests of memory estimates with hand counts, built models and the bytes that torch keeps."""
 
 from contextlib import nullcontext
 from dataclasses import replace

@@ -22,8 +22,8 @@ class Oracle:
     Attributes:
         family: the model type.
         side: pixels per side of a token.
-        is_released: whether transformers' positions equal the released code's after a clip, too.
-            Otherwise they are equal up to the end of the clip only.
+        is_released: whether transformers' positions equal those of the released code everywhere.
+            Otherwise they are equal only up to the end of the clip.
         is_square: whether all frames have one size.
     """
 
@@ -87,7 +87,7 @@ class SecondsOracle(Oracle):
 
 
 class TimedOracle(Oracle):
-    """Reference for Qwen3-VL, whose processor replaces the clip's mark by steps with times."""
+    """Reference for Qwen3-VL, whose processor replaces the clip's placeholder by timed steps."""
 
     def texts(self, parts, text):
         return text.replace(parts.collator.clip_text.mark, "<|video_pad|>")

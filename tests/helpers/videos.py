@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-FIXED = 65536  # one in the 16.16 fixed point of MP4's display matrix
-ONE = 1 << 30  # one in the matrix's 2.30 fixed point
+FIXED = 65536  # the number 1.0 as 16.16 fixed point, for MP4's display matrix
+ONE = 1 << 30  # the number 1.0 as 2.30 fixed point, for the last entry of this matrix
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +142,7 @@ def _frameless(path: Path) -> Path:
 
 
 def _shift(source: Path, path: Path, *, frames: int) -> Path:
-    """Moves packets to earlier times; MP4 then hides those before 0 with an edit list."""
+    """Moves packets earlier by `frames` (negative: later); an edit list hides times before 0."""
     import av
 
     with (

@@ -1,4 +1,4 @@
-"""LoRA adapters: adapted layers, trained parameters, the reference and exports."""
+"""Tests of LoRA adapters: adapted layers, trained parameters, the reference and exports."""
 
 import copy
 import json
@@ -71,7 +71,7 @@ def test_the_adapters_output_is_scaled_by_alpha_over_rank(tiny_checkpoint, tiny_
     torch.testing.assert_close(layer(x), by_hand, rtol=1e-6, atol=1e-6)
 
 
-def test_the_reference_shares_the_weights_without_adapters(parts):
+def test_the_reference_shares_the_base_weights_and_has_no_adapters(parts):
     batch = parts.batch(2)
     before = score(parts.policy, batch)
     reference = frozen_copy(parts.policy)
@@ -107,7 +107,7 @@ def test_the_merged_export_is_plain_and_scores_the_same(parts, tiny_checkpoint, 
         adapter=lambda model: None,
     )
     merged = spec.load_policy(spec.load_processor())
-    # W + B A is rounded once instead of computed as two products: the last digits differ.
+    # The export multiplies by W + B A, the policy by W and by B A, so the last digits differ.
     torch.testing.assert_close(score(merged, batch), expected, rtol=0, atol=2e-5)
 
 
@@ -188,7 +188,7 @@ def test_sampling_uses_the_adapters(parts):
         ({"rank": 0}, r"^model.adapter.rank: expected at least 1, got 0"),
         ({"alpha": 0.0}, r"^model.adapter.alpha: expected more than 0, got 0.0"),
         ({"dropout": 1.0}, r"^model.adapter.dropout: expected 0 <= dropout < 1, got 1.0"),
-        ({"components": []}, r"^model.adapter.components: expected at least one part"),
+        ({"components": []}, r"^model.adapter.components: expected at least one component"),
         (
             {"components": ["eyes"]},
             r"^model.adapter.components: expected a list of vision, merger, language",

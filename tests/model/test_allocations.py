@@ -1,4 +1,4 @@
-"""A GRPO step stores no logits of prompt tokens, and its memory does not grow over steps.
+"""Tests that GRPO stores no logits of prompt tokens, and needs constant memory over steps.
 
 A dispatch mode checks every tensor that an operation returns, also in the backward pass.
 """

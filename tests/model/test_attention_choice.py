@@ -1,4 +1,4 @@
-"""Reads and sets the attention implementation where transformers stores it."""
+"""Tests that a model's attention implementation is set where transformers stores it."""
 
 from transformers import Qwen2Config
 

@@ -1,4 +1,4 @@
-"""Compares attention calls with an explicit softmax in float64, forward and backward."""
+"""Tests of attention kernels against a softmax in float64, forward and backward."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A shared row in each Qwen family's language model gives the same states as single sequences."""
+"""Tests that a shared row in each Qwen language model equals the single sequences."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Only `tvg.model.families` depends on model families, and unsupported models are refused."""
+"""Tests that only `tvg.model.families` depends on families; other models are refused."""
 
 from __future__ import annotations
 

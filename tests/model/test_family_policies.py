@@ -1,4 +1,4 @@
-"""Compares every family's policy with transformers' processor, forward pass and `generate`.
+"""Tests of every family's policy against transformers' processor, forward and `generate`.
 
 For Qwen2.5-VL and Qwen2-VL, the oracle receives our position ids, which follow the released code.
 The position ids of transformers 5 are wrong after a clip that is longer than wide.

@@ -1,4 +1,4 @@
-"""FLOPs of a training step, compared with hand counts for a tiny model."""
+"""Tests of the FLOPs of a training step with hand counts for a tiny model."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Untrusted checkpoint folders either load completely or raise a one-line error."""
+"""Tests that untrusted folders load completely or raise a one-line error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loads checkpoints with frozen parts, refuses unusable ones, and exports them."""
+"""Tests of loading checkpoints, freezing their parts, refusing unusable ones, and exporting."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Places of tokens in a packed row, compared with layouts written by hand."""
+"""Tests of the places of tokens in a packed row with layouts written by hand."""
 
 import pytest
 import torch

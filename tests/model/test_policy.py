@@ -1,4 +1,4 @@
-"""The policy scores tokens as the plain model does, with positions from the sampled frame rate."""
+"""Tests that the policy scores tokens like the plain model, with the sampled frame rate."""
 
 from dataclasses import replace
 

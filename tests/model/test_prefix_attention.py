@@ -1,4 +1,4 @@
-"""Shared-prefix attention in a model, and the model's own attention without a packed row."""
+"""Tests of shared-prefix attention in a model, and of its own attention without a packed row."""
 
 from copy import deepcopy
 

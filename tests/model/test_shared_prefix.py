@@ -1,4 +1,4 @@
-"""`shared_prefix` gives the same losses and gradients as `repeated`, in float64.
+"""Tests that `shared_prefix` has the same losses and gradients as `repeated`, in float64.
 
 In transformers, the norms and the vision tower's rotary embeddings cast to float32, even in a
 float64 model. With these casts, forward results still agree within 1e-12. Gradients are summed

@@ -1,4 +1,4 @@
-"""Faults injected into the shared-prefix pass make its results differ from `repeated`.
+"""Tests that faults in the shared-prefix pass make its results differ from `repeated`.
 
 The equality tests in `test_shared_prefix.py` allow a difference of 1e-12. Each fault here causes
 more than 1e-4: forward faults in every result, backward faults in the gradients.

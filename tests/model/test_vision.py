@@ -1,4 +1,4 @@
-"""Trunk and merger together equal the vision tower, and trunk features can replace pixels."""
+"""Tests that trunk and merger equal the vision tower, and that features can replace pixels."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Batched window attention equals transformers' loop over the windows."""
+"""Tests that batched window attention equals transformers' loop over the windows."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Losses, gradients, advantages and metrics equal TRL's GRPOTrainer on the same tensors."""
+"""Tests that losses, gradients, advantages and metrics equal those of TRL's GRPOTrainer."""
 
 from dataclasses import replace
 from itertools import pairwise, product

@@ -1,4 +1,4 @@
-"""Changes that must not change a step's loss, and gradients against finite differences."""
+"""Tests of changes that must not change a step's loss, and of gradients by finite differences."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The objective compared with hand-computed values, for a policy that differs from the sampler."""
+"""Tests of the objective with hand-computed values, for a policy unlike the sampler."""
 
 import logging
 import math

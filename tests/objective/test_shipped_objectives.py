@@ -1,4 +1,4 @@
-"""The options of conf/objective behave as their comments state."""
+"""Tests that the options of conf/objective behave as their comments state."""
 
 from functools import cache
 from typing import Any
@@ -75,7 +75,7 @@ def test_denominators_match_the_config_files(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "twin"), [("gspo", "grpo"), ("cispo", "grpo_token_mean")])
-def test_some_objectives_agree_with_one_update_per_rollout(name: str, twin: str) -> None:
+def test_gspo_and_cispo_equal_their_twins_with_one_update(name: str, twin: str) -> None:
     torch.testing.assert_close(gradient(name), gradient(twin), rtol=0, atol=1e-12)
     assert (gradient(name, moved=0.5) - gradient(twin, moved=0.5)).abs().max() > 1e-3
 

@@ -1,4 +1,4 @@
-"""Filmstrips and timelines: positions of their elements, and files that are complete or absent."""
+"""Tests of filmstrips and timelines: positions of elements, and files complete or absent."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""The overview counts every value once: in a bar or in a note beside the axis."""
+"""Tests that the overview counts every value once: in a bar or in a note beside the axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cleans and wraps the text of queries, and describes segments and their visible part."""
+"""Tests of cleaning and wrapping queries, and of describing segments and their visible part."""
 
 import math
 

@@ -139,7 +139,7 @@ def test_segments_are_checked_against_the_file(stated_s, is_training):
     counted = {
         name: (d.count, d.action, d.example_ids)
         for name, d in found.report.defects.items()
-        if name != "whose stated duration is not the file's"
+        if name != "with a stated duration that is not the file's"
     }
     if is_training:
         assert [e.qid for e in found.examples] == ["in", "late", "late", "padded"]
@@ -175,7 +175,7 @@ def test_unusable_clips_are_found_without_decoding():
     )
     assert list(problems) == [bad, late]
     assert problems[bad] == "is empty"
-    assert "the clip window 50 to 90 s fits this file of 10.00 s in neither way" in problems[late]
+    assert "the clip window 50 to 90 s does not fit this file of 10.00 s" in problems[late]
 
 
 def test_files_of_a_variable_rate_are_counted_once():

@@ -1,4 +1,4 @@
-"""Tables in log files keep their full width."""
+"""Tests that tables in log files keep their full width."""
 
 from __future__ import annotations
 

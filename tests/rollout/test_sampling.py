@@ -140,7 +140,7 @@ def test_greedy_ignores_top_p_and_top_k():
         (1e-9, [3]),  # one token is always kept
     ],
 )
-def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
+def test_top_p_keeps_the_smallest_set_with_that_probability(top_p, kept):
     at = torch.linspace(0, BELOW_1, 400, dtype=torch.float64).tolist()
     assert sorted(set(drawn(PROBS, at, top_p=top_p))) == kept
 

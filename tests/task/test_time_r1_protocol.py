@@ -80,7 +80,7 @@ def test_random_texts_are_parsed_as_released(task: Any, reading: str) -> None:
     assert 500 < sum(e is not None for e in expected) < NUM_TEXTS - 500
 
 
-def test_evaluation_ignores_upper_case_separators(task: Any) -> None:
+def test_evaluation_does_not_parse_upper_case_separators(task: Any) -> None:
     text = "<answer>1 to 2 or 3 TO 4</answer>"
     assert task.parse(text).segment == Segment(3, 4)
     assert task.parse(text, anywhere=True).segment == Segment(1, 2)

@@ -1,4 +1,4 @@
-"""Tests that a locked, missing or broken store stops no run and later gets all metrics."""
+"""Tests that a store locked or lost during a run stops no run; a bad store at the start does."""
 
 import json
 import shutil
@@ -165,10 +165,10 @@ def test_a_failed_artifact_does_not_block_metrics(database, tmp_path, monkeypatc
 def test_a_refused_value_is_reported_and_not_resent(database, tmp_path):
     logger = make(database, tmp_path)
     logger.experiment.log_param(logger.run_id, "lr", 1)
-    with pytest.warns(UserWarning, match="MLflow refuses to log log_param"):
+    with pytest.warns(UserWarning, match="MLflow refuses the call log_param"):
         logger.experiment.log_param(logger.run_id, "lr", 2)
     assert logger.experiment.num_waiting == 0
-    with pytest.warns(UserWarning, match="MLflow refuses to log log_artifact"):
+    with pytest.warns(UserWarning, match="MLflow refuses the call log_artifact"):
         logger.experiment.log_artifact(logger.run_id, str(tmp_path / "nowhere"))
     log(logger, 1)
     assert history(logger) == [(1, 0.5)]
@@ -223,7 +223,7 @@ def test_a_full_disk_is_not_reported_as_damage(database):
     assert "move it away" not in str(error)
 
 
-def test_a_stopped_run_does_not_wait_for_a_locked_store(database, tmp_path, monkeypatch):
+def test_a_stopped_run_waits_less_for_a_locked_store(database, tmp_path, monkeypatch):
     waited = []
     monkeypatch.setattr(mlflow_client, "_END_PATIENCE_S", 60.0)
     monkeypatch.setattr(mlflow_client, "_FAILED_PATIENCE_S", 10.0)

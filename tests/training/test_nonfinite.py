@@ -1,4 +1,4 @@
-"""Tests of steps with a non-finite loss or gradient: skipped, until too many stop the run."""
+"""Tests that steps with a non-finite loss or gradient are skipped; too many stop the run."""
 
 import functools
 import json
@@ -93,7 +93,7 @@ def test_bad_step_is_skipped_and_counted(fit):
     assert moments == 2
 
 
-def test_bad_steps_in_a_row_stop_and_save_the_batch(fit, tmp_path):
+def test_bad_steps_in_a_row_stop_the_run_and_save_the_batch(fit, tmp_path):
     module, _, start = fit({2: "loss", 3: "gradient"}, max_skipped_steps=2)
     with pytest.raises(
         ValueError, match=r"objective.max_skipped_steps: 2 steps in a row"

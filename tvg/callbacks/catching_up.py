@@ -137,7 +137,7 @@ class CatchingUp(Callback):
     def finish(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: pl.LightningDataModule
     ) -> None:
-        """Does the same after the fit, for a complete run, which never starts training."""
+        """Catches up after the fit, for a run that was complete and therefore never trained."""
         if self._catch_up(trainer, pl_module):
             trainer.validate(pl_module, datamodule=data, verbose=False)
 

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class RewardPlateau(Callback):
-    """Stops training if no window of steps has exceeded the best window for `patience` steps.
+    """Stops training if no window's mean has exceeded the best mean for `patience` steps.
 
     The metric is averaged over consecutive windows of `window` optimizer steps, because the reward
     of a single step is mostly noise. All ranks decide together, and checkpoints include the state.
@@ -90,7 +90,8 @@ class RewardPlateau(Callback):
         logged = trainer.callback_metrics
         if self.metric not in logged:
             raise ValueError(
-                f"{KEY}.metric: {self.metric} is not logged; there are {', '.join(sorted(logged))}"
+                f"{KEY}.metric: {self.metric} is not logged; logged metrics: "
+                f"{', '.join(sorted(logged))}"
             )
         return float(logged[self.metric])
 

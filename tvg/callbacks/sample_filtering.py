@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 class SampleFiltering(Callback):
     """Selects a new training list at the end of every epoch except the last.
 
-    A round is due as soon as more epochs than rounds are complete. Therefore no round is skipped or
-    repeated, no matter which Lightning hook a resumed run reaches first. Each round begins with a
+    Round n is due as soon as n epochs are complete. Because only counts decide, a resumed run skips
+    and repeats no round, no matter which Lightning hook it reaches first. Each round begins with a
     checkpoint, and each prediction is saved immediately. A run that is killed during a round
     continues this round without scoring any example again.
 

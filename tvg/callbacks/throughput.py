@@ -18,8 +18,8 @@ class Throughput(Callback):
 
     - `perf/step_s`: seconds per optimizer step, including all its micro-batches and data loading.
     - `perf/data_wait_s`: the part of `step_s` between two batches: loading, moving and logging. It
-      is omitted at the first step and after a validation or a checkpoint, because their time cannot
-      be separated from it. `step_s` then excludes that time, too.
+      is omitted at the first step, and after a validation or a checkpoint, whose time cannot be
+      separated from the wait. `step_s` then contains neither.
     - `perf/prompts_per_s` and `perf/tokens_per_s` (completion tokens): summed over ranks.
     - `perf/STAGE_s`: seconds of each stage that the step measures, such as vision, sampling,
       reward, reference, policy (forward), backward and optimizer.
@@ -43,7 +43,7 @@ class Throughput(Callback):
         self._start_step()
         self._last_step = 0
         self._batch_start_s = 0.0
-        self._batch_end_s: float | None = None  # None: something else ran in between
+        self._batch_end_s: float | None = None  # None: no batch, or a validation or save since
 
     def _start_step(self) -> None:
         self._busy_s, self._wait_s = 0.0, 0.0
@@ -88,7 +88,7 @@ class Throughput(Callback):
         if (taken := StepOutput.of(outputs)) is not None:
             self._add(taken)
         num_steps = trainer.global_step - self._last_step
-        if num_steps < 1:  # gradients are still being accumulated
+        if num_steps < 1:  # no step yet: dynamic sampling is still collecting groups
             return
         self._last_step = trainer.global_step
         self._log(pl_module, num_steps)

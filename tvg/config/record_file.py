@@ -68,7 +68,9 @@ def _check_values(path: Path, value: Any, key: str) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             if not isinstance(name, str):
-                raise ConfigError(f"{path}: expected names as keys of {key or 'it'}, got {name!r}")
+                raise ConfigError(
+                    f"{path}: expected names as keys of {key or 'the record'}, got {name!r}"
+                )
             _check_values(path, inner, f"{key}.{name}" if key else name)
     elif isinstance(value, list):
         for index, inner in enumerate(value):

@@ -6,7 +6,7 @@
 | loggers, callbacks (except sample_filtering), progress, validation interval | applied |
 | data workers, folders of caches, moved files of equal content, test split | applied |
 | micro-batches, gradient checkpointing, offloading, accelerator | applied; equal up to rounding |
-| model, data, prompt, rewards, objective, schedule, seed, all other keys | refused by name |
+| model, data, prompt, rewards, objective, schedule, seed, all other keys | refused, with the key |
 """
 
 from __future__ import annotations

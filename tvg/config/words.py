@@ -61,12 +61,14 @@ def unreadable_value(error: OverrideParseException) -> str:
 
 
 def refused_overrides(error: HydraException) -> str | None:
-    """Returns a message for all overrides that name an unknown key or an unknown option of a list.
+    """Returns a message for all overrides that name an unknown key or an unknown option in a list.
 
-    Hydra stops at the first one. Without the refused overrides, it finds the next one.
+    A list of options is a value such as `reward=[iou,format]`. Hydra reports only the first
+    problem. This function therefore composes again without the refused override, until no error is
+    left.
 
     Args:
-        error: the error about the first one.
+        error: Hydra's error about the first refused override.
 
     Returns:
         The message; None if the error has another cause.
@@ -117,7 +119,8 @@ def _unknown_option(error: HydraException) -> tuple[str, str] | None:
         return None
     text = f"{group}: no option {option!r}{did_you_mean(option, options)}"
     if not _config_dirs(sys.argv[1:]):
-        text += "; for an option of your own, add --config-dir=FOLDER with the folder of its YAML"
+        own = f"FOLDER/{group}/{option}.yaml"
+        text += f"; for an option of your own in {own}, add --config-dir=FOLDER"
     listed = "\n\t".join(options)
     return group, f"{text}\n\nAvailable options in '{group}':\n\t{listed}"
 

@@ -40,7 +40,7 @@ def reference_problems(kl_coef: float, reference: str | None) -> list[str]:
 def schedule_problems(
     name: str | None, warmup_steps: float | None, num_steps: float | None
 ) -> list[str]:
-    """Checks that the schedule exists and its warm-up ends within the run; None: not known yet."""
+    """Checks that the schedule exists and its warm-up ends within the run; None: unknown."""
     if name is not None and name not in SCHEDULES:
         known = ", ".join(SCHEDULES)
         return [f"objective.schedule.name: expected one of {known}, got {name!r}"]

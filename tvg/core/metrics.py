@@ -19,7 +19,7 @@ from torch import Tensor
 from tvg.core.interval import decimal_fraction
 
 _IOU_NOISE = 1e-9  # tolerance above 1, for binary rounding
-_BLOCK_NUMBERS = 1 << 20  # queries resampled together; limits memory on large benchmarks
+_BLOCK_NUMBERS = 1 << 20  # resamples x queries held at once; limits memory on large benchmarks
 _INTERVAL = (0.025, 0.975)
 
 
@@ -52,11 +52,11 @@ def grounding_metrics(
     Raises:
         ValueError: if there is no query, the lengths differ, or an IoU is not in [0, 1].
     """
-    flags = [parsed] if exact_format is None else [parsed, exact_format]
-    if not len(ious) or any(len(some) != len(ious) for some in flags):
+    flags = {"parsed": parsed} | ({} if exact_format is None else {"exact_format": exact_format})
+    if not len(ious) or any(len(some) != len(ious) for some in flags.values()):
         raise ValueError(
-            "metrics need at least one query and one parse flag for each: "
-            f"got {len(ious)} IoUs, {' and '.join(str(len(some)) for some in flags)} flags"
+            "metrics need at least one query, and as many flags as IoUs: got "
+            f"{len(ious)} IoUs, {' and '.join(f'{len(s)} {n}' for n, s in flags.items())} flags"
         )
     for index, value in enumerate(ious):
         if not 0 <= value <= 1 + _IOU_NOISE:

@@ -33,15 +33,16 @@ def unfinished_path(path: Path) -> Path:
 def whole_folder(folder: str | Path, *, replaces: bool = True) -> Iterator[Path]:
     """Yields an empty temporary folder and renames it to `folder` if the block succeeds.
 
-    If the block fails or is interrupted, the previous `folder` is kept. If the process is killed
-    between the two renames, `remove_leftovers` restores the previous folder.
+    If the block fails or is interrupted, the previous `folder` is kept. If it succeeds, the
+    previous folder is first moved aside. If the process is killed before the new folder is in
+    place, `remove_leftovers` restores the previous one.
 
     Args:
         folder: the folder to write.
         replaces: False keeps an existing folder, such as one that another process wrote meanwhile.
 
     Raises:
-        OSError: the disk is full or cannot be written; the message names `folder` and the disk.
+        OSError: the disk is full or cannot be written; the message names `folder` and a full disk.
     """
     folder = Path(folder)
     temporary = unfinished_path(folder)
@@ -75,7 +76,7 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         sync: flush to disk, so that a power cut after the return does not lose the file.
 
     Raises:
-        OSError: the disk is full or cannot be written; the message names `path` and the disk.
+        OSError: the disk is full or cannot be written; the message names `path` and a full disk.
     """
     path = Path(path)
     temporary = unfinished_path(path)

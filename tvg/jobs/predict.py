@@ -162,7 +162,7 @@ def _oddity(segment: Segment | None, duration_s: float) -> str | None:
 
 
 def _as_json(prediction: Prediction, window: Segment | None) -> dict[str, Any]:
-    """Returns the prediction as JSON, with its times in the file.
+    """Returns the prediction as a JSON object, with the segment also in seconds of the video file.
 
     `segment` and `truth` count from the start of the window. `window` and `segment_in_file` count
     from the start of the file. `oddity` describes an impossible segment.

@@ -73,7 +73,7 @@ class LoRA:
                     f"model.adapter.{key}: expected a list of {', '.join(PARTS)}, got {chosen!r}"
                 )
         if not components:
-            raise ValueError("model.adapter.components: expected at least one part, got none")
+            raise ValueError("model.adapter.components: expected at least one component, got none")
         if both := sorted(set(components) & set(full_components)):
             raise ValueError(
                 f"model.adapter.full_components: {both[0]} is in model.adapter.components, "

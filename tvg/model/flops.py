@@ -49,7 +49,7 @@ def step_flops(shape: ModelShape, work: StepWork) -> dict[str, float]:
     """Returns the operations of each stage; the step's total is their sum.
 
     The backward pass of a layer costs twice its forward pass: once for the gradient of the input,
-    once for the gradient of the weights. Frozen weights need only the former.
+    once for the gradient of the weights. Frozen weights need only the gradient of the input.
     """
     trunk = 0.0 if work.is_encoded else sum(trunk_flops(shape, grid) for grid in work.grids)
     patches = sum(t * h * w for t, h, w in work.grids)

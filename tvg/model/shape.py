@@ -22,7 +22,7 @@ class ModelShape:
     heads: int
     key_heads: int  # heads of keys and values
     head_size: int
-    words: int  # V
+    words: int  # V, tokens in the vocabulary
     vision_hidden: int
     vision_mlp: int
     vision_layers: int
@@ -32,7 +32,7 @@ class ModelShape:
     patch_values: int  # numbers per patch: channels * temporal patch * patch side squared
     vision_mlp_products: int = 3  # matrices of a vision MLP; 2 if it is not gated
     mergers: int = 1  # with deepstack: one more per deepstack layer
-    merger_hidden: int | None = None  # width of a merger's hidden layer; None: as merged patches
+    merger_hidden: int | None = None  # width of its hidden layer; None: merge * vision_hidden
 
     @property
     def queries(self) -> int:

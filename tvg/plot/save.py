@@ -35,7 +35,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
     Raises:
         ValueError: matplotlib cannot write this format.
-        OSError: the disk is full or not writable; the message names the file and the disk.
+        OSError: the disk is full or not writable; the message names the file and a full disk.
     """
     path = Path(path)
     file_format = picture_format(path)

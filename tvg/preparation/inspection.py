@@ -21,7 +21,7 @@ from tvg.preparation.frames import ClipRequest
 from tvg.types import GroundingExample
 
 VIDEO_UNREADABLE = "video unreadable"  # why a report leaves a query out
-OTHER_DURATION = "whose stated duration is not the file's"  # a defect in reports
+OTHER_DURATION = "with a stated duration that is not the file's"  # a defect in reports
 LATE_IN_FILE = "ending after the file's end"  # a defect; repaired for training
 LATE_UNSTATED = "ending after the file's end, no duration stated"  # a benchmark's defect
 BEHIND_FILE = "starting after the file's end"  # a defect; dropped for training

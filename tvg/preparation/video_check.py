@@ -80,7 +80,7 @@ def look_at_videos(
         num_workers: decoding processes; 0 decodes in this process.
         timeout_s: time limit per video; None: no limit.
         check_only: do not fill the cache.
-        load_model: returns the model whose features are cached, on the device that computes.
+        load_model: returns the model whose features are cached, on the device that computes them.
 
     Raises:
         ValueError: the disk cannot hold the cache, or its folder cannot be used.

@@ -34,7 +34,7 @@ class GroundingTask:
         think: completions are expected to reason inside `<think>` first.
         lowercase: lower-case the query (as in the training of the Time-R1 release).
         strip_period: drop the query's final full stop.
-        query_blanks: "strip" removes whitespace around the query. "before_period" also does, but
+        query_blanks: "strip" removes whitespace around the query. "before_period" does so, too, but
             keeps whitespace before a dropped full stop, as in Time-R1's training. "keep" keeps all
             whitespace, as in Time-R1's evaluation.
         rate_any_numbers: rate an answer without a range by the first two numbers of its text, as

@@ -36,9 +36,10 @@ class ResendingClient:
     """Wraps an MlflowClient; writes to the run that fail are kept and sent again.
 
     Failed writes are kept in `file`, one JSON object per line, and sent in order before the next
-    write. The pause between attempts grows from 5 s to 60 s. Waiting writes are also sent at the
-    end of the run and when the run is resumed. Each write keeps the time and step at which it was
-    logged. The stores keep one value per time and step, so a write that is sent twice appears once.
+    write. The pause between attempts grows from 5 s to 60 s, and is at least ten times as long as
+    the failed attempt. Waiting writes are also sent at the end of the run and when the run is
+    resumed. Each write keeps the time and step at which it was logged. The stores keep one row per
+    metric, time, step and value, so a write that is sent twice appears once.
 
     Args:
         client: the MlflowClient.
@@ -194,7 +195,7 @@ class ResendingClient:
             except Exception as error:  # any library may raise here
                 problem = f"{error}".strip().split("\n")[0] or type(error).__name__
                 if _is_refused(error, write):
-                    rank_zero_warn(f"MLflow refuses to log {write.call}: {problem}")
+                    rank_zero_warn(f"MLflow refuses the call {write.call}: {problem}")
                     return True
         now_s = time.monotonic()
         pause_s = max(self._pause_s, (now_s - begin_s) / _LARGEST_SHARE)

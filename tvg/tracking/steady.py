@@ -34,7 +34,7 @@ def reported_only(target: str | Path) -> Iterator[None]:
         with disk_errors(target):
             yield
     except OSError as error:
-        rank_zero_warn(f"{error.filename}: {error.strerror}; the run continues without it")
+        rank_zero_warn(f"{error.filename}: {error.strerror}; the run continues without this file")
 
 
 def steady(loggers: Sequence[Logger]) -> list[Logger]:

@@ -27,7 +27,7 @@ from tvg.types import GroundingExample
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PromptDataModule(ExamplesDataModule):
-    """Batches of prompts from annotated videos; one training batch is one optimizer step.
+    """Batches of prompts from annotated videos; a training batch is usually one step.
 
     The fields of this class and of `ExamplesDataModule` are the keys of `conf/data/*.yaml`.
 

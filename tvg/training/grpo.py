@@ -65,7 +65,7 @@ class GRPOModule(PolicyModule):
         loss: the objective.
         group_size: completions per prompt.
         advantage: computes advantages [N] from the rewards [N] of all ranks and `group_size`.
-        num_updates: optimizer steps per rollout. In the first one, with old_logprobs="policy", the
+        num_updates: optimizer steps per rollout. In the first step, with old_logprobs="policy", the
             importance ratio is exactly 1.
         old_logprobs: denominator of the importance ratio. "policy": log-probabilities by the
             policy as it was at sampling (one more forward pass if there are several updates, or if

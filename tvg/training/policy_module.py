@@ -43,7 +43,7 @@ T = TypeVar("T")
 class PolicyModule(TrainedStateModule):
     """Trains a policy and validates it.
 
-    Each batch is one optimizer step on this rank. It is split into micro-batches of
+    A batch is usually one optimizer step on this rank. It is split into micro-batches of
     `micro_batch_size` prompts, and every loss is divided by the denominator of the entire step.
     The split therefore changes memory use but not the gradient. This requires manual optimisation.
 
@@ -60,7 +60,7 @@ class PolicyModule(TrainedStateModule):
             or gradient. These steps leave weights and optimizer state unchanged.
         component_lr: separate learning rates for "vision", "merger", "language" and "adapter";
             None: the optimizer's rate.
-        seed: every random draw is a function of this seed, the step and the rank.
+        seed: seed of all random draws, which also depend on the step and the rank.
 
     Raises:
         ValueError: micro_batch_size < 1, or a learning rate for a part that is missing or frozen.

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 def merges_with_prefill(tokenizer: Any, prefill: str, completion: str) -> bool:
     """Returns whether the end of the prefill and the start of a completion merge into one token.
 
-    Prompts and completions are tokenised separately, so the policy would have to continue a token
-    sequence that the tokenizer itself never produces.
+    If they merge, the policy has to continue a token sequence that the tokenizer never produces,
+    because prompts and completions are tokenised separately.
     """
     apart = [
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prefill, completion)

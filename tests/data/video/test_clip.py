@@ -1,4 +1,4 @@
-"""Clips equal those of qwen-vl-utils 0.0.14: frame times, sampled rate, size and every pixel."""
+"""Tests that clips equal those of qwen-vl-utils 0.0.14: frame times, rate, size and all pixels."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_errors_for_bad_files_name_the_path(
     [
         (Segment(2.41, 2.5), "holds no frame"),
         (Segment(2.0, 1.0), "start < end"),
-        (Segment(50.0, 60.0), "fits this file of 2.40 s in neither way"),
+        (Segment(50.0, 60.0), "does not fit this file of 2.40 s"),
     ],
 )
 def test_errors_for_bad_windows_name_the_file(
@@ -380,7 +380,7 @@ def test_frame_count_and_size_by_hand() -> None:
     )
     # Frames 25 to 75 are 51 frames: 2.04 s at 2 FPS, an even number of at least 4.
     assert clip_loader.frame_count_and_size(info, Segment(1.0, 3.0)) == (4, 364, 644)
-    with pytest.raises(ValueError, match="neither way"):
+    with pytest.raises(ValueError, match="does not fit this file"):
         clip_loader.frame_count_and_size(info, Segment(30.0, 35.0))
 
 

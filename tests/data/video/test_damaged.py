@@ -1,4 +1,4 @@
-"""Damaged frames, which FFmpeg repairs without an error, make a clip unreadable."""
+"""Tests that damaged frames, which FFmpeg repairs without an error, make a clip unreadable."""
 
 from __future__ import annotations
 

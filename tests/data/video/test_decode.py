@@ -1,4 +1,4 @@
-"""Both backends decode the same, exact frames; bad files and hung decoders raise clear errors."""
+"""Tests that both decoders return the same exact frames, and of errors for bad or hung files."""
 
 from __future__ import annotations
 

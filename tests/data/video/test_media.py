@@ -1,4 +1,4 @@
-"""Opens video files safely: names are not URLs, playlists are not followed, sizes are limited."""
+"""Tests of safe opening: file names are not URLs, playlists are not followed, sizes are limited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frame sampling and resizing equal qwen-vl-utils 0.0.14 for all input that it accepts."""
+"""Tests that frame sampling and resizing equal qwen-vl-utils 0.0.14 for all input it accepts."""
 
 from __future__ import annotations
 
@@ -246,11 +246,11 @@ def test_a_window_is_cut_unless_the_file_is_already_cut(
         (
             Segment(39.0, 84.7),
             82.0,
-            r"39 to 84\.7 s .* 82\.00 s .* 2\.70 s .* 45\.70 s .* 2\.2[89] s",
+            r"39 to 84\.7 s .* 82\.00 s: .* 2\.70 s .* 45\.70 s .* 2\.2[89] s",
         ),
-        (Segment(39.0, 84.7), 48.1, "neither way"),  # 36.6 / 2.4, of 2.285
-        (Segment(100.0, 110.0), 30.0, "neither way"),
-        (Segment(100.0, 400.0), 316.0, "neither way"),  # 84 / 16, of 15
+        (Segment(39.0, 84.7), 48.1, "does not fit this file"),  # 36.6 / 2.4, of 2.285
+        (Segment(100.0, 110.0), 30.0, "does not fit this file"),
+        (Segment(100.0, 400.0), 316.0, "does not fit this file"),  # 84 / 16, of 15
         (Segment(5.0, 5.0), 30.0, "start < end"),
         (Segment(9.0, 5.0), 30.0, "start < end"),
         (Segment(math.nan, 5.0), 30.0, "start < end"),

@@ -1,4 +1,4 @@
-"""Frame times are read from the file and match the time painted into the frames."""
+"""Tests that frame times read from a file match the times painted into its frames."""
 
 from __future__ import annotations
 

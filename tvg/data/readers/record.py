@@ -1,4 +1,4 @@
-"""Defines the records of reading annotation files: queries, examples and reports."""
+"""Defines what reading an annotation file returns: queries, examples and a report."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ LATE_ENDS_S = (0.0, 1e-6, 0.5, 1.0)  # thresholds for segment ends after the vid
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Query:
-    """One query as in the file; times are in seconds from the window's start."""
+    """One query as in the file; times, except those of `window`, count from the window's start."""
 
     qid: str
     video: str
     sentence: str  # stripped
     segment: Segment
-    duration_s: float | None  # as stated, of the window if there is one; 0 is not None
-    window: Segment | None = None
-    difficulty: float | None = None
-    prediction: Segment | None = None
-    hint: Segment | None = None
+    duration_s: float | None  # of the window, if there is one; a stated 0 is kept; None: not stated
+    window: Segment | None = None  # part of the file to show, in seconds of the file
+    difficulty: float | None = None  # 100 * IoU of a model's earlier prediction
+    prediction: Segment | None = None  # that prediction
+    hint: Segment | None = None  # coarse label for supervised training; None: use `segment`
     extra: Mapping[str, str | float] = field(default_factory=dict)
     num_spans: int = 1  # number of segments; `segment` is the first
     raw_sentence: str | None = None  # with the file's outer whitespace; None: not kept

@@ -119,15 +119,15 @@ def resolve_window(window: Segment | None, file_duration_s: float) -> Segment | 
     if difference_s <= slack_s:
         return None
     raise ValueError(
-        f"the clip window {window.start_s:g} to {window.end_s:g} s fits this file of "
-        f"{file_duration_s:.2f} s in neither way: as a part of it, it would end {beyond_s:.2f} s "
-        f"after the file's end; as the file itself (already cut), it would be "
-        f"{window.length_s:.2f} s long; up to {slack_s:.2f} s of difference is accepted"
+        f"the clip window {window.start_s:g} to {window.end_s:g} s does not fit this file "
+        f"of {file_duration_s:.2f} s: as a part of the file, the window would end {beyond_s:.2f} s "
+        "after the file's end; if the file is already cut to the window, it should be "
+        f"{window.length_s:.2f} s long (accepted difference: {slack_s:.2f} s)"
     )
 
 
 def literal_window(window: Segment, file_duration_s: float) -> Segment:
-    """Returns a window that a user states for this file; an end up to 1 s late is cut.
+    """Returns a window that a user states for this file; it may end up to 1 s after the file.
 
     Use `resolve_window` for annotations: it assumes that a file as long as the window is already
     cut.

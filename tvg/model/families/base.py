@@ -66,7 +66,7 @@ class Family(ABC):
         """Checks that a processor belongs to this family.
 
         Raises:
-            ValueError: it does not; the message names the class found and the classes expected.
+            ValueError: it belongs to another family; the message names found and expected classes.
         """
         found = type(processor).__name__
         if found not in self.processor_classes:

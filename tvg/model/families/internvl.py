@@ -206,7 +206,7 @@ def _images(patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 
 def _in_groups(states: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """Reorders states of images, [T, h * w, C], from reading order to token after token."""
+    """Reorders patch states [T, h * w, C] so that the MERGE x MERGE patches of a token adjoin."""
     time, height, width = grid
     shape = (time, height // MERGE, MERGE, width // MERGE, MERGE, -1)
     return states.reshape(shape).transpose(2, 3).flatten(0, 4)
