@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 
 import pytest
+
+import tvg.jobs.train
+from tvg.jobs.train import train
 
 TASK = '''
 """Asks in which half of the clip an event begins."""
@@ -42,11 +46,12 @@ class HalvesTask:
     def typical_target(self):
         return "<answer>first</answer>"
 
-    def parse(self, text):
-        return parse_answer(text)
+    def parse(self, text):  # the prefix shows that nothing else parses the completions
+        answer = parse_answer(text)
+        return replace(answer, answer=f"half: {answer.answer}")
 
     def is_parsed(self, answer):
-        return answer.answer in ("first", "second")
+        return answer.answer in ("half: first", "half: second")
 
     def has_exact_format(self, text):
         return text in ("<answer>first</answer>", "<answer>second</answer>")
@@ -59,7 +64,7 @@ class HalvesTask:
             query=example.query,
             answer=answer.answer,
             expected=expected,
-            score=None if expected is None else float(answer.answer == expected),
+            score=None if expected is None else float(answer.answer == f"half: {expected}"),
             text=text,
             duration_s=duration_s,
             is_parsed=self.is_parsed(answer),
@@ -108,7 +113,15 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("my_task", None)
 
 
-def test_own_task_trains_and_is_evaluated(command, world, own, tiny_checkpoint, tmp_path):
+@pytest.fixture
+def results(monkeypatch) -> list[float | None]:
+    """Collects what the trainings of a test return, as an optimising sweeper does."""
+    found = []
+    monkeypatch.setattr(tvg.jobs.train, "train", lambda cfg: found.append(train(cfg)))
+    return found
+
+
+def test_own_task_trains_and_is_evaluated(command, world, own, results, tiny_checkpoint, tmp_path):
     def run(name, *words):
         folder = tmp_path / name.replace("train", words[0].partition("=")[2])
         done = command(name, *own, *world, *words, f"run_dir={folder}")
@@ -130,9 +143,11 @@ def test_own_task_trains_and_is_evaluated(command, world, own, tiny_checkpoint, 
     rows = [json.loads(line) for line in (reinforced / "rollouts.jsonl").read_text().splitlines()]
     assert len(rows) == 4
     assert {row["truth"] for row in rows} <= {"first", "second"}
-    for folder in (taught, reinforced):
-        header = (folder / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0]
-        assert "val/accuracy" in header.split(",")
+    assert all(row["answer"].startswith("half: ") for row in rows)
+    for folder, result in zip((taught, reinforced), results, strict=True):
+        with (folder / "csv" / "version_0" / "metrics.csv").open() as file:
+            logged = [row["val/accuracy"] for row in csv.DictReader(file)]
+        assert result == float([value for value in logged if value][-1])
     scored = run(
         "evaluate",
         "prompt=halves",
