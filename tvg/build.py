@@ -21,7 +21,7 @@ from tvg.rollout.engine import RolloutEngine
 from tvg.task.protocol import Task
 from tvg.tracking.run_status import ending_runs
 from tvg.tracking.steady import steady
-from tvg.training.checkpoint import AtomicCheckpointIO
+from tvg.training.checkpoint_saving import checkpoint_io
 from tvg.training.datamodule_base import PromptDataModule
 
 
@@ -131,6 +131,6 @@ def build_trainer(
             strategy=build(cfg.strategy),
             logger=loggers,
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[checkpoint_io(callbacks)],
         )
     return trainer

@@ -87,7 +87,9 @@ def test_training_on_a_full_disk_resumes_with_equal_weights(
             tvg.jobs.train, "rehearse_export", lambda *_, **__: disk.fill(but_bytes=300_000)
         )
         error = command(*words, f"run_dir={run}").error
-    assert error.startswith(f"{run}/checkpoints/last.ckpt: No space left on device: the disk of ")
+    assert error.startswith(
+        f"{run}/checkpoints/step_00000003.ckpt: No space left on device: the disk of "
+    )
     assert f"(mounted at {disk.path}) has 0.2 MiB left" in error
     assert leftovers(run) == []
     assert not (run / "checkpoints" / "last.ckpt").exists()

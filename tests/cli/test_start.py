@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-COMMANDS = ("train", "evaluate", "predict", "prepare")
+COMMANDS = ("train", "evaluate", "predict", "prepare", "export")
 HEAVY = ("torch", "torchvision", "transformers", "lightning", "mlflow", "matplotlib", "av")
 
 RUN = """
@@ -61,6 +61,11 @@ CASES = {
         "--help": (0, ""),
         "data.on_missing=no": (2, "data.on_missing: expected error or skip"),
         "prepare.num_worker=2": (2, "did you mean 'prepare.num_workers'?"),
+    },
+    "export": {
+        "--help": (0, ""),
+        "": (2, "run_dir: a value is needed"),
+        "run_dir=x chekpoint=3": (2, "did you mean 'checkpoint'?"),
     },
 }
 

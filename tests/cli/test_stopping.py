@@ -164,14 +164,15 @@ def test_signal_saves_the_current_step(train, tmp_path):
     stopped = tmp_path / "stopped"
     # Without the signal, only the end of the run would be saved.
     rarely = "callbacks.checkpoint.every_n_train_steps=100"
-    for step, code, words in (
-        (0, 143, at("on_fit_start", 1, 15)),
-        (1, 143, at("on_train_batch_start", 1, 15)),
-        (3, 130, at("on_validation_batch_start", 2, 2)),
+    for step, code, number, hook, call in (
+        (0, 143, signal.SIGTERM, "on_fit_start", 1),
+        (1, 0, signal.SIGTERM, "on_train_batch_start", 1),
+        (2, 0, signal.SIGUSR1, "on_train_batch_start", 1),
+        (3, 130, signal.SIGINT, "on_validation_batch_start", 2),
     ):
-        done = train("stopped", "resume=auto", rarely, *words)
+        done = train("stopped", "resume=auto", rarely, *at(hook, call, int(number)))
         assert done.code == code, done.err
-        name = "SIGTERM" if code == 143 else "SIGINT"
+        name = number.name
         assert f"tvg-train: stopped by {name}" in done.lines
         assert "Traceback" not in done.err
         if step == 0:
@@ -189,6 +190,51 @@ def test_signal_saves_the_current_step(train, tmp_path):
         assert not (stopped / "export").exists()
     assert train("stopped", "resume=true").code == 0
     assert_ended_alike(tmp_path / "whole", stopped)
+
+
+@pytest.mark.slow
+def test_run_stops_before_its_deadline_and_saves(train, tmp_path):
+    assert train("whole").code == 0
+    done = train("stopped", "train.deadline=00:01:00:00", "train.deadline_margin_s=3600")
+    assert done.code == 0, done.err
+    assert "tvg-train: stopped by its deadline (train.deadline)" in done.lines
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 1
+    assert not (tmp_path / "stopped" / "export").exists()
+    assert train("stopped", "resume=true").code == 0
+    assert_ended_alike(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asynchronous", ["false", "true"])
+def test_run_with_a_truncated_newest_checkpoint_ends_alike(train, tmp_path, asynchronous):
+    words = [
+        "callbacks=[checkpoint,rollout_table,reward_health]",
+        "callbacks.checkpoint.keep_best=val/parse_rate",
+        f"callbacks.checkpoint.asynchronous={asynchronous}",
+        "callbacks.rollout_table.every_n_steps=1",
+        "trainer.val_check_interval=1",
+    ]
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    assert train("whole", *words).code == 0
+    assert train("damaged", *words).code == 0
+    newest = damaged / "checkpoints" / "step_00000003.ckpt"
+    newest.write_bytes(newest.read_bytes()[:100_000])
+    done = train("damaged", *words, "resume=auto")
+    assert done.code == 0, done.err
+    text = done.out + done.err
+    assert f"resume: {newest}: is truncated or damaged" in text
+    assert f"resuming from {damaged}/checkpoints/step_00000002.ckpt (step 2)" in text
+    assert_ended_alike(whole, damaged)
+    for name in ("rollouts.jsonl", "reward_health.txt"):
+        assert (whole / name).exists() == (damaged / name).exists()
+        if (whole / name).exists():
+            assert (whole / name).read_text() == (damaged / name).read_text()
+    kept = [sorted(p.name for p in (run / "checkpoints").iterdir()) for run in (whole, damaged)]
+    assert kept[0] == kept[1]
+    assert "best.ckpt" in kept[0]
+    links = [(run / "checkpoints" / "best.ckpt").readlink() for run in (whole, damaged)]
+    assert links[0] == links[1]
 
 
 def test_stopped_evaluation_resumes_after_finished_batches(

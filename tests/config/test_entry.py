@@ -108,7 +108,9 @@ def test_full_error_shows_traceback_of_job(run):
     assert "Traceback" in done.stderr
 
 
-@pytest.mark.parametrize(("number", "code", "name"), [(15, 143, "SIGTERM"), (2, 130, "SIGINT")])
+@pytest.mark.parametrize(
+    ("number", "code", "name"), [(15, 143, "SIGTERM"), (10, 138, "SIGUSR1"), (2, 130, "SIGINT")]
+)
 @pytest.mark.parametrize("full_error", ["0", "1"])
 def test_signal_ends_command_with_its_exit_code(run, number, code, name, full_error):
     body = f"import os; os.kill(os.getpid(), {number})"

@@ -38,6 +38,7 @@ PUBLIC = {  # library -> the modules that its documentation offers
         "lightning.pytorch.plugins.io",
         "lightning.pytorch.strategies",
         "lightning.pytorch.utilities",
+        "lightning.pytorch.utilities.deepspeed",  # the documented converter of checkpoints
         "lightning.pytorch.utilities.types",
     },
     "mlflow": {"mlflow", "mlflow.entities", "mlflow.exceptions"},

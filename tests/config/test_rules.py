@@ -252,6 +252,11 @@ CASES = {
         "prepare.timeout_s: expected seconds above 0 (null: no limit), got 0",
         {"prepare": {"timeout_s": 0.5}},
     ),
+    "deadline as a number": (
+        {"train": {"deadline": 3600, "deadline_margin_s": 60}},
+        "train.deadline: expected null, auto, or a time from the start of the command",
+        {"train": {"deadline": "00:01:00:00", "deadline_margin_s": 60}},
+    ),
     "time as a word": (
         {"prepare": {"timeout_s": "soon"}},
         "prepare.timeout_s: expected seconds above 0 (null: no limit), got 'soon'",

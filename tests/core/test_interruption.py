@@ -1,4 +1,4 @@
-"""Tests that SIGINT and SIGTERM raise an exception immediately, or after the current step."""
+"""Tests that stop signals raise an exception immediately, or after the current step."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 
 from tvg.core import interruption
+from tvg.core.deadline import Deadline
 from tvg.core.interruption import Interrupted, advising, handled, hold, pending, release
 
 
@@ -14,7 +15,9 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
+)
 def test_signal_raises_immediately(number, code):
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as caught, handled():
@@ -32,6 +35,43 @@ def test_held_signal_raises_at_release(capfd):
         assert "SIGTERM: stopping after this step" in capfd.readouterr().err
         with pytest.raises(Interrupted):
             release()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGUSR1, 0)]
+)
+def test_exit_code_is_zero_if_a_scheduler_stops_a_saved_job(number, code):
+    with handled():
+        hold()
+        send(number)
+        with pytest.raises(Interrupted) as caught:
+            release(is_saved=True)
+    assert caught.value.exit_code == code
+
+
+def test_near_deadline_requests_a_stop():
+    clock = [0.0]
+    deadline = Deadline(100.0, margin_s=10.0, clock=lambda: clock[0])
+    with handled():
+        hold()
+        interruption.set_deadline(deadline)
+        for clock[0] in (0.0, 20.0, 30.0):  # 30 + 20 for the longest step + 10 < 100
+            interruption.check_deadline()
+            assert pending() is None
+        clock[0] = 71.0
+        interruption.check_deadline()
+        assert pending() == signal.SIGUSR1
+        with pytest.raises(Interrupted, match=r"its deadline \(train\.deadline\)") as caught:
+            release(is_saved=True)
+        assert caught.value.exit_code == 0
+
+
+def test_deadline_ends_with_its_job():
+    with handled():
+        with interruption.holds_end_inside():
+            interruption.set_deadline(Deadline(0.0, margin_s=0.0))
+        interruption.check_deadline()
+        assert pending() is None
 
 
 def test_second_signal_raises_immediately():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tvg.training.checkpoint import LAST, AtomicCheckpointIO, resume_path
+from tvg.training.checkpoint import AtomicCheckpointIO, resume_path
+from tvg.training.checkpoint_folder import LAST, checkpoint_name
 
 
 def files(folder):
@@ -78,6 +79,54 @@ def test_broken_checkpoint_is_refused_before_the_run_starts(run_dir, resume):
     chosen = str(run_dir / resume) if isinstance(resume, str) and "/" in resume else resume
     with pytest.raises(ValueError, match=rf"^resume: {last}: does not match its checksum"):
         resume_path(chosen, run_dir)
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A run folder with the checkpoints of steps 5, 10 and 20."""
+    folder = tmp_path / "run" / "checkpoints"
+    for step in (10, 20, 5):
+        AtomicCheckpointIO().save_checkpoint({"step": step}, folder / checkpoint_name(step))
+    return folder
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+def test_newest_checkpoint_is_resumed_and_named(three, resume, caplog):
+    caplog.set_level("INFO")
+    newest = three / "step_00000020.ckpt"
+    assert resume_path(resume, three.parent) == newest
+    assert caplog.messages == [f"resuming from {newest} (step 20)"]
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+@pytest.mark.parametrize("how", ["truncated", "altered", "empty"])
+def test_damaged_newest_checkpoint_is_reported_and_the_previous_used(three, resume, how, caplog):
+    caplog.set_level("INFO")
+    newest, previous = three / "step_00000020.ckpt", three / "step_00000010.ckpt"
+    content = newest.read_bytes()
+    if how == "altered":
+        damage(newest)
+    else:
+        newest.write_bytes(content[: len(content) // 2] if how == "truncated" else b"")
+    assert resume_path(resume, three.parent) == previous
+    warning, chosen = caplog.messages
+    assert warning.startswith(f"resume: {newest}: ")
+    assert warning.endswith("; it is not used")
+    assert chosen == f"resuming from {previous} (step 10)"
+
+
+def test_all_checkpoints_damaged_is_an_error(three):
+    for path in three.iterdir():
+        damage(path)
+    newest = three / "step_00000020.ckpt"
+    with pytest.raises(ValueError, match=rf"^resume: {newest}: does not match its checksum"):
+        resume_path("auto", three.parent)
 
 
 @pytest.mark.parametrize("resume", [True, "auto"])

@@ -15,8 +15,9 @@ import pytest
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from tvg.training.checkpoint import LAST, AtomicCheckpointIO
+from tvg.training.checkpoint import AtomicCheckpointIO
 from tvg.training.checkpoint_file import ChecksumWriter
+from tvg.training.checkpoint_folder import LAST
 
 WHOLE = {
     "state_dict": {"weight": torch.arange(200.0), "bias": torch.ones(3)},

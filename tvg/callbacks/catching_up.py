@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from tvg.core.text_files import write_json
 from tvg.tracking.steady import reported_only
+from tvg.training.checkpoint_saving import note_validation
 from tvg.training.lightning_internals import (
     forget_half_validation,
     num_stepped_batches,
@@ -151,7 +152,11 @@ class CatchingUp(Callback):
             logger.save()
         is_due = missed["is_validating"] or validation_is_due(trainer)
         is_missed = is_due and not self.record.is_of(trainer, pl_module)
-        return bool(trainer.strategy.broadcast(is_missed))
+        if trainer.strategy.broadcast(is_missed):
+            return True
+        if is_due:  # the checkpoint was saved before this validation
+            note_validation(trainer, self.record.metrics())
+        return False
 
 
 def _place(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

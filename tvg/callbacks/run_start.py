@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tvg.training.schedule import set_rates
 
 KEY = "run_identity"  # in a checkpoint
+NOTES = "export_notes"  # in a checkpoint: the text files of an export, name -> content
 log = logging.getLogger(__name__)
 
 
@@ -26,6 +27,7 @@ class RunStart(Callback):
             cannot continue from it.
         begin: called when training begins, on every rank.
         checkpoint: the checkpoint to resume; None for a new run.
+        notes: text files for an export, name -> content, which checkpoints contain for tvg-export.
     """
 
     def __init__(
@@ -35,17 +37,20 @@ class RunStart(Callback):
         compare: Callable[[Mapping[str, Any]], None],
         begin: Callable[[], None],
         checkpoint: Path | None,
+        notes: Mapping[str, str],
     ) -> None:
         super().__init__()
         self.decides = dict(decides)
         self.compare = compare
         self.begin = begin
         self.checkpoint = checkpoint
+        self.notes = dict(notes)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[KEY] = self.decides
+        checkpoint[NOTES] = self.notes
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

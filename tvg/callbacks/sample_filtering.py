@@ -20,7 +20,8 @@ from lightning.pytorch.callbacks import Callback
 from tvg.data.selection import NothingSelectedError
 from tvg.report.filtering_rounds import RoundRecord, print_rounds
 from tvg.tracking.sinks import log_file
-from tvg.training.checkpoint import CHECKPOINTS, LAST
+from tvg.training.checkpoint_folder import CHECKPOINTS
+from tvg.training.checkpoint_saving import save_newest
 from tvg.training.datamodule_base import PromptDataModule
 from tvg.training.evaluation import with_difficulty
 from tvg.training.lightning_internals import (
@@ -138,7 +139,7 @@ class SampleFiltering(Callback):
     ) -> None:
         assert isinstance(pl_module, PolicyModule)
         if save:  # a run that is killed during the round resumes from this checkpoint
-            trainer.save_checkpoint(self.run_dir / CHECKPOINTS / LAST)
+            save_newest(trainer, self.run_dir / CHECKPOINTS)
         data = _data(trainer)
         number = data.training.epochs_done
         rescoring = Rescoring(

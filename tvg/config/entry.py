@@ -78,8 +78,8 @@ def entry_point(
     cannot be read or written. Any other error is a bug and keeps its traceback.
     `HYDRA_FULL_ERROR=1` shows every traceback.
 
-    SIGINT and SIGTERM stop the command at any time. The exit code is then 130 or 143, and the
-    command prints the advice of `Interrupted`.
+    SIGINT, SIGTERM and SIGUSR1 stop the command at any time. It then prints the advice of
+    `Interrupted` and exits with its code: 130, 143 or 138, or 0 if a training saved its last step.
 
     Args:
         config_name: the command's main config, e.g. "train".

@@ -1,4 +1,4 @@
-"""Turns SIGINT and SIGTERM into an exception, raised immediately or after the current step."""
+"""Turns stop signals into an exception, raised immediately or after the current step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from tvg.core.deadline import Deadline
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # schedulers warn jobs by SIGUSR1
+_OF_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
@@ -22,18 +25,25 @@ class Interrupted(BaseException):
         signum: the signal.
         advice: lines that tell the user which results were saved and how to continue.
         is_agreed: True if all ranks of the job stop at the same step.
+        is_saved: True if a later command can continue without losing a completed step.
     """
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
+    def __init__(self, signum: int, cause: str | None = None) -> None:
+        super().__init__(cause or signal.Signals(signum).name)
         self.signum = signum
         self.advice: list[str] = []
         self.is_agreed = False
+        self.is_saved = False
 
     @property
     def exit_code(self) -> int:
-        """The exit code that a shell reports for a process ended by this signal: 130 or 143."""
-        return 128 + self.signum
+        """The command's exit code.
+
+        It is 0 if a scheduler stopped the command and everything is saved. Otherwise, it is the
+        code that a shell reports for a process ended by the signal: 130, 138 or 143.
+        """
+        is_done = self.is_saved and self.signum in _OF_SCHEDULERS
+        return 0 if is_done else 128 + self.signum
 
 
 @dataclass
@@ -45,6 +55,8 @@ class _State:
     is_raised: bool = False
     num_received: int = 0
     signum: int | None = None
+    cause: str | None = None  # what requested the stop, if it was no signal
+    deadline: Deadline | None = None
 
 
 _state = _State()
@@ -52,7 +64,7 @@ _state = _State()
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into `Interrupted` while a command runs.
+    """Turns SIGINT, SIGTERM and SIGUSR1 into `Interrupted` while a command runs.
 
     - The first signal raises immediately. While signals are held, it only sets `pending`.
     - The second signal raises immediately, unless `Interrupted` was raised before.
@@ -86,23 +98,30 @@ def hold() -> None:
         _install()
 
 
-def release() -> None:
+def release(*, is_saved: bool = False) -> None:
     """Ends `hold`.
+
+    Args:
+        is_saved: as for `Interrupted`.
 
     Raises:
         Interrupted: a signal was received while signals were held.
     """
     _state.is_held = False
-    check()
+    check(is_saved=is_saved)
 
 
 @contextmanager
 def holds_end_inside() -> Iterator[None]:
-    """Ends any `hold` on exit, even after an error, so that it never affects a sweep's next job."""
+    """Ends any `hold` on exit, even after an error, so that it never affects a sweep's next job.
+
+    The deadline ends, too.
+    """
     try:
         yield
     finally:
         _state.is_held = False
+        _state.deadline = None
 
 
 def pending() -> int | None:
@@ -116,19 +135,32 @@ def ask(signum: int) -> None:
         _state.signum = signum
 
 
-def check(*, is_agreed: bool = False) -> None:
+def set_deadline(deadline: Deadline | None) -> None:
+    """Sets the time before which `check_deadline` requests a stop."""
+    _state.deadline = deadline
+
+
+def check_deadline() -> None:
+    """Requests a stop, as SIGUSR1 does, if the deadline is near; call it between steps."""
+    if _state.deadline is not None and _state.signum is None and _state.deadline.is_near():
+        _state.cause = "its deadline (train.deadline)"
+        ask(signal.SIGUSR1)
+
+
+def check(*, is_agreed: bool = False, is_saved: bool = False) -> None:
     """Raises `Interrupted` if a signal is pending.
 
     Args:
         is_agreed: True if all ranks were informed of the signal and stop too.
+        is_saved: as for `Interrupted`.
 
     Raises:
         Interrupted: a signal is pending.
     """
     if _state.signum is not None:
         _state.is_raised = True
-        stop = Interrupted(_state.signum)
-        stop.is_agreed = is_agreed
+        stop = Interrupted(_state.signum, _state.cause)
+        stop.is_agreed, stop.is_saved = is_agreed, is_saved
         raise stop
 
 

@@ -88,7 +88,7 @@ def main() -> None:
     memory_mib, limit_s = int(sys.argv[1]), float(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (memory_mib * 2**20, memory_mib * 2**20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent ends this process
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent ends this process
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for line in sys.stdin:

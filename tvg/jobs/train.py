@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -19,18 +22,16 @@ from tvg.config.record_file import RECORD_FILE
 from tvg.config.resume_rules import refuse_changes
 from tvg.config.run_folder import RunFolder, check_resumed, claimed
 from tvg.core import interruption
+from tvg.core.deadline import Deadline, make_deadline
 from tvg.core.interruption import Interrupted
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.model.exporting import export_checkpoint, rehearse_export
 from tvg.recorded import record_text
 from tvg.tracking.mlflow_guard import state_kept
 from tvg.tracking.run_status import ending_runs
-from tvg.training.checkpoint import (
-    CHECKPOINTS,
-    LAST,
-    resume_path,
-    save_last,
-)
+from tvg.training.checkpoint import resume_path
+from tvg.training.checkpoint_folder import CHECKPOINTS, checkpoints_of
+from tvg.training.checkpoint_saving import save_last
 from tvg.training.quiet_logs import quiet_libraries
 from tvg.training.stopping import StoppableModule, resume_advice
 
@@ -46,7 +47,8 @@ def train(cfg: DictConfig) -> float | None:
         The task's main metric in the last validation, such as val/miou; None without validation.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, after the step in progress was finished and saved.
+        Interrupted: on a stop signal or before `train.deadline`, after the step in progress was
+            finished and saved.
     """
     quiet_libraries()
     try:
@@ -57,6 +59,8 @@ def train(cfg: DictConfig) -> float | None:
         ):
             return _train(cfg, folder)
     except Interrupted as stop:
+        if stop.is_agreed and checkpoints_of(Path(cfg.run_dir) / CHECKPOINTS):
+            stop.is_saved = True  # all ranks stopped between steps, after a save
         if stop.is_agreed and not is_first_rank():
             # If a rank exits with a nonzero code, Lightning kills all ranks that it has started.
             # The first rank could then not finish its report.
@@ -67,13 +71,14 @@ def train(cfg: DictConfig) -> float | None:
 
 def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
     run_dir = folder.path
+    interruption.set_deadline(_deadline(cfg))
     gpu_check(cfg)
     ckpt_path = resume_path(cfg.resume, run_dir)
-    start = run_start(folder, ckpt_path)
-    remove_leftovers_of_run(run_dir)
-    seed_everything(cfg.seed, workers=True, verbose=False)
     # Read now, because the checkpoint that contains the record may be moved later.
     notes = {RECORD_FILE: record_text(cfg)}
+    start = run_start(folder, ckpt_path, notes)
+    remove_leftovers_of_run(run_dir)
+    seed_everything(cfg.seed, workers=True, verbose=False)
     parts = build_components(cfg, split="train")
     module = build_module(cfg, parts)
     validations = ValidationRecord(run_dir=run_dir)
@@ -88,8 +93,8 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
             interruption.check(is_agreed=True)
         catching_up.finish(trainer, module, parts.data)
         if trainer.checkpoint_callback is not None:  # saves the last step at any saving interval
-            save_last(trainer, run_dir / CHECKPOINTS / LAST)
-        interruption.release()
+            save_last(trainer, run_dir / CHECKPOINTS)
+        interruption.release(is_saved=trainer.checkpoint_callback is not None)
         if trainer.is_global_zero:
             export = export_checkpoint(
                 parts.policy,
@@ -103,7 +108,17 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
     return None if value is None else float(value)
 
 
-def run_start(folder: RunFolder, checkpoint: Path | None) -> RunStart:
+def _deadline(cfg: DictConfig) -> Deadline | None:
+    found = make_deadline(
+        cfg.train.deadline, margin_s=cfg.train.deadline_margin_s, environment=os.environ
+    )
+    if found is not None:
+        end = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.end_s))
+        log.info("training will be saved and stopped before %s (train.deadline)", end)
+    return found
+
+
+def run_start(folder: RunFolder, checkpoint: Path | None, notes: Mapping[str, str]) -> RunStart:
     """Returns the callback that begins a run; if possible, already checks the checkpoint to resume.
 
     Raises:
@@ -116,6 +131,7 @@ def run_start(folder: RunFolder, checkpoint: Path | None) -> RunStart:
         compare=partial(refuse_changes, now=folder.identity, where=str(checkpoint)),
         begin=folder.begin,
         checkpoint=checkpoint,
+        notes=notes,
     )
 
 

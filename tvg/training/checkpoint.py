@@ -1,20 +1,22 @@
-"""Writes checkpoints atomically and verifies their checksums when they are read."""
+"""Writes checkpoints atomically, verifies their checksums, and chooses the one to resume from."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from tvg.core.writing import disk_errors, whole_file
 from tvg.training.checkpoint_file import BrokenCheckpoint, ChecksumWriter, check_checkpoint
+from tvg.training.checkpoint_folder import CHECKPOINTS, checkpoints_of, newest_intact, step_of
 
-CHECKPOINTS = "checkpoints"  # subfolder of a run; also named in conf/callbacks/checkpoint.yaml
-LAST = "last.ckpt"
+log = logging.getLogger(__name__)
+
 _KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
 
 
@@ -23,7 +25,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     A kill or a full disk never leaves a partial checkpoint: the previous one is kept until the new
     one is complete. A failed write does not stop training. The error is reported and kept in
-    `failure`, and saving is tried again at the next saving step. `save_last` raises the error.
+    `failure`, and saving is tried again at the next saving step.
+    `tvg.training.checkpoint_saving.save_last` raises the error.
     """
 
     def __init__(self) -> None:
@@ -41,11 +44,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             # If only this rank raised, the other ranks would wait for it.
             self.failure = error
-            kept = "the previous checkpoint is kept" if Path(path).exists() else "there is none yet"
+            has_former = bool(checkpoints_of(Path(path).parent))
+            kept = "the previous checkpoint is kept" if has_former else "there is none yet"
             rank_zero_warn(
                 f"no checkpoint was saved: {error.filename}: {error.strerror}; {kept}; "
                 "saving is tried again at the next saving step"
             )
+
+    def after_save(self, action: Callable[[], None]) -> None:
+        """Calls `action` when the last checkpoint is complete; never if its write failed."""
+        if self.failure is None:
+            action()
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is written; here, it always is."""
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -82,72 +94,67 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         writer.finish()
 
 
-def save_last(trainer: Trainer, path: Path) -> None:
-    """Saves a checkpoint on all ranks; every rank must call this.
-
-    Raises:
-        OSError: the checkpoint could not be written; raised on every rank.
-    """
-    trainer.save_checkpoint(path)
-    io = trainer.strategy.checkpoint_io
-    error = io.failure if isinstance(io, AtomicCheckpointIO) else None
-    found = None if error is None else (error.errno, error.strerror, str(error.filename))
-    found = trainer.strategy.broadcast(found)
-    if found is not None:
-        number, text, name = found
-        advice = "free disk space, then continue with the same command and resume=true"
-        raise OSError(number, f"{text}; {advice}" if path.exists() else text, name)
-
-
 def resume_path(resume: str | bool | None, run_dir: Path) -> Path | None:
     """Returns the checkpoint to resume from; None to start a new run.
 
+    The log names the chosen checkpoint, and every damaged one that is newer.
+
     Args:
-        resume: None or False starts a new run; True resumes the run's last checkpoint; "auto" does
-            the same if there is one, and otherwise starts a new run; a path names a checkpoint.
+        resume: None or False starts a new run; True resumes the newest intact checkpoint of the
+            run; "auto" does the same if there is any checkpoint, and otherwise starts a new run; a
+            path names a checkpoint.
         run_dir: the run's folder.
 
     Raises:
-        ValueError: the checkpoint does not exist, is empty, truncated or altered, or is a DeepSpeed
-            folder of another run. Also if the run folder already contains a checkpoint, and
-            `resume` is not set or names another run's checkpoint (this would mix two runs).
+        ValueError: there is no checkpoint, or all of them are empty, truncated or altered, or the
+            named one is; or it is a DeepSpeed folder of another run. Also if the run folder already
+            contains a checkpoint, and `resume` is not set or names another run's checkpoint (this
+            would mix two runs).
     """
-    last = run_dir / CHECKPOINTS / LAST
-    if resume is True and not last.exists():
+    known = checkpoints_of(run_dir / CHECKPOINTS)
+    if resume is True and not known:
         raise ValueError(
-            f"resume: {run_dir} holds no checkpoint ({last}) to resume from; resume=auto "
-            "starts a new run in this case"
+            f"resume: {run_dir} holds no checkpoint (in {run_dir / CHECKPOINTS}) to resume from; "
+            "resume=auto starts a new run in this case"
         )
     if resume in (True, "auto"):
-        return _checked(last) if last.exists() else None
+        return _newest(run_dir / CHECKPOINTS) if known else None
     if resume in (None, False):
-        if last.exists():
+        if known:
             raise ValueError(
-                f"run_dir: {run_dir} already holds a run ({last}); continue it with resume=true, "
-                "or choose another run_dir"
+                f"run_dir: {run_dir} already holds a run ({known[0]}); continue it with "
+                "resume=true, or choose another run_dir"
             )
         return None
     path = Path(str(resume))
     if not path.exists():
         raise ValueError(f"resume: no such checkpoint: {path}")
-    if path.is_dir() and run_dir.resolve() not in path.resolve().parents:
+    is_own = run_dir.resolve() in path.resolve().parents
+    if path.is_dir() and not is_own:
         raise ValueError(
             f"resume: {path} is a folder, as DeepSpeed's checkpoints are; DeepSpeed reads them as "
             "pickles, which can run code: only this run's checkpoint is accepted (resume=true)"
         )
-    if last.exists() and run_dir.resolve() not in path.resolve().parents:
+    if known and not is_own:
         raise ValueError(
-            f"run_dir: {run_dir} already holds a run ({last}), and resume={path} belongs to "
+            f"run_dir: {run_dir} already holds a run ({known[0]}), and resume={path} belongs to "
             "another run: choose another run_dir"
         )
-    return _checked(path)
-
-
-def _checked(path: Path) -> Path:
-    """Returns `path` after verifying a file's checksum; folders (sharded states) have none."""
     if path.is_file():
         try:
             check_checkpoint(path)
         except BrokenCheckpoint as error:
             raise ValueError(f"resume: {error}") from error
+    return path
+
+
+def _newest(folder: Path) -> Path:
+    """Returns the newest intact checkpoint of a folder that has checkpoints."""
+    path, damaged = newest_intact(folder)
+    if path is None:
+        raise ValueError(f"resume: {damaged[0]}") from damaged[0]
+    for error in damaged:
+        log.warning("resume: %s: %s; it is not used", error.path, error.problem)
+    step = step_of(path)
+    log.info("resuming from %s%s", path, "" if step is None else f" (step {step})")
     return path

@@ -31,8 +31,8 @@ class BrokenCheckpoint(ValueError):  # noqa: N818 - named after the finding
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(
-            f"{path}: {problem}; restore a copy, or move the file away: resume=auto then "
-            "starts a new run"
+            f"{path}: {problem}; restore a copy, or move the file away: resume=auto then uses an "
+            "earlier checkpoint or starts a new run"
         )
         self.path = path
         self.problem = problem

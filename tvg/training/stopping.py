@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tvg.core import interruption
-from tvg.training.checkpoint import CHECKPOINTS, LAST, save_last
+from tvg.training.checkpoint_folder import CHECKPOINTS, LAST, checkpoints_of
+from tvg.training.checkpoint_saving import SaveCheckpoints, save_last
 
 
 def stop_is_asked(trainer: Trainer) -> bool:
-    """Returns whether any rank received SIGINT or SIGTERM; all ranks must call it together."""
+    """Returns whether any rank got a stop signal or nears its deadline; all ranks must call it."""
+    interruption.check_deadline()
     mine = interruption.pending() is not None
     if trainer.world_size == 1:
         return mine
@@ -71,7 +72,7 @@ def resume_advice(run_dir: Path, argv: Sequence[str] | None = None) -> list[str]
     """
     words = list(sys.argv if argv is None else argv)[1:]
     last = run_dir / CHECKPOINTS / LAST
-    if not last.exists():
+    if not checkpoints_of(run_dir / CHECKPOINTS):
         return ["no checkpoint was saved yet: run the same command to start from the beginning"]
     kept = [word for word in words if word.partition("=")[0] not in ("resume", "+resume")]
     if {"-m", "--multirun"} & set(words):
@@ -83,9 +84,9 @@ def resume_advice(run_dir: Path, argv: Sequence[str] | None = None) -> list[str]
 
 
 class StoppableModule(LightningModule):
-    """A module that stops training on SIGINT or SIGTERM, after the current step.
+    """A module that stops training on a stop signal or before its deadline, after the current step.
 
-    It saves `last.ckpt` and logs the step's metrics; `trainer.fit` then returns early. During a
+    It saves a checkpoint and logs the step's metrics; `trainer.fit` then returns early. During a
     validation, it raises `Interrupted` after the current batch, and the resumed run validates
     again. A signal before the first step, or outside training, raises `Interrupted` immediately.
     The caller of `trainer.fit` must call `interruption.release` afterwards.
@@ -129,7 +130,7 @@ class StoppableModule(LightningModule):
             interruption.check(is_agreed=True)
 
     def _save_for_stop(self) -> None:
-        callback = self.trainer.checkpoint_callback
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
-            save_last(self.trainer, Path(callback.dirpath) / LAST)
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, SaveCheckpoints):
+                save_last(self.trainer, callback.folder)
         self.is_stopped = True

@@ -8,10 +8,10 @@ the constructor runs late, for example after loading weights, the check is a fun
 
 from __future__ import annotations
 
-from tvg.config.rules import learning, machine
+from tvg.config.rules import learning, machine, stopping
 from tvg.config.values import Rule
 
-RULES: tuple[Rule, ...] = (*learning.RULES, *machine.RULES)
+RULES: tuple[Rule, ...] = (*learning.RULES, *machine.RULES, *stopping.RULES)
 
 # These rules import targets of the config, so they run only after all others have passed.
 IMPORTING_RULES: tuple[Rule, ...] = (learning.reward_cannot_be_called,)

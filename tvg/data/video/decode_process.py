@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 
+from tvg.core.interruption import SIGNALS
 from tvg.data.video.decode import OpenVideo, VideoDecoder, VideoError
 from tvg.data.video.memory_limit import limit_memory, memory_problem
 
 
 def serve(descriptor: int) -> None:
     """Answers requests on the inherited pipe until the pipe closes."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent ends this process
+    for number in SIGNALS:  # the parent ends this process
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(descriptor)
     try:
