@@ -52,8 +52,9 @@ bench: $(INSTALLED) ## run the benchmarks in experiments/benchmarks
 	  echo "no benchmarks found: experiments/benchmarks/ contains no *.py"; \
 	fi
 
-bench-gpu: $(INSTALLED) ## time a GRPO step at the 3B and 7B shapes on one GPU
+bench-gpu: $(INSTALLED) ## time GRPO at the 3B and 7B shapes: a step on one GPU, and runs with ZeRO
 	$(BIN)/python experiments/benchmarks/common/gpu.py $(ARGS)
+	$(BIN)/python experiments/benchmarks/common/gpu_runs.py
 
 dashboard: $(INSTALLED) ## serve the MLflow dashboard on 127.0.0.1 (PORT=5000); Ctrl-C stops it
 	@echo "MLflow on http://127.0.0.1:$(PORT) in about half a minute; Ctrl-C stops it"

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from omegaconf import DictConfig
 
 from tvg.config import build
+from tvg.core.logprobs import set_head_products
 from tvg.data.annotations import Split
 from tvg.model.families import Family
 from tvg.model.loading import ModelSource
@@ -38,7 +39,8 @@ class RunComponents:
 
 def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
     """Builds task, sampler, data and model; reads annotations before it loads weights (slow)."""
-    forward_by = cfg.policy.forward if "policy" in cfg else "shared_prefix"
+    settings = cfg.get("policy") or {}
+    set_head_products(settings.get("head_products", "auto"))
     task = build(cfg.prompt)
     source: ModelSource = build(cfg.model)
     family = source.load_family()
@@ -51,7 +53,7 @@ def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
     data.examples(split)
     return RunComponents(
         processor=processor,
-        policy=source.load_policy(processor, forward_by=forward_by),
+        policy=source.load_policy(processor, forward_by=settings.get("forward", "shared_prefix")),
         task=task,
         rollout=rollout,
         data=data,

@@ -88,6 +88,24 @@ class _Batch:
         return replace(self, **moved)  # type: ignore[type-var]
 
 
+def normalised(patches: Tensor, table: Tensor) -> Tensor:
+    """Replaces each byte by its normalised value.
+
+    Args:
+        patches: uint8 [patches, channels * values per channel].
+        table: float32 [channels, 256].
+
+    Returns:
+        float32, with the shape of `patches`.
+    """
+    channels = patches.unflatten(1, (len(table), -1)).unbind(1)
+    found = [
+        values.index_select(0, channel.flatten().int()).view_as(channel)
+        for channel, values in zip(channels, table, strict=True)
+    ]
+    return torch.stack(found, dim=1).flatten(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnexpandedPrompt:
     """A prompt for rollout engines that process clips themselves, such as vLLM."""
@@ -104,8 +122,10 @@ class PromptBatch(_Batch):
 
     input_ids: Tensor  # int64 [B, P], left-padded; video placeholders expanded
     attention_mask: Tensor  # int64 [B, P]
-    # float [patches of all clips, channels * temporal_patch * patch**2]; None: see video_features
+    # float [patches of all clips, channels * temporal_patch * patch**2]; uint8 if pixel_table is
+    # set, until the batch is moved to its device; None: see video_features
     pixel_values_videos: Tensor | None
+    pixel_table: Tensor | None = None  # float32 [channels, 256]: normalised value of each byte
     # float [patches of all clips, vision hidden size], from the frozen trunk, before the merger
     video_features: Tensor | None = None
     video_grid_thw: Tensor  # int64 [clips, 3] in patches, before the spatial merge
@@ -119,6 +139,14 @@ class PromptBatch(_Batch):
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
+    def to(self, device: torch.device | str) -> Self:
+        """Moves every tensor to a device; patches of bytes are normalised there."""
+        moved = super().to(device)
+        if moved.pixel_table is None or moved.pixel_values_videos is None:
+            return moved
+        pixels = normalised(moved.pixel_values_videos, moved.pixel_table)
+        return replace(moved, pixel_values_videos=pixels, pixel_table=None)
+
     def rows(self, start: int, stop: int) -> PromptBatch:
         """Returns the prompts [start, stop) with their clips; requires one clip per prompt."""
         assert self.video_grid_thw.shape[0] == len(self), "expected one clip per prompt"
@@ -129,6 +157,7 @@ class PromptBatch(_Batch):
             input_ids=self.input_ids[start:stop],
             attention_mask=self.attention_mask[start:stop],
             pixel_values_videos=None if pixels is None else pixels[patches],
+            pixel_table=self.pixel_table,
             video_features=None if features is None else features[patches],
             video_grid_thw=self.video_grid_thw[start:stop],
             sampled_fps=self.sampled_fps[start:stop],
@@ -150,6 +179,7 @@ class PromptBatch(_Batch):
             pixel_values_videos=None
             if self.pixel_values_videos is None
             else joined("pixel_values_videos"),
+            pixel_table=self.pixel_table,
             video_features=None if self.video_features is None else joined("video_features"),
             video_grid_thw=joined("video_grid_thw"),
             sampled_fps=joined("sampled_fps"),

@@ -136,6 +136,39 @@ def test_waiting_threads_sleep_by_default(command, monkeypatch, given, used):
     assert ("GOMP_SPINCOUNT" in os.environ) == (given is None)
 
 
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+@pytest.fixture
+def allocator(command, monkeypatch, tmp_path):
+    """Runs a command with or without a GPU; returns the settings of torch's allocator."""
+
+    def run(*, has_gpu, **given):
+        for name in ALLOCATOR:
+            monkeypatch.setenv(name, "")  # restored after the test
+            os.environ.pop(name)
+        os.environ.update(given)
+        gpu = tmp_path / "nvidiactl"
+        if has_gpu:
+            gpu.touch()
+        monkeypatch.setattr("tvg.config.entry._NVIDIA_FILES", (str(gpu),))
+        assert command("train", "--cfg", "job").code == 0
+        return {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
+
+    return run
+
+
+def test_gpu_memory_segments_expand_by_default(allocator):
+    assert allocator(has_gpu=False) == {}
+    assert allocator(has_gpu=True) == {ALLOCATOR[0]: "expandable_segments:True"}
+
+
+@pytest.mark.parametrize("name", ALLOCATOR)
+def test_allocator_settings_of_the_user_are_kept(allocator, name):
+    given = {name: "max_split_size_mb:64"}
+    assert allocator(has_gpu=True, **given) == given
+
+
 def test_unknown_list_entry_shows_the_options(command):
     error = command("train", "reward=[iou,foo]", "callbacks=[checkpoint]").error
     assert error.startswith(

@@ -135,8 +135,9 @@ def test_optimizer_options_keep_the_other_settings(objective):
 
     lr = {"grpo": 1e-6, "sft": 1e-5}[objective]
     plain = {"_partial_": True, "lr": lr, "betas": [0.9, 0.999], "weight_decay": 0.0}
-    assert optimizer() == {"_target_": "torch.optim.AdamW", **plain}
+    assert optimizer() == {"_target_": "tvg.training.optimizers.adamw", **plain}
     assert optimizer("objective/optimizer=adamw_fused") == {**optimizer(), "fused": True}
+    assert optimizer("objective/optimizer=adamw_unfused") == {**optimizer(), "fused": False}
     eight = optimizer("objective/optimizer=adamw_8bit", "objective.optimizer.lr=3e-6")
     assert eight == {**plain, "_target_": "tvg.training.optimizers.adamw_8bit", "lr": 3e-6}
     on_cpu = optimizer(*OFFLOADED, "objective.optimizer.weight_decay=0.1")

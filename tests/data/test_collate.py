@@ -162,6 +162,36 @@ def test_an_odd_number_of_frames_repeats_the_last_frame(parts):
     assert torch.equal(got.input_ids, expected.input_ids)
 
 
+def collate_bytes(parts, samples):
+    return PromptCollator(
+        task=parts.task, processor=parts.processor, family=parts.family, uint8_pixels=True
+    )(samples)
+
+
+@pytest.mark.parametrize("change", [{"do_normalize": False}, {"rescale_factor": 0.5}])
+def test_pixels_sent_as_bytes_follow_the_processors_settings(parts, samples, monkeypatch, change):
+    for name, value in change.items():
+        monkeypatch.setattr(parts.processor.video_processor, name, value)
+    sent = collate_bytes(parts, samples)
+    assert sent.pixel_values_videos.dtype == torch.uint8
+    expected = parts.collator(samples).pixel_values_videos
+    assert torch.equal(sent.to("cpu").pixel_values_videos, expected)
+
+
+def test_pixels_of_other_normalisations_are_sent_as_floats(parts, samples, monkeypatch):
+    processor = type(parts.processor.video_processor)
+    inner = processor.rescale_and_normalize
+
+    def relative(self, videos, *args, **options):
+        values = inner(self, videos, *args, **options)
+        return values if values.dtype == torch.uint8 else values - values.mean(-1, keepdim=True)
+
+    monkeypatch.setattr(processor, "rescale_and_normalize", relative)
+    sent = collate_bytes(parts, samples)
+    assert sent.pixel_table is None
+    assert torch.equal(sent.pixel_values_videos, parts.collator(samples).pixel_values_videos)
+
+
 def test_pixels_are_normalised_and_not_resized(parts):
     black, white = sample("a"), sample("b")
     black = Sample(black.example, replace(black.clip, frames=torch.zeros_like(black.clip.frames)))

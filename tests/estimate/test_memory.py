@@ -198,6 +198,8 @@ def test_deepstack_keeps_features_of_several_layers():
         ("torch.optim.AdamW", {}, 8, 4),
         ("torch.optim.AdamW", {"fused": True}, 8, 0),
         ("torch.optim.AdamW", {"foreach": False}, 8, 0),
+        ("tvg.training.optimizers.adamw", {}, 8, 0),
+        ("tvg.training.optimizers.adamw", {"fused": False}, 8, 4),
         ("torch.optim.SGD", {}, 0, 4),
         ("torch.optim.SGD", {"momentum": 0.9}, 4, 4),
         ("tvg.training.optimizers.adamw_8bit", {}, 2.03125, 0),

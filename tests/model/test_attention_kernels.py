@@ -1,5 +1,8 @@
 """Tests of attention kernels against a softmax in float64, forward and backward."""
 
+import inspect
+import re
+
 import pytest
 import torch
 
@@ -157,3 +160,11 @@ def test_the_kernel_is_chosen_by_device_and_type(
     query = Query()
     query.device, query.dtype, query.shape = torch.device(device), dtype, (1, 2, 3, head_size)
     assert attention_kernels._kernel(query) == expected
+
+
+@pytest.mark.parametrize("name", ["attend", "attend_backward"])
+def test_flash_kernels_are_called_by_their_default_overload(name):
+    # torch 2.13 has two overloads of the GPU kernel. A call by the name alone tries both in turn.
+    source = inspect.getsource(getattr(attention_kernels, name))
+    calls = re.findall(r"_aten\._scaled_dot_product_flash\w*([.(]\w*)", source)
+    assert calls == [".default"] * 2

@@ -5,7 +5,7 @@ The position ids of transformers 5 are wrong after a clip that is longer than wi
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from helpers.tiny_policy import Parts, make_parts, make_rollout, sample_with
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
+from tvg.core.batches import join_prompts
+from tvg.data.collate import PromptCollator
 from tvg.data.video.sampling import FrameSampling
 from tvg.model.exporting import export_checkpoint
 from tvg.model.families import FAMILIES, family_of, mergers
@@ -77,6 +79,28 @@ def test_prompts_equal_the_familys_processor(made):
         assert torch.equal(one.input_ids[0, is_real], expected["input_ids"][0])
         got = made.oracle.vision(one.pixel_values_videos, one.video_grid_thw)
         assert all(torch.equal(value, expected[name]) for name, value in got.items())
+
+
+def test_pixels_sent_as_bytes_are_equal_bit_for_bit(made):
+    parts = made.parts
+    samples = [parts.dataset[index] for index in range(3)]
+    clip = samples[1].clip  # the last frame of an odd number is repeated
+    odd = replace(clip, frames=clip.frames[:-1], frame_times_s=clip.frame_times_s[:-1])
+    samples[1] = samples[1]._replace(clip=odd)
+    collator = PromptCollator(
+        task=parts.task, processor=parts.processor, family=parts.family, uint8_pixels=True
+    )
+    expected, sent = parts.collator(samples), collator(samples)
+    assert sent.pixel_values_videos.dtype == torch.uint8
+    got = sent.to("cpu")
+    assert got.pixel_table is None
+    assert torch.equal(got.pixel_values_videos, expected.pixel_values_videos)
+    for changed in (lambda x: x.rows(1, 3), lambda x: x.repeat(2)):
+        got = join_prompts([changed(sent), sent], pad_id=0).to("cpu").pixel_values_videos
+        expected_pixels = join_prompts([changed(expected), expected], pad_id=0).pixel_values_videos
+        assert torch.equal(got, expected_pixels)
+    with pytest.raises(AssertionError, match=r"not moved"):
+        made.policy.embed_prompts(sent)
 
 
 def test_positions_equal_transformers_where_it_follows_the_release(made):

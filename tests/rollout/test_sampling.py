@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tvg.rollout.sampling import draw, uniforms
+from tvg.rollout.sampling import cumulative_sum, draw, uniforms
 
 BELOW_1 = 1 - 2**-53  # the largest number that `torch.rand` returns in float64
 PROBS = [0.1, 0.2, 0.05, 0.4, 0.25]
@@ -179,3 +179,28 @@ def test_rows_are_drawn_independently():
     ids, logprobs = draw(logits, torch.tensor([0.5, 0.5], dtype=torch.float64), top_p=1.0, top_k=0)
     assert ids.tolist() == [0, 1]
     assert logprobs.exp().tolist() == pytest.approx([0.9, 0.9], rel=1e-6)
+
+
+class OnGPU:
+    """Numbers that claim to be on a GPU; only the CPU may add them up."""
+
+    device = torch.device("cuda:0")
+
+    def __init__(self, values):
+        self.values = values
+
+    def cpu(self):
+        return self.values
+
+    def cumsum(self, dim):
+        return "summed on the GPU"
+
+
+def test_deterministic_sums_run_on_the_cpu(monkeypatch):
+    values = OnGPU(torch.tensor([0.25, 0.5, 0.25]))
+    assert cumulative_sum(values) == "summed on the GPU"
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "to", lambda sums, device: (device, sums))
+    device, sums = cumulative_sum(values)
+    assert device == values.device
+    assert sums.tolist() == [0.25, 0.75, 1.0]

@@ -8,9 +8,12 @@ import pytest
 import torch
 from helpers.tiny_policy import make_parts, make_rollout, make_task
 
-from tvg.data.dataset import LeftOut
+from tvg.data.dataset import LeftOut, Sample
+from tvg.data.split_batches import SplitCollator
+from tvg.rollout.shared_prefix import SharedPrefixEngine
 from tvg.task.grounding import segment_metrics
 from tvg.task.predictions import Prediction, known_scores
+from tvg.training.datamodule_loaders import UnreadableClips
 from tvg.training.evaluation import (
     PartialPredictions,
     choose_device,
@@ -127,6 +130,7 @@ def test_answers_are_parsed_and_scored(parts):
         rollout=Answers(*said),
         prompts=replace(prompts, examples=examples),
         seed=0,
+        device=torch.device("cpu"),
     )
     assert predictions[0].segment == (4.0, 10.0)
     assert predictions[0].score == pytest.approx(2 / 8)
@@ -220,7 +224,34 @@ def test_batch_without_predictions_counts_as_done(tmp_path):
 def test_an_empty_batch_has_no_predictions(parts):
     prompts = parts.collator([LeftOut("v.mp4: is broken")])
     rollout = make_rollout()
-    assert predict_batch(task=parts.task, rollout=rollout, prompts=prompts, seed=0) == []
+    predictions = predict_batch(
+        task=parts.task, rollout=rollout, prompts=prompts, seed=0, device=torch.device("cpu")
+    )
+    assert predictions == []
+
+
+def test_split_batches_give_the_same_predictions(parts):
+    samples = [parts.dataset[index] for index in range(5)]
+    samples.insert(2, LeftOut("v.mp4: is broken"))
+    rollout = make_rollout(SharedPrefixEngine, max_new_tokens=4)
+    rollout.setup(policy=parts.policy, tokenizer=parts.tokenizer)
+
+    def predicted(prompts):
+        return predict_batch(
+            task=parts.task, rollout=rollout, prompts=prompts, seed=3, device=torch.device("cpu")
+        )
+
+    whole = predicted(parts.collator(samples))
+    assert len({p.text for p in whole}) > 1
+    longest = max(parts.collator.num_prompt_tokens(s) for s in samples if isinstance(s, Sample))
+    for budget, sizes in ((1, [1] * 5), (2 * longest, [2, 2, 1]), (10**6, [5])):
+        split = SplitCollator(parts.collator, budget)(samples)
+        assert [len(part) for part in split.parts] == sizes
+        assert all(part.input_ids.numel() <= max(budget, longest) for part in split.parts)
+        assert predicted(split) == whole
+        notes = UnreadableClips()
+        notes.note(split)
+        assert notes.counts == {"v.mp4: is broken": 1}
 
 
 def test_difficulty_can_be_rated_by_the_first_two_numbers():

@@ -10,6 +10,8 @@ from helpers.tiny_policy import make_parts, make_rollout
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
+from tvg.model import freezing
+from tvg.rollout.shared_prefix import SharedPrefixEngine
 from tvg.training.schedule import warmup_schedule
 from tvg.training.sft import SFTModule
 
@@ -182,3 +184,22 @@ def test_full_training_is_not_resumed_from_adapters(tiny_checkpoint, tiny_world,
     made = make_parts(tiny_checkpoint, tiny_world)
     with pytest.raises(ValueError, match=r"^resume: the checkpoint lacks .*model.adapter"):
         fit(sft_module(made), made, tmp_path, ckpt_path=path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_autocast", "is_warned"),
+    [("float32", True, True), ("float32", False, False), ("bfloat16", True, False)],
+)
+def test_frozen_float32_weights_under_autocast_are_warned_of(
+    tiny_checkpoint, tiny_world, caplog, dtype, is_autocast, is_warned
+):
+    freezing._warn_once.cache_clear()
+    parts = make_lora_parts(tiny_checkpoint, tiny_world, dtype=dtype)
+    rollout = make_rollout(SharedPrefixEngine, max_new_tokens=1)
+    rollout.setup(policy=parts.policy, tokenizer=parts.tokenizer)
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+        for _ in range(2):
+            rollout.greedy().generate(parts.batch(1), group_size=1, seed=0)
+    warnings = [r.message for r in caplog.records if r.name == "tvg.model.freezing"]
+    assert len(warnings) == is_warned
+    assert all("model.dtype=bfloat16" in message for message in warnings)

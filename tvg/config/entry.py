@@ -39,6 +39,9 @@ from tvg.core.printable import printable
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _SPIN_COUNT = "20000"  # some microseconds; measured in docs/DECISIONS.md
+# torch's names of the same variable: the first for all versions, the second since 2.9
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+_NVIDIA_FILES = ("/dev/nvidiactl", "/dev/dxg")  # exist if there is a GPU (Linux, WSL)
 _OURS = "TVG_CLEAN_ERRORS"  # set if we, not the user, set HYDRA_FULL_ERROR
 _HINT = f"({_FULL_ERROR}=1 shows where it was raised)"
 _AGAIN = "to resume: run the same command again"
@@ -110,6 +113,7 @@ def _command(
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
             os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+        _expandable_segments()
         sys.argv[1:] = with_literal_texts(sys.argv[1:], texts)
         try:
             with handled():
@@ -177,6 +181,17 @@ def _command(
         hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=config_name)(job)()
 
     return command
+
+
+def _expandable_segments() -> None:
+    """Lets torch's GPU memory allocator extend its blocks, unless the user configures it.
+
+    Rows of tokens have another length in each step. With blocks of fixed size, the free memory is
+    soon divided into pieces that are too small. torch reads the variable at its first allocation.
+    """
+    has_gpu = any(Path(file).exists() for file in _NVIDIA_FILES)
+    if has_gpu and not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def _end_with(message: str) -> NoReturn:

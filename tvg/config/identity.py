@@ -44,6 +44,7 @@ _PLACES = (
     "*clip.folder",
     "*timeout_s",
     "*num_workers",
+    "*uint8_pixels",
     "*cache.folder",
     "*cache.checkpoint",
     "*memory_cache",

@@ -30,9 +30,11 @@ MAY_CHANGE = (
     "trainer.log_every_n_steps",
     "trainer.profiler",
     "data.eval_batch_size",
+    "data.eval_batch_tokens",
     "data.decoder.*",  # decoders give the same frames
     "data.template_limits.*",
     "model.gradient_checkpointing",
+    "policy.head_products",
     "objective.micro_batch_size",
     "objective.micro_batch_completions",
     "objective.reference_offload",

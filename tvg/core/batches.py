@@ -22,6 +22,7 @@ def join_prompts(parts: Sequence[PromptBatch], *, pad_id: int) -> PromptBatch:
         input_ids=_padded([part.input_ids for part in parts], pad_id, left=True),
         attention_mask=_padded([part.attention_mask for part in parts], 0, left=True),
         pixel_values_videos=_joined([part.pixel_values_videos for part in parts]),
+        pixel_table=parts[0].pixel_table,
         video_features=_joined([part.video_features for part in parts]),
         video_grid_thw=torch.cat([part.video_grid_thw for part in parts]),
         sampled_fps=torch.cat([part.sampled_fps for part in parts]),

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 PARTS = ("vision", "merger", "language")
 ADAPTER = "adapter"  # the LoRA weights of all parts
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+HEAD_PRODUCTS = ("auto", "half", "full")
 
 
 def refuse(problems: Iterable[str]) -> None:
@@ -114,6 +115,13 @@ def model_path_problems(*, has_path: bool, can_create: bool) -> list[str]:
     if has_path or can_create:
         return []
     return ["model.path: a value is needed (model.path=FOLDER of a checkpoint)"]
+
+
+def head_products_problems(kind: object) -> list[str]:
+    """Checks the arithmetic of the products with the language-model head."""
+    if kind in HEAD_PRODUCTS:
+        return []
+    return [f"policy.head_products: expected one of {', '.join(HEAD_PRODUCTS)}, got {kind!r}"]
 
 
 def on_missing_problems(on_missing: object) -> list[str]:

@@ -112,7 +112,9 @@ def optimizer_cost(target: str, settings: Mapping[str, Any], *, number: int) -> 
         return OptimizerCost(states=BYTES_8BIT, scratch=0)
     if "cpuadam" in name:
         return OptimizerCost(states=2 * FLOAT, scratch=0, is_on_cpu=True)
-    is_stepped_alone = bool(settings.get("fused")) or settings.get("foreach") is False
+    # `optimizers.adamw` is fused on GPUs by default.
+    is_fused = settings.get("fused", name.endswith("optimizers.adamw"))
+    is_stepped_alone = bool(is_fused) or settings.get("foreach") is False
     scratch = 0 if is_stepped_alone else number  # torch's foreach: a temporary of the weights' size
     if name.endswith(".sgd"):
         return OptimizerCost(states=number if settings.get("momentum") else 0, scratch=scratch)

@@ -30,6 +30,7 @@ from tvg.training.evaluation import (
     predict_all,
     with_difficulty,
 )
+from tvg.training.evaluation_ranks import EvaluationRank, evaluation_rank
 from tvg.training.quiet_logs import quiet_libraries
 from tvg.training.trained_state import fingerprint
 
@@ -41,18 +42,21 @@ log = logging.getLogger(__name__)
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Writes `predictions.jsonl` and `metrics.json` under `run_dir`; returns the metrics.
 
-    To resume a stopped evaluation, run the same command with the same `run_dir`.
+    To resume a stopped evaluation, run the same command with the same `run_dir`. Processes that
+    torchrun starts share the queries; the first one writes the files and returns the metrics.
     """
     quiet_libraries()
-    with claimed(cfg, "evaluate") as folder:
-        return _evaluate(cfg, folder)
+    with claimed(cfg, "evaluate") as folder, evaluation_rank() as rank:
+        return _evaluate(cfg, folder, rank)
 
 
-def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
+def _evaluate(cfg: DictConfig, folder: RunFolder, rank: EvaluationRank) -> dict[str, Any]:
     run_dir = folder.path
-    device = choose_device(cfg.device)
+    device = rank.device(choose_device(cfg.device))
+    _use_gpu_dtype(cfg, device)
     difficulty_file = _difficulty_file(cfg)
-    parts = build_components(cfg, split=cfg.split)
+    with rank.first_alone():
+        parts = build_components(cfg, split=cfg.split)
     if difficulty_file is not None and isinstance(parts.data.source, MixedSets):
         raise ValueError(
             "evaluate.write_difficulty: a file can contain only one data set, but "
@@ -64,10 +68,37 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
             cfg.split,
         )
     folder.begin()
-    remove_leftovers_of_run(run_dir)
+    if rank.is_first:
+        remove_leftovers_of_run(run_dir)
     with advising("predictions so far are kept: run the same command to continue"):
-        partial = _partial(cfg, parts, folder, device)
-        predictions = _predict(cfg, parts, partial, device)
+        partial = _partial(cfg, parts, folder, device, rank)
+        _predict(cfg, parts, partial, device, rank)
+        predictions = [p for batch in rank.gather(partial.batches) for p in batch]
+    metrics = _write(cfg, parts, run_dir, predictions, difficulty_file) if rank.is_first else {}
+    rank.wait_for_all()
+    partial.remove()
+    if rank.is_first:  # of interrupted evaluations by another number of processes
+        for file in run_dir.glob("predictions.*partial.jsonl"):
+            file.unlink(missing_ok=True)
+    return metrics
+
+
+def _use_gpu_dtype(cfg: DictConfig, device: torch.device) -> None:
+    """Loads float32 weights in the precision of `evaluate.gpu_dtype` on a GPU."""
+    dtype = cfg.evaluate.gpu_dtype
+    if device.type == "cuda" and dtype is not None and cfg.model.dtype == "float32":
+        log.info("evaluate.gpu_dtype: the weights are loaded in %s", dtype)
+        cfg.model.dtype = dtype
+
+
+def _write(
+    cfg: DictConfig,
+    parts: RunComponents,
+    run_dir: Path,
+    predictions: list[Prediction],
+    difficulty_file: Path | None,
+) -> dict[str, Any]:
+    """Writes and logs predictions and metrics; returns the metrics."""
     metrics = {
         "dataset": parts.data.name,
         "split": cfg.split,
@@ -93,7 +124,6 @@ def _evaluate(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     # has to log.
     loggers = steady(build_all(cfg.get("logger")))
     log_evaluation(loggers, metrics, files=files, prefix=f"{cfg.split}")
-    partial.remove()
     print_metrics({str(cfg.model.path): metrics}, title=f"{parts.data.name}, {cfg.split} split")
     log.info("wrote %s", run_dir / "metrics.json")
     return metrics
@@ -113,7 +143,11 @@ def _difficulty_file(cfg: DictConfig) -> Path | None:
 
 
 def _partial(
-    cfg: DictConfig, parts: RunComponents, folder: RunFolder, device: torch.device
+    cfg: DictConfig,
+    parts: RunComponents,
+    folder: RunFolder,
+    device: torch.device,
+    rank: EvaluationRank,
 ) -> PartialPredictions:
     """Returns the predictions of an earlier, interrupted run of the same evaluation."""
     # The digest includes the examples, because an annotation file can change under the same name.
@@ -126,23 +160,34 @@ def _partial(
     )
     digest = hashlib.sha256((folder.identity.digest + told).encode()).hexdigest()[:16]
     decides = fingerprint(parts.policy.to(device)) + digest
-    return PartialPredictions(folder.path / "predictions.partial.jsonl", decides)
+    return PartialPredictions(folder.path / rank.partial_file(), decides)
 
 
 def _predict(
-    cfg: DictConfig, parts: RunComponents, partial: PartialPredictions, device: torch.device
-) -> list[Prediction]:
-    examples = parts.data.examples(cfg.split)
-    skip = min(partial.num_batches * parts.data.eval_batch_size, len(examples))
-    if skip:
-        log.info("resuming after %d of %d queries", skip, len(examples))
-    progress = tqdm(total=len(examples), initial=skip, unit="query", desc="evaluate")
+    cfg: DictConfig,
+    parts: RunComponents,
+    partial: PartialPredictions,
+    device: torch.device,
+    rank: EvaluationRank,
+) -> None:
+    """Predicts the batches of this process that `partial` does not contain yet."""
+    num_queries = -(-len(parts.data.examples(cfg.split)) // rank.world_size)
+    num_done = min(partial.num_batches * parts.data.eval_batch_size, num_queries)
+    if num_done:
+        log.info("resuming after %d of %d queries", num_done, num_queries)
+    progress = tqdm(
+        total=num_queries,
+        initial=num_done,
+        unit="query",
+        desc="evaluate",
+        disable=not rank.is_first,
+    )
     with closing(parts.rollout), progress as bar:
         parts.rollout.setup(policy=parts.policy.to(device), tokenizer=parts.processor.tokenizer)
-        return predict_all(
+        predict_all(
             task=parts.task,
             rollout=parts.rollout.greedy() if cfg.greedy else parts.rollout,
-            batches=parts.data.eval_loader(cfg.split, skip=skip),
+            batches=parts.data.eval_loader(cfg.split, share=rank.share(partial.num_batches)),
             seed=cfg.seed,
             device=device,
             partial=partial,

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from tvg.config import build
 from tvg.config.run_folder import claimed
+from tvg.core.logprobs import set_head_products
 from tvg.core.parsing import parse_answer
 from tvg.core.printable import printable, printable_line
 from tvg.core.text_files import output_folder_check, write_json
@@ -84,6 +85,7 @@ def _predicted(cfg: DictConfig, console: Console) -> Prediction:
 
 
 def _predict(cfg: DictConfig, sample: Sample, device: torch.device) -> Prediction:
+    set_head_products(cfg.policy.head_products)
     task: Task = build(cfg.prompt)
     rollout: RolloutEngine = build(cfg.rollout)
     source: ModelSource = build(cfg.model)
@@ -104,8 +106,9 @@ def _predict(cfg: DictConfig, sample: Sample, device: torch.device) -> Predictio
             return predict_batch(
                 task=task,
                 rollout=rollout.greedy() if cfg.greedy else rollout,
-                prompts=prompts.to(device),
+                prompts=prompts,
                 seed=cfg.seed,
+                device=device,
             )[0]
 
 

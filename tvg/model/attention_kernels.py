@@ -32,12 +32,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale:
     """
     kernel = _kernel(query)
     if kernel == "cpu":
-        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
+        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu.default(
             query, key, value, 0.0, is_causal, scale=scale
         )
         return Attended(out, lse, ())
     if kernel == "cuda":
-        out, lse, *state = _aten._scaled_dot_product_flash_attention(
+        out, lse, *state = _aten._scaled_dot_product_flash_attention.default(
             query, key, value, 0.0, is_causal, False, scale=scale
         )
         return Attended(out, lse, tuple(state[:6]))
@@ -69,13 +69,13 @@ def attend_backward(
     kernel = _kernel(query)
     grads: tuple[Tensor, Tensor, Tensor]
     if kernel == "cpu":
-        grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward.default(
             grad_out, query, key, value, out, lse, 0.0, is_causal, scale=scale
         )
         return grads
     if kernel == "cuda":
         cum_q, cum_k, max_q, max_k, seed, offset = state
-        grads = _aten._scaled_dot_product_flash_attention_backward(
+        grads = _aten._scaled_dot_product_flash_attention_backward.default(
             grad_out, query, key, value, out, lse.contiguous(), cum_q, cum_k, max_q, max_k, 0.0,
             is_causal, seed, offset, scale=scale,
         )  # fmt: skip

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any
 
+import torch
 from torch import nn
 
 from tvg.core.limits import PARTS, frozen_model_problems, refuse
 from tvg.model.families import mergers, tower
+
+log = logging.getLogger(__name__)
 
 
 def freeze_parts(model: Any, *, vision: bool, merger: bool, language: bool) -> None:
@@ -36,3 +41,28 @@ def component_of_each(model: nn.Module) -> dict[int, str]:
     for merger in mergers(model):
         parts |= {id(parameter): "merger" for parameter in merger.parameters()}
     return parts
+
+
+def warn_of_repeated_casts(model: nn.Module) -> None:
+    """Warns if autocast converts frozen weights of the language model again for every token.
+
+    Autocast keeps converted weights only if they are trained. Call it with autocast enabled.
+    """
+    parts = component_of_each(model)
+    if any(
+        parts[id(p)] == "language"
+        and p.ndim > 1
+        and p.dtype == torch.float32
+        and not p.requires_grad
+        for p in model.parameters()
+    ):
+        _warn_once(
+            "model.dtype: the language model has frozen float32 weights, which trainer.precision "
+            "converts to half precision again for every sampled token: set model.dtype=bfloat16 "
+            "(adapters stay in float32)"
+        )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)

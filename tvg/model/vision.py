@@ -26,6 +26,7 @@ def encode_trunk(model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         pixel_values: [patches of all clips, channels * temporal_patch * patch**2].
         grid_thw: int64 [clips, 3] in patches.
     """
+    assert pixel_values.is_floating_point(), "the batch was not moved with PromptBatch.to"
     return family_of(model.config).encode_trunk(model, pixel_values, grid_thw)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from tvg.core.logprobs import rounded_dtype, token_logits
 from tvg.model.policy import Policy
 from tvg.rollout.engine import SamplingSettings
 from tvg.rollout.in_process import InProcessEngine
@@ -29,7 +30,8 @@ class HFEngine(InProcessEngine):
         )
         copies = prompts.repeat(group_size)
         embedded = policy.embed(copies)
-        with embedded.at_first_call(policy.model.model.language_model):
+        head = policy.model.lm_head.register_forward_pre_hook(drawer.note_states)
+        with head, embedded.at_first_call(policy.model.model.language_model):
             ids = policy.model.generate(
                 inputs_embeds=embedded.embeds,
                 attention_mask=copies.attention_mask,
@@ -46,14 +48,26 @@ class _Drawer(LogitsProcessor):
     def __init__(self, sampling: SamplingSettings, policy: Policy, uniform: Tensor | None) -> None:
         self.sampling = sampling
         self.suppressed_ids = policy.suppressed_ids
+        self.states = self.head = torch.empty(0)
         self.uniform = uniform
         self.logprobs: list[Tensor] = []
 
+    def note_states(self, head: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+        """Stores the states that the head receives: the trainer may multiply them otherwise."""
+        self.states, self.head = given[0][:, -1], head.get_parameter("weight")
+
+    def _logits(self, scores: Tensor) -> Tensor:
+        temperature = self.sampling.logprob_temperature
+        if rounded_dtype(self.states, self.head) is None:
+            return scores.float().index_fill(1, self.suppressed_ids, -torch.inf) / temperature
+        return token_logits(
+            self.states, self.head, temperature=temperature, suppressed_ids=self.suppressed_ids
+        )
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logits = scores.float().index_fill(1, self.suppressed_ids, -torch.inf)
         step = len(self.logprobs)
         ids, logprobs = draw(
-            logits / self.sampling.logprob_temperature,
+            self._logits(scores),
             None if self.uniform is None else self.uniform[:, step],
             top_p=self.sampling.top_p,
             top_k=self.sampling.top_k,

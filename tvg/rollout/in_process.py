@@ -12,6 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from tvg.core.logprobs import head_rounded_once
+from tvg.model.freezing import warn_of_repeated_casts
 from tvg.model.policy import Policy
 from tvg.rollout.engine import RolloutEngine, SamplingSettings, check_setting
 from tvg.rollout.sampling import uniforms
@@ -87,7 +89,10 @@ class InProcessEngine(RolloutEngine, ABC):
             ).to(policy.device)
         size = self.prompts_per_call or len(prompts)
         parts = []
-        with torch.no_grad(), sampling_mode(policy), _weights_cast_once(policy.device):
+        if torch.is_autocast_enabled(policy.device.type):
+            warn_of_repeated_casts(policy.model)
+        weights_cast = _weights_cast_once(policy.device)
+        with torch.no_grad(), sampling_mode(policy), weights_cast, head_rounded_once():
             for start in range(0, len(prompts), size):
                 rows = slice(start * group_size, (start + size) * group_size)
                 part = prompts.rows(start, start + size)

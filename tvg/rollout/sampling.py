@@ -52,10 +52,21 @@ def draw(
         # float64, because in float32 the rounding error of a sum over 152k tokens exceeds the
         # probability of a rare token.
         probs = _likeliest(logprobs.double().exp(), top_p=top_p, top_k=top_k)
-        cumulative = probs.cumsum(-1)
+        cumulative = cumulative_sum(probs)
         aim = uniform[:, None] * cumulative[:, -1:]
         ids = torch.searchsorted(cumulative, aim, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
     return ids, logprobs.gather(1, ids[:, None])[:, 0]
+
+
+def cumulative_sum(values: Tensor) -> Tensor:
+    """Returns the cumulative sum over the last dimension.
+
+    A GPU adds the terms in an order that may vary, so torch refuses `cumsum` there with
+    trainer.deterministic=true. The sum then runs on the CPU.
+    """
+    if values.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return values.cumsum(-1)
+    return values.cpu().cumsum(-1).to(values.device)
 
 
 def _likeliest(probs: Tensor, *, top_p: float, top_k: int) -> Tensor:
@@ -65,7 +76,7 @@ def _likeliest(probs: Tensor, *, top_p: float, top_k: int) -> Tensor:
         probs = torch.zeros_like(probs).scatter(1, kept.indices, kept.values)
     if top_p < 1:
         ordered, places = probs.sort(-1, descending=True)
-        mass_before = ordered.cumsum(-1) - ordered
+        mass_before = cumulative_sum(ordered) - ordered
         outside = mass_before >= top_p * probs.sum(-1, keepdim=True)
         probs = probs.scatter(1, places, ordered.masked_fill(outside, 0.0))
     return probs

@@ -15,14 +15,23 @@ from tvg.data.chat_template import DEFAULT_LIMITS, TemplateLimits
 from tvg.data.collate import PromptCollator
 from tvg.data.dataset import ClipSource, GroundingDataset, OnUnreadable
 from tvg.data.order import BatchOrder, ResumableLoader
+from tvg.data.split_batches import SplitCollator
 from tvg.data.video.clip import ClipLoader
 from tvg.data.video.decode import VideoDecoder
 from tvg.model.families import Family
 from tvg.task.protocol import Task
 from tvg.training.datamodule_examples import Examples, ExamplesDataModule, check_counts
-from tvg.training.datamodule_loaders import Envelope, EnvelopeCollator, EvalLoader, UnreadableClips
+from tvg.training.datamodule_loaders import (
+    Collate,
+    Envelope,
+    EnvelopeCollator,
+    EvalLoader,
+    UnreadableClips,
+)
 from tvg.training.training_list import TrainingList
 from tvg.types import GroundingExample
+
+ALL = slice(None)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -37,6 +46,8 @@ class PromptDataModule(ExamplesDataModule):
         cache: called with that loader; returns the source of clips, which may cache them on disk.
         batch_size: prompts per optimizer step and rank.
         eval_batch_size: prompts per batch in validation and evaluation.
+        eval_batch_tokens: such a batch is split so that its parts have at most this number of
+            prompt tokens, padding included; None: it is not split.
         num_workers: number of decoding processes; 0 decodes in the training process.
         shuffle: use a new order each epoch; False keeps the order of the examples (a curriculum).
         memory_cache: keep decoded clips in memory (for small data sets).
@@ -48,6 +59,8 @@ class PromptDataModule(ExamplesDataModule):
         family: the model's family; None if `task` is None.
         seed: seed of the shuffle.
         template_limits: time and memory limits of the checkpoint's chat template.
+        uint8_pixels: send patches to the device as bytes and normalise them there; see
+            `PromptCollator`.
         keep_frames: keep the frames for a rollout engine that processes clips; see
             `PromptCollator`.
 
@@ -69,7 +82,9 @@ class PromptDataModule(ExamplesDataModule):
     processor: Any | None
     family: Family | None
     seed: int
+    eval_batch_tokens: int | None = None
     template_limits: TemplateLimits = DEFAULT_LIMITS
+    uint8_pixels: bool = False
     keep_frames: bool = False
     clips: ClipSource = field(init=False)  # source of the clips in batches
     unreadable: UnreadableClips = field(init=False)  # collected from batches
@@ -77,7 +92,12 @@ class PromptDataModule(ExamplesDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(least=1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        check_counts(
+            least=1,
+            batch_size=self.batch_size,
+            eval_batch_size=self.eval_batch_size,
+            eval_batch_tokens=self.eval_batch_tokens,
+        )
         check_counts(least=0, num_workers=self.num_workers)
         self.clips = self.cache(loader=self.clip(decoder=self.decoder))
         self.unreadable = UnreadableClips()
@@ -92,6 +112,7 @@ class PromptDataModule(ExamplesDataModule):
                 max_prompt_tokens=self.max_prompt_tokens,
                 template_limits=self.template_limits,
                 keep_frames=self.keep_frames,
+                uint8_pixels=self.uint8_pixels,
             )
         self._datasets: dict[str, tuple[Examples, GroundingDataset]] = {}
 
@@ -170,16 +191,27 @@ class PromptDataModule(ExamplesDataModule):
         )
 
     def eval_loader(
-        self, split: Split, *, skip: int = 0, enveloped: bool = False
+        self, split: Split, *, skip: int = 0, share: slice = ALL, enveloped: bool = False
     ) -> DataLoader[Any]:
         """Returns batches of this rank's share in file order, without the first `skip` examples.
 
-        `enveloped`: True for loaders that Lightning's trainer uses; see `Envelope`.
+        Args:
+            split: the split to load.
+            skip: number of examples to leave out at the start.
+            share: selects batches, after `skip`; for processes that share an evaluation.
+            enveloped: True for loaders that Lightning's trainer uses; see `Envelope`.
         """
-        return self.scoring_loader(split, self.examples(split), skip=skip, enveloped=enveloped)
+        examples = self.examples(split)
+        return self.scoring_loader(split, examples, skip=skip, share=share, enveloped=enveloped)
 
     def scoring_loader(
-        self, split: Split, examples: Examples, *, skip: int = 0, enveloped: bool = False
+        self,
+        split: Split,
+        examples: Examples,
+        *,
+        skip: int = 0,
+        share: slice = ALL,
+        enveloped: bool = False,
     ) -> DataLoader[Any]:
         """Like `eval_loader`, for the given examples of the split."""
         world_size, rank = self._ranks()
@@ -193,9 +225,9 @@ class PromptDataModule(ExamplesDataModule):
         )
         mine = [index for batch in order for index in batch][skip:]
         size = self.eval_batch_size
-        batches = [mine[i : i + size] for i in range(0, len(mine), size)]
+        batches = [mine[i : i + size] for i in range(0, len(mine), size)][share]
         dataset = self._dataset(split, examples, scored=True)
-        options = self._loader_options(enveloped=enveloped)
+        options = self._loader_options(enveloped=enveloped, max_tokens=self.eval_batch_tokens)
         return EvalLoader(dataset, note=self.unreadable.note, batch_sampler=batches, **options)
 
     def _dataset(self, split: Split, examples: Examples, *, scored: bool) -> GroundingDataset:
@@ -224,10 +256,15 @@ class PromptDataModule(ExamplesDataModule):
             self._datasets[key] = known = (examples, dataset)
         return known[1]
 
-    def _loader_options(self, *, enveloped: bool) -> dict[str, Any]:
+    def _loader_options(self, *, enveloped: bool, max_tokens: int | None = None) -> dict[str, Any]:
         assert self.collator is not None, "batches need a task and a processor"
-        collate = EnvelopeCollator(self.collator) if enveloped else self.collator
-        options: dict[str, Any] = {"collate_fn": collate, "num_workers": self.num_workers}
+        collate: Collate = self.collator
+        if max_tokens is not None:
+            collate = SplitCollator(self.collator, max_tokens)
+        options: dict[str, Any] = {
+            "collate_fn": EnvelopeCollator(collate) if enveloped else collate,
+            "num_workers": self.num_workers,
+        }
         if self.num_workers > 0:
             # Decoders and the tokenizer hold threads, which do not survive a fork.
             options |= {"multiprocessing_context": WORKERS, "prefetch_factor": 2}

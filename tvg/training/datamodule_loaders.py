@@ -10,11 +10,13 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from tvg.data.dataset import LeftOut, Sample
+from tvg.data.split_batches import SplitBatch, parts_of
 from tvg.types import PromptBatch
 
 log = logging.getLogger(__name__)
 
-Collate = Callable[[Sequence[Sample | LeftOut]], PromptBatch]
+AnyBatch = PromptBatch | SplitBatch
+Collate = Callable[[Sequence[Sample | LeftOut]], AnyBatch]
 
 
 class Envelope:
@@ -23,7 +25,7 @@ class Envelope:
     The plugins would round every float tensor to the training precision, even frame rates.
     """
 
-    def __init__(self, batch: PromptBatch) -> None:
+    def __init__(self, batch: AnyBatch) -> None:
         self.batch = batch
 
 
@@ -47,9 +49,9 @@ class UnreadableClips:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()  # problem -> number of occurrences
 
-    def note(self, batch: PromptBatch) -> None:
+    def note(self, batch: AnyBatch) -> None:
         """Counts and logs a batch's problems; call it in the main process, once per batch."""
-        for problem in batch.unreadable:
+        for problem in (problem for part in parts_of(batch) for problem in part.unreadable):
             if problem not in self.counts:
                 log.warning("example skipped: %s", problem)
             self.counts[problem] += 1
@@ -63,14 +65,12 @@ class EvalLoader(DataLoader[Any]):
         **options: options of `torch.utils.data.DataLoader`.
     """
 
-    def __init__(
-        self, dataset: Any, *, note: Callable[[PromptBatch], None], **options: Any
-    ) -> None:
+    def __init__(self, dataset: Any, *, note: Callable[[AnyBatch], None], **options: Any) -> None:
         super().__init__(dataset, **options)
         self.note = note
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
-            if isinstance(batch, PromptBatch):  # Lightning's hook notes enveloped batches
+            if isinstance(batch, AnyBatch):  # Lightning's hook notes enveloped batches
                 self.note(batch)
             yield batch

@@ -13,6 +13,7 @@ import torch
 from tvg.core.writing import disk_errors
 from tvg.data.readers.record import ReadReport
 from tvg.data.readers.rules import VIDEO_MISSING
+from tvg.data.split_batches import SplitBatch, parts_of
 from tvg.rollout.engine import RolloutEngine, awake
 from tvg.task.predictions import Prediction, prediction_of
 from tvg.task.protocol import Task
@@ -22,9 +23,27 @@ Counts = dict[str, int]
 
 
 def predict_batch(
-    *, task: Task, rollout: RolloutEngine, prompts: PromptBatch, seed: int
+    *,
+    task: Task,
+    rollout: RolloutEngine,
+    prompts: PromptBatch | SplitBatch,
+    seed: int,
+    device: torch.device,
 ) -> list[Prediction]:
-    """Returns one prediction per prompt; an unparseable completion scores 0."""
+    """Returns one prediction per prompt; an unparseable completion scores 0.
+
+    The prompts are moved to the device first; the parts of a split batch one after the other.
+    """
+    return [
+        prediction
+        for part in parts_of(prompts)
+        for prediction in _predict_batch(task, rollout, part.to(device), seed)
+    ]
+
+
+def _predict_batch(
+    task: Task, rollout: RolloutEngine, prompts: PromptBatch, seed: int
+) -> list[Prediction]:
     if len(prompts) == 0:  # no clip of the batch could be read
         return []
     sampled = rollout.generate(prompts, group_size=1, seed=seed)
@@ -109,9 +128,16 @@ class PartialPredictions:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         self.fingerprint = fingerprint
-        batches = self._read()
-        self.num_batches = len(batches)
-        self.done = [prediction for batch in batches for prediction in batch]
+        self.batches = self._read()
+
+    @property
+    def num_batches(self) -> int:
+        return len(self.batches)
+
+    @property
+    def done(self) -> list[Prediction]:
+        """All predictions so far, in order."""
+        return [prediction for batch in self.batches for prediction in batch]
 
     def _read(self) -> list[list[Prediction]]:
         if not self.path.is_file():
@@ -136,8 +162,7 @@ class PartialPredictions:
                 file.write(json.dumps([asdict(p) for p in fresh]) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-        self.num_batches += 1
-        self.done += fresh
+        self.batches.append(fresh)
 
     def _drop_half_line(self) -> None:
         raw = self.path.read_bytes()
@@ -152,7 +177,7 @@ def predict_all(
     *,
     task: Task,
     rollout: RolloutEngine,
-    batches: Iterable[PromptBatch],
+    batches: Iterable[PromptBatch | SplitBatch],
     seed: int,
     device: torch.device,
     partial: PartialPredictions,
@@ -172,7 +197,7 @@ def predict_all(
     with awake(rollout):
         for prompts in batches:
             predictions = predict_batch(
-                task=task, rollout=rollout, prompts=prompts.to(device), seed=seed
+                task=task, rollout=rollout, prompts=prompts, seed=seed, device=device
             )
             partial.extend(predictions)
             on_batch(len(predictions))

@@ -1,13 +1,35 @@
-"""Optimizers that are missing in torch."""
+"""Optimizers that are missing in torch, and AdamW with a default that depends on the device."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from tvg.core.limits import eight_bit_problems, refuse
+
+
+def adamw(
+    params: list[dict[str, Any]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    fused: bool | None = None,
+) -> AdamW:
+    """Returns torch's AdamW.
+
+    Args:
+        params: parameter groups, on the device of the training.
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        weight_decay: decoupled weight decay.
+        fused: update all weights in one kernel, without a temporary copy; None: on GPUs only.
+    """
+    if fused is None:
+        fused = all(p.device.type == "cuda" for group in params for p in group["params"]) or None
+    return AdamW(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
 
 
 def adamw_8bit(

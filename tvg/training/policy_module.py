@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from tvg.data.split_batches import SplitBatch
 from tvg.model.policy import Policy
 from tvg.rollout.engine import RolloutEngine
 from tvg.task.predictions import Prediction
@@ -257,9 +258,13 @@ class PolicyModule(TrainedStateModule):
         self.rollout.wake()
         self.rollout.sync_weights()
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: PromptBatch | SplitBatch, batch_idx: int) -> None:
         self.val_predictions += predict_batch(
-            task=self.task, rollout=self.rollout.greedy(), prompts=batch, seed=self.seed
+            task=self.task,
+            rollout=self.rollout.greedy(),
+            prompts=batch,
+            seed=self.seed,
+            device=self.device,
         )
 
     def on_validation_epoch_end(self) -> None:

@@ -105,6 +105,8 @@ class Rescoring:
         drawn = rollout.sampling
         sampler = [drawn.max_new_tokens, drawn.temperature, drawn.top_p, drawn.top_k]
         settings = [sampler, self.data.eval_batch_size, self.trainer.world_size, self.module.seed]
+        if self.data.eval_batch_tokens is not None:
+            settings.append(self.data.eval_batch_tokens)
         decides = hashlib.sha256(json.dumps([settings, told]).encode()).hexdigest()[:16]
         return fingerprint(self.module.policy) + decides
 

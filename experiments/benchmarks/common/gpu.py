@@ -1,18 +1,22 @@
 """Times one GRPO step at the shapes of the released checkpoints, on one GPU (`make bench-gpu`).
 
-The weights are random bfloat16. There is one prompt, with gradient checkpointing and AdamW. The
-vision trunk is frozen; merger and language model are trained. Both methods (`repeated` and
-`shared_prefix`) alternate after a warm-up. Seconds are wall-clock medians with the device
-synchronised. Peak memory is the memory that torch allocated, weights included. If a method runs out
-of memory, the table records this. `--device cpu --shapes 5m` tests the same code on a CPU.
+The weights are random: bfloat16, or float32 that computes in bfloat16 (autocast). There is one
+prompt, with gradient checkpointing and AdamW. The vision trunk is frozen; merger and language model
+are trained. Both methods (`repeated` and `shared_prefix`) alternate after a warm-up. Seconds are
+wall-clock medians with the device synchronised. Peak memory is the memory that torch allocated,
+weights included. If a method runs out of memory, the table records this. `--device cpu --shapes 5m`
+tests the same code on a CPU.
 
-    python experiments/benchmarks/common/gpu.py [--shapes 3b 7b] [--rounds 3]
+    python experiments/benchmarks/common/gpu.py [--shapes 3b 7b] [--precisions bf16 autocast]
+
+`gpu_runs.py` measures complete runs, with ZeRO and checkpoints.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import statistics
 import sys
@@ -28,12 +32,16 @@ from common.stages import METHODS, Bench, make_bench
 
 RESULTS = Path(__file__).parents[1] / "results"
 STAGES = ("learning", "sampling", "step")
+PRECISIONS = {"bf16": (torch.bfloat16, None), "autocast": (torch.float32, torch.bfloat16)}
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0}  # bfloat16, dense; NVIDIA's data sheets
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=["3b", "7b"])
+    parser.add_argument(
+        "--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS)
+    )
     parser.add_argument("--prompt-tokens", type=int, default=3700)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--completion-tokens", type=int, default=200)
@@ -41,23 +49,32 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for shape in args.shapes:
+    for shape, precision in itertools.product(args.shapes, args.precisions):
+        rows += measure_all(shape, precision, args)
+        free_memory(args.device)
+        if args.device == "cuda":
+            write(rows, args)
+    print(table(rows))
+
+
+def measure_all(shape: str, precision: str, args: Any) -> list[dict[str, Any]]:
+    dtype, autocast = PRECISIONS[precision]
+    try:
         bench = make_bench(
             shape,
             num_prompt_tokens=args.prompt_tokens,
             group_size=args.group_size,
             num_completion_tokens=args.completion_tokens,
             device=args.device,
-            dtype=torch.bfloat16,
+            dtype=dtype,
+            autocast=autocast,
             checkpointing=True,
         )
-        for stage in STAGES:
-            rows += measure(bench, shape, stage, args)
-        del bench
-        free_memory(args.device)
-        if args.device == "cuda":
-            write(rows, args)
-    print(table(rows))
+    except torch.OutOfMemoryError:
+        print(f"{shape}, {precision}: the weights do not fit", flush=True)
+        return []
+    rows = [row for stage in STAGES for row in measure(bench, shape, stage, args)]
+    return [{"precision": precision, **row} for row in rows]
 
 
 def measure(bench: Bench, shape: str, stage: str, args: Any) -> list[dict[str, Any]]:
@@ -145,7 +162,7 @@ def write(rows: list[dict[str, Any]], args: Any) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    names = ("shape", "P", "G", "C", "stage", "method", "seconds", "peak_gib", "mfu")
+    names = ("shape", "precision", "P", "G", "C", "stage", "method", "seconds", "peak_gib", "mfu")
     lines = ["| " + " | ".join(names) + " | ratio |", "|---" * (len(names) + 1) + "|"]
     for slow, fast in zip(rows[::2], rows[1::2], strict=True):
         known = slow["seconds"] is not None and fast["seconds"] is not None

@@ -41,11 +41,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_policy(shape: str, *, forward_by: str, device: str, dtype: torch.dtype) -> Policy:
-    """Returns a random policy with a frozen vision trunk, as in Time-R1's training."""
+def shape_config(shape: str, *, eos_token_id: int, pad_token_id: int, **ids: int) -> Any:
+    """Returns the config of a shape; `ids` are the special tokens of vision inputs."""
     hidden, mlp, layers, heads, key_heads, words = SHAPES[shape]["text"]
     v_hidden, v_mlp, v_layers, v_heads = SHAPES[shape]["vision"]
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config={
             "hidden_size": hidden,
             "intermediate_size": mlp,
@@ -59,8 +59,8 @@ def make_policy(shape: str, *, forward_by: str, device: str, dtype: torch.dtype)
                 "mrope_section": SHAPES[shape]["mrope"],
             },
             "bos_token_id": None,
-            "eos_token_id": VISION_END,
-            "pad_token_id": 0,
+            "eos_token_id": eos_token_id,
+            "pad_token_id": pad_token_id,
             "tie_word_embeddings": SHAPES[shape]["tied"],
         },
         vision_config={
@@ -72,21 +72,36 @@ def make_policy(shape: str, *, forward_by: str, device: str, dtype: torch.dtype)
             "fullatt_block_indexes": [v_layers - 1] if v_layers < 32 else [7, 15, 23, 31],
             "tokens_per_second": 2,
         },
-        video_token_id=VIDEO,
-        image_token_id=4,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
         tie_word_embeddings=SHAPES[shape]["tied"],
+        **ids,
     )
+
+
+def random_model(config: Any, *, device: str, dtype: torch.dtype) -> Any:
+    """Returns a model with random weights."""
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = Qwen2_5_VLForConditionalGeneration(config)
+            return Qwen2_5_VLForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
+
+
+def make_policy(shape: str, *, forward_by: str, device: str, dtype: torch.dtype) -> Policy:
+    """Returns a random policy with a frozen vision trunk, as in Time-R1's training."""
+    config = shape_config(
+        shape,
+        eos_token_id=VISION_END,
+        pad_token_id=0,
+        video_token_id=VIDEO,
+        image_token_id=4,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+    )
+    model = random_model(config, device=device, dtype=dtype)
     batch_windows(model)
     freeze_parts(model, vision=True, merger=False, language=False)
     # The EOS token is suppressed, so that every completion has the full length.

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvg.config.rules.learning import is_adapted
 from tvg.config.values import Config, Rule, number, value
-from tvg.core.limits import eight_bit_problems, on_missing_problems
+from tvg.core.limits import eight_bit_problems, head_products_problems, on_missing_problems
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
@@ -38,6 +38,11 @@ def updates_lost_in_half_precision(cfg: Config) -> list[str]:
         f"model.dtype: training {dtype} weights loses small updates: use model.dtype=float32 with "
         "trainer.precision=bf16-mixed, or a DeepSpeed strategy, which keeps float32 master weights"
     ]
+
+
+def head_products_unknown(cfg: Config) -> list[str]:
+    """See `head_products_problems`."""
+    return head_products_problems(value(cfg, "policy.head_products", "auto"))
 
 
 def float16_training(cfg: Config) -> list[str]:
@@ -268,6 +273,7 @@ RULES: tuple[Rule, ...] = (
     strategy_without_gpu,
     cpu_devices,
     float16_training,
+    head_products_unknown,
     trainer_steps_in_our_place,
     run_without_end,
     unknown_choice,
