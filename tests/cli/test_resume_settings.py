@@ -71,13 +71,23 @@ def finished(command, place, tiny_world, tiny_checkpoint) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["objective.optimizer.lr=1e-5"], "objective.optimizer.lr was 0.001, is 1e-05"),
+        (["objective.optimizer.betas=[0.8,0.9]"], "objective.optimizer.betas was [0.9, 0.999]"),
         (["prompt=think"], "prompt.template was "),
         (["seed=7"], "seed was 0, is 7"),
         (["data.train_file=OTHER"], "data.train_file (content) was "),
         (["model.path=OTHER"], "model.path (content) was "),
         (["objective=grpo", "reward=[iou]", "objective.group_size=2"], "objective._target_ was "),
         (["data.batch_size=3"], "data.batch_size was 2, is 3"),
+        (["rollout.temperature=0.5"], "rollout.temperature was 1.0, is 0.5"),
+        (["reward=[format]"], "reward.format.reward._target_ was null, is "),
+        (
+            ["callbacks=[checkpoint,run_record,sample_filtering]"],
+            "callbacks.sample_filtering._target_ was null, is ",
+        ),
+        (["trainer.devices=2"], "trainer.devices was 1, is 2"),
+        (["strategy=ddp"], "strategy._target_ was "),
+        (["trainer.precision=bf16-mixed"], "trainer.precision was "),
+        (["trainer.deterministic=true"], "trainer.deterministic was false, is true"),
     ],
 )
 def test_refused_settings_change_no_file(

@@ -96,6 +96,36 @@ def test_failed_job_of_sweep_is_named(run):
     assert "Traceback" not in done.stderr
 
 
+OWN = "import os, sys; print(os.getpid(), sys.argv[1:])"
+TWO = ("+trainer.devices=2", "+trainer.accelerator=cpu", "+trainer.max_steps=1")
+
+
+def test_job_of_several_processes_runs_as_its_own_command(run):
+    done = run("-m", "seed=1,2", *TWO, "hydra.sweep.dir=sweep", body=OWN)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "seed=" in line and "hydra.run" in line]
+    assert len({line.split()[0] for line in lines}) == 2, "expected two processes"
+    for line, seed in zip(lines, (1, 2), strict=True):
+        assert "-m" not in line
+        assert f"'seed={seed}'" in line
+        assert f"/sweep/{seed - 1}" in line  # the folder of the sweep's job
+
+
+def test_failed_command_of_a_job_is_reported(run):
+    body = "import sys; sys.exit(7) if cfg.seed == 1 else None"
+    done = run("-m", "seed=1,2", *TWO, body=body)
+    assert done.returncode != 0
+    assert "the command of this job ended with exit code 7" in done.stderr
+    assert "done 2" in done.stdout
+
+
+def test_sweep_in_several_ranks_is_refused(run):
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    done = run("-m", "seed=1,2", **ranks)
+    assert "--multirun: WORLD_SIZE=2 starts several processes" in done.stderr
+    assert "done" not in done.stdout
+
+
 def test_warning_becomes_a_log_line(run):
     done = run(body="import warnings; warnings.warn('few workers')", **{"PYTHONWARNINGS": "always"})
     assert "py.warnings" in done.stdout + done.stderr

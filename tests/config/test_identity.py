@@ -9,7 +9,7 @@ from tvg.config import compose, register_resolvers
 from tvg.config.contents import checkpoint_digest, sampled_digest
 from tvg.config.identity import differences, identity_of
 from tvg.config.resolvers import job_folder
-from tvg.config.resume_rules import may_change
+from tvg.config.resume_table import may_change
 
 
 @pytest.fixture

@@ -56,6 +56,17 @@ SEVERAL = {
     "SLURM_STEP_NUM_TASKS=4": {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4"},
     "trainer.num_nodes=2": {"NODE_RANK": "0"},
 }
+LAUNCHES = {
+    "torchrun_exp-1": {**SEVERAL["WORLD_SIZE=2"], "TORCHELASTIC_RUN_ID": "exp 1"},
+    "slurm_4711_0": {**SEVERAL["SLURM_STEP_NUM_TASKS=4"], "SLURM_JOB_ID": "4711"},
+    "slurm_4711_2": {
+        **SEVERAL["WORLD_SIZE=2"],  # torchrun in a Slurm job, without --rdzv-id
+        "TORCHELASTIC_RUN_ID": "none",
+        "SLURM_JOB_ID": "4711",
+        "SLURM_STEP_ID": "2",
+    },
+}
+GIVEN = (*SEVERAL.values(), *LAUNCHES.values())
 
 
 @pytest.fixture
@@ -63,7 +74,10 @@ def environment(monkeypatch):
     """Returns a function that replaces the environment's launcher variables by given ones."""
 
     def use(variables):
-        for name in {"TVG_RUN_NAME", *(name for given in SEVERAL.values() for name in given)}:
+        given = {
+            name for variables in (*SEVERAL.values(), *LAUNCHES.values()) for name in variables
+        }
+        for name in {"TVG_RUN_NAME", *given}:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("TVG_RUN_NAME", "")
         for name, text in variables.items():
@@ -74,8 +88,14 @@ def environment(monkeypatch):
     resolvers._new_run_name.cache_clear()
 
 
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_ranks_of_a_launch_share_its_id_as_name(environment, name):
+    environment(LAUNCHES[name])
+    assert OmegaConf.create({"name": "${run_name:}"}).name == name
+
+
 @pytest.mark.parametrize("found", SEVERAL)
-def test_ranks_of_a_launcher_need_a_given_name(environment, found):
+def test_ranks_without_a_launch_id_need_a_given_name(environment, found):
     environment(SEVERAL[found])
     cfg = OmegaConf.create({"name": "${run_name:}", "trainer": {"num_nodes": 2}})
     with pytest.raises(ValueError, match=f"name: a value is needed .*: {found} starts several"):

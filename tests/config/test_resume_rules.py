@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tvg.config.identity import Identity
-from tvg.config.resume_rules import may_change, refuse_changes
+from tvg.config.resume_rules import refuse_changes
 
 NOW = {"model._target_": "tvg.model.loading.ModelSource", "seed": 0, "trainer.max_steps": 10}
 
@@ -22,13 +22,11 @@ def test_resumed_run_may_be_longer():
     refuse_changes(
         {**NOW, "trainer.max_steps": 5}, Identity(command="train", decides=NOW), where="run"
     )
-    assert may_change("data.decoder.num_threads")
-    assert not may_change("data.batch_size")
 
 
 def test_refusal_names_both_values():
     message = refusal(seed=3)
-    assert "seed was 3, is 0" in message
+    assert "seed was 3, is 0 (seed: Every random draw" in message
     assert message.endswith("restore them, or start a new run under another name")
 
 
@@ -36,3 +34,18 @@ def test_refusal_of_older_version_suggests_its_export():
     message = refusal(**{"data.clip._target_": "tvg.data.clip.ClipLoader"})
     assert "an older version of tvg (tvg.data.clip.ClipLoader was renamed)" in message
     assert message.endswith("(model.path=RUN_FOLDER/export)")
+
+
+def test_rates_of_parts_may_change_within_their_groups():
+    rates = {"vision": 1e-6, "merger": None, "language": None}
+    before = {f"objective.component_lr.{part}": rate for part, rate in rates.items()}
+    now = {**before, "objective.component_lr.vision": 5e-6}
+    refuse_changes(before, Identity(command="train", decides=now), where="run")
+
+
+def test_rates_that_regroup_the_optimizer_are_refused():
+    rates = {"vision": 1e-6, "merger": None, "language": None}
+    before = {f"objective.component_lr.{part}": rate for part, rate in rates.items()}
+    now = {**before, "objective.component_lr.merger": 5e-6}
+    with pytest.raises(ValueError, match=r"component_lr.merger was null, is 5e-06.*same parts"):
+        refuse_changes(before, Identity(command="train", decides=now), where="run")

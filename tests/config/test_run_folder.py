@@ -12,7 +12,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from tvg.config import hydra_folders, resolvers
-from tvg.config.hydra_folders import is_first_rank
 from tvg.config.run_folder import check_resumed, claimed
 
 HOLD = """
@@ -226,21 +225,3 @@ def test_checkpoint_of_other_run_is_refused(tmp_path):
         pytest.raises(ValueError, match=r"^resume: .*last\.ckpt was trained .*seed was 0, is 7"),
     ):
         check_resumed(tmp_path / "one" / "checkpoints" / "last.ckpt", folder.identity)
-
-
-@pytest.mark.parametrize(
-    ("ranks", "is_first"),
-    [
-        ({}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
-        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
-        ({"SLURM_PROCID": "0"}, True),
-        ({"SLURM_PROCID": "1"}, False),
-        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by Lightning in a SLURM shell
-        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
-    ],
-)
-def test_only_the_first_rank_owns_the_folder(monkeypatch, ranks, is_first):
-    for name, rank in ranks.items():
-        monkeypatch.setenv(name, rank)
-    assert is_first_rank() == is_first

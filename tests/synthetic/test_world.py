@@ -1,6 +1,8 @@
 """Tests of the synthetic world (the generated data set): reproducible, with exact annotations."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import av
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tvg.synthetic import write
 from tvg.synthetic.drawing import draw_clip
 from tvg.synthetic.encoding import encode_h264
 from tvg.synthetic.templates import COLOURS, MOTIONS, SENTENCES, all_queries
@@ -228,6 +231,24 @@ def test_existing_world_is_reused_and_never_overwritten(world):
         write_world(world, settings=MEDIUM, num_clips=SMALL, seed=4, num_workers=0)
     with pytest.raises(ValueError, match="not a synthetic world"):
         write_world(world / "videos", settings=MEDIUM, num_clips=SMALL, seed=3, num_workers=0)
+
+
+def test_processes_that_start_together_generate_once(tmp_path, monkeypatch):
+    drawn = []
+    draw_all = write._draw_all
+
+    def counted(scripts, folder, num_workers):
+        drawn.append(folder)
+        time.sleep(0.3)
+        yield from draw_all(scripts, folder, num_workers)
+
+    monkeypatch.setattr(write, "_draw_all", counted)
+    settings = {"settings": MEDIUM, "num_clips": SMALL, "seed": 1, "num_workers": 0}
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(write_world, tmp_path / "world", **settings) for _ in range(2)]
+        assert [job.result() for job in jobs] == [tmp_path / "world"] * 2
+    assert len(drawn) == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "world"]
 
 
 def test_progress_of_generation_is_shown(tmp_path, monkeypatch, capsys):

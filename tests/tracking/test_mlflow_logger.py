@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from tvg.tracking import mlflow_store
 from tvg.tracking.mlflow_logger import make_mlflow_logger
@@ -73,8 +72,9 @@ def test_deleted_experiment_is_refused(store, tmp_path):
         make(store, tmp_path / "other", experiment_name="gone")
 
 
-def test_other_ranks_write_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "NODE_RANK"])
+def test_other_ranks_write_nothing(tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
     logger = make_mlflow_logger(
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
         experiment_name="runs",

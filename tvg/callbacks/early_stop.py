@@ -9,6 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from tvg.callbacks.run_start import changed_settings
+
 KEY = "callbacks.early_stop"
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,10 @@ class RewardPlateau(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.last_step = trainer.global_step
+        if any(_is_reward_weight(key) for key in changed_settings(trainer)):
+            log.info("%s: reward weights have changed, so the best mean is forgotten", KEY)
+            self.best, self.best_step = -math.inf, trainer.global_step
+            self.total, self.num_steps = 0.0, 0
 
     def on_train_batch_end(
         self,
@@ -109,3 +115,7 @@ class RewardPlateau(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
             setattr(self, name, value)
+
+
+def _is_reward_weight(key: str) -> bool:
+    return key.startswith("reward.") and key.endswith(".weight")

@@ -28,6 +28,7 @@ from tvg.config.help import register_help
 from tvg.config.hydra_folders import remove_unused
 from tvg.config.hydra_internals import have_sweep
 from tvg.config.resolvers import register_resolvers
+from tvg.config.sweep_job import needs_own_command, report_result, run_as_command
 from tvg.config.words import (
     program,
     refused_overrides,
@@ -167,11 +168,15 @@ def _command(
             if not is_one_run:
                 # Errors are raised: Hydra names this job and continues with the others.
                 check(cfg)
+                if needs_own_command(cfg):
+                    return run_as_command(cfg)
                 with warnings_as_log_lines():
                     return function(cfg)
             try:
                 with warnings_as_log_lines():
-                    return function(cfg)
+                    result = function(cfg)
+                report_result(result)
+                return result
             except Exception as error:
                 message = user_message(error) if _OURS in os.environ else None
                 if message is None:

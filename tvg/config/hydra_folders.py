@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +13,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tvg.config import resolvers
+from tvg.core.launched import is_first_rank
 
 _MULTIRUN_FILE = "multirun.yaml"
-# Variables with the rank; the first one that is set is used. SLURM sets SLURM_PROCID in every shell
-# that it opens. In such a shell, Lightning starts the other ranks with LOCAL_RANK.
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _made: list[Path] = []  # folders made by this process's command, innermost first
 
 
@@ -43,13 +40,6 @@ class JobFolders(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         remove_unused()
-
-
-def is_first_rank() -> bool:
-    """Returns whether this process owns the run folder of its job."""
-    name = next((name for name in _RANKS if name in os.environ), "LOCAL_RANK")
-    node = os.environ.get("NODE_RANK", "0") if name == "LOCAL_RANK" else "0"
-    return os.environ.get(name, "0") == "0" and node == "0"
 
 
 def remove_unused() -> None:

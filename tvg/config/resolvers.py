@@ -17,6 +17,7 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 
 from tvg.config.errors import ConfigError
 from tvg.config.identity import identity_of
+from tvg.core.launched import name_of_launch, started_processes
 
 _RUN_NAME = "TVG_RUN_NAME"
 _NO_PART_OF_A_JOB = ("resume=", "name=", "run_dir=", "hydra.")
@@ -35,29 +36,31 @@ def run_name(*, _root_: DictConfig) -> str:
     """Returns the date and time at which this run began, the same on all of its ranks.
 
     Lightning starts the other ranks of a node by running the command again, seconds later. These
-    processes have a LOCAL_RANK and inherit the name of the process that started them.
+    processes have a LOCAL_RANK and inherit the name of the process that started them. The ranks of
+    torchrun and srun use the id of their launch, such as `slurm_4711_0`.
 
     Raises:
-        ConfigError: the ranks are started by torchrun, srun or on several nodes. Each would read
-            its own clock.
+        ConfigError: several processes were started without such an id. Each would read its own
+            clock.
     """
     inherited = os.environ.get(_RUN_NAME)
     if inherited and "LOCAL_RANK" in os.environ:
         return inherited
     if started := _started_by_others(_root_):
+        if (name := name_of_launch()) is not None:
+            return name
         raise ConfigError(
             f"name: a value is needed (name=...): {started} starts several processes, whose names "
-            "from the clock would differ"
+            "from the clock would differ; torchrun also accepts --rdzv-id=NAME, or --standalone "
+            "on one node"
         )
     return _new_run_name(_attempts[-1])
 
 
 def _started_by_others(cfg: DictConfig) -> str:
     """Returns the setting that shows that several processes were started; empty if none does."""
-    for name, rank in (("WORLD_SIZE", "RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")):
-        count = os.environ.get(name, "")
-        if rank in os.environ and count.isdigit() and int(count) > 1:
-            return f"{name}={count}"
+    if started := started_processes():
+        return started
     num_nodes = OmegaConf.select(cfg, "trainer.num_nodes", default=1)
     if "NODE_RANK" in os.environ and isinstance(num_nodes, int) and num_nodes > 1:
         return f"trainer.num_nodes={num_nodes}"

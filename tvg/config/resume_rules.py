@@ -1,50 +1,13 @@
-"""Decides which settings of a training run may change when it is resumed.
-
-| key | when a run is resumed |
-|---|---|
-| trainer.max_steps, max_epochs, max_time | applied; the schedule spans the new length |
-| loggers, callbacks (except sample_filtering), progress, validation interval | applied |
-| data workers, folders of caches, moved files of equal content, test split | applied |
-| micro-batches, gradient checkpointing, offloading, accelerator | applied; equal up to rounding |
-| model, data, prompt, rewards, objective, schedule, seed, all other keys | refused, with the key |
-"""
+"""Refuses to resume a training run with settings that `tvg.config.resume_table` does not allow."""
 
 from __future__ import annotations
 
-import fnmatch
 import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
 from tvg.config.identity import Identity, differences
-
-MAY_CHANGE = (
-    "trainer.max_steps",
-    "trainer.max_epochs",
-    "trainer.max_time",
-    "trainer.accelerator",
-    "trainer.val_check_interval",
-    "trainer.check_val_every_n_epoch",
-    "trainer.limit_val_batches",
-    "trainer.num_sanity_val_steps",
-    "trainer.log_every_n_steps",
-    "trainer.profiler",
-    "data.eval_batch_size",
-    "data.eval_batch_tokens",
-    "data.decoder.*",  # decoders give the same frames
-    "data.template_limits.*",
-    "model.gradient_checkpointing",
-    "policy.head_products",
-    "objective.micro_batch_size",
-    "objective.micro_batch_completions",
-    "objective.reference_offload",
-    "objective.preflight*",
-)
-
-
-def may_change(key: str) -> bool:
-    """Returns whether a resumed run may have another value at a dotted key."""
-    return any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
+from tvg.config.resume_table import PART_RATES, may_change, row_of
 
 
 def refuse_changes(before: Mapping[str, Any], now: Identity, *, where: str) -> None:
@@ -56,11 +19,20 @@ def refuse_changes(before: Mapping[str, Any], now: Identity, *, where: str) -> N
         where: the folder or checkpoint, for the error message.
 
     Raises:
-        ValueError: such settings differ; the message names the keys, with both values.
+        ValueError: such settings differ; the message names the keys, with both values, and says
+            why they cannot change.
     """
-    found = differences(before, now.decides, may_change=may_change)
+    keeps_groups = _rate_groups(before) == _rate_groups(now.decides)
+
+    def is_free(key: str) -> bool:
+        return may_change(key) and (keeps_groups or not key.startswith(PART_RATES))
+
+    found = differences(before, now.decides, may_change=is_free)
     if not found:
         return
+    changed = [key for key in changed_keys(before, now.decides) if not is_free(key)]
+    rows = {row_of(key).group: row_of(key).why for key in changed}
+    reasons = " ".join(f"({group}: {why})" for group, why in rows.items())
     advice = "restore them, or start a new run under another name"
     if former := _former_classes(before):
         advice = (
@@ -70,8 +42,22 @@ def refuse_changes(before: Mapping[str, Any], now: Identity, *, where: str) -> N
         )
     raise ValueError(
         f"resume: {where} was trained with other settings, which a resumed run cannot change: "
-        f"{found}; {advice}"
+        f"{found} {reasons}; {advice}"
     )
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns the dotted keys whose values differ, including those that only one has."""
+    keys = dict.fromkeys([*before, *now])
+    return [key for key in keys if before.get(key) != now.get(key)]
+
+
+def _rate_groups(settings: Mapping[str, Any]) -> list[int]:
+    """Returns for each part the number of its parameter group: equal rates share a group."""
+    keys = sorted(key for key in settings if key.startswith(PART_RATES))
+    rates = [settings[key] for key in keys]
+    numbers = {rate: number for number, rate in enumerate(dict.fromkeys([None, *rates]))}
+    return [numbers[rate] for rate in rates]
 
 
 def _former_classes(settings: Mapping[str, Any]) -> list[str]:

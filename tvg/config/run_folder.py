@@ -14,11 +14,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tvg.config.file_lock import locked
-from tvg.config.hydra_folders import is_first_rank, remove_empty
+from tvg.config.hydra_folders import remove_empty
 from tvg.config.identity import IDENTITY_FILE, Identity, differences, identity_of, read_identity
 from tvg.config.nodes import plain
 from tvg.config.outputs import WRITTEN, Place, check_outputs, single_files
-from tvg.config.resume_rules import may_change, refuse_changes
+from tvg.config.resume_rules import refuse_changes
+from tvg.config.resume_table import may_change
+from tvg.core.launched import is_first_rank
 from tvg.core.printable import PrintableFormatter
 from tvg.core.text_files import output_folder_check, write_json
 

@@ -17,13 +17,13 @@ from omegaconf import DictConfig
 from tvg.build import build_components, build_module, build_trainer
 from tvg.callbacks.catching_up import CatchingUp, ValidationRecord
 from tvg.callbacks.run_start import RunStart
-from tvg.config.hydra_folders import is_first_rank
 from tvg.config.record_file import RECORD_FILE
 from tvg.config.resume_rules import refuse_changes
 from tvg.config.run_folder import RunFolder, check_resumed, claimed
 from tvg.core import interruption
 from tvg.core.deadline import Deadline, make_deadline
 from tvg.core.interruption import Interrupted
+from tvg.core.launched import is_first_rank
 from tvg.core.writing import remove_leftovers_of_run
 from tvg.model.exporting import export_checkpoint, rehearse_export
 from tvg.recorded import record_text

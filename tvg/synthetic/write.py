@@ -6,14 +6,17 @@ import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from tvg.core.worker_process import WORKERS
-from tvg.core.writing import remove_leftovers, whole_folder
+from tvg.core.writing import disk_errors, remove_leftovers, whole_folder
 from tvg.synthetic.drawing import draw_clip
 from tvg.synthetic.encoding import encode_h264
 from tvg.synthetic.world import ClipScript, WorldSettings, script_clip
@@ -66,6 +69,30 @@ def write_world(
         ]
         for split, num in num_clips.items()
     }
+    with _alone(root):  # the ranks of a node start together; one of them generates
+        if _is_drawn(root, manifest):
+            return root
+        _write(root, manifest, scripts, num_workers)
+    return root
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Lets one process of this machine at a time generate a folder; others wait for it."""
+    lock = FileLock(root.with_name(f".{root.name}.lock"))
+    with disk_errors(root):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while locked, so that others notice
+        lock.release()
+
+
+def _write(
+    root: Path, manifest: dict[str, Any], scripts: dict[str, list[ClipScript]], num_workers: int
+) -> None:
     remove_leftovers(root.parent)
     with whole_folder(root, replaces=False) as unfinished:
         (unfinished / "videos").mkdir()
@@ -84,7 +111,6 @@ def write_world(
         for split, members in scripts.items():
             _write_json(unfinished / f"{split}.json", {s.video_id: annotation(s) for s in members})
         _write_json(unfinished / _MANIFEST, manifest)
-    return root
 
 
 def annotation(script: ClipScript) -> dict[str, object]:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-
+from tvg.core.launched import is_first_rank
 from tvg.tracking.mlflow_logger import RUN_FILE
 from tvg.tracking.mlflow_store import database_of, problem_of
 
@@ -39,7 +38,7 @@ def state_kept(run_dir: Path, has_begun: Callable[[], bool]) -> Iterator[None]:
         run_dir: folder of the run.
         has_begun: returns whether training has begun; afterwards, nothing is restored.
     """
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if not is_first_rank():
         yield
         return
     before = _state(run_dir)

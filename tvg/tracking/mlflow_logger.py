@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from tvg.core.launched import is_first_rank
 from tvg.core.text_files import write_json
 from tvg.tracking.mlflow_client import UNSENT_FILE, ResendingClient
 from tvg.tracking.mlflow_internals import with_context_tags
@@ -166,7 +167,7 @@ def make_mlflow_logger(
         ValueError: the store cannot be written, is damaged or does not answer, or the experiment
             was deleted. Errors of the store while the run logs are not raised.
     """
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if not is_first_rank():  # Lightning does not yet know NODE_RANK here
         return SilentLogger()
     # A run uses no network except for its tracking server. A value set by the user has precedence.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -28,10 +28,12 @@ def set_rates(schedule: LambdaLR) -> None:
     """Sets the optimizer's learning rates to the schedule's values for the current step.
 
     A restored optimizer has the rate of the schedule that it was saved with. At the end of a run,
-    this rate is often 0, which would be wrong if the run is extended. If the schedule is the same,
+    this rate is often 0, which would be wrong if the run is extended. The schedule multiplies each
+    group's `initial_lr`, which a resumed run may have changed. If schedule and rates are the same,
     nothing changes.
     """
     groups = schedule.optimizer.param_groups
+    schedule.base_lrs = [group["initial_lr"] for group in groups]
     factors = [rate_of(schedule.last_epoch) for rate_of in schedule.lr_lambdas]
     for group, base_rate, factor in zip(groups, schedule.base_lrs, factors, strict=True):
         group["lr"] = base_rate * factor
