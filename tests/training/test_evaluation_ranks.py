@@ -61,7 +61,7 @@ def evaluate(run_dir: Path, checkpoint: Path, world: Path, *more: str, num: int)
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -71,6 +71,7 @@ def evaluate(run_dir: Path, checkpoint: Path, world: Path, *more: str, num: int)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_write_the_predictions_of_one(tiny_world, tiny_checkpoint, tmp_path):
     checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
     alone = evaluate(tmp_path / "one", checkpoint, tiny_world, "greedy=false", num=1)

@@ -68,7 +68,9 @@ def rescore(monkeypatch, tmp_path):
             device=torch.device("cpu"),
         )
         data = SimpleNamespace(
-            eval_batch_size=1, scoring_loader=lambda *_, **__: list(range(num_batches))
+            eval_batch_size=1,
+            eval_batch_tokens=None,
+            scoring_loader=lambda *_, **__: list(range(num_batches)),
         )
         pass_ = Rescoring(
             trainer=trainer,
