@@ -83,7 +83,7 @@ def test_sequence_ratio_is_the_geometric_mean_over_tokens() -> None:
     torch.testing.assert_close(new.grad, share.double(), rtol=0, atol=1e-7)
 
 
-def test_masked_tokens_have_no_effect() -> None:
+def test_masked_tokens_have_no_effect_on_log_ratios() -> None:
     nan = torch.tensor([[-1.0, torch.nan], [-1.0, torch.inf]], requires_grad=True)
     mask = torch.tensor([[1, 0], [1, 0]])
     for level in (token_log_ratio, sequence_log_ratio):
