@@ -1,4 +1,4 @@
-"""Tests that a shared row in each Qwen language model equals the single sequences."""
+"""Tests that each Qwen language model gives a shared row the states of each sequence alone."""
 
 import pytest
 import torch
