@@ -27,7 +27,7 @@ class MicroBatch:
     rollout: RolloutBatch  # n completions and their prompts
     rows: Tensor  # int64 [n], indices of the completions in the rollout
     ref_logprobs: Tensor | None = None  # [n, C] by the reference; None: no reference
-    # [n, C] by the policy at sampling; None: use its current log-probabilities
+    # [n, C] by the policy at sampling; None: use the policy's current log-probabilities
     old_logprobs: Tensor | None = None
 
 
@@ -148,7 +148,8 @@ def micro_batch_loss(
         micro_batch: n completions.
         logprobs: [n, C], log-probabilities by the policy, with gradient.
         entropy: [n, C].
-        divides_by_sampler: the ratio's denominator is by the sampler; False: by the policy.
+        divides_by_sampler: the ratio's denominator uses the sampler's log-probabilities; False:
+            the policy's.
     """
     sampler_logprobs = micro_batch.rollout.sampler_logprobs
     old_logprobs = micro_batch.old_logprobs
