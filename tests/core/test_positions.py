@@ -240,10 +240,8 @@ def test_split_and_complete_clips_in_one_batch() -> None:
     [
         ([[*clip(3), *clip(5)]], [[4, 2, 4]]),  # spans of 3 and 5 tokens, but 2 tokens per step
         ([[*clip(2), *clip(4)]], [[2, 2, 2], [4, 2, 2], [1, 2, 2]]),  # more clips than spans
-        (
-            [[*clip(2), *clip(2), *clip(2)]],
-            [[3, 2, 2], [3, 2, 2]],
-        ),  # a span in two clips
+        # The second span has tokens of two clips.
+        ([[*clip(2), *clip(2), *clip(2)]], [[3, 2, 2], [3, 2, 2]]),
         ([[*clip(2), *clip(2)]], [[3, 2, 2]]),  # one step too many
         ([[*clip(2)], [*clip(2)]], [[4, 2, 2]]),  # one clip in two prompts
         ([[*clip(2), TEXT, VIDEO, VIDEO]], [[4, 2, 2]]),  # tokens without a start token

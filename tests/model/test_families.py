@@ -1,4 +1,4 @@
-"""Tests that each Qwen language model gives a shared row the states of each sequence alone."""
+"""Tests that Qwen language models compute the same states for a shared row and for sequences."""
 
 import pytest
 import torch

@@ -60,7 +60,7 @@ def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
 
 
 def first_two_numbers(text: str) -> Segment | None:
-    r"""Returns the first two matches of `\d+(?:\.\d+)?`, which the release reads without a range.
+    r"""Returns the first two matches of `\d+(?:\.\d+)?`, as the release does if there is no range.
 
     Returns:
         The segment; None if there are fewer than two numbers, or if one is beyond float's range.

@@ -51,7 +51,7 @@ def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     for index, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << index
     full = (1 << len(a)) - 1
-    row = full  # bit i is 0 where a[: i + 1] has a longer LCS than a[:i]
+    row = full  # bit i: 0 if a[: i + 1] has a longer LCS with the words so far than a[:i]
     for word in b:
         matches = row & places.get(word, 0)
         row = (row + matches | row - matches) & full

@@ -121,7 +121,7 @@ def _failure(
     completions: Completions,
     error: Exception,
 ) -> ValueError:
-    """Returns an error that names the completion that makes the reward raise, or the group."""
+    """Returns an error that names the completion (or else the group) on which the reward raises."""
 
     def error_on(start: int, stop: int, group_size: int) -> Exception | None:
         try:

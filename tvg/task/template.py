@@ -9,11 +9,8 @@ from pathlib import Path
 from string import Formatter
 
 QUERY_FIELD = "query"
-QUERY_MARKS = (
-    "{query}",
-    "[EVENT]",
-    "<EVENT>",
-)  # in files; a file without them may use {}
+# Marks of the query in a template file. A file without them may use {}.
+QUERY_MARKS = ("{query}", "[EVENT]", "<EVENT>")
 _LIKE_A_FIELD = re.compile(r"\{[A-Za-z_]\w*\}")
 log = logging.getLogger(__name__)
 

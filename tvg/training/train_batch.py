@@ -171,7 +171,7 @@ def micro_batch_loss(
 
 
 def sampler_gap(batch: TrainBatch, micro_batch: MicroBatch, logprobs: Tensor) -> Tensor:
-    """Returns a micro-batch's share of the mean |policy - sampler| of log-probs, in nats.
+    """Returns a micro-batch's share of the mean |policy - sampler| of log-probs, in nats per token.
 
     Args:
         batch: the batch that the micro-batch belongs to.

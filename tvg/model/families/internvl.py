@@ -200,7 +200,7 @@ def _with_own_tokens(tokenizer: Any) -> Any:
 
 
 def _images(patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """Converts patches, which are grouped by token, to images [T, channels, H, W]."""
+    """Converts patches, grouped by token, to images [T, channels, H, W]; H and W in pixels."""
     time, height, width = grid
     shape = (time, height // MERGE, width // MERGE, MERGE, MERGE, -1, PATCH, PATCH)
     pixels = patches.view(shape).permute(0, 5, 1, 3, 6, 2, 4, 7)
