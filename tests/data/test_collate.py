@@ -196,10 +196,12 @@ def test_a_query_with_the_placeholder_is_refused_with_its_id(parts):
 
 
 def test_a_placeholder_that_is_not_in_the_mark_is_refused(parts, monkeypatch):
-    monkeypatch.setattr(parts.collator, "clip_text", NumberedFrames(text=None))
-    message = r"^odd:8: <IMG_CONTEXT> must not occur in the prompt, got 1 times"
+    monkeypatch.setattr(
+        parts.collator, "clip_text", NumberedFrames(text=None, placeholder="<slot>")
+    )
+    message = r"^odd:8: <slot> must not occur in the prompt, got 1 times"
     with pytest.raises(ValueError, match=message):
-        parts.collator([sample("odd:8", query="a ball <IMG_CONTEXT> falls")])
+        parts.collator([sample("odd:8", query="a ball <slot> falls")])
 
 
 def test_the_prompt_is_the_tasks_text_in_the_chat_template(parts):
