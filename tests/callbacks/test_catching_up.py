@@ -1,4 +1,4 @@
-"""Tests that the last validation is recorded, so that a resumed run need not repeat it."""
+"""Tests of the record of the last validation."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_training_stops_when_patience_is_over(fit, tiny_grpo, changes, last_step
     assert trainer.global_step == last_step
 
 
-def test_a_rising_reward_is_never_stopped(fit, tiny_grpo):
+def test_a_run_with_a_rising_reward_is_not_stopped(fit, tiny_grpo):
     module = rewarding(tiny_grpo, [0.1 * step for step in range(12)])
     assert fit(module, callbacks=[plateau()], max_epochs=2).global_step == 12
 

@@ -139,7 +139,7 @@ def test_the_message_when_one_reward_is_zero():
         "iou: 0 in 100 % of the last 20 completions, 90 % cannot be parsed, 80 % are truncated at "
         "rollout.max_new_tokens=20: raise it, or ask for shorter answers (another prompt=)"
     )
-    # It is not reported without a weight, or with a value above 0.
+    # A reward is not reported if it has no weight, or a value above 0.
     assert "flat.iou" not in causes(rows, paid=["format", "extra"])
     assert "flat.iou" not in causes([*rows, row(format=1.0, iou=0.1, extra=0.0)])
 
@@ -156,7 +156,7 @@ def test_a_constant_positive_reward_is_reported_as_minor():
     )
     assert (cause.name, cause.is_grave) == ("constant.format", False)
     assert cause.message.startswith("format: 1 in all of the last 4 completions")
-    # It does not hide other causes.
+    # A constant reward does not hide other causes.
     rows = [row(format=1.0, iou=0.1 * n, parsed=n == 0) for n in range(4)]
     assert list(causes(rows)) == ["constant.format", "unparsed"]
 
@@ -172,7 +172,7 @@ def test_shares_above_their_limits_are_reported():
     assert list(causes(rows)) == ["unparsed"]
     assert causes(rows)["unparsed"].startswith("60 % cannot be parsed")
     rows = group(0.1, 0.2) + group(0.3, 0.0, 0.2, number=1, parsed=False, finished=False)
-    assert list(causes(rows)) == ["truncated"]  # which explains why answers are unparsed
+    assert list(causes(rows)) == ["truncated"]  # truncation explains why answers are unparsed
     flat = [r for n in range(10) for r in group(0.1 * n, 0.1 * n, number=n)]
     assert list(causes(flat)) == ["flat_groups"]
     assert "100 % of the last 10 groups" in causes(flat)["flat_groups"]
@@ -254,7 +254,7 @@ def test_rewards_without_weight_are_ignored(fit, tiny_grpo, tmp_path):
     assert [line.split(":")[1] for line in lines(tmp_path)] == [" paid"]
 
 
-def test_the_kl_is_averaged_over_the_window(fit, tiny_grpo, tmp_path):
+def test_a_high_kl_is_reported_during_a_run(fit, tiny_grpo, tmp_path):
     fit(tiny_grpo(), callbacks=[Feed([GOOD] * 6, kl=0.9), make_health(tmp_path)])
     assert lines(tmp_path) == []
     fit(tiny_grpo(), callbacks=[Feed([GOOD] * 6, kl=1.5), make_health(tmp_path)])

@@ -89,12 +89,8 @@ def test_the_interval_works_with_several_updates_per_batch(fit, tiny_grpo, tmp_p
     table = RolloutTable(run_dir=tmp_path, every_n_steps=5, max_rows=1)
     fit(tiny_grpo(updates_per_batch=3), callbacks=[table])
     steps = [row["step"] for row in read(tmp_path / "rollouts.jsonl")]
-    assert steps == [
-        3,
-        6,
-        12,
-        15,
-    ]  # of 3, 6, ... 18: the first, and each that reaches a 5, 10, 15
+    # Batches end at steps 3, 6, ..., 18. The first is kept, and the first from 5, 10 and 15 on.
+    assert steps == [3, 6, 12, 15]
 
 
 def test_values_are_converted_for_json_and_tables():

@@ -66,7 +66,7 @@ def test_the_revision_is_that_of_the_sources_repository(tmp_path, monkeypatch):
     assert source_revision() == {"commit": None, "is_dirty": None}
     git("init")
     source.write_text("")
-    # A file inside another repository that does not track it has no revision.
+    # A file that its repository does not track has no revision.
     assert source_revision() == {"commit": None, "is_dirty": None}
     git("add", ".")
     git("commit", "-m", "one")

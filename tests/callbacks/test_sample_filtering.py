@@ -283,7 +283,8 @@ def test_a_killed_run_resumes_identically(fit, tmp_path, monkeypatch, limits):
     # Killed after the epoch's last step, whose checkpoint does not record the epoch's end.
     before_round = KillAt("on_train_epoch_end", num_first)
     check("before_round", [before_round], batches_left=2 * num_batches)
-    # Killed after the round. No checkpoint was written since its start, but it is not repeated.
+    # Killed after the round. No checkpoint was written since the round's start, but the round is
+    # not repeated.
     after_round = KillAt("on_train_epoch_start", num_first)
     check("after_round", [after_round], batches_left=num_batches)
     # Killed one step later, without and with a checkpoint of that step.

@@ -37,7 +37,10 @@ def clock(monkeypatch) -> SimpleNamespace:
 
 
 class Walk:
-    """Runs the callback for batches with given waiting and working times and final global step."""
+    """Runs the callback on one batch after another.
+
+    Each batch has a waiting time, a working time and the global step at its end.
+    """
 
     def __init__(self, clock, peak_tflops=None):
         self.clock, self.module = clock, Recorder()

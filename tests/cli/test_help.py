@@ -7,7 +7,7 @@ import pytest
 from tvg.config import CONF_DIR
 from tvg.config.help import DESCRIPTIONS
 
-# Groups that other keys select: compat and data=mix.
+# Groups that users do not select directly: `compat` selects the first two, `data=mix` the last.
 INDIRECT = {"compat/evaluation", "compat/training", "data/role"}
 
 

@@ -157,7 +157,7 @@ def test_compat_changes_exactly_these_evaluation_keys():
     }
 
 
-def test_top_k_sampling_is_accepted_only_with_compat():
+def test_top_k_sampling_is_refused_by_default_and_accepted_with_compat():
     (problem,) = find_problems(compose("train", ["rollout.top_k=50"]))
     assert problem.startswith("rollout.top_k: must be 0 with objective.group_size, got 50")
     assert find_problems(compose("train", ["compat=time_r1"])) == []
@@ -169,7 +169,7 @@ def test_top_k_sampling_is_accepted_only_with_compat():
 
 
 def commands_of_the_papers() -> list[tuple[str, list[str]]]:
-    """Returns (command, overrides) of every command in the tables; the first run of a sweep."""
+    """Returns (command, overrides) of every command of the page; for a sweep, of its first run."""
     text = (CONF_DIR.parent / "experiments" / "paper" / "README.md").read_text(encoding="utf-8")
     short = dict(re.findall(r"`(\$\w+)` is\s+`([^`]+)`", text))
     assert sorted(short) == ["$BASE", "$E"]
@@ -205,7 +205,8 @@ def test_documented_commands_use_existing_options():
 
 @pytest.mark.slow
 def test_documented_commands_pass_the_config_check():
-    fixed = {"model.path": "x", "run_dir": "y"}  # each command runs once for all paths
+    fixed = {"model.path": "x", "run_dir": "y"}
+    # Commands that differ only in these paths are checked once.
     tried = {
         (command, *(f"{key}={fixed.get(key, value)}" for key, _, value in map(cut, words)))
         for command, words in commands_of_the_papers()

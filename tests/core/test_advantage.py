@@ -56,7 +56,7 @@ def test_batch_std_by_hand() -> None:
 
 @pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("scale", SCALES)
-def test_order_within_a_group_does_not_matter(baseline: str, scale: str) -> None:
+def test_order_within_a_group_and_common_shift_do_not_matter(baseline: str, scale: str) -> None:
     rewards = torch.rand(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     order = torch.tensor([2, 0, 3, 1, 7, 6, 4, 5, 8, 10, 9, 11])
     settings = {"group_size": 4, "baseline": baseline, "scale": scale}

@@ -95,7 +95,7 @@ def test_splitting_joined_batches_restores_them(sampled):
 
 
 def test_every_field_is_joined(sampled):
-    """Fails for a new field that `join_*` forgets, because it gets its default value."""
+    """Fails if `join_*` forgets a new field, because the field then has its default value."""
     joined = join_rollouts([sampled], pad_id=0)
     assert_same(joined, sampled)
     batch = sampled.prompts

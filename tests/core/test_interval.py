@@ -131,7 +131,7 @@ def test_generalised_iou_of_missing_segment_is_minus_one():
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(seconds, seconds, seconds, seconds)
-def test_generalised_iou_equals_iou_for_overlaps(a0, a1, b0, b1):
+def test_generalised_iou_is_symmetric_and_equals_iou_for_overlaps(a0, a1, b0, b1):
     a, b = Segment(a0, a1), Segment(b0, b1)
     giou, iou = segment_giou(a, b), segment_iou(a, b)
     assert -1 <= giou <= 1
@@ -147,14 +147,14 @@ def test_boundary_distance_by_hand():
     assert boundary_distance(Segment(0, 10), Segment(2, 8)) == 2  # (2 + 2) / 2
 
 
-def on_paper(a: tuple[int, int], b: tuple[int, int]) -> Fraction:
+def iou_of_hundredths(a: tuple[int, int], b: tuple[int, int]) -> Fraction:
     """Returns the exact IoU of segments given in integer hundredths of a second."""
     inter = max(0, min(a[1], b[1]) - max(a[0], b[0]))
     return Fraction(inter, a[1] - a[0] + b[1] - b[0] - inter)
 
 
 def test_exact_iou_at_recall_threshold_counts() -> None:
-    # 3.5 / 5.0; floats give 0.6999999999999998.
+    # 3.5 / 5.0; in floats, (6.8 - 3.3) / (8.3 - 3.3) is 0.6999999999999998.
     assert exact_iou(Segment(3.3, 6.8), Segment(3.3, 8.3)) == Fraction(7, 10)
     rng = random.Random(0)
     num_ties = num_wrong = 0
@@ -165,7 +165,7 @@ def test_exact_iou_at_recall_threshold_counts() -> None:
         pred = (start, start + length * share // 10 - rng.choice([0, 0, 1]))
         if pred[1] <= pred[0]:
             continue
-        iou = on_paper(pred, truth)
+        iou = iou_of_hundredths(pred, truth)
         segments = [Segment(*(hundredths / 100 for hundredths in pair)) for pair in (pred, truth)]
         assert exact_iou(*segments) == iou
         name, least = f"r1_iou_0.{share}", Fraction(share, 10)
@@ -175,7 +175,7 @@ def test_exact_iou_at_recall_threshold_counts() -> None:
         num_ties += iou == least
         num_wrong += (segment_iou(*segments) >= share / 10) != (iou >= least)
     assert num_ties > 1000
-    assert num_wrong > 100  # cases that floats decide wrongly
+    assert num_wrong > 100  # floats would decide these cases wrongly
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=4, max_size=4))

@@ -15,8 +15,9 @@ def logs(*rows: list[float]) -> Tensor:
 
 LOG2 = math.log(2)
 # ref / pol = 1, 1/2, 2; with x = log(ref / pol) = 0, -log 2, log 2.
+# Per estimator: the values, and the gradient with respect to the policy's log-probs.
 BY_HAND = {
-    k1: ([0.0, LOG2, -LOG2], [1.0, 1.0, 1.0]),  # -x
+    k1: ([0.0, LOG2, -LOG2], [1.0, 1.0, 1.0]),  # -x; 1
     k2: ([0.0, LOG2**2 / 2, LOG2**2 / 2], [0.0, LOG2, -LOG2]),  # x^2 / 2; -x
     k3: ([0.0, 0.5 + LOG2 - 1, 2 - LOG2 - 1], [0.0, 0.5, -1.0]),  # e^x - x - 1; 1 - e^x
 }
@@ -45,6 +46,7 @@ def test_k2_and_k3_are_never_negative(estimator) -> None:
 
 
 def exact_kl(a: Tensor, b: Tensor) -> Tensor:
+    """Returns KL(a || b) of two vectors of log-probabilities."""
     return (a.exp() * (a - b)).sum()
 
 
@@ -70,13 +72,16 @@ def test_gradient_of_each_estimator_as_a_loss() -> None:
         return torch.autograd.grad(value, [logits])[0]
 
     def as_loss(estimator) -> Tensor:
-        """Returns the expected gradient over sampled tokens; sampling itself has no gradient."""
+        """Returns the gradient with respect to the logits if the estimator is the loss.
+
+        The gradient is the mean over sampled tokens. No gradient flows through the sampling.
+        """
         policy = logits.log_softmax(0)
         return gradient_of((policy.exp().detach() * estimator(policy, reference)).sum())
 
     nothing = torch.zeros(3).double()
     torch.testing.assert_close(as_loss(k1), nothing, rtol=0, atol=1e-12)
-    forward = gradient_of(exact_kl(logits.log_softmax(0), reference))
-    torch.testing.assert_close(as_loss(k2), forward, rtol=0, atol=1e-12)
-    backward = gradient_of(exact_kl(reference, logits.log_softmax(0)))
-    torch.testing.assert_close(as_loss(k3), backward, rtol=0, atol=1e-12)
+    kl_to_reference = gradient_of(exact_kl(logits.log_softmax(0), reference))
+    torch.testing.assert_close(as_loss(k2), kl_to_reference, rtol=0, atol=1e-12)
+    kl_from_reference = gradient_of(exact_kl(reference, logits.log_softmax(0)))
+    torch.testing.assert_close(as_loss(k3), kl_from_reference, rtol=0, atol=1e-12)

@@ -43,7 +43,7 @@ def positions(
     )
 
 
-def test_documented_example() -> None:
+def test_positions_of_a_clip_of_sixteen_seconds() -> None:
     # 16 grid steps of 1 s with one token each, 4 ids per second, 25 tokens in total.
     row = [TEXT, START] + [VIDEO] * 16 + [END] + [TEXT] * 6
     time, height, width = positions([row], [[16, 2, 2]], [1.0])[:, 0].tolist()
@@ -61,7 +61,7 @@ def test_positions_of_text_clip_and_text() -> None:
     assert width == [0, 1, 2, 3] + [4, 5, 6] * 4 + [9, 10, 11]
 
 
-def test_text_continues_after_the_largest_axis() -> None:
+def test_text_continues_after_the_largest_id_of_all_axes() -> None:
     # One step, 2 rows, 5 columns: the largest id is 1 + 4 = 5, on the width axis.
     time, height, width = positions([clip(10)], [[1, 4, 10]], [1.0])[:, 0].tolist()
     assert time == [0] + [1] * 10 + [6]
@@ -240,7 +240,8 @@ def test_split_and_complete_clips_in_one_batch() -> None:
     [
         ([[*clip(3), *clip(5)]], [[4, 2, 4]]),  # spans of 3 and 5 tokens, but 2 tokens per step
         ([[*clip(2), *clip(4)]], [[2, 2, 2], [4, 2, 2], [1, 2, 2]]),  # more clips than spans
-        ([[*clip(2), *clip(2), *clip(2)]], [[3, 2, 2], [3, 2, 2]]),  # a span of two clips
+        # The second span has tokens of two clips.
+        ([[*clip(2), *clip(2), *clip(2)]], [[3, 2, 2], [3, 2, 2]]),
         ([[*clip(2), *clip(2)]], [[3, 2, 2]]),  # one step too many
         ([[*clip(2)], [*clip(2)]], [[4, 2, 2]]),  # one clip in two prompts
         ([[*clip(2), TEXT, VIDEO, VIDEO]], [[4, 2, 2]]),  # tokens without a start token
@@ -309,7 +310,7 @@ def test_completions_continue_after_the_prompt() -> None:
         ({"rows": [[START, VIDEO, VIDEO, TEXT, VIDEO, VIDEO]]}, "must match their grids"),
     ],
 )
-def test_inputs_that_do_not_match_are_named(change: dict[str, Any], named: str) -> None:
+def test_invalid_inputs_are_named(change: dict[str, Any], named: str) -> None:
     right: dict[str, Any] = {
         "rows": [clip(4)],
         "grids": [[4, 2, 2]],

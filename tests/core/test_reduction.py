@@ -81,11 +81,12 @@ def test_token_mean_has_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_empty_completion_adds_no_loss_but_is_counted(reduction: Reduction) -> None:
+def test_empty_completion_adds_no_loss_but_counts_in_completion_means(reduction: Reduction) -> None:
     nothing = torch.zeros_like(MASK)
     denominator = reduction_denominator(nothing, reduction, max_tokens=4)
     assert reduce_tokens(VALUES, nothing, reduction=reduction, denominator=denominator) == 0
-    # It still counts as a completion, so the other completions keep their weights.
+    # An empty completion counts in the denominators of sequence_mean and max_tokens, as a
+    # completion with tokens does.
     with_it = torch.cat([MASK, MASK[:1] * 0])
     more = reduction_denominator(with_it, reduction, max_tokens=4)
     assert more == {"token_mean": 6, "sequence_mean": 4, "max_tokens": 16}[reduction]

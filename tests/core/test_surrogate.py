@@ -37,7 +37,7 @@ def test_clipped_by_hand() -> None:
 
 
 def test_cispo_by_hand() -> None:
-    # The loss is -weight * A * logprob with weights 0.8, 1.0, 1.3; its gradient is -weight * A.
+    # The loss is -weight * A * logprob with weights 0.8, 1.0, 1.3; the gradient is -weight * A.
     new, old = moved()
     loss = cispo(token_log_ratio(new, old, EVERY), new, ADVANTAGES, clip_low=0.2, clip_high=0.3)
     expected = torch.tensor([[-1.6, -2.0, -2.6], [1.6, 2.0, 2.6]], dtype=torch.float64)
@@ -83,7 +83,7 @@ def test_sequence_ratio_is_the_geometric_mean_over_tokens() -> None:
     torch.testing.assert_close(new.grad, share.double(), rtol=0, atol=1e-7)
 
 
-def test_masked_tokens_have_no_effect() -> None:
+def test_masked_tokens_have_no_effect_on_log_ratios() -> None:
     nan = torch.tensor([[-1.0, torch.nan], [-1.0, torch.inf]], requires_grad=True)
     mask = torch.tensor([[1, 0], [1, 0]])
     for level in (token_log_ratio, sequence_log_ratio):
@@ -133,7 +133,7 @@ def test_gradients_equal_finite_differences(surrogate, level) -> None:
     fixed = level(new, old, mask).detach()
 
     def loss(logprobs: Tensor) -> Tensor:
-        # cispo detaches the ratio, so finite differences must not change it either.
+        # cispo detaches the ratio, so finite differences must not change the ratio either.
         log_ratio = level(logprobs, old, mask) if surrogate is clipped else fixed
         return surrogate(log_ratio, logprobs, advantages, clip_low=0.2, clip_high=0.3)
 

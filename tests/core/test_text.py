@@ -21,7 +21,8 @@ def table_lcs(a: list[str], b: list[str]) -> int:
     return rows[-1][-1]
 
 
-some_words = st.lists(st.sampled_from("abcd"), max_size=90)  # over 64, the bits of a machine word
+# Up to 90 words, so that some integers of lcs_length have more than 64 bits.
+some_words = st.lists(st.sampled_from("abcd"), max_size=90)
 
 
 @settings(deadline=None)  # a busy machine must not fail the test
@@ -65,7 +66,7 @@ pieces = st.sampled_from(["<a>", "</a>", "<a", "x", " ", "\n"])
 
 @settings(deadline=None)  # a busy machine must not fail the test
 @given(st.lists(pieces, max_size=14).map("".join))
-def test_blocks_equal_the_pattern(text: str) -> None:
+def test_blocks_equal_the_matches_of_the_regular_expression(text: str) -> None:
     found = [block.strip() for block in re.findall(r"<a>(.*?)</a>", text, re.DOTALL)]
     assert first_block(text, "<a>", "</a>") == (found[0] if found else None)
     assert last_block(text, "<a>", "</a>") == (found[-1] if found else None)

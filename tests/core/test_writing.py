@@ -95,6 +95,22 @@ def test_error_of_full_disk_names_the_target(tmp_path, error):
     assert re.search(pattern, caught.value.strerror)
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("I/O error: No space left on device (os error 28)", errno.ENOSPC),
+        ("database or disk is full", errno.ENOSPC),
+        ("Disk quota exceeded (os error 122)", errno.EDQUOT),
+        ("File too large (os error 27)", errno.EFBIG),
+    ],
+)
+def test_errno_is_that_of_the_text_in_the_error(tmp_path, text, number):
+    with pytest.raises(OSError, match=os.strerror(number)) as caught, disk_errors(tmp_path / "f"):
+        raise RuntimeError(text)
+    assert caught.value.errno == number
+    assert ("ulimit" in caught.value.strerror) == (number == errno.EFBIG)
+
+
 def test_error_names_the_disk_that_is_full(tmp_path):
     elsewhere = tmp_path / "temporary" / "buffer"
     elsewhere.parent.mkdir()

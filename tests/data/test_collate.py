@@ -12,7 +12,7 @@ from tvg.data.collate import PromptCollator, pad_rows
 from tvg.data.dataset import GroundingDataset, LeftOut, Sample
 from tvg.data.video.decode import VideoError
 from tvg.data.video.sampling import FrameSampling
-from tvg.model.families.clip_text import VIDEO_TOKEN
+from tvg.model.families.clip_text import VIDEO_TOKEN, NumberedFrames
 from tvg.task.grounding import GroundingTask
 from tvg.types import EncodedClip, GroundingExample, PromptBatch, RolloutBatch, Segment, VideoClip
 
@@ -193,6 +193,15 @@ def test_a_too_long_prompt_is_refused_with_its_id(parts, samples):
 def test_a_query_with_the_placeholder_is_refused_with_its_id(parts):
     with pytest.raises(ValueError, match=r"^odd:7: expected <\|video_pad\|> once .* got 2 times"):
         parts.collator([sample("odd:7", query=f"a ball {VIDEO_TOKEN} falls")])
+
+
+def test_a_placeholder_that_is_not_in_the_mark_is_refused(parts, monkeypatch):
+    monkeypatch.setattr(
+        parts.collator, "clip_text", NumberedFrames(text=None, placeholder="<slot>")
+    )
+    message = r"^odd:8: <slot> must not occur in the prompt, got 1 times"
+    with pytest.raises(ValueError, match=message):
+        parts.collator([sample("odd:8", query="a ball <slot> falls")])
 
 
 def test_the_prompt_is_the_tasks_text_in_the_chat_template(parts):

@@ -169,9 +169,9 @@ def test_missing_videos_are_refused_or_skipped(write: Write, tmp_path: Path) -> 
         ({"A": entry(sentences="a person sits.")}, "id 'A': expected a list as sentences, got str"),
         ({"A": entry(sentences=["one"])}, "id 'A': .*2 timestamps, 1 sentences"),
         ({"A": entry(hints=[[1, 2]])}, "id 'A': .*2 timestamps, 2 sentences, 1 hints"),
-        ({"A": entry(duration="10 s")}, "id 'A': expected a positive number.*'10 s'"),
-        ({"A": entry(duration=-2)}, "id 'A': expected a positive number.*int -2"),
-        ({"A": entry(duration=True)}, "id 'A': expected a positive number.*bool True"),
+        ({"A": entry(duration="10 s")}, "id 'A': expected 0 or more seconds.*'10 s'"),
+        ({"A": entry(duration=-2)}, "id 'A': expected 0 or more seconds.*int -2"),
+        ({"A": entry(duration=True)}, "id 'A': expected 0 or more seconds.*bool True"),
         (
             {"A": entry(timestamps=[[1, 2], [3]])},
             r"id 'A': timestamps\[1\]: expected \[start, end\]",

@@ -309,7 +309,7 @@ BAD = [
     (read_time_r1, [changed(TIME_R1, video=None)], "entry 0: video: expected a text, got NoneType"),
     (read_time_r1, [changed(TIME_R1, video=" ")], "entry 0: video: expected a text, got an empty"),
     (read_time_r1, [changed(TIME_R1, timestamp=[1])], r"entry 0: timestamp: expected \[start"),
-    (read_time_r1, [changed(TIME_R1, duration=-1)], "entry 0: expected a positive number"),
+    (read_time_r1, [changed(TIME_R1, duration=-1)], "entry 0: expected 0 or more seconds"),
     (read_time_r1, [changed(TIME_R1, difficulty="x")], "entry 0: difficulty: expected a number"),
     (read_time_r1, [changed(TIME_R1, pred=[1])], r"entry 0: pred: expected \[start, end\]"),
     (read_time_r1, [changed(TIME_R1, qid=[1])], "entry 0: qid: expected a text"),
@@ -376,7 +376,7 @@ BAD = [
         {"v": {"timestamps": [[0, HUGE]], "sentences": ["s"]}},
         r"timestamps\[0\]: exp",
     ),
-    (read_charades, {"v": {"duration": HUGE}}, "id 'v': expected a positive number"),
+    (read_charades, {"v": {"duration": HUGE}}, "id 'v': expected 0 or more seconds"),
     (read_time_r1, [changed(TIME_R1, difficulty=HUGE)], "entry 0: difficulty: expected a number"),
     (read_tvgbench, [changed(TVGBENCH, answer="0-" + "9" * 400)], "answer: expected 'start-end'"),
     (read_jsonl, lines(OWN) + '{"video": ' + "9" * 5000 + "}", "line 2: JSON that cannot be read"),
@@ -446,7 +446,7 @@ def test_numbers_may_be_strings(write: Write) -> None:
     assert (example.duration_s, example.segment) == (30.96, (1, 2.5))
     assert (example.difficulty, example.window) == (40, (0, 40))
     for text in ("nan", "inf", "1e999", "1_0", "", "\u0663"):
-        with pytest.raises(ValueError, match="line 1: expected a positive number"):
+        with pytest.raises(ValueError, match="line 1: expected 0 or more seconds"):
             read_jsonl(write(lines(changed(OWN, duration=text))), None, **TRAINING)
 
 

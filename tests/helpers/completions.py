@@ -118,7 +118,7 @@ def without_float32_inside(monkeypatch: Any) -> None:
     """Makes transformers compute norms and the vision tower's rotations in the model's dtype.
 
     transformers always casts both to float32. In a float64 model this causes an error of about
-    1e-8 in gradients, because the order of the sums over completions changes their rounding.
+    5e-8 in gradients, because the order of the sums over completions changes their rounding.
     """
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as library
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _Touches:
-    """Its pickle writes a file when it is loaded."""
+    """An object whose pickle writes a file when it is loaded."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

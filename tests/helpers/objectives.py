@@ -1,4 +1,4 @@
-"""Builds a policy objective with Time-R1's settings, and computes its loss on a small batch."""
+"""Builds a policy objective with the settings of grpo_token_mean and computes its loss."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Parts:
 
 
 def make_checkpoint(folder: Path) -> ModelSource:
-    """Returns the source of a checkpoint that is trained completely, in float32."""
+    """Returns the source of a checkpoint, in float32, with no part frozen."""
     return ModelSource(
         path=str(folder),
         create=None,

@@ -135,7 +135,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def finished_run(store: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Fits two epochs of six steps with all loggers and callbacks; each ends with a validation."""
+    """Fits two epochs of six steps, each with a validation, with all loggers and five callbacks."""
     import contextlib
     import io
 

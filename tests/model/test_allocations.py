@@ -27,14 +27,14 @@ GROUP_SIZE, MAX_NEW_TOKENS, NUM_PROMPTS = 4, 6, 3
 
 
 class Odd:
-    """Rewards that differ within every group."""
+    """Reward from the text's length, which usually differs within a group."""
 
     def __call__(self, *, texts, **rest):
         return [float(len(text) % 7) for text in texts]
 
 
 class VocabularyWatch(TorchDispatchMode):
-    """Records the most rows of a tensor [..., V], not counting views of the head's weights."""
+    """Records the largest number of rows of a tensor [..., V], except the head's weights."""
 
     def __init__(self, policy):
         super().__init__()
@@ -95,7 +95,7 @@ def parts(tiny_checkpoint, tiny_world):
 @pytest.fixture(scope="module")
 def prompts(parts):
     batch = parts.batch(NUM_PROMPTS)
-    # Otherwise the logits of a prompt would have no more rows than allowed.
+    # The logits of one prompt would have more rows than those of all its completions.
     assert int(batch.attention_mask.sum(1).min()) > GROUP_SIZE * MAX_NEW_TOKENS
     return batch
 
@@ -166,7 +166,7 @@ def test_the_watch_counts_the_logits_of_prompts(parts, prompts):
 
 
 class MemoryWatch(Callback):
-    """Records process memory before each backward pass, and tensors left after every 20 steps."""
+    """Records the memory before each backward pass, and the number of tensors every 20 steps."""
 
     def __init__(self):
         self.mib, self.tensors = [], []
@@ -199,7 +199,7 @@ def test_memory_does_not_grow_over_200_steps(tiny_checkpoint, tiny_world, tmp_pa
     batches = torch.utils.data.DataLoader([parts.batch(NUM_PROMPTS)] * 200, batch_size=None)
     trainer.fit(module, batches)
     assert len(watch.mib) == 200
-    # The allocator is in a steady state after the first steps. A leak of 24 KiB per step (the
-    # logits of one token per completion) would add up to 3 MiB.
+    # The allocator is in a steady state after the first steps. A leak of 25 KiB per step (the
+    # logits of one token per completion) would add more than 3 MiB in 130 steps.
     assert max(watch.mib[-50:]) - max(watch.mib[20:70]) < 3, watch.mib[::20]
     assert max(watch.tensors[2:]) <= watch.tensors[1], watch.tensors

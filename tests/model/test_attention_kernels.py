@@ -28,7 +28,7 @@ def states(num_heads, num_key_heads, *, asking=5, keys=5, seed=0):
 
 
 def written_out(query, key, value, is_causal):
-    """Returns output and log-sum-exp, computed query by query over its visible keys."""
+    """Returns output and log-sum-exp, computed for each query over its visible keys."""
     repeats = query.shape[1] // key.shape[1]
     outputs, sums = [], []
     for place in range(query.shape[2]):
@@ -147,7 +147,7 @@ def test_large_scores_do_not_overflow(kernel):
         ("cuda", torch.float64, 128, (9, 0), "plain"),
     ],
 )
-def test_the_kernel_is_chosen_by_device_and_type(
+def test_the_kernel_is_chosen_by_device_dtype_and_head_size(
     device, dtype, head_size, capability, expected, monkeypatch
 ):
     class Query:

@@ -1,4 +1,4 @@
-"""Tests that a shared row in each Qwen language model equals the single sequences."""
+"""Tests that Qwen language models compute the same states for a shared row and for sequences."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 """Tests of every family's policy against transformers' processor, forward and `generate`.
 
 For Qwen2.5-VL and Qwen2-VL, the oracle receives our position ids, which follow the released code.
-The position ids of transformers 5 are wrong after a clip that is longer than wide.
+The position ids of transformers 5 are wrong after a clip with more time steps than rows or columns.
 """
 
 from copy import deepcopy

@@ -40,7 +40,7 @@ def test_parameter_counts_by_hand():
 
 
 def test_trunk_flops_by_hand():
-    # 48 patches go through two blocks and the embedding from 6 numbers to 3.
+    # 48 patches pass the patch embedding (6 numbers to 3), then two blocks.
     products = 2 * 48 * (18 + 2 * 72)
     # One layer attends to complete frames of 24 patches, one to windows of 4 x 4 and 4 x 2.
     pairs = 2 * 24**2 + 2 * (16**2 + 8**2)
@@ -52,7 +52,8 @@ def test_sampling_flops_by_hand():
     # the rest only for one token.
     prefill = 2 * (2 * 54 * 10 + 8 * 10 + (54 - 8))
     prefill_pairs = 2 * 55 + 10
-    # Two tokens of the first completion are decoded with 11 and 12 keys; the second is one EOS.
+    # Two tokens of the first completion are fed back, with 11 and 12 keys. The second completion
+    # is an EOS only, so no token of it is fed back.
     decode, decode_pairs = 2 * 3 * 54 * 2, 3 * (11 + 12)
     head = 2 * 7 * 2 * 4
     expected = prefill + decode + 4 * 4 * (prefill_pairs + decode_pairs) + head
@@ -61,7 +62,9 @@ def test_sampling_flops_by_hand():
 
 def test_flops_of_each_stage_by_hand():
     found = step_flops(SHAPE, work())
-    products = 2 * (2 * 54 * 12 + 8 * 12 + 46 * 3)  # last layer: the prompt's end and two tokens
+    # The last layer computes keys and values of all 12 tokens (8 each). It computes the rest (46
+    # each) for the prompt's last token and two completion tokens.
+    products = 2 * (2 * 54 * 12 + 8 * 12 + 46 * 3)
     pairs = 4 * 4 * (2 * (55 + 11 + 12) + 10 + 11 + 12)
     merger, head = 2 * 168 * 12, 2 * 2 * 7 * 4
     assert found["vision"] == trunk_flops(SHAPE, (2, 4, 6))
@@ -85,7 +88,7 @@ def test_skipped_stages_are_not_counted():
     assert whole["backward"] - merger_alone["backward"] == products
 
 
-def test_a_trained_trunk_is_counted_in_every_stage():
+def test_a_trained_trunk_is_counted_in_the_stages_that_run_it():
     trunk = trunk_flops(SHAPE, (2, 4, 6))
     frozen = step_flops(SHAPE, work())
     trained = step_flops(SHAPE, work(trains_trunk=True))
@@ -96,7 +99,10 @@ def test_a_trained_trunk_is_counted_in_every_stage():
 
 
 def test_forward_and_backward_match_torchs_flop_counter(tiny_checkpoint, tiny_world):
-    """Compares matrix products only: torch's counter does not support the CPU's flash kernels."""
+    """Compares the counts within bounds that allow for attention.
+
+    torch's counter does not count the CPU's flash kernels, so only our count contains attention.
+    """
     parts = make_parts(tiny_checkpoint, tiny_world)
     policy = parts.policy
     policy.model.model.visual.requires_grad_(False)
@@ -123,7 +129,8 @@ def test_forward_and_backward_match_torchs_flop_counter(tiny_checkpoint, tiny_wo
     counted = policy_work(policy, rollout)
     found = step_flops(*counted)
     # The model also computes each completion's last token, which predicts nothing. The last layer
-    # also computes queries of all prompt tokens. The backward pass computes the logits again.
+    # also computes queries and output projections of all prompt tokens. The backward pass computes
+    # the logits again.
     assert found["policy"] < forward.get_total_flops() < 1.15 * found["policy"]
     assert 0.9 * found["backward"] < backward.get_total_flops() < 1.25 * found["backward"]
     with torch.no_grad():

@@ -33,7 +33,7 @@ def trained(policy):
     return {name for name, p in policy.named_parameters() if p.requires_grad}
 
 
-def test_only_the_merger_can_be_trained(tiny_checkpoint):
+def test_the_merger_can_be_trained_alone(tiny_checkpoint):
     checkpoint = spec(tiny_checkpoint, freeze_vision=True, freeze_language=True)
     policy = checkpoint.load_policy(checkpoint.load_processor())
     assert trained(policy)

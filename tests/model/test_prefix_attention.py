@@ -1,4 +1,4 @@
-"""Tests of shared-prefix attention in a model, and of its own attention without a packed row."""
+"""Tests of shared-prefix attention in a model, and of the model's usual attention."""
 
 from copy import deepcopy
 

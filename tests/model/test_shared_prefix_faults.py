@@ -26,7 +26,7 @@ def parts(tiny_checkpoint, tiny_world):
 
 
 def errors_with(fault, parts, monkeypatch):
-    """Returns the errors of `shared_prefix` with a fault against `repeated` without it."""
+    """Returns the errors of `shared_prefix` with a fault, compared with `repeated` without it."""
     without_float32_inside(monkeypatch)
     prompts, answers = parts.batch(4).rows(1, 4), completions(LENGTHS)
     repeated = learn(parts.policy, prompts, answers, forward_by="repeated")

@@ -43,7 +43,7 @@ def model() -> Qwen2_5_VLForConditionalGeneration:
     [
         [[1, 2, 2]],
         [[3, 2, 2], [5, 2, 2]],
-        [[2, 18, 26]],  # windows cut off at two edges: four sizes
+        [[2, 18, 26]],  # windows cut off at two edges: four shapes
         [[2, 8, 8], [1, 10, 4], [3, 2, 12]],
     ],
 )

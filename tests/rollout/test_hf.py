@@ -24,7 +24,7 @@ def sample(parts, rollout, *, num=2, group_size=3, seed=0):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_recorded_logprobs_equal_the_trainers(parts, temperature):
+def test_recorded_logprobs_equal_those_of_the_trainer(parts, temperature):
     rollout = make_rollout(temperature=temperature)
     sampled = sample(parts, rollout)
     with torch.no_grad():

@@ -144,7 +144,9 @@ def test_other_seeds_and_repeated_queries_give_other_tokens(parts, prompts):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("forward_by", ["shared_prefix", "repeated"])
-def test_recorded_logprobs_equal_the_trainers(parts, prompts, temperature, forward_by, monkeypatch):
+def test_recorded_logprobs_equal_those_of_the_trainer(
+    parts, prompts, temperature, forward_by, monkeypatch
+):
     monkeypatch.setattr(parts.policy, "forward_by", forward_by)
     sampled = sample(parts, make_shared(temperature=temperature, top_k=30), prompts)
     with torch.no_grad():

@@ -239,5 +239,5 @@ def test_empty_braces_mark_the_query_in_a_template_file(
 def test_several_empty_braces_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "prompt.txt"
     path.write_text("{} or {}")
-    with pytest.raises(ValueError, match=r"marks the query by 2 \{\}: expected one"):
+    with pytest.raises(ValueError, match=r"contains \{\} 2 times: expected it once"):
         make_task(template=None, template_file=str(path))

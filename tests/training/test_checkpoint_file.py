@@ -50,7 +50,7 @@ def test_a_checkpoint_loads_with_and_without_our_code(saved):
 
 
 @pytest.mark.filterwarnings("error")
-def test_any_flipped_bit_is_found(saved):
+def test_a_flipped_bit_is_found(saved):
     good = saved.read_bytes()
     draws = random.Random(0)
     ends = [*range(60), *range(len(good) - 120, len(good))]

@@ -126,7 +126,7 @@ def test_invalid_counts_are_refused(make_data, changes, message):
         make_data(**changes)
 
 
-def test_missing_splits_are_refused(make_data):
+def test_missing_and_unknown_splits_are_refused(make_data):
     with pytest.raises(ValueError, match=r"^data.val_file: small has no val split$"):
         make_data(val_file=None).examples("val")
     with pytest.raises(ValueError, match=r"^split: expected one of train, val, test, got 'tets'$"):

@@ -106,9 +106,9 @@ def equal(one, other) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_two_ranks_share_an_uneven_set(make_data, num_workers):
+def test_two_ranks_share_an_odd_number_of_examples(make_data, num_workers):
     whole = [e.qid for e in make_data().examples("train")]
-    num = len(whole) - 1 if len(whole) % 2 == 0 else len(whole)  # uneven
+    num = len(whole) - 1 if len(whole) % 2 == 0 else len(whole)  # odd
     share = functools.partial(
         make_data, world_size=2, num_workers=num_workers, batch_size=1, limit_train=num, seed=3
     )

@@ -205,7 +205,7 @@ def test_waiting_groups_are_trained_on_at_the_epochs_end(parts, rollout, monkeyp
     flat = torch.tensor([0.0, 1.0, 0.5, 0.2, *[0.3] * 8], dtype=torch.float64)
     updates, found, logged = take_steps(module, rollout, flat, monkeypatch, is_last=True)
     assert len(updates) == 1
-    assert len(found[0]) == 4, "only one group has different rewards"
+    assert len(found[0]) == 4, "expected only the group with different rewards"
     assert resampling.num_batches == 0
     assert float(logged["sampling/batches"]) == 1
 

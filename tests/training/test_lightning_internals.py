@@ -83,7 +83,7 @@ class After(Callback):
         self.found.append(self.function(trainer))
 
 
-class BeforeEpoch(Callback):
+class ForgetLoader(Callback):
     def on_train_epoch_end(self, trainer, *_):
         forget_train_loader(trainer)
 
@@ -95,7 +95,7 @@ def test_stepped_batches_are_counted(fit):
 
 def test_forgotten_loader_is_created_again(fit):
     assert fit(Callback(), max_epochs=2)[0].num_loaders == 1
-    assert fit(BeforeEpoch(), max_epochs=2)[0].num_loaders == 2
+    assert fit(ForgetLoader(), max_epochs=2)[0].num_loaders == 2
 
 
 def test_step_metrics_are_those_about_to_be_logged(fit):

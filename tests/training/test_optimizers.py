@@ -1,4 +1,4 @@
-"""Tests of 8-bit AdamW: the error for a missing package, and the settings passed on."""
+"""Tests of 8-bit AdamW: the error for a missing package, and the arguments of bitsandbytes."""
 
 import sys
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ def test_missing_bitsandbytes_package_is_reported(monkeypatch):
         adamw_8bit([{"params": [torch.zeros(2)]}], **SETTINGS)
 
 
-def test_groups_and_settings_are_passed_on(monkeypatch):
+def test_groups_and_settings_are_passed_to_bitsandbytes(monkeypatch):
     given = {}
 
     def stand_in(params, **settings):

@@ -50,7 +50,7 @@ def test_every_parameter_is_in_one_group_with_its_rate(model):
         for group in groups
         for p in group["params"]
     )
-    assert "lr" not in groups[0]  # the first group's rate is logged: the optimizer's
+    assert "lr" not in groups[0]  # uses the optimizer's rate, which is logged
     assert {part(name) for name in names(model, groups[0])} == {"language"}
 
 

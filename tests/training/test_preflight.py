@@ -39,7 +39,7 @@ class RateDropped(HFEngine):
         return replace(out, prompts=prompts)
 
 
-class Truncating(HFEngine):
+class Unsuppressed(HFEngine):
     """Engine that may sample tokens to which the trainer assigns probability 0."""
 
     def generate(self, prompts, **rest):
@@ -58,7 +58,7 @@ def test_half_precision_is_judged_by_its_mean_difference(parts):
 
 
 @pytest.mark.parametrize(
-    ("engine", "half"), [(RateDropped, False), (RateDropped, True), (Truncating, False)]
+    ("engine", "half"), [(RateDropped, False), (RateDropped, True), (Unsuppressed, False)]
 )
 def test_sampler_that_disagrees_is_refused(parts, engine, half):
     settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "prompts_per_call": None}

@@ -53,7 +53,7 @@ def test_surplus_groups_are_dropped(sample):
     taken, _ = resampling.take(num=resampling.num_ready, pad_id=0)
     assert len(taken.prompts) == 3
     resampling.add(rollout, torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
-    assert not resampling.is_full, "the fourth group of the former step was dropped"
+    assert not resampling.is_full, "the fourth group of the previous step was kept"
 
 
 def test_short_last_batch_needs_only_one_group_per_prompt(sample):
@@ -70,7 +70,7 @@ def test_resampling_stops_after_max_batches(sample):
     assert resampling.is_exhausted
     assert not resampling.is_full
     taken, _ = resampling.take(num=resampling.num_ready, pad_id=0)
-    assert qids(taken) == qids(rollout)[1:], "only the group with different rewards is taken"
+    assert qids(taken) == qids(rollout)[1:], "expected only the group with different rewards"
 
 
 def test_take_returns_only_the_requested_number_of_groups(sample):

@@ -102,7 +102,7 @@ def test_own_signal_is_shared_before_it_stops_this_rank(rescore):
 
 def test_rank_with_fewer_batches_decides_as_often_as_others(rescore):
     ranks = Ranks(batches_elsewhere=5)
-    rescore(ranks, num_batches=2)  # more predictions were done before the kill
+    rescore(ranks, num_batches=2)  # this rank did more before the kill, so it has fewer left
     assert ranks.decisions == 5
 
 

@@ -111,7 +111,7 @@ def test_table_rows_and_their_counts_equal_hand_computed_values():
     assert counted.ranges == {"": (0.25, 1.0), "iou": (0.125, 0.5)}
 
 
-def test_a_prompt_without_segments_counts_any_answer_as_parsed():
+def test_a_prompt_without_segments_counts_any_answer_block_as_parsed():
     texts = ["<answer>(B)</answer>", "B", "", "<answer>1</answer>"]
     rollout = make_rollout(texts, group_size=2)
     choice = parse_completions(make_task(answer_format=None), rollout)

@@ -48,7 +48,8 @@ class ValidationRecord(Callback):
         values = {name: float(trainer.callback_metrics[name]) for name in names}
         metrics = {name: v if math.isfinite(v) else None for name, v in values.items()}
         record = {**_place(trainer, pl_module), "metrics": metrics}
-        with reported_only(self.path):  # if the file is missing, a resumed run validates again
+        # An error is only reported: without the file, a resumed run validates again.
+        with reported_only(self.path):
             write_json(self.path, record)
 
     def metrics(self) -> dict[str, float]:
@@ -76,7 +77,7 @@ class CatchingUp(Callback):
     neither passed the step's metrics to the loggers nor run the validation that follows. The
     metrics are therefore saved in the checkpoint and logged on resume, with the same values at the
     same step. The resumed run validates before its first step, unless `record` already contains
-    this validation. All other callbacks have to come after this callback.
+    this validation. The callbacks of the config have to come after this callback.
 
     Args:
         record: record of this run's validations.
@@ -137,7 +138,7 @@ class CatchingUp(Callback):
     def finish(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: pl.LightningDataModule
     ) -> None:
-        """Catches up after the fit, for a run that was complete and therefore never trained."""
+        """Catches up after the fit if the resumed run was complete, so that no step was trained."""
         if self._catch_up(trainer, pl_module):
             trainer.validate(pl_module, datamodule=data, verbose=False)
 

@@ -52,8 +52,7 @@ def group_advantages(
             unknown or out of range.
     """
     _check(rewards, group_size=group_size, baseline=baseline, scale=scale, eps=eps)
-    # In float64 the mean of equal float32 rewards is exact. In float32 its rounding error, divided
-    # by eps, would become a (tiny) advantage.
+    # Float64 keeps the rounding error of the mean small, also if the rewards are float32.
     groups = rewards.to(torch.float64).view(-1, group_size)
     advantages = groups - groups.mean(dim=1, keepdim=True)
     if baseline == "leave_one_out":  # r - (sum - r) / (G - 1) = (r - mean) * G / (G - 1)
@@ -62,7 +61,8 @@ def group_advantages(
         advantages = advantages / (groups.std(dim=1, keepdim=True) + eps)
     elif scale == "batch_std":
         advantages = advantages / (groups.std() + eps)
-    # Rounding of the mean of equal rewards would give a tiny advantage, and eps = 0 would give 0/0.
+    # If all rewards of a group are equal, rounding of their mean would give a tiny advantage, and
+    # eps = 0 would give 0/0.
     is_equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)
     return advantages.masked_fill(is_equal, 0).view(-1).to(rewards.dtype)
 

@@ -1,4 +1,4 @@
-"""Checks that a completion has exactly the format that the prompt asks for.
+"""Checks that a completion has exactly the format that the prompt requests.
 
 The parsers are more tolerant: they read "1.2 to 6 6" as 1.2 to 6, so that a small formatting error
 does not cost the score. During training, a policy can drift into such formats. The logged share of

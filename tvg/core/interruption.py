@@ -54,7 +54,7 @@ _state = _State()
 def handled() -> Iterator[None]:
     """Turns SIGINT and SIGTERM into `Interrupted` while a command runs.
 
-    - The first signal raises immediately. While signals are held, it only sets `pending`.
+    - The first signal raises immediately. While signals are held, it is only recorded (`pending`).
     - The second signal raises immediately, unless `Interrupted` was raised before.
     - A third signal ends the process without any clean-up.
 

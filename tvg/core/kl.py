@@ -1,9 +1,13 @@
 """Per-token estimates of KL(policy || reference) from tokens sampled by the policy.
 
 The names are from http://joschu.net/blog/kl-approx.html. With r = reference / policy:
-k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r. The values of k1 and k3 are unbiased. As a
-loss, their expected gradients differ: k1's is zero (it is the score function), k2's is the
-gradient of KL(policy || reference), and k3's is the gradient of KL(reference || policy).
+k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r. The values of k1 and k3 are unbiased.
+
+Used as a loss, the estimators have different expected gradients:
+
+- k1: zero, because the gradient of k1 is the score function.
+- k2: the gradient of KL(policy || reference).
+- k3: the gradient of KL(reference || policy).
 """
 
 from __future__ import annotations

@@ -40,7 +40,10 @@ def reference_problems(kl_coef: float, reference: str | None) -> list[str]:
 def schedule_problems(
     name: str | None, warmup_steps: float | None, num_steps: float | None
 ) -> list[str]:
-    """Checks that the schedule exists and its warm-up ends within the run; None: unknown."""
+    """Checks that the schedule exists and that its warm-up ends within the run.
+
+    Arguments that are not known yet are None and are not checked.
+    """
     if name is not None and name not in SCHEDULES:
         known = ", ".join(SCHEDULES)
         return [f"objective.schedule.name: expected one of {known}, got {name!r}"]

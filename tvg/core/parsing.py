@@ -49,7 +49,7 @@ def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
     Args:
         text: one completion.
         anywhere: if the answer block is missing or contains no range, use the last range of the
-            complete text (as the published evaluation does).
+            complete text. (The published evaluation always reads the complete text.)
     """
     answer = last_block(text, ANSWER_OPEN, ANSWER_CLOSE)
     segment = None if answer is None else _last_range(answer)

@@ -60,10 +60,10 @@ def parse_answer(text: str, *, anywhere: bool = False) -> ParsedAnswer:
 
 
 def first_two_numbers(text: str) -> Segment | None:
-    r"""Returns the first two matches of `\d+(?:\.\d+)?`, which the release uses without a range.
+    r"""Returns the first two matches of `\d+(?:\.\d+)?`, as the release does if there is no range.
 
     Returns:
-        None if there are fewer than two numbers, or if one is beyond float's range.
+        The segment; None if there are fewer than two numbers, or if one is beyond float's range.
     """
     found = [float(number[0]) for number in islice(_NUMBER.finditer(text), 2)]
     return Segment(*found) if len(found) == 2 and all(map(math.isfinite, found)) else None

@@ -94,8 +94,8 @@ def mrope_position_ids(
     num_times, height, width = spans.grid.unbind(dim=1)
     last_time = _time_ids(num_times - 1, seconds, tokens_per_second)
     extent = torch.maximum(last_time, torch.maximum(height, width) - 1) + 1
-    # A text token's position is the number of preceding tokens. An earlier span counts with the
-    # positions that it occupies instead of its tokens.
+    # A text token's position is the number of preceding tokens. For an earlier span, the positions
+    # that it occupies are counted instead of its tokens.
     steps = is_token.long()
     steps.index_put_(
         (spans.rows, spans.columns + spans.num_tokens - 1),

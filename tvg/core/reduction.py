@@ -67,7 +67,7 @@ def reduce_tokens(
         values: [N, C]; values at masked positions are ignored, even NaN.
         mask: [N, C], nonzero where a token carries loss.
         reduction: one of the four names.
-        denominator: `reduction_denominator` of the entire optimizer step; 0 counts as 1.
+        denominator: `reduction_denominator` of the entire optimizer step; below 1 counts as 1.
         group_lengths: [N], mean number of tokens with loss in the completions of each completion's
             group; used only by "group_token_mean".
 

@@ -1,4 +1,4 @@
-"""Valid names of rewards, which are used as config keys, table columns and metric names."""
+"""Checks the names of rewards, which are used as config keys, table columns and metric names."""
 
 from __future__ import annotations
 

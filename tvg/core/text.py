@@ -17,8 +17,9 @@ def first_block(text: str, opening: str, closing: str) -> str | None:
 
 
 def last_block(text: str, opening: str, closing: str) -> str | None:
-    """Returns the last non-overlapping block, stripped; the next closing tag ends a block.
+    """Returns the text of the last block, stripped.
 
+    Blocks are read from left to right. A block ends at the first closing tag after its opening tag.
     Equivalent to the last match of `opening(.*?)closing` if the dot matches newlines.
     """
     block: str | None = None
@@ -50,7 +51,7 @@ def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     for index, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << index
     full = (1 << len(a)) - 1
-    row = full  # zero bits mark the increments in the current row of the table
+    row = full  # bit i: 0 if a[: i + 1] has a longer LCS with the words so far than a[:i]
     for word in b:
         matches = row & places.get(word, 0)
         row = (row + matches | row - matches) & full

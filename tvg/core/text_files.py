@@ -14,7 +14,8 @@ def write_text(path: str | Path, text: str) -> Path:
     """Writes UTF-8 text atomically; creates the folder. The file is never incomplete.
 
     Raises:
-        OSError: the disk is full or not writable; the message names the file and a full disk.
+        OSError: the disk is full or not writable. The message names the file and, if the disk is
+            full, the disk.
     """
     path = Path(path)
     with (

@@ -1,4 +1,7 @@
-"""Writes files and folders atomically, names the full disk in errors, and removes leftovers."""
+"""Writes files atomically and folders without half-written results.
+
+Errors name the disk that is full. `remove_leftovers` cleans up after killed processes.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,12 @@ _UNFINISHED = re.compile(
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries in Rust and C++ raise other exception types; the message contains the system's text.
-_FULL_TEXT = re.compile(
-    r"no space left on device|disk quota exceeded|file too large|database or disk is full", re.I
-)
+_FULL_TEXTS = {
+    "no space left on device": errno.ENOSPC,
+    "database or disk is full": errno.ENOSPC,
+    "disk quota exceeded": errno.EDQUOT,
+    "file too large": errno.EFBIG,
+}
 
 
 def unfinished_path(path: Path) -> Path:
@@ -42,7 +48,8 @@ def whole_folder(folder: str | Path, *, replaces: bool = True) -> Iterator[Path]
         replaces: False keeps an existing folder, such as one that another process wrote meanwhile.
 
     Raises:
-        OSError: the disk is full or cannot be written; the message names `folder` and a full disk.
+        OSError: the disk is full or cannot be written. The message names
+            `folder` and, if the disk is full, the disk.
     """
     folder = Path(folder)
     temporary = unfinished_path(folder)
@@ -76,7 +83,8 @@ def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         sync: flush to disk, so that a power cut after the return does not lose the file.
 
     Raises:
-        OSError: the disk is full or cannot be written; the message names `path` and a full disk.
+        OSError: the disk is full or cannot be written. The message names
+            `path` and, if the disk is full, the disk.
     """
     path = Path(path)
     temporary = unfinished_path(path)
@@ -100,7 +108,8 @@ def disk_errors(target: str | Path) -> Iterator[None]:
     """Makes disk errors name the file being written and, if the disk is full, the disk.
 
     Raises:
-        OSError: with the same errno, and `target` as its file name.
+        OSError: with `target` as its file name. The errno is that of the error, or the errno of
+            the full-disk text that the error contains.
     """
     try:
         yield
@@ -114,9 +123,9 @@ def disk_errors(target: str | Path) -> Iterator[None]:
 def _named(error: Exception, target: Path) -> OSError | None:
     """Returns the error as an OSError of `target`; None if it is not about writing `target`."""
     if not isinstance(error, OSError):
-        if _FULL_TEXT.search(str(error)) is None:
-            return None
-        return OSError(errno.ENOSPC, _full_text(errno.ENOSPC, target), str(target))
+        text = str(error).lower()
+        found = next((number for part, number in _FULL_TEXTS.items() if part in text), None)
+        return None if found is None else OSError(found, _full_text(found, target), str(target))
     number = error.errno
     if number is None:
         return None
@@ -129,7 +138,7 @@ def _named(error: Exception, target: Path) -> OSError | None:
 
 
 def _full_text(number: int, path: Path) -> str:
-    """Returns a message that names the full disk and its free space."""
+    """Returns a message with the full disk and its free space; for EFBIG, with the size limits."""
     if number == errno.EFBIG:
         return f"{os.strerror(number)} for the file system or for `ulimit -f`; it was not written"
     folder = path.absolute().parent

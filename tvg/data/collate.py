@@ -22,8 +22,8 @@ MOST_QUERY_PLACES = 4  # assumed maximum number of times that a prompt contains 
 class PromptCollator:
     """Builds a `PromptBatch` of left-padded prompts.
 
-    Frames arrive sampled and resized, so the processor only normalises them and cuts patches. The
-    collator writes the text of each clip from the processor's grid and the true frame times.
+    Frames arrive sampled and resized; the family's patching normalises them and cuts patches. The
+    collator writes the text of each clip from the grid in patches and the true frame times.
 
     Args:
         task: builds the chat messages.
@@ -117,7 +117,8 @@ class PromptCollator:
                 return f"the query holds {token!r}, which marks the clip in a prompt"
         if self.max_prompt_tokens is None:
             return None
-        # A token has at least one byte, so most queries need neither tokenizer nor template.
+        # A text has at most as many tokens as bytes. If this bound is within the limit, as for most
+        # queries, neither tokenizer nor template is needed.
         if self._prompt_bytes is None:
             self._prompt_bytes = len(self._chat_text(example).encode())
         most = self._prompt_bytes + MOST_QUERY_PLACES * len(query.encode())
@@ -173,11 +174,11 @@ class PromptCollator:
         for token in (self.clip_text.placeholder, self.clip_text.mark):
             expected = self.clip_text.mark.count(token)
             if text.count(token) != expected:
-                times = {0: "nowhere", 1: "once"}[expected]
-                raise ValueError(
-                    f"{qid}: expected {token} {times} in the prompt, as the place of the clip, "
-                    f"got {text.count(token)} times in {text!r}"
-                )
+                where = {
+                    0: f"{token} must not occur in the prompt",
+                    1: f"expected {token} once in the prompt, as the place of the clip",
+                }[expected]
+                raise ValueError(f"{qid}: {where}, got {text.count(token)} times in {text!r}")
 
     def _text_of_clip(self, sample: Sample, grid_thw: Tensor) -> str:
         """Returns the text that represents one clip, given its grid in patches, int64 [3]."""

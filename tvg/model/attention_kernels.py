@@ -1,8 +1,8 @@
 """Attention functions that return the log-sum-exp of the scores and accept it in backward.
 
 `torch.nn.functional.scaled_dot_product_attention` does not return the log-sum-exp, but its kernels
-do. Device and dtype select one of three implementations: the CPU flash kernel (any dtype), the GPU
-flash kernel (half precision), or plain matrix products.
+do. Device, dtype and head size select one of three implementations: the CPU flash kernel (any
+dtype), the GPU flash kernel (half precision), or plain matrix products.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def export_checkpoint(
         notes: additional text files, name -> content.
 
     Raises:
-        OSError: the disk is full or cannot be written; the message names folder and full disk.
+        OSError: the disk is full or cannot be written. The message names the folder
+            and, if the disk is full, the disk.
     """
     with whole_folder(folder) as temporary:
         if has_adapters(policy.model):

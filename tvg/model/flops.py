@@ -32,7 +32,8 @@ class StepWork:
         has_reference: a frozen reference also scores the completions.
         trains_language: the language model's weights get gradients.
         trains_merger: the merger's weights get gradients.
-        trains_trunk: the vision trunk's weights get gradients; each stage then runs the trunk.
+        trains_trunk: the vision trunk's weights get gradients. Sampling, policy and reference then
+            each run the trunk.
     """
 
     prompts: Sequence[int]
@@ -56,7 +57,8 @@ def step_flops(shape: ModelShape, work: StepWork) -> dict[str, float]:
     merger = 2.0 * shape.merger_params * patches / shape.merge
     layers, pairs = _language(shape, work.prompts, work.completions)
     head = 2.0 * shape.hidden * shape.words * sum(work.completions)
-    once = trunk if work.trains_trunk else 0.0  # a trained trunk runs in each stage
+    # A trained trunk runs in sampling, policy and reference.
+    once = trunk if work.trains_trunk else 0.0
     forward = once + merger + layers + pairs + head
     backward = (layers + head) * (1 + work.trains_language) + 2 * pairs
     # The gradient of the merger's input is needed only if the trunk is trained.

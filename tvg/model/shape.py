@@ -31,8 +31,8 @@ class ModelShape:
     merge: int  # patches merged into one token
     patch_values: int  # numbers per patch: channels * temporal patch * patch side squared
     vision_mlp_products: int = 3  # matrices of a vision MLP; 2 if it is not gated
-    mergers: int = 1  # with deepstack: one more per deepstack layer
-    merger_hidden: int | None = None  # width of its hidden layer; None: merge * vision_hidden
+    mergers: int = 1  # 1 + number of deepstack layers
+    merger_hidden: int | None = None  # of a merger's hidden layer; None: merge * vision_hidden
 
     @property
     def queries(self) -> int:

@@ -19,7 +19,7 @@ from tvg.model.families import VideoTokens, family_of, family_of_json, mergers, 
 
 
 def encode_trunk(model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-    """Encodes patches to features before the mergers, in reading order: [patches, F].
+    """Encodes patches to features before the mergers, in the patches' order: [patches, F].
 
     Args:
         model: a model of any family.

@@ -37,7 +37,7 @@ _MIN_FRAMES, _MAX_FRAMES = 4, 16
 
 
 def _num_shown(num_frames: int, aspect: float) -> int:
-    """Returns how many frames fill the strip at about its height; aspect = width / height."""
+    """Returns how many frames fill a strip of about _STRIP_HEIGHT; aspect = width / height."""
     fitting = round((_WIDTH - _LEFT - _RIGHT) / (_STRIP_HEIGHT * aspect))
     return max(1, min(num_frames, max(_MIN_FRAMES, min(_MAX_FRAMES, fitting))))
 

@@ -35,7 +35,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
     Raises:
         ValueError: matplotlib cannot write this format.
-        OSError: the disk is full or not writable; the message names the file and a full disk.
+        OSError: the disk is full or not writable. The message names the file and, if the disk is
+            full, the disk.
     """
     path = Path(path)
     file_format = picture_format(path)

@@ -36,7 +36,7 @@ class Completions:
     examples: list[GroundingExample]
     num_tokens: list[int]  # up to and including the first EOS
     is_finished: list[bool]  # ended by EOS, not truncated at the length limit
-    is_exact: list[bool]  # has exactly the format that the prompt asks for
+    is_exact: list[bool]  # has exactly the format that the prompt requests
     group_size: int
 
     def __post_init__(self) -> None:

@@ -14,12 +14,12 @@ class BoundaryReward:
 
     W1 is the mean of the start distance and the end distance. |truth| is the length of the true
     segment. The value is in [0, 1]: 1 for the true segment, and exp(-sharpness) if start and end
-    are both off by |truth|. Unlike IoU, it also ranks segments that do not overlap the true
-    segment. A missing, reversed or empty prediction gets 0.
+    are both off by |truth|. Unlike IoU, this reward also ranks segments that do not overlap the
+    true segment. A missing, reversed or empty prediction gets 0.
 
     Based on the boundary-distance reward of TimeLens2. Its release uses uniform distributions over
-    the segments instead of their ends, the length of the union instead of the true length, and a
-    sharpness of 3.
+    the segments instead of point masses at start and end, the length of the union instead of the
+    true length, and a sharpness of 3.
 
     Args:
         sharpness: decay rate of the reward, above 0.

@@ -11,7 +11,7 @@ class FormatReward:
     The content of the blocks is not checked, as in Time-R1.
 
     Args:
-        think: False for prompts that ask only for the answer block.
+        think: False for prompts that request only the answer block.
     """
 
     def __init__(self, *, think: bool) -> None:
@@ -22,7 +22,7 @@ class FormatReward:
 
 
 class ExactFormatReward:
-    """1 if a completion has exactly the format that the prompt asks for, otherwise 0.
+    """1 if a completion has exactly the format that the prompt requests, otherwise 0.
 
     The answer must match `prompt.answer_format`, including the number of decimals
     (`tvg.core.answer_format`). The parsers are more tolerant. Without this reward, a policy can

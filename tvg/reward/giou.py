@@ -10,8 +10,8 @@ from tvg.types import Segment
 class GIoUReward:
     """Generalised temporal IoU, in [-1, 1] (arXiv 1902.09630).
 
-    Unlike IoU, it also ranks segments that do not overlap the true segment. The value is not
-    rescaled: a segment that only touches the true one gets 0, and a completion without a valid
+    Unlike IoU, this reward also ranks segments that do not overlap the true segment. The value is
+    not rescaled: a segment that only touches the true one gets 0, and a completion without a valid
     segment gets -1.
     """
 

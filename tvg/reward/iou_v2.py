@@ -13,8 +13,8 @@ class IoUV2Reward:
     """IoU * (1 - |s - s'| / T) * (1 - |e - e'| / T), where T is the length of the clip.
 
     This is the timestamp-aware IoU of Time-R1 (arXiv 2503.13377). As published, it is not clamped:
-    an overlapping prediction whose end is off by more than the clip's length gets a negative
-    reward.
+    an overlapping prediction can get a negative reward if its end is off by more than the clip's
+    length.
 
     Args:
         duration: "clip": T is the length read from the file. "annotation": T is the annotated
@@ -54,6 +54,6 @@ def _timestamp_aware_iou(pred: Segment | None, truth: Segment, duration_s: float
     if pred is None or iou == 0:
         return 0.0
     start_miss = abs(pred.start_s - truth.start_s) / duration_s
-    # Multiply before dividing: otherwise an end of 300 digits could overflow to infinity.
+    # Multiply before dividing: with T < 1, an end near the largest float could overflow.
     iou_times_end_miss = iou * abs(pred.end_s - truth.end_s) / duration_s
     return (iou - iou_times_end_miss) * (1 - start_miss)

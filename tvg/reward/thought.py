@@ -25,7 +25,10 @@ def think_length(*, answers: list[ParsedAnswer], per_char: float, max_chars: int
 def keyword_use(
     *, answers: list[ParsedAnswer], keywords: list[str], per_keyword: float, max_keywords: int
 ) -> list[float]:
-    """Returns `per_keyword` for each keyword that occurs, also inside words, ignoring case."""
+    """Returns `per_keyword` for each keyword that occurs, up to `max_keywords` keywords.
+
+    Case is ignored, and a keyword may be inside a word.
+    """
 
     def count(thought: str) -> int:
         lower = thought.lower()

@@ -121,7 +121,7 @@ def _failure(
     completions: Completions,
     error: Exception,
 ) -> ValueError:
-    """Finds the completion or, failing that, the group on which the reward alone raises."""
+    """Returns an error that names the completion (or else the group) on which the reward raises."""
 
     def error_on(start: int, stop: int, group_size: int) -> Exception | None:
         try:

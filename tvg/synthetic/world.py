@@ -1,8 +1,8 @@
 """Generates the scripts of the synthetic world: the events of each clip, their times and queries.
 
-The synthetic world is a data set of generated videos in which coloured shapes move. A clip is
-described by a `ClipScript`, which the seed, the split, the clip's index and `WorldSettings`
-determine. `tvg.synthetic.drawing` renders it.
+The synthetic world is a data set of generated videos in which coloured shapes move. A
+`ClipScript` describes a clip. It is determined by the seed, the split, the clip's index and
+`WorldSettings`. `tvg.synthetic.drawing` renders it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ class WorldSettings:
     max_event_s: float
     min_events: int  # events per clip, uniform from min to max; each event has a query
     max_events: int
-    num_colours: int  # the first so many of COLOURS, SHAPES and MOTIONS are used
+    num_colours: int  # the first num_colours COLOURS are used; likewise for shapes and motions
     num_shapes: int
     num_motions: int
     easy_share: float  # share of training clips with one event and no distractors
     lookalike: float  # probability that an event shares colour or shape with another
     num_distractors: int  # maximum number of dark shapes per clip, which have no queries
-    noise: float  # standard deviation of the pixel noise, of 255
-    coarse_grid_s: float  # grid in seconds to which starts and ends of hints are rounded outward
+    noise: float  # standard deviation of the pixel noise, on the scale of 0 to 255
+    # Starts and ends of hints (coarse labels) are rounded outward to this grid.
+    coarse_grid_s: float
     coarse_share: float  # probability that a start or end is rounded; otherwise it is exact
 
     def __post_init__(self) -> None:
@@ -183,7 +184,7 @@ def script_clip(*, split: str, index: int, seed: int, settings: WorldSettings) -
 def coarse_segment(
     segment: Segment, *, duration_s: float, grid_s: float, round_start: bool, round_end: bool
 ) -> Segment:
-    """Rounds start and end outward to the grid, as chosen; stays within the clip (seconds)."""
+    """Rounds the start, the end or both outward to the grid and limits them to the clip."""
     start_s = math.floor(segment.start_s / grid_s) * grid_s if round_start else segment.start_s
     end_s = math.ceil(segment.end_s / grid_s) * grid_s if round_end else segment.end_s
     return Segment(max(0.0, start_s), min(duration_s, end_s))

@@ -9,7 +9,8 @@ from pathlib import Path
 from string import Formatter
 
 QUERY_FIELD = "query"
-QUERY_MARKS = ("{query}", "[EVENT]", "<EVENT>")  # in a template file; {} if it has none of these
+# Marks of the query in a template file. A file without them may use {}.
+QUERY_MARKS = ("{query}", "[EVENT]", "<EVENT>")
 _LIKE_A_FIELD = re.compile(r"\{[A-Za-z_]\w*\}")
 log = logging.getLogger(__name__)
 
@@ -36,24 +37,25 @@ def read_template_file(template_file: str) -> str:
     """Converts a file to a `template`: query marks become fields, other braces are doubled.
 
     Raises:
-        ValueError: the file cannot be read, or marks the query by several `{}`.
+        ValueError: the file cannot be read, does not mark the query, or marks it by several `{}`.
     """
     try:
         text = Path(template_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompt.template_file: cannot read {template_file}: {error}") from error
     marks = [mark for mark in QUERY_MARKS if mark in text]
-    if not marks and text.count("{}") > 1:
+    if not marks and text.count("{}") != 1:
         raise ValueError(
-            f"prompt.template_file: {template_file} marks the query by {text.count('{}')} "
-            "{}: expected one, or {query} where the query is meant"
+            f"prompt.template_file: {template_file} contains {{}} {text.count('{}')} times: "
+            "expected it once, or {query} at the place of the query"
         )
     for mark in marks or ["{}"]:
         text = text.replace(mark, "\0")
     others = sorted(set(_LIKE_A_FIELD.findall(text)))
     if others:
         log.warning(
-            "prompt.template_file: %s contains %s, which is kept: the query is the only field",
+            "prompt.template_file: %s contains %s, which stays in the prompt as text: only the "
+            "query is filled in",
             template_file,
             ", ".join(others),
         )

@@ -57,7 +57,7 @@ def reward_inputs(rollout: RolloutBatch, parsed: ParsedCompletions) -> Completio
 
 
 def reward_metrics(rewards: RewardOutput, group_size: int) -> dict[str, Tensor | float]:
-    """Returns mean, spread and share of flat groups, of the total and of each component."""
+    """Returns mean, mean std in groups, and share of flat groups, per reward and for the total."""
     metrics: dict[str, Tensor | float] = {}
     for name, values in {"total": rewards.total, **rewards.components}.items():
         groups = values.view(-1, group_size)

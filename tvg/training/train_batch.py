@@ -27,7 +27,7 @@ class MicroBatch:
     rollout: RolloutBatch  # n completions and their prompts
     rows: Tensor  # int64 [n], indices of the completions in the rollout
     ref_logprobs: Tensor | None = None  # [n, C] by the reference; None: no reference
-    # [n, C] by the policy at sampling; None: use its current log-probabilities
+    # [n, C] by the policy at sampling; None: use the policy's current log-probabilities
     old_logprobs: Tensor | None = None
 
 
@@ -148,7 +148,8 @@ def micro_batch_loss(
         micro_batch: n completions.
         logprobs: [n, C], log-probabilities by the policy, with gradient.
         entropy: [n, C].
-        divides_by_sampler: the ratio's denominator is by the sampler; False: by the policy.
+        divides_by_sampler: the ratio's denominator uses the sampler's log-probabilities; False:
+            the policy's.
     """
     sampler_logprobs = micro_batch.rollout.sampler_logprobs
     old_logprobs = micro_batch.old_logprobs
@@ -170,7 +171,7 @@ def micro_batch_loss(
 
 
 def sampler_gap(batch: TrainBatch, micro_batch: MicroBatch, logprobs: Tensor) -> Tensor:
-    """Returns a micro-batch's share of the mean |policy - sampler| of log-probs, in nats.
+    """Returns a micro-batch's share of the mean |policy - sampler| of log-probs, in nats per token.
 
     Args:
         batch: the batch that the micro-batch belongs to.

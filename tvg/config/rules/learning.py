@@ -151,11 +151,14 @@ def nothing_to_imitate(cfg: Config) -> list[str]:
 
 
 def sampler_is_not_policy(cfg: Config) -> list[str]:
-    """Log-probabilities use the complete softmax, so the sampler must not truncate it."""
+    """Without policy.sampler_may_cut, the sampler must use the complete softmax."""
     if not samples_groups(cfg):
         return []
     problems = []
-    why = "the trainer scores the complete distribution, so the sampler must use it, too"
+    why = (
+        "the trainer scores the complete distribution, so the sampler must use it, too "
+        "(policy.sampler_may_cut=true allows the difference)"
+    )
     top_p, top_k = number(cfg, "rollout.top_p"), number(cfg, "rollout.top_k")
     temperature = number(cfg, "rollout.temperature")
     may_cut = value(cfg, "policy.sampler_may_cut") is True  # set by compat=time_r1

@@ -14,7 +14,7 @@ from tvg.data.files import shown
 from tvg.types import Segment
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"  # as written in texts; no nan, no 1_000
-# Tolerance of a stated duration above its window's length: files round to hundredths.
+# A stated duration may exceed its window's length by this much, because files round to hundredths.
 WINDOW_ROUNDING_S = 0.01
 
 
@@ -111,16 +111,14 @@ def get_optional_number(where: str, value: Any) -> float | None:
 def get_duration(where: str, entry: Mapping[str, Any]) -> float | None:
     """Returns "duration" or "video_duration" in seconds, or None if neither is stated.
 
-    0 is returned as is: it occurs in published files, and the rules count it.
+    0 is returned as is: it occurs in published files, and `rules.py` counts it as a defect.
     """
     stated = entry.get("duration")
     if stated is None:
         stated = entry.get("video_duration")
     duration_s = as_number(stated)
     if stated is not None and (duration_s is None or duration_s < 0):
-        raise ValueError(
-            f"{where}: expected a positive number of seconds as duration, got {shown(stated)}"
-        )
+        raise ValueError(f"{where}: expected 0 or more seconds as duration, got {shown(stated)}")
     return duration_s
 
 

@@ -121,7 +121,7 @@ class Family(ABC):
 
     @abstractmethod
     def encode_trunk(self, model: Any, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-        """Encodes patches to features before the mergers, in reading order: [patches, F].
+        """Encodes patches to features before the mergers, in the patches' order: [patches, F].
 
         Args:
             model: the model whose trunk is run.

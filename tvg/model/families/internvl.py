@@ -1,4 +1,6 @@
-"""InternVL3 (arXiv 2504.10479), for checkpoints of transformers' classes (names end in `-hf`).
+"""InternVL3 (arXiv 2504.10479).
+
+Supports the checkpoints whose names end in `-hf`, which use classes of transformers.
 
 Every frame is a separate image after "Frame1: ", "Frame2: ", and so on. Positions are those of
 plain text. The model sees the times of frames only if `prompt.frame_times` is set.
@@ -63,7 +65,7 @@ class InternVL(Family):
         )
 
     def clip_text(self, frame_times: str | None) -> ClipText:
-        """Numbered frames, with times if requested."""
+        """Returns numbered frames, with times if requested."""
         return NumberedFrames(text=frame_times)
 
     @property
@@ -198,7 +200,7 @@ def _with_own_tokens(tokenizer: Any) -> Any:
 
 
 def _images(patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """Converts patches grouped by token to images: [T, channels, H, W] in pixels."""
+    """Converts patches, grouped by token, to images [T, channels, H, W]; H and W in pixels."""
     time, height, width = grid
     shape = (time, height // MERGE, width // MERGE, MERGE, MERGE, -1, PATCH, PATCH)
     pixels = patches.view(shape).permute(0, 5, 1, 3, 6, 2, 4, 7)
@@ -206,7 +208,7 @@ def _images(patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 
 def _in_groups(states: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """Reorders patch states [T, h * w, C] so that the MERGE x MERGE patches of a token adjoin."""
+    """Reorders patch states [T, h * w, C]: the MERGE x MERGE patches of a token become adjacent."""
     time, height, width = grid
     shape = (time, height // MERGE, MERGE, width // MERGE, MERGE, -1)
     return states.reshape(shape).transpose(2, 3).flatten(0, 4)

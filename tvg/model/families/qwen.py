@@ -33,7 +33,7 @@ class QwenVL(Family):
         return GridPatches(video_processor=video_processor, clip_config=self.clip_config)
 
     def clip_text(self, frame_times: str | None) -> ClipText:
-        """One run of placeholders, or timed steps if times are requested."""
+        """Returns one run of placeholders, or timed steps if times are requested."""
         return OneRun() if frame_times is None else TimedSteps(text=frame_times, time_of=first_time)
 
     def prepare(self, model: Any) -> None:

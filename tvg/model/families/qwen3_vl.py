@@ -31,7 +31,7 @@ PIXEL_LIMITS = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}
 
 
 class Qwen3VL(QwenVL):
-    """Qwen3-VL. Its trunk features are the last layer's, then each deepstack layer's."""
+    """Qwen3-VL; its trunk features are those of the last layer and then of each deepstack layer."""
 
     model_type = "qwen3_vl"
     processor_classes = ("Qwen3VLProcessor",)

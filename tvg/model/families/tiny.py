@@ -25,7 +25,7 @@ class TinySizes:
     """
 
     hidden_size: int  # width of the language model, a multiple of 64 (heads of 32, in pairs)
-    intermediate_size: int  # width of its MLPs
+    intermediate_size: int  # width of the language model's MLPs
     num_layers: int  # layers of the language model
     initializer_range: float  # standard deviation of the initial weights
     frame_side: int  # side of input frames in pixels, for families with a fixed frame size
