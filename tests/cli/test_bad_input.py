@@ -159,7 +159,7 @@ def test_some_reversed_segments_are_counted(command, files):
 @pytest.mark.parametrize("name", ANNOTATED)
 def test_unknown_dataset_lists_the_available_ones(command, name, tmp_path):
     error = command(name, "data=charadess").error
-    assert "Could not find 'data/charadess'" in error
+    assert error.startswith("data: no option 'charadess'; did you mean 'charades'")
     assert "charades\n" in error
     assert list(tmp_path.iterdir()) == []
 

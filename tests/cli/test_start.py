@@ -39,7 +39,7 @@ CASES = {
         "--cfg job": (0, ""),
         "sed=1": (2, "sed: no such config key"),
         "objective.group_sise=4": (2, "did you mean 'objective.group_size'?"),
-        "model=smal": (2, "Could not find 'model/smal'"),
+        "model=smal": (2, "model: no option 'smal'"),
         "seed=???": (2, "seed: a value is needed"),
         "objective.group_size=1": (2, "objective.group_size: a group needs at least 2"),
         "+trainer.gradient_clip_val=1 trainer.precision=16": (2, "trainer.precision: 16"),
@@ -55,7 +55,7 @@ CASES = {
         "--help": (0, ""),
         "model.path=x query=x": (2, "video: a value is needed"),
         "video=x query=x": (2, "model.path: a value is needed"),
-        "rollout=x": (2, "Could not find 'rollout/x'"),
+        "rollout=x": (2, "rollout: no option 'x'"),
     },
     "prepare": {
         "--help": (0, ""),
@@ -178,6 +178,8 @@ def test_unknown_list_entry_shows_the_options(command):
     assert "\n\nAvailable options in 'reward':\n\tboundary" in error
     assert "\n\tiou\n" in error
     assert "_" not in [line.strip()[0] for line in error.splitlines() if line]
+    single = command("train", "experiment=demoo").error
+    assert single.startswith("experiment: no option 'demoo'; did you mean 'demo'")
     near = command("train", "callbacks=[chekpoint]").error
     assert near.startswith("callbacks: no option 'chekpoint'; did you mean 'checkpoint'?")
 

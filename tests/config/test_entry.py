@@ -184,7 +184,7 @@ def test_broken_config_file_is_named(run, conf_dir):
 def test_missing_option_lists_the_available_options(run):
     done = run("model=smal")
     assert done.returncode == 2
-    assert "Could not find 'model/smal'" in done.stderr
+    assert "model: no option 'smal'; did you mean 'small'?" in done.stderr
     assert "Available options in 'model':\n\tbare\n\tbig\n\tsmall\n" in done.stderr
     assert "search path" not in done.stderr
 

@@ -134,12 +134,12 @@ def test_sweep_names_jobs_by_their_overrides():
 
     first = folder("objective=grpo", "objective.optimizer.lr=1e-5", "resume=auto")
     assert first == folder("objective=grpo", "objective.optimizer.lr=1e-5")
-    assert first.startswith("objective-grpo_lr-1e-5_")
+    assert first.startswith("objective-grpo_optimizer.lr-1e-5_")
     assert first != folder("objective=grpo", "objective.optimizer.lr=1e-6")
     assert "/" not in folder("model.path=a/b")
     constant = ["experiment=demo_grpo", "model.path=runs/demo/sft/export", "trainer=cpu"]
     swept = folder(*constant, "trainer.val_check_interval=20", "reward.iou.weight=0.5")
-    assert "weight-0.5" in swept
+    assert "iou.weight-0.5" in swept
     assert len(folder(*(f"key.number_{n}=value" for n in range(99)))) <= 255
     assert "," not in folder("reward=[format,iou]")
 

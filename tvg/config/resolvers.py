@@ -95,10 +95,14 @@ def job_folder(overrides: ListConfig) -> str:
 
 
 def _readable(word: str) -> str:
-    """Shortens an override to the last parts of its key and value: a.b=c/d -> b-d."""
+    """Shortens an override to the last two parts of its key and the last part of its value.
+
+    For example, reward.iou.weight=2 gives iou.weight-2, and model.path=a/b gives model.path-b.
+    """
     key, _, value = word.partition("=")
     name = value.rstrip("/").rpartition("/")[2] if value.count("/") else value
-    return re.sub(r"[^\w.-]+", "-", f"{key.rpartition('.')[2]}-{name[-_READABLE_VALUE:]}")
+    short = ".".join(key.split(".")[-2:])
+    return re.sub(r"[^\w.-]+", "-", f"{short}-{name[-_READABLE_VALUE:]}")
 
 
 def short_hash(*values: Any) -> str:

@@ -16,7 +16,7 @@ from tvg.config.errors import did_you_mean
 from tvg.config.nodes import parent_of
 
 _NO_SUCH_KEY = re.compile(r"Could not override '([^']+)'")
-_NO_SUCH_OPTION = re.compile(r"Could not load '(.+)/([^/']+)'")
+_NO_SUCH_OPTION = re.compile(r"(?:In '([^']+)': )?Could not (?:load|find) '(.+)/([^/']+)'")
 
 
 def program() -> str:
@@ -105,19 +105,19 @@ def refused_overrides(error: HydraException) -> str | None:
 
 
 def _unknown_option(error: HydraException) -> tuple[str, str] | None:
-    """Returns the group and the message for an unknown option in a list."""
-    found = (
-        _NO_SUCH_OPTION.search(str(error)) if isinstance(error, MissingConfigException) else None
-    )
-    if found is None:
+    """Returns the group and the message for an unknown option."""
+    found = _NO_SUCH_OPTION.search(str(error))
+    if found is None or not isinstance(error, MissingConfigException):
         return None
-    group, option = found.groups()
-    options = options_of(group)
+    file, group, option = found.groups()
+    options = sorted(o for o in error.options or options_of(group) if not o.startswith("_"))
     if not options:
         return group, f"{group}: no such group of options"
     if option in options:
         return None
     text = f"{group}: no option {option!r}{did_you_mean(option, options)}"
+    if file is not None and "/" in file:  # an experiment, not the command's main config
+        text += f", in {file}"
     if not _config_dirs(sys.argv[1:]):
         own = f"FOLDER/{group}/{option}.yaml"
         text += f"; for an option of your own in {own}, add --config-dir=FOLDER"
