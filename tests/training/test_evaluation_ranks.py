@@ -42,7 +42,7 @@ def test_every_process_uses_its_own_gpu():
 
 def evaluate(run_dir: Path, checkpoint: Path, world: Path, *more: str, num: int) -> list[str]:
     """Runs tvg-evaluate in `num` processes; returns the lines of its predictions."""
-    start = ["-m", "torch.distributed.run", f"--nproc-per-node={num}", "--master-port=0"]
+    start = ["-m", "torch.distributed.run", f"--nproc-per-node={num}", "--standalone"]
     done = subprocess.run(
         [
             sys.executable,
@@ -50,7 +50,6 @@ def evaluate(run_dir: Path, checkpoint: Path, world: Path, *more: str, num: int)
             *("-m", "tvg.cli.evaluate", "data=custom", "data/cache=none", "data.num_workers=0"),
             f"data.annotation_file={world / 'train.json'}",
             f"data.video_dir={world / 'videos'}",
-            "data.limit_test=7",
             "data.eval_batch_size=2",
             f"model.path={checkpoint}",
             "rollout.max_new_tokens=4",
@@ -66,7 +65,7 @@ def evaluate(run_dir: Path, checkpoint: Path, world: Path, *more: str, num: int)
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert not list(run_dir.glob("*partial*"))
-    assert json.loads((run_dir / "metrics.json").read_text())["n"] == 7
+    assert json.loads((run_dir / "metrics.json").read_text())["n"] == 6
     return (run_dir / "predictions.jsonl").read_text().splitlines()
 
 
