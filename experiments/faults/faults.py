@@ -2,20 +2,25 @@
 
 Each moment has a separate folder with a new MLflow store. The command runs in a process forked from
 this one, which has already done the imports. The process gets a signal after a share of the time of
-the undisturbed run. Then the same command runs again to its end. See README.md.
+the undisturbed run, or kills itself at a random call of a function of `PLACES`. Then the same
+command runs again to its end. See README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
+import importlib
 import json
 import os
+import random
 import re
 import signal
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,8 +54,13 @@ COMMON = (
     "resume=auto",
 )
 VARIANTS = {
-    "grpo": (f"trainer.max_steps={STEPS}", "trainer.val_check_interval=2"),
+    "grpo": (
+        f"trainer.max_steps={STEPS}",
+        "trainer.val_check_interval=2",
+        "callbacks.checkpoint.keep_best=val/miou",
+    ),
     "filtering": (
+        "callbacks.checkpoint.asynchronous=true",
         "trainer.max_steps=-1",
         "trainer.max_epochs=3",
         "trainer.limit_val_batches=0",
@@ -61,13 +71,35 @@ VARIANTS = {
 }
 
 
+# part of the work -> the functions before whose calls a run is killed
+PLACES = {
+    "rollout": ("tvg.rollout.shared_prefix:draw",),
+    "scoring": ("tvg.model.policy:Policy.forward",),
+    "backward": ("tvg.training.policy_module:PolicyModule.manual_backward",),
+    "optimizer": ("tvg.training.policy_module:PolicyModule.step_optimizer",),
+    "checkpoint write": ("tvg.training.checkpoint_file:ChecksumWriter.write",),
+    "rename": ("tvg.core.writing:os.fsync", "tvg.core.writing:os.replace"),
+    "checkpoint links": (
+        "tvg.training.checkpoint_folder:_link",
+        "tvg.training.checkpoint_folder:_remove",
+    ),
+    "logging": ("tvg.tracking.mlflow_client:_send",),
+    "validation": ("tvg.training.policy_module:predict_batch",),
+    "filtering": (
+        "tvg.training.evaluation:predict_batch",
+        "tvg.callbacks.sample_filtering:SampleFiltering._report",
+    ),
+    "export": ("tvg.model.exporting:checksum_text", "tvg.jobs.train:export_checkpoint"),
+}
+
+
 @dataclass
 class Moment:
     """The outcome of one disturbed run."""
 
     variant: str
     name: str
-    after_s: float
+    after: str  # seconds after the start, or the part of the work and the number of the call
     exit_code: int
     step: int | None  # of the checkpoint after the signal
     num_logged: int  # steps with metrics after the signal
@@ -75,7 +107,44 @@ class Moment:
     problems: list[str] = field(default_factory=list)
 
 
-def start(folder: Path, words: list[str]) -> int:
+def watch(on_call: Callable[[str, int], None]) -> None:
+    """Calls `on_call` with the part of the work and the number of the call, before each call."""
+    numbers = dict.fromkeys(PLACES, 0)
+
+    def watched(function: Callable[..., Any], place: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            numbers[place] += 1
+            on_call(place, numbers[place])
+            return function(*arguments, **named)
+
+        return call
+
+    for place, targets in PLACES.items():
+        for target in targets:
+            module, _, names = target.partition(":")
+            *outer, name = names.split(".")
+            owner = functools.reduce(getattr, outer, importlib.import_module(module))
+            setattr(owner, name, watched(getattr(owner, name), place))
+
+
+def counting(file: Path) -> Callable[[str, int], None]:
+    """Returns an `on_call` that appends the part of the work to a file."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    return lambda place, number: os.write(descriptor, f"{place}\n".encode()) and None
+
+
+def killing(at: str, call: int) -> Callable[[str, int], None]:
+    """Returns an `on_call` that kills the process at one call."""
+
+    def on_call(place: str, number: int) -> None:
+        if (place, number) == (at, call):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return on_call
+
+
+def start(folder: Path, words: list[str], on_call: Callable[[str, int], None] | None = None) -> int:
     """Forks a process that runs `tvg-train` in `folder`; returns its id."""
     folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -90,6 +159,8 @@ def start(folder: Path, words: list[str]) -> int:
     sys.argv = ["tvg-train", *words]
     from tvg.cli.train import main
 
+    if on_call is not None:
+        watch(on_call)
     main()
     sys.exit(0)
 
@@ -195,29 +266,53 @@ def disturb(
         os.kill(child, number)
         code = wait(child)
     assert code is not None
+    moment = after_signal(variant, folder, number, f"{after_s:.1f}", code)
+    is_stopped = "stopped by" in (folder / "output.txt").read_text()
+    expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 128 + signal.SIGINT}
+    # A scheduler's signal gives 0 if a step was saved.
+    expected_code = expected.get(number, 128 + number if moment.step is None else 0)
+    # If the run has finished and Python is exiting, the signal itself ends the process. Shells
+    # report this as 130 or 143, too.
+    is_over = code == 0 or (code == -number and moment.status == "FINISHED")
+    if code != expected_code and not (is_over and not is_stopped):
+        moment.problems.append(f"exit code {code}, expected {expected_code}")
+    if code == 128 + number and not is_stopped:
+        moment.problems.append("no message about the signal")
+    if is_stopped:
+        if (moment.step or 0) != moment.num_logged:
+            moment.problems.append(f"step {moment.step} saved, {moment.num_logged} logged")
+        if moment.status not in (None, "KILLED"):
+            moment.problems.append(f"MLflow status {moment.status}")
+    return finished(moment, whole, folder, words)
+
+
+def disturb_at(
+    variant: str, whole: Path, folder: Path, words: list[str], place: str, call: int
+) -> Moment:
+    """Kills a run at a call of a function, resumes it to the end and compares."""
+    code = wait(start(folder, words, killing(place, call)))
+    assert code is not None
+    moment = after_signal(variant, folder, signal.SIGKILL, f"{place}, call {call}", code)
+    if code != -signal.SIGKILL:
+        moment.problems.append(f"exit code {code}: the call was not reached")
+    return finished(moment, whole, folder, words)
+
+
+def after_signal(variant: str, folder: Path, number: int, after: str, code: int) -> Moment:
     state = checkpoint(folder)
-    moment = Moment(
+    return Moment(
         variant=variant,
         name=signal.Signals(number).name,
-        after_s=after_s,
+        after=after,
         exit_code=code,
         step=None if state is None else state["global_step"],
         num_logged=sum(name == "train/loss" for _, name in metrics_csv(folder)),
         status=None if number == signal.SIGKILL else mlflow_status(folder),
     )
-    expected = {signal.SIGKILL: -signal.SIGKILL}.get(number, 128 + number)
-    # If the run has finished and Python is exiting, the signal itself ends the process. Shells
-    # report this as 130 or 143, too.
-    is_over = code == 0 or (code == -number and moment.status == "FINISHED")
-    if code != expected and not is_over:
-        moment.problems.append(f"exit code {code}, expected {expected}")
-    if code == 128 + number:
-        if (moment.step or 0) != moment.num_logged:
-            moment.problems.append(f"step {moment.step} saved, {moment.num_logged} logged")
-        if moment.status not in (None, "KILLED"):
-            moment.problems.append(f"MLflow status {moment.status}")
-        if "stopped by" not in (folder / "output.txt").read_text():
-            moment.problems.append("no message about the signal")
+
+
+def finished(moment: Moment, whole: Path, folder: Path, words: list[str]) -> Moment:
+    """Resumes a run to its end, and adds what differs from the undisturbed run."""
     again = wait(start(folder, words))
     if again != 0:
         moment.problems.append(f"the resumed run had exit code {again}")
@@ -228,8 +323,20 @@ def disturb(
     return moment
 
 
-def run(work: Path, *, num_kills: int, num_signals: int, variants: list[str]) -> list[Moment]:
-    """Runs all moments, spread evenly over the time of the undisturbed run."""
+def random_calls(counts: Path, num: int, seed: int) -> list[tuple[str, int]]:
+    """Draws calls of the undisturbed run; every part of the work occurs about equally often."""
+    numbers = {place: counts.read_text().splitlines().count(place) for place in PLACES}
+    places = [place for place, number in numbers.items() if number]
+    draws = random.Random(seed)
+    draws.shuffle(places)
+    chosen = [places[index % len(places)] for index in range(num)]
+    return [(place, draws.randint(1, numbers[place])) for place in chosen]
+
+
+def run(
+    work: Path, *, num_kills: int, num_signals: int, num_random: int, seed: int, variants: list[str]
+) -> list[Moment]:
+    """Runs all moments: spread evenly over the undisturbed run, and at random calls."""
     from tvg.synthetic.templates import all_queries
     from tvg.synthetic.tiny import write_tiny_checkpoint
 
@@ -249,11 +356,17 @@ def run(work: Path, *, num_kills: int, num_signals: int, variants: list[str]) ->
         words = [*common, *VARIANTS[variant], "hydra.run.dir=run", "name=run"]
         assert wait(start(work / f"{variant}_first", words)) == 0  # generates the synthetic data
         whole, began = work / f"{variant}_whole", time.monotonic()
-        assert wait(start(whole, words)) == 0, (whole / "output.txt").read_text()
+        counts = work / f"{variant}_calls.txt"
+        assert wait(start(whole, words, counting(counts))) == 0, (whole / "output.txt").read_text()
         whole_s = time.monotonic() - began
         print(f"{variant}: the undisturbed run takes {whole_s:.1f} s", flush=True)
+        for index, (place, call) in enumerate(random_calls(counts, num_random, seed)):
+            folder = work / f"{variant}_random_{index:02d}"
+            moments.append(disturb_at(variant, whole, folder, words, place, call))
+            print(line(moments[-1]), flush=True)
         plans = [(signal.SIGKILL, num_kills)]
-        plans += [(number, num_signals) for number in (signal.SIGTERM, signal.SIGINT)]
+        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        plans += [(number, num_signals) for number in numbers]
         for number, count in plans:
             for index in range(count):
                 name = f"{variant}_{signal.Signals(number).name}_{index:02d}"
@@ -267,7 +380,7 @@ def run(work: Path, *, num_kills: int, num_signals: int, variants: list[str]) ->
 def line(moment: Moment) -> str:
     result = "; ".join(moment.problems[:5]) or "equal"
     step = "-" if moment.step is None else moment.step
-    cells = (moment.variant, moment.name, f"{moment.after_s:.1f}", moment.exit_code, step)
+    cells = (moment.variant, moment.name, moment.after, moment.exit_code, step)
     return f"| {' | '.join(map(str, (*cells, moment.status or '-', result)))} |"
 
 
@@ -275,7 +388,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", type=Path, help="an empty folder")
     parser.add_argument("--kills", type=int, default=20, help="number of SIGKILLs per variant")
-    parser.add_argument("--signals", type=int, default=10, help="SIGTERMs and SIGINTs per variant")
+    parser.add_argument("--signals", type=int, default=10, help="SIGTERMs, SIGUSR1s and SIGINTs")
+    parser.add_argument("--random", type=int, default=0, help="SIGKILLs at random calls")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random calls")
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS], default=["grpo"])
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -292,6 +407,8 @@ def main() -> None:
         given.work.resolve(),
         num_kills=given.kills,
         num_signals=given.signals,
+        num_random=given.random,
+        seed=given.seed,
         variants=given.variants,
     )
     bad = [moment for moment in moments if moment.problems]

@@ -1,10 +1,12 @@
-"""Tests of full disks: training runs to its end, the error names the disk, and old files remain."""
+"""Tests of full and read-only disks: training continues, the error names the disk, files remain."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,17 @@ class Disk:
 
     def free(self) -> None:
         self.filler.unlink(missing_ok=True)
+
+    @staticmethod
+    @contextmanager
+    def read_only(folder: Path) -> Iterator[None]:
+        """Makes a folder read-only, also for root, whom chmod does not restrict."""
+        subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+            yield
+        finally:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture
@@ -120,6 +133,39 @@ def test_training_survives_a_temporarily_full_disk(
     assert [failure is None for failure in saves] == [True, False, True, True]
     assert len(weights(run)) > 0
     assert leftovers(run) == []
+
+
+@pytest.mark.filterwarnings("ignore:no checkpoint was saved")
+def test_training_with_a_read_only_checkpoint_folder_resumes_with_equal_weights(
+    command, world, tiny_checkpoint, disk, tmp_path, monkeypatch
+):
+    words = ("train", *world, *SMALL, f"model.path={tiny_checkpoint}")
+    assert command(*words, f"run_dir={tmp_path}/whole").code == 0
+    run = disk.path / "run"
+    former, is_read_only = AtomicCheckpointIO.save_checkpoint, []
+    with ExitStack() as stack, monkeypatch.context() as patch:
+
+        def save(self, *args, **kwargs):
+            former(self, *args, **kwargs)
+            if not is_read_only:  # after the first step
+                is_read_only.append(True)
+                stack.enter_context(disk.read_only(run / "checkpoints"))
+
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
+        error = command(*words, f"run_dir={run}").error
+    assert error == (
+        f"{run}/checkpoints/step_00000003.ckpt: Read-only file system; make the folder writable, "
+        "then continue with the same command and resume=true"
+    )
+    assert leftovers(run) == []
+    with disk.read_only(run):
+        error = command(*words, f"run_dir={run}", "resume=true").error
+    assert error.startswith(f"cannot write results to the output folder {run}")
+    done = command(*words, f"run_dir={run}", "resume=true")
+    assert done.code == 0, done.err
+    assert f"resuming from {run}/checkpoints/step_00000001.ckpt (step 1)" in done.err + done.out
+    one, other = weights(tmp_path / "whole"), weights(run)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_export_on_a_full_disk_can_be_repeated(command, world, tiny_checkpoint, disk, monkeypatch):

@@ -49,6 +49,19 @@ def test_exit_code_is_zero_if_a_scheduler_stops_a_saved_job(number, code):
     assert caught.value.exit_code == code
 
 
+def test_signal_after_the_last_save_exits_with_zero():
+    with handled():
+        with interruption.holds_end_inside():
+            hold()
+            release(is_saved=True)
+            with pytest.raises(Interrupted) as caught:
+                send(signal.SIGTERM)
+        assert caught.value.exit_code == 0
+        with pytest.raises(Interrupted) as caught:  # of a sweep's next job
+            interruption.check()
+        assert caught.value.exit_code == 143
+
+
 def test_near_deadline_requests_a_stop():
     clock = [0.0]
     deadline = Deadline(100.0, margin_s=10.0, clock=lambda: clock[0])

@@ -86,3 +86,26 @@ def test_worker_ends_with_its_killed_parent(tmp_path: Path) -> None:
     )
     assert done.returncode == -signal.SIGKILL
     until(lambda: has_ended(int(done.stdout)))
+
+
+TRACKED = """
+import signal
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+from tvg.core.worker_process import WORKERS
+
+made = getattr(WORKERS, {method!r})()
+(tracker,) = Path("/proc/self/task").glob("*/children")
+status = Path(f"/proc/{{tracker.read_text().split()[0]}}/status").read_text()
+blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+assert blocked >> (signal.SIGUSR1 - 1) & 1, status
+"""
+
+
+@pytest.mark.parametrize("method", ["Event", "Queue", "SimpleQueue"])
+def test_resource_tracker_survives_the_warning_of_a_scheduler(method):
+    done = subprocess.run(
+        [sys.executable, "-c", TRACKED.format(method=method)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -57,6 +57,7 @@ class _State:
     signum: int | None = None
     cause: str | None = None  # what requested the stop, if it was no signal
     deadline: Deadline | None = None
+    is_saved: bool = False  # as for `Interrupted`, from `release` on
 
 
 _state = _State()
@@ -94,7 +95,7 @@ def hold() -> None:
     The handlers are installed again, in case a library has replaced them.
     """
     if _state.owner == os.getpid():
-        _state.is_held = True
+        _state.is_held, _state.is_saved = True, False
         _install()
 
 
@@ -102,13 +103,13 @@ def release(*, is_saved: bool = False) -> None:
     """Ends `hold`.
 
     Args:
-        is_saved: as for `Interrupted`.
+        is_saved: as for `Interrupted`, now and for later signals.
 
     Raises:
         Interrupted: a signal was received while signals were held.
     """
-    _state.is_held = False
-    check(is_saved=is_saved)
+    _state.is_held, _state.is_saved = False, is_saved
+    check()
 
 
 @contextmanager
@@ -120,7 +121,7 @@ def holds_end_inside() -> Iterator[None]:
     try:
         yield
     finally:
-        _state.is_held = False
+        _state.is_held = _state.is_saved = False
         _state.deadline = None
 
 
@@ -147,12 +148,11 @@ def check_deadline() -> None:
         ask(signal.SIGUSR1)
 
 
-def check(*, is_agreed: bool = False, is_saved: bool = False) -> None:
+def check(*, is_agreed: bool = False) -> None:
     """Raises `Interrupted` if a signal is pending.
 
     Args:
         is_agreed: True if all ranks were informed of the signal and stop too.
-        is_saved: as for `Interrupted`.
 
     Raises:
         Interrupted: a signal is pending.
@@ -160,7 +160,7 @@ def check(*, is_agreed: bool = False, is_saved: bool = False) -> None:
     if _state.signum is not None:
         _state.is_raised = True
         stop = Interrupted(_state.signum, _state.cause)
-        stop.is_agreed, stop.is_saved = is_agreed, is_saved
+        stop.is_agreed, stop.is_saved = is_agreed, _state.is_saved
         raise stop
 
 

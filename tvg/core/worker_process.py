@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import threading
-from multiprocessing import context, parent_process, resource_tracker
+from multiprocessing import context, parent_process, queues, resource_tracker, synchronize
+from typing import Any
 
 from tvg.core.interruption import SIGNALS
 
@@ -23,7 +24,7 @@ class WorkerProcess(context.SpawnProcess):
 
     def start(self) -> None:
         """Starts the process with both signals blocked, also in threads started by its imports."""
-        resource_tracker.ensure_running()  # starting the tracker later would unblock the signals
+        _start_tracker()  # starting it later would unblock the signals
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             super().start()
@@ -47,12 +48,36 @@ class WorkerProcess(context.SpawnProcess):
 
 
 class WorkerContext(context.SpawnContext):
-    """A `multiprocessing` context that starts `WorkerProcess`, for pools and data loaders."""
+    """A `multiprocessing` context that starts `WorkerProcess`, for pools and data loaders.
+
+    Queues and events start Python's resource tracker, a process that must survive the signals.
+    """
 
     Process = WorkerProcess
 
+    def Event(self) -> synchronize.Event:  # noqa: N802 - as in the base class
+        _start_tracker()
+        return super().Event()
+
+    def Queue(self, maxsize: int = 0) -> queues.Queue[Any]:  # noqa: N802
+        _start_tracker()
+        return super().Queue(maxsize)
+
+    def SimpleQueue(self) -> queues.SimpleQueue[Any]:  # noqa: N802
+        _start_tracker()
+        return super().SimpleQueue()
+
 
 WORKERS = WorkerContext()
+
+
+def _start_tracker() -> None:
+    """Starts the resource tracker with the signals blocked; it ignores only SIGINT and SIGTERM."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _obey(parent: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from tvg.training.checkpoint_background import BackgroundCheckpointIO
 from tvg.training.checkpoint_folder import checkpoint_name, checkpoints_of, tidy
 
 KEY = "callbacks.checkpoint"
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class SaveCheckpoints(Checkpoint):
@@ -172,7 +174,8 @@ def save_last(trainer: pl.Trainer, folder: Path) -> None:
     found = trainer.strategy.broadcast(found)
     if found is not None:
         number, text, name = found
-        advice = "free disk space, then continue with the same command and resume=true"
+        remedy = "make the folder writable" if number in _NOT_WRITABLE else "free disk space"
+        advice = f"{remedy}, then continue with the same command and resume=true"
         raise OSError(number, f"{text}; {advice}" if checkpoints_of(folder) else text, name)
 
 
