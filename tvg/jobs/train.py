@@ -32,6 +32,7 @@ from tvg.training.checkpoint import (
     save_last,
 )
 from tvg.training.quiet_logs import quiet_libraries
+from tvg.training.ranks import naming_lost_ranks
 from tvg.training.stopping import StoppableModule, resume_advice
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def train(cfg: DictConfig) -> float | None:
             claimed(cfg, "train") as folder,
             state_kept(folder.path, lambda: folder.has_begun),
             interruption.holds_end_inside(),
+            naming_lost_ranks(),
         ):
             return _train(cfg, folder)
     except Interrupted as stop:
