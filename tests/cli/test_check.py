@@ -73,7 +73,7 @@ def test_two_processes_compare_themselves(tmp_path, launcher):
 def test_tasks_of_srun_compare_themselves(tmp_path):
     job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "tvg", "SLURM_STEP_ID": "0"}
     job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NNODES": "1"}
-    job |= {"SLURM_NODEID": "0", "MASTER_ADDR": "127.0.0.1"}
+    job |= {"SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1"}
     tasks = [
         subprocess.Popen(
             [sys.executable, "-m", "tvg.cli.check", *SMALL],
