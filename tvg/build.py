@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tvg.config import build
 from tvg.core.logprobs import set_head_products
@@ -24,6 +24,7 @@ from tvg.tracking.run_status import ending_runs
 from tvg.tracking.steady import steady
 from tvg.training.checkpoint_saving import checkpoint_io
 from tvg.training.datamodule_base import PromptDataModule
+from tvg.training.policy_module import PolicyModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,8 @@ def build_module(cfg: DictConfig, parts: RunComponents) -> LightningModule:
         scoring_fps=cfg.policy.get("scoring_fps"),
         seed=cfg.seed,
     )
+    if isinstance(module, PolicyModule):
+        module.retry_on_oom = bool(OmegaConf.select(cfg, "train.retry_on_oom"))
     return module
 
 

@@ -52,6 +52,13 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def check_table(out: str, folder: Path) -> None:
+    assert "2 processes on 1 hosts" in out
+    assert "│ 0-1 " in out
+    assert "gloo: all-reduce of 1 MiB in " in out
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
 def test_two_processes_compare_themselves(tmp_path, launcher):
@@ -59,10 +66,28 @@ def test_two_processes_compare_themselves(tmp_path, launcher):
     more = [] if launcher == "torchrun" else ["devices=2"]
     done = run([*start, "-m", "tvg.cli.check", *SMALL, *more], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 processes on 1 hosts" in done.stdout
-    assert "│ 0-1 " in done.stdout
-    assert "gloo: all-reduce of 1 MiB in " in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    check_table(done.stdout, tmp_path)
+
+
+@pytest.mark.slow
+def test_tasks_of_srun_compare_themselves(tmp_path):
+    job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "tvg", "SLURM_STEP_ID": "0"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NNODES": "1"}
+    job |= {"SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tvg.cli.check", *SMALL],
+            cwd=tmp_path,
+            env={**os.environ, **job, "SLURM_PROCID": task, "SLURM_LOCALID": task},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task in ("0", "1")
+    ]
+    (out, err), (_, other) = [task.communicate(timeout=280) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], err + other
+    check_table(out, tmp_path)
 
 
 @pytest.mark.slow

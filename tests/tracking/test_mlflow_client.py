@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -81,6 +82,27 @@ def test_metrics_for_a_locked_store_are_sent_later_and_once(database, tmp_path, 
     assert not (tmp_path / UNSENT_FILE).exists()
     logger.finalize("success")
     assert logger.experiment.get_run(logger.run_id).info.status == "FINISHED"
+
+
+def log_for(logger, seconds, step):
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        step += 1
+        log(logger, step)
+        time.sleep(1)
+    return step
+
+
+@pytest.mark.slow
+def test_metrics_of_40_locked_seconds_are_complete(database, tmp_path):
+    logger, step = make(database, tmp_path), 1
+    log(logger, step)
+    with locked(database), pytest.warns(UserWarning, match=r"mlflow\.db cannot .*locked"):
+        step = log_for(logger, 40, step)
+    assert len(unsent(tmp_path)) == step - 1
+    logger.finalize("success")
+    assert history(logger) == [(number, number / 2) for number in range(1, step + 1)]
+    assert not (tmp_path / UNSENT_FILE).exists()
 
 
 def test_a_locked_store_is_not_retried_at_every_step(database, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from tvg.config.hydra_folders import remove_empty
 from tvg.core.launched import is_first_of_node, launched_layout
 from tvg.jobs.check_findings import (
     Network,
@@ -64,6 +65,7 @@ def check(cfg: DictConfig, console: Console | None = None) -> None:
         dist.destroy_process_group()
     if fabric.global_rank != 0:
         return
+    remove_empty([Path(str(cfg.run_dir))])  # Hydra has created it, on some rank
     limits: Any = OmegaConf.to_container(cfg.limits)
     problems = find_problems(ranks, network, limits, write_mib=int(cfg.write_mib))
     _print(ranks, network, cfg, console or make_console())
@@ -86,12 +88,15 @@ def _start(cfg: DictConfig) -> Fabric:
         strategy = DDPStrategy(
             process_group_backend=cfg.backend, timeout=timedelta(seconds=float(cfg.timeout_s))
         )
-    fabric = Fabric(
-        accelerator="cpu" if is_cpu else "gpu",
-        devices=int(devices),
-        num_nodes=int(num_nodes),
-        strategy=strategy,
-    )
+    try:
+        fabric = Fabric(
+            accelerator="cpu" if is_cpu else "gpu",
+            devices=int(devices),
+            num_nodes=int(num_nodes),
+            strategy=strategy,
+        )
+    except RuntimeError as error:  # settings of Slurm that Lightning does not accept
+        raise ValueError(f"devices: {' '.join(str(error).split())}") from error
     try:
         fabric.launch()
         fabric.barrier()

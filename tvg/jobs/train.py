@@ -33,6 +33,7 @@ from tvg.training.checkpoint import resume_path
 from tvg.training.checkpoint_folder import CHECKPOINTS, checkpoints_of
 from tvg.training.checkpoint_saving import save_last
 from tvg.training.quiet_logs import quiet_libraries
+from tvg.training.ranks import naming_lost_ranks
 from tvg.training.stopping import StoppableModule, resume_advice
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def train(cfg: DictConfig) -> float | None:
             claimed(cfg, "train") as folder,
             state_kept(folder.path, lambda: folder.has_begun),
             interruption.holds_end_inside(),
+            naming_lost_ranks(),
         ):
             return _train(cfg, folder)
     except Interrupted as stop:

@@ -19,6 +19,7 @@ from tvg.rollout.engine import RolloutEngine, awake
 from tvg.task.protocol import Task
 from tvg.training.lightning_internals import forget_logged
 from tvg.training.nonfinite import completion_rows
+from tvg.training.out_of_memory import retried
 from tvg.training.policy_module import OptimizerFactory, PolicyModule, ScheduleFactory
 from tvg.training.preflight import Preflight
 from tvg.training.ranks import gather_objects, least_over_ranks
@@ -268,19 +269,8 @@ class GRPOModule(PolicyModule):
             rewards: [N], total rewards of the completions.
         """
         metrics: dict[str, Tensor | float] = {}
-        micro_batches = self.scorer.split(rollout)
-        if self.reference is not None:
-            with self.stage("reference"):
-                micro_batches = self._with_reference(self.reference, micro_batches)
-        is_kl_paid = self.reference is not None and self.loss.kl_in == "reward"
-        if self.old_logprobs == "policy" and (self.num_updates > 1 or is_kl_paid):
-            with self.stage("policy"):
-                scored = self.scorer.frozen_logprobs(self.policy, micro_batches)
-            micro_batches = [
-                replace(each, old_logprobs=logprobs)
-                for each, logprobs in zip(micro_batches, scored, strict=True)
-            ]
-        if is_kl_paid:
+        micro_batches = retried(self, lambda: self._scored(rollout))
+        if self._is_kl_paid:
             penalty = kl_penalty(self.loss, micro_batches, num_completions=len(rewards))
             metrics["reward/kl_penalty"] = penalty.mean()
             rewards = rewards - penalty
@@ -298,6 +288,36 @@ class GRPOModule(PolicyModule):
             mean_over_ranks=self.mean_over_ranks,
             metrics=metrics,
         )
+
+    @property
+    def _is_kl_paid(self) -> bool:
+        """Whether the KL to the reference reduces the rewards."""
+        return self.reference is not None and self.loss.kl_in == "reward"
+
+    def _scored(self, rollout: RolloutBatch) -> list[MicroBatch]:
+        """Returns the micro-batches with the log-probabilities that all updates share."""
+        micro_batches = self.scorer.split(rollout)
+        if self.reference is not None:
+            with self.stage("reference"):
+                micro_batches = self._with_reference(self.reference, micro_batches)
+        if self.old_logprobs == "policy" and (self.num_updates > 1 or self._is_kl_paid):
+            with self.stage("policy"):
+                scored = self.scorer.frozen_logprobs(self.policy, micro_batches)
+            micro_batches = [
+                replace(each, old_logprobs=logprobs)
+                for each, logprobs in zip(micro_batches, scored, strict=True)
+            ]
+        return micro_batches
+
+    def shrink_passes(self) -> str | None:
+        if (keys := super().shrink_passes()) is not None:
+            self.scorer = replace(self.scorer, micro_batch_size=self.micro_batch_size)
+            return keys
+        size = self.scorer.micro_batch_completions or self.group_size
+        if size == 1:
+            return None
+        self.scorer = replace(self.scorer, micro_batch_completions=size // 2)
+        return f"objective.micro_batch_size=1 objective.micro_batch_completions={size // 2}"
 
     def _with_reference(
         self, reference: Policy, micro_batches: list[MicroBatch]
@@ -334,7 +354,7 @@ class GRPOModule(PolicyModule):
             gap = sampler_gap(batch, micro_batch, logprobs)
             return LossOutput(loss=output.loss, metrics={**output.metrics, "sampler_gap": gap})
 
-        return self.backward_micro_batches(batch.micro_batches, loss_of)
+        return self.backward_step(lambda: self.scorer.in_passes(batch.micro_batches), loss_of)
 
     # -- the run --------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ import hashlib
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from tvg.task.predictions import Prediction
 from tvg.task.protocol import Task
 from tvg.training.evaluation import predict_batch
 from tvg.training.nonfinite import Describe, SkippedSteps
+from tvg.training.out_of_memory import naming_stage, retried
 from tvg.training.parameter_groups import parameter_groups
 from tvg.training.preflight import merges_with_prefill
 from tvg.training.ranks import gather_objects, mean_over_ranks
@@ -104,6 +105,7 @@ class PolicyModule(TrainedStateModule):
         self.val_predictions: list[Prediction] = []
         self.initial_fingerprint = fingerprint(policy)
         self.stages = StageClock()
+        self.retry_on_oom = False  # train.retry_on_oom
 
     def setup(self, stage: str) -> None:
         if not self._is_rollout_bound:  # a fit may be followed by a validation
@@ -184,8 +186,10 @@ class PolicyModule(TrainedStateModule):
         """Back-propagates the micro-batches of a step; returns the sums of loss and metrics."""
         totals: dict[str, Tensor] = {}
         adapter = adapter_of(self.trainer)
+        # If a rank may repeat the step, the others must not wait for its gradients meanwhile.
+        num_synced = 0 if self._syncs_later else len(micro_batches)
         for number, micro_batch in enumerate(micro_batches, start=1):
-            with adapter.gradient_sync(self.trainer, is_last=number == len(micro_batches)):
+            with adapter.gradient_sync(self.trainer, is_last=number == num_synced):
                 with self.stage("policy"):
                     output = loss_of(micro_batch)
                 with self.stage("backward"):
@@ -194,9 +198,46 @@ class PolicyModule(TrainedStateModule):
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
         return totals
 
-    def stage(self, name: str) -> AbstractContextManager[None]:
-        """Times a stage of the step."""
-        return self.stages(name, self.device)
+    def backward_step(
+        self, micro_batches: Callable[[], Sequence[T]], loss_of: Callable[[T], LossOutput]
+    ) -> dict[str, Tensor]:
+        """Back-propagates a step; returns the sums of loss and metrics.
+
+        With `retry_on_oom`, a step that runs out of memory is repeated in smaller micro-batches.
+
+        Args:
+            micro_batches: returns the micro-batches of the step at the current sizes of the passes.
+            loss_of: computes the loss of a micro-batch.
+        """
+        totals = retried(self, lambda: self.backward_micro_batches(micro_batches(), loss_of))
+        if self._syncs_later:
+            with adapter_of(self.trainer).gradient_sync(self.trainer, is_last=True):
+                trained = (p for p in self.policy.parameters() if p.requires_grad)
+                self.manual_backward(torch.stack([(p * 0).sum().float() for p in trained]).sum())
+        return totals
+
+    @property
+    def _syncs_later(self) -> bool:
+        """Whether gradients are synchronised only when all ranks have computed theirs."""
+        return self.retry_on_oom and self.trainer.world_size > 1
+
+    def shrink_passes(self) -> str | None:
+        """Halves the prompts per pass; returns the key with its value, or None if it is 1."""
+        if self.micro_batch_size == 1:
+            return None
+        self.micro_batch_size //= 2
+        return f"objective.micro_batch_size={self.micro_batch_size}"
+
+    def discard_gradients(self) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage of the step; an out-of-memory error names it."""
+        named = naming_stage(name, rank=self.global_rank, step=self.global_step)
+        with named, self.stages(name, self.device):
+            yield
 
     def step_optimizer(self, loss: Tensor, *, describe: Describe) -> dict[str, Tensor]:
         """Clips gradients, then steps the optimizer and the schedule; returns metrics to log.
@@ -259,13 +300,14 @@ class PolicyModule(TrainedStateModule):
         self.rollout.sync_weights()
 
     def validation_step(self, batch: PromptBatch | SplitBatch, batch_idx: int) -> None:
-        self.val_predictions += predict_batch(
-            task=self.task,
-            rollout=self.rollout.greedy(),
-            prompts=batch,
-            seed=self.seed,
-            device=self.device,
-        )
+        with naming_stage("validation", rank=self.global_rank, step=self.global_step):
+            self.val_predictions += predict_batch(
+                task=self.task,
+                rollout=self.rollout.greedy(),
+                prompts=batch,
+                seed=self.seed,
+                device=self.device,
+            )
 
     def on_validation_epoch_end(self) -> None:
         self.rollout.sleep()

@@ -1,10 +1,12 @@
-"""Collects means, minima, decisions and objects over all ranks.
+"""Collects means, minima, decisions and objects over all ranks, and reports lost ranks.
 
 With one rank, nothing is communicated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +14,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 T = TypeVar("T")
+_OF_GLOO = "/gloo/"  # gloo raises a RuntimeError that names its source file
 
 
 def gather_objects(trainer: Trainer, mine: T) -> list[T]:
@@ -52,3 +55,23 @@ def _all(trainer: Trainer, value: Tensor) -> Tensor:
     gathered: Any = trainer.strategy.all_gather(value)
     assert isinstance(gathered, Tensor)
     return gathered
+
+
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Explains the errors of gloo and NCCL if another rank has ended or does not answer.
+
+    Raises:
+        ValueError: communication failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).strip()
+        if not isinstance(error, torch.distributed.DistError) and _OF_GLOO not in text:
+            raise
+        raise ValueError(
+            "another process of this run has ended, or did not answer within strategy.timeout: "
+            "its own output has the cause; to resume: the same command with resume=auto "
+            f"({text.splitlines()[0]})"
+        ) from error

@@ -34,7 +34,7 @@ class SFTModule(PolicyModule):
             )
             return supervised_loss(logprobs, entropy, mask[rows], num_tokens=num_tokens)
 
-        totals = self.backward_micro_batches(self.micro_batches(len(batch)), loss_of)
+        totals = self.backward_step(lambda: self.micro_batches(len(batch)), loss_of)
         taken = self.step_optimizer(
             totals["loss"], describe=lambda: [example_row(e) for e in batch.examples]
         )

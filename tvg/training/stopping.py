@@ -93,6 +93,7 @@ class StoppableModule(LightningModule):
     """
 
     is_stopped = False  # the checkpoint of an interrupted training has been saved
+    _stops_later = False  # trainer.max_time or a callback ends training after the current step
 
     @property
     def is_between_steps(self) -> bool:
@@ -100,7 +101,7 @@ class StoppableModule(LightningModule):
         return True
 
     def on_train_start(self) -> None:
-        self.is_stopped = False
+        self.is_stopped = self._stops_later = False
         interruption.hold()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -109,7 +110,12 @@ class StoppableModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # This runs after the hooks of all callbacks, so the checkpoint has their current state.
-        if self.is_between_steps and stop_is_asked(self.trainer):
+        if not self.is_between_steps:  # otherwise, the groups collected so far would be lost
+            self._stops_later |= self.trainer.should_stop
+            self.trainer.should_stop = False
+            return
+        self.trainer.should_stop |= self._stops_later
+        if stop_is_asked(self.trainer):
             self._save_for_stop()
             self.trainer.should_stop = True
 

@@ -30,6 +30,20 @@ class MicroBatch:
     # [n, C] by the policy at sampling; None: use the policy's current log-probabilities
     old_logprobs: Tensor | None = None
 
+    def select(self, prompts: range, completions: range) -> MicroBatch:
+        """Returns a range of its prompts with a range of completions from each group."""
+        rows = self.rollout.rows_of(prompts, completions).flatten()
+
+        def of(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows.to(values.device)]
+
+        return MicroBatch(
+            rollout=self.rollout.select(prompts, completions),
+            rows=self.rows[rows],
+            ref_logprobs=of(self.ref_logprobs),
+            old_logprobs=of(self.old_logprobs),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBatch:
@@ -67,18 +81,29 @@ class Scorer:
 
     def split(self, rollout: RolloutBatch) -> list[MicroBatch]:
         """Splits a rollout into micro-batches: some prompts with all or some completions."""
+        return [
+            MicroBatch(
+                rollout=rollout.select(some, mine), rows=rollout.rows_of(some, mine).flatten()
+            )
+            for some, mine in self._parts(rollout)
+        ]
+
+    def in_passes(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """Returns the micro-batches; splits those that are larger than a pass may be now."""
+        found: list[MicroBatch] = []
+        for each in micro_batches:
+            parts = self._parts(each.rollout)
+            found += [each] if len(parts) == 1 else [each.select(*part) for part in parts]
+        return found
+
+    def _parts(self, rollout: RolloutBatch) -> list[tuple[range, range]]:
+        """Returns the prompts and completions of each pass."""
         group, num = rollout.group_size, len(rollout.prompts)
         size = self.micro_batch_completions or group
         completions = [range(i, min(i + size, group)) for i in range(0, group, size)]
         step = self.micro_batch_size
         prompts = [range(i, min(i + step, num)) for i in range(0, num, step)]
-        return [
-            MicroBatch(
-                rollout=rollout.select(some, mine), rows=rollout.rows_of(some, mine).flatten()
-            )
-            for some in prompts
-            for mine in completions
-        ]
+        return [(some, mine) for some in prompts for mine in completions]
 
     def logprobs(self, policy: Policy, rollout: RolloutBatch) -> tuple[Tensor, Tensor]:
         """Returns log-probability and entropy of every completion token, both [N, C]."""

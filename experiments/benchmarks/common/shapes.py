@@ -18,7 +18,7 @@ FIRST_WORD = 8
 
 # text: hidden size, MLP size, layers, heads, key heads, vocabulary size.
 # vision: hidden size, MLP size, layers, heads.
-# "3b" and "7b" are the shapes of the released Qwen2.5-VL checkpoints.
+# "3b", "7b" and "72b" are the shapes of the released Qwen2.5-VL checkpoints.
 SHAPES: dict[str, dict[str, Any]] = {
     "5m": {
         "text": (256, 768, 6, 4, 2, 1024),
@@ -35,6 +35,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "7b": {
         "text": (3584, 18944, 28, 28, 4, 152064),
         "vision": (1280, 3420, 32, 16),
+        "mrope": [16, 24, 24],
+        "tied": False,
+    },
+    "72b": {
+        "text": (8192, 29568, 80, 64, 8, 152064),
+        "vision": (1280, 3456, 32, 16),
         "mrope": [16, 24, 24],
         "tied": False,
     },

@@ -125,6 +125,20 @@ def unsupported_strategy(cfg: Config) -> list[str]:
     return []
 
 
+def retry_while_others_wait(cfg: Config) -> list[str]:
+    """Engines that communicate in every pass cannot repeat a pass of one rank."""
+    name = str(value(cfg, "strategy._target_", "")).rpartition(".")[2]
+    if value(cfg, "train.retry_on_oom") is not True or name in (
+        "automatic_strategy",
+        "DDPStrategy",
+    ):
+        return []
+    return [
+        f"train.retry_on_oom: must be false with {name}, whose ranks communicate in every pass: "
+        "set objective.micro_batch_size smaller instead"
+    ]
+
+
 def cpu_devices(cfg: Config) -> list[str]:
     """On CPUs a device is a process, so `devices` must be a number."""
     devices = value(cfg, "trainer.devices")
@@ -271,6 +285,7 @@ RULES: tuple[Rule, ...] = (
     eight_bit_optimizer_not_possible,
     parameters_offloaded,
     strategy_without_gpu,
+    retry_while_others_wait,
     cpu_devices,
     float16_training,
     head_products_unknown,
