@@ -274,6 +274,33 @@ def test_rules_accept_missing_sections():
     assert problems({"objective": None, "trainer": None, "data": "x", "reward": []}) == []
 
 
+STOCHASTIC = "tvg.training.stochastic_adamw.StochasticAdamW8bit"
+AO = "torchao.optim.AdamW8bit"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "is_accepted"),
+    [
+        ("bfloat16", {"_target_": STOCHASTIC}, True),
+        ("bfloat16", {"_target_": AO, "bf16_stochastic_round": True}, True),
+        ("bfloat16", {"_target_": AO}, False),
+        ("float16", {"_target_": STOCHASTIC}, False),
+        ("bfloat16", {"_target_": "tvg.training.optimizers.adamw_8bit"}, False),
+    ],
+)
+def test_bfloat16_weights_need_stochastic_rounding(monkeypatch, dtype, optimizer, is_accepted):
+    monkeypatch.setattr("tvg.core.limits.find_spec", lambda name: object())
+    found = problems({"model": {"dtype": dtype}, "objective": {"optimizer": optimizer}})
+    lost = f"model.dtype: training {dtype} weights loses small updates"
+    assert [problem[: len(lost)] for problem in found] == [lost] * (not is_accepted)
+
+
+def test_stochastic_rounding_needs_torchao(monkeypatch):
+    monkeypatch.setattr("tvg.core.limits.find_spec", lambda name: None)
+    (found,) = problems({"objective": {"optimizer": {"_target_": STOCHASTIC}}})
+    assert "needs torchao: pip install 'tvg[torchao]'" in found
+
+
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_8_bit_optimizer_needs_bitsandbytes(monkeypatch, is_installed):
     monkeypatch.setattr(

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvg.config.rules.learning import is_adapted
 from tvg.config.values import Config, Rule, number, value
-from tvg.core.limits import eight_bit_problems, on_missing_problems
+from tvg.core.limits import eight_bit_problems, on_missing_problems, torchao_problems
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
@@ -26,7 +26,8 @@ def is_deepspeed(cfg: Config) -> bool:
 def updates_lost_in_half_precision(cfg: Config) -> list[str]:
     """Trained weights must be float32: bfloat16 cannot add 1e-6 to a weight of 1e-2.
 
-    DeepSpeed keeps float32 master weights, and adapters are always float32.
+    DeepSpeed keeps float32 master weights, adapters are always float32, and stochastic rounding
+    keeps small updates of bfloat16 weights in expectation.
     """
     dtype = value(cfg, "model.dtype")
     strategy = str(value(cfg, "strategy._target_", ""))
@@ -34,10 +35,21 @@ def updates_lost_in_half_precision(cfg: Config) -> list[str]:
         return []
     if strategy.endswith("DeepSpeedStrategy") or is_adapted(cfg):
         return []
+    if dtype == "bfloat16" and rounds_stochastically(cfg):
+        return []
     return [
         f"model.dtype: training {dtype} weights loses small updates: use model.dtype=float32 with "
-        "trainer.precision=bf16-mixed, or a DeepSpeed strategy, which keeps float32 master weights"
+        "trainer.precision=bf16-mixed, a DeepSpeed strategy, which keeps float32 master weights, "
+        "or bfloat16 with objective/optimizer=adamw_8bit_stochastic"
     ]
+
+
+def rounds_stochastically(cfg: Config) -> bool:
+    """Returns whether the optimizer rounds bfloat16 weights stochastically."""
+    target = str(value(cfg, "objective.optimizer._target_", ""))
+    if target.startswith("torchao.optim."):
+        return value(cfg, "objective.optimizer.bf16_stochastic_round") is True
+    return target.endswith(".StochasticAdamW8bit")
 
 
 def float16_training(cfg: Config) -> list[str]:
@@ -64,9 +76,11 @@ def flash_attention_without_gpu(cfg: Config) -> list[str]:
 
 
 def eight_bit_optimizer_not_possible(cfg: Config) -> list[str]:
-    """See `eight_bit_problems`."""
+    """See `eight_bit_problems` and `torchao_problems`."""
     target = str(value(cfg, "objective.optimizer._target_", ""))
-    return eight_bit_problems() if target.endswith("adamw_8bit") else []
+    if target.endswith("adamw_8bit"):
+        return eight_bit_problems()
+    return torchao_problems() if rounds_stochastically(cfg) else []
 
 
 def offload_without_its_optimizer(cfg: Config) -> list[str]:
