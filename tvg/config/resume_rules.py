@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "objective.micro_batch_size",
     "objective.micro_batch_completions",
     "objective.reference_offload",
+    "objective.reference_dtype",  # the same log-probabilities
     "objective.preflight*",
 )
 

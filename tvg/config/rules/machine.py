@@ -52,6 +52,22 @@ def rounds_stochastically(cfg: Config) -> bool:
     return target.endswith(".StochasticAdamW8bit")
 
 
+def reference_in_another_precision(cfg: Config) -> list[str]:
+    """The reference's precision must be bfloat16, in which autocast computes."""
+    dtype, key = value(cfg, "objective.reference_dtype"), "objective.reference_dtype"
+    if dtype is None:
+        return []
+    if dtype != "bfloat16":
+        return [f"{key}: expected bfloat16 or null, got {dtype!r}"]
+    precision = str(value(cfg, "trainer.precision", ""))
+    if precision in ("bf16-mixed", "bf16") or value(cfg, "model.dtype") == "bfloat16":
+        return []
+    return [
+        f"{key}: bfloat16 needs trainer.precision=bf16-mixed, which computes in bfloat16, got "
+        f"{precision}"
+    ]
+
+
 def float16_training(cfg: Config) -> list[str]:
     """Float16 needs DeepSpeed, which scales and clips gradients itself.
 
@@ -275,6 +291,7 @@ def preparation_without_end(cfg: Config) -> list[str]:
 
 RULES: tuple[Rule, ...] = (
     updates_lost_in_half_precision,
+    reference_in_another_precision,
     flash_attention_without_gpu,
     offload_without_its_optimizer,
     eight_bit_optimizer_not_possible,
