@@ -42,6 +42,19 @@ CASES = {
             "strategy": {"_target_": DEEPSPEED, "stage": 2},
         },
     ),
+    "reference of another precision": (
+        {"objective": {"reference_dtype": "bfloat16"}, "trainer": {**CPU, "precision": "32-true"}},
+        "objective.reference_dtype: bfloat16 needs trainer.precision=bf16-mixed",
+        {
+            "objective": {"reference_dtype": "bfloat16"},
+            "trainer": {**CPU, "precision": "bf16-mixed"},
+        },
+    ),
+    "reference in float16": (
+        {"objective": {"reference_dtype": "float16"}},
+        "objective.reference_dtype: expected bfloat16 or null, got 'float16'",
+        {"objective": {"reference_dtype": None}},
+    ),
     "group of one": (
         {"objective": {"group_size": 1}, **SCORED},
         "objective.group_size: a group needs at least 2 completions, got 1",

@@ -107,6 +107,8 @@ def test_offloaded_reference_gives_the_same_loss(fixed_vision, rollout):
         module.policy.zero_grad()
         seen.append((learn(module, rollout, advantages), gradients(module)))
         assert all(p.device.type == "cpu" for p in module.reference.parameters())
+        # Lightning moves submodules to the GPU.
+        assert ("reference" in dict(module.named_children())) != offload
     (there, of_it), (away, of_that) = seen
     assert float(there["kl"]) > 0
     assert {n: float(v) for n, v in there.items()} == {n: float(v) for n, v in away.items()}
