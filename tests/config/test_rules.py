@@ -282,6 +282,15 @@ def test_rule_refuses_bad_config_only(case):
     assert problems(good) == []
 
 
+def test_sharded_reference_keeps_its_precision():
+    sharded = {
+        "objective": {"reference_dtype": "bfloat16"},
+        "strategy": {"_target_": "tvg.training.fsdp2.FSDP2Strategy"},
+    }
+    message = "objective.reference_dtype: must be null with strategy=fsdp2, which shards"
+    assert any(problem.startswith(message) for problem in problems(sharded))
+
+
 def test_rules_accept_missing_sections():
     assert problems({}) == []
     assert problems({"objective": None, "trainer": None, "data": "x", "reward": []}) == []

@@ -80,7 +80,8 @@ def test_offloaded_states_need_host_memory():
 
 def test_fsdp2_gathers_layers_and_accumulates_gradients():
     shared = {"engine": "fsdp2", "stage": 3}
-    gpu, _ = table(**shared, reduces_once=False)
+    gpu, host = table(**shared, reduces_once=False)
+    assert host["loading"] == (1500 + 1000) * 4 / 4
     assert gpu["gradients"] == 1000 * 2 / 4
     assert gpu["copies of weights, sampling"] == 1500 * 2
     ends = 2 * 7 * 2  # embeddings and head, which stay gathered

@@ -30,15 +30,19 @@ def estimate(job: Job) -> list[Line]:
 
 
 def _loading(job: Job) -> Line:
-    """Returns the weights on the host: each process loads all of them and copies the reference."""
-    weights = job.params.total * job.loaded_bytes
-    copies = job.own_reference * job.loaded_bytes
+    """Returns the weights on the host, before they are moved to the GPU.
+
+    Each process loads all of them and copies the reference. With FSDP2 it loads only its share.
+    """
+    is_shared = job.sharding.engine == "fsdp2"
+    count = (job.params.total + job.own_reference) / (job.sharding.devices if is_shared else 1)
+    what = "its share of the weights" if is_shared else "all weights"
     return Line(
         name="loading",
         phase="loading",
         gpu=0,
-        host=weights + copies,
-        detail=f"each process loads all weights, {job.loaded_bytes} bytes each",
+        host=count * job.loaded_bytes,
+        detail=f"each process loads {what}, {job.loaded_bytes} bytes each",
     )
 
 

@@ -59,6 +59,8 @@ def reference_in_another_precision(cfg: Config) -> list[str]:
         return []
     if dtype != "bfloat16":
         return [f"{key}: expected bfloat16 or null, got {dtype!r}"]
+    if str(value(cfg, "strategy._target_", "")).endswith(".FSDP2Strategy"):
+        return [f"{key}: must be null with strategy=fsdp2, which shards the reference"]
     precision = str(value(cfg, "trainer.precision", ""))
     if precision in ("bf16-mixed", "bf16") or value(cfg, "model.dtype") == "bfloat16":
         return []
