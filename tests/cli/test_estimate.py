@@ -67,10 +67,11 @@ def test_estimate_of_a_run_that_does_not_fit_suggests_settings(command, config_3
     assert "It does not fit:" in done.out
     helping = re.findall(r"^  (\S+).*?: (\d+\.\d\d) GiB less", done.out, re.MULTILINE)
     assert helping[0][0] == "strategy=deepspeed_zero2_offload"
-    assert helping[1][0] == "model.gradient_checkpointing=true"
+    assert "model.gradient_checkpointing=true" in dict(helping)
     savings = [float(saved) for _, saved in helping]
     assert savings == sorted(savings, reverse=True)
     assert "objective.reference_offload=true" in dict(helping)
+    assert "The cheapest combination that fits needs" in done.out
     assert "3.123 billion of 4 bytes" in " ".join(done.out.split())
     done = command("train", *words, "train.device_memory_gib=192")
     assert "It fits:" in done.out
@@ -135,7 +136,7 @@ def test_supervised_run_has_one_completion_per_prompt(tiny):
         (["trainer.precision=bf16-mixed"], (4, 2, 4), True, False),
         (["trainer.precision=bf16-true"], (2, 2, 2), False, False),
         (["trainer.precision=bf16-mixed", "strategy=deepspeed_zero2"], (2, 2, 2), False, True),
-        (["strategy=deepspeed_zero2"], (4, 4, 4), False, False),
+        (["strategy=deepspeed_zero2"], (4, 4, 4), False, True),
     ],
 )
 def test_precision_and_optimizer_states(tiny, words, precision, is_autocast, has_masters):
@@ -197,7 +198,8 @@ def test_steps_and_checkpoint_size_of_the_run(tiny):
     assert run_size(job(tiny, *words), 100) == [
         "A step takes 24 prompts: 3 on each of 8 devices, and 192 completions.",
         "An epoch takes 5 steps for 100 training examples.",  # 13 per device, 3 per step
-        f"A checkpoint takes {size(job(tiny).checkpoint_bytes)} on disk.",
+        f"A checkpoint takes {size(job(tiny).checkpoint_bytes)} on disk. There are up to 2 of them "
+        f"while one is written: {size(2 * job(tiny).checkpoint_bytes)}.",
     ]
     supervised = run_size(job(tiny, "objective=sft", "reward=[]", "data.batch_size=3"), None)
     assert supervised[0] == "A step takes 3 prompts."

@@ -18,7 +18,8 @@ from tvg.config.check import find_problems
 from tvg.config.compose import Composition
 from tvg.config.nodes import plain
 from tvg.estimate.from_config import make_job
-from tvg.estimate.memory import estimate, total
+from tvg.estimate.lines import total
+from tvg.estimate.memory import estimate
 from tvg.estimate.text import GIB, USABLE
 
 PUBLISHED = {

@@ -42,6 +42,19 @@ CASES = {
             "strategy": {"_target_": DEEPSPEED, "stage": 2},
         },
     ),
+    "reference of another precision": (
+        {"objective": {"reference_dtype": "bfloat16"}, "trainer": {**CPU, "precision": "32-true"}},
+        "objective.reference_dtype: bfloat16 needs trainer.precision=bf16-mixed",
+        {
+            "objective": {"reference_dtype": "bfloat16"},
+            "trainer": {**CPU, "precision": "bf16-mixed"},
+        },
+    ),
+    "reference in float16": (
+        {"objective": {"reference_dtype": "float16"}},
+        "objective.reference_dtype: expected bfloat16 or null, got 'float16'",
+        {"objective": {"reference_dtype": None}},
+    ),
     "group of one": (
         {"objective": {"group_size": 1}, **SCORED},
         "objective.group_size: a group needs at least 2 completions, got 1",
@@ -274,9 +287,45 @@ def test_rule_refuses_bad_config_only(case):
     assert problems(good) == []
 
 
+def test_sharded_reference_keeps_its_precision():
+    sharded = {
+        "objective": {"reference_dtype": "bfloat16"},
+        "strategy": {"_target_": "tvg.training.fsdp2.FSDP2Strategy"},
+    }
+    message = "objective.reference_dtype: must be null with strategy=fsdp2, which shards"
+    assert any(problem.startswith(message) for problem in problems(sharded))
+
+
 def test_rules_accept_missing_sections():
     assert problems({}) == []
     assert problems({"objective": None, "trainer": None, "data": "x", "reward": []}) == []
+
+
+STOCHASTIC = "tvg.training.stochastic_adamw.StochasticAdamW8bit"
+AO = "torchao.optim.AdamW8bit"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "is_accepted"),
+    [
+        ("bfloat16", {"_target_": STOCHASTIC}, True),
+        ("bfloat16", {"_target_": AO, "bf16_stochastic_round": True}, True),
+        ("bfloat16", {"_target_": AO}, False),
+        ("float16", {"_target_": STOCHASTIC}, False),
+        ("bfloat16", {"_target_": "tvg.training.optimizers.adamw_8bit"}, False),
+    ],
+)
+def test_bfloat16_weights_need_stochastic_rounding(monkeypatch, dtype, optimizer, is_accepted):
+    monkeypatch.setattr("tvg.core.limits.find_spec", lambda name: object())
+    found = problems({"model": {"dtype": dtype}, "objective": {"optimizer": optimizer}})
+    lost = f"model.dtype: training {dtype} weights loses small updates"
+    assert [problem[: len(lost)] for problem in found] == [lost] * (not is_accepted)
+
+
+def test_stochastic_rounding_needs_torchao(monkeypatch):
+    monkeypatch.setattr("tvg.core.limits.find_spec", lambda name: None)
+    (found,) = problems({"objective": {"optimizer": {"_target_": STOCHASTIC}}})
+    assert "needs torchao: pip install 'tvg[torchao]'" in found
 
 
 @pytest.mark.parametrize("is_installed", [True, False])

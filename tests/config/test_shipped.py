@@ -140,6 +140,9 @@ def test_optimizer_options_keep_the_other_settings(objective):
     assert optimizer("objective/optimizer=adamw_unfused") == {**optimizer(), "fused": False}
     eight = optimizer("objective/optimizer=adamw_8bit", "objective.optimizer.lr=3e-6")
     assert eight == {**plain, "_target_": "tvg.training.optimizers.adamw_8bit", "lr": 3e-6}
+    stochastic = optimizer("objective/optimizer=adamw_8bit_stochastic", "seed=3")
+    target = "tvg.training.stochastic_adamw.StochasticAdamW8bit"
+    assert stochastic == {**plain, "_target_": target, "seed": 3}
     on_cpu = optimizer(*OFFLOADED, "objective.optimizer.weight_decay=0.1")
     target = "deepspeed.ops.adam.DeepSpeedCPUAdam"
     assert on_cpu == {**plain, "_target_": target, "weight_decay": 0.1}

@@ -7,6 +7,7 @@ from helpers.tiny_policy import make_parts
 
 from tvg.model.freezing import freeze_parts
 from tvg.training.reference import frozen_copy, in_use
+from tvg.training.reference_dtype import linear_weights
 
 CPU = torch.device("cpu")
 
@@ -78,3 +79,42 @@ def test_offloaded_reference_is_unchanged_after_each_use(tiny_checkpoint, tiny_w
         with in_use(reference, made.policy, device=CPU, offload=True) as used:
             assert torch.equal(score(used, batch), before)
         assert {name: p.data_ptr() for name, p in reference.named_parameters()} == resting
+
+
+def test_linear_layers_in_bfloat16_give_equal_logprobs_under_autocast(tiny_checkpoint, tiny_world):
+    made = make_parts(tiny_checkpoint, tiny_world)
+    freeze_parts(made.policy.model, vision=True, merger=False, language=False)
+    batch = made.batch(2)
+    full = frozen_copy(made.policy)
+    half = frozen_copy(made.policy, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(score(half, batch), score(full, batch))
+    frozen = {id(p) for p in made.policy.parameters() if not p.requires_grad}
+    linear = {id(p) for p in linear_weights(half.model)} - frozen
+    assert {p.dtype for p in half.parameters() if id(p) in linear} == {torch.bfloat16}
+    assert {p.dtype for p in half.parameters() if id(p) not in linear} == {torch.float32}
+    assert {p.dtype for p in made.policy.parameters()} == {torch.float32}
+    assert half.model.lm_head.weight.dtype == torch.float32
+    assert sum(p.numel() for p in half.parameters() if id(p) in linear) > 1e5
+
+
+def test_offloaded_reference_follows_casts_of_the_policy(tiny_checkpoint, tiny_world):
+    made = make_parts(tiny_checkpoint, tiny_world)
+    batch, reference = made.batch(2), frozen_copy(made.policy)
+    made.policy.to(torch.bfloat16)  # as DeepSpeed does
+    for module in made.policy.modules():  # it leaves buffers alone
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.float() if buffer.is_floating_point() else buffer)
+    with in_use(reference, made.policy, device=CPU, offload=True) as used:
+        assert {p.dtype for p in used.parameters()} == {torch.bfloat16}
+        assert torch.isfinite(score(used, batch).float()).all()
+
+
+def test_buffers_of_an_offloaded_reference_move_to_the_device(tiny_checkpoint, tiny_world):
+    # All weights are shared with the policy, and follow it. Buffers are not.
+    made = make_lora_parts(tiny_checkpoint, tiny_world)
+    reference, meta = frozen_copy(made.policy), torch.device("meta")
+    assert {b.device.type for b in reference.buffers()} == {"cpu"}
+    with in_use(reference, made.policy, device=meta, offload=True) as used:
+        assert {b.device.type for b in used.buffers()} == {"meta"}
+    assert {b.device.type for b in made.policy.buffers()} == {"cpu"}

@@ -148,6 +148,7 @@ RESUME_TABLE: tuple[Row, ...] = (
             "objective.micro_batch_completions",
             "rollout.prompts_per_call",
             "objective.reference_offload",
+            "objective.reference_dtype",
             "model.gradient_checkpointing",
             "policy.head_products",
             "train.*",

@@ -113,6 +113,16 @@ def eight_bit_problems() -> list[str]:
     ]
 
 
+def torchao_problems() -> list[str]:
+    """Checks that torchao, an optional dependency of stochastic rounding, is installed."""
+    if find_spec("torchao") is not None:
+        return []
+    return [
+        "objective.optimizer: 8-bit AdamW with stochastic rounding needs torchao: pip install "
+        "'tvg[torchao]', or objective/optimizer=adamw with model.dtype=float32"
+    ]
+
+
 def model_path_problems(*, has_path: bool, can_create: bool) -> list[str]:
     """Checks that a model has a folder to read from, unless the model can be created."""
     if has_path or can_create:

@@ -1,125 +1,68 @@
 """Estimates the GPU memory of a training run from its sizes, without running it.
 
-Model states follow ZeRO (arXiv 1910.02054, section 3). Under AdamW they take 2 + 2 + 12 bytes per
-parameter in half precision with float32 masters, and 4 + 4 + 8 in float32. Stage 1 shards the
-optimizer states across GPUs, stage 2 also the gradients, stage 3 also the parameters.
-`tvg.estimate.activations` estimates the activations. The estimate does not include the CUDA context
-(about 0.5 GiB), communication buffers, layers gathered by stage 3, and allocator fragmentation.
+`tvg.estimate.states` estimates weights, gradients and optimizer states, `tvg.estimate.activations`
+the activations. The estimate does not include the CUDA context (about 0.5 GiB) and allocator
+fragmentation, and on the host the processes themselves and the decoded clips.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
-
 from tvg.estimate.activations import FLOAT, activations, forward_bytes, trunk_forward_bytes
 from tvg.estimate.job import Job
+from tvg.estimate.lines import Line, Phase
+from tvg.estimate.states import gradients, learning_weights, sampling_weights, states, step
 
-Phase = Literal["always", "vision", "sampling", "reference", "learning", "optimizer", "validation"]
-PHASES: tuple[Phase, ...] = tuple(phase for phase in get_args(Phase) if phase != "always")
 DRAW_BYTES = 24  # per word of the vocabulary when a token is sampled; see tvg.rollout.sampling
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One row of the table."""
-
-    name: str
-    phase: Phase
-    gpu: float  # bytes
-    host: float = 0  # bytes in CPU memory, for this GPU's process
-    detail: str = ""
 
 
 def estimate(job: Job) -> list[Line]:
     """Returns one line per use of memory, with the phase in which the memory is used."""
     return [
-        *_states(job),
+        *states(job),
+        _loading(job),
         *_vision(job),
         *_sampling(job),
         *_scoring(job),
         *_learning(job),
-        *_step(job),
+        *step(job),
         *_validation(job),
     ]
 
 
-def total(lines: list[Line]) -> float:
-    """Returns the peak bytes on a GPU: the permanent memory plus the largest phase."""
-    return _sum(lines, "always") + max(_sum(lines, phase) for phase in PHASES)
+def _loading(job: Job) -> Line:
+    """Returns the weights on the host, before they are moved to the GPU.
 
-
-def worst_phase(lines: list[Line]) -> Phase:
-    """Returns the phase with the peak memory."""
-    return max(PHASES, key=lambda phase: _sum(lines, phase))
-
-
-def _sum(lines: list[Line], phase: Phase) -> float:
-    return sum(line.gpu for line in lines if line.phase == phase)
-
-
-def _states(job: Job) -> list[Line]:
-    params, sharding = job.params, job.sharding
-    is_away = sharding.offload_parameters
-    share = sharding.share(3)
-    policy = [
-        Line(
-            name=f"parameters, {name}",
-            phase="always",
-            gpu=0 if is_away else count * bytes_each / share,
-            host=count * bytes_each / share if is_away else 0,
-            detail=f"{count / 1e9:.3f} billion of {bytes_each} bytes",
-        )
-        for name, count, bytes_each in (
-            ("trained", params.trained, job.trained_bytes),
-            ("frozen", params.frozen, job.precision.weight),
-        )
-    ]
-    copies = Line(
-        name="half-precision copies",
-        phase="always",
-        gpu=params.trained * job.precision.compute if job.is_autocast else 0,
-        detail="of trained parameters, for autocast",
-    )
-    each = job.optimizer.states + (FLOAT if job.has_masters else 0)
-    states = params.trained * each / sharding.share(1)
-    is_away = sharding.offload_optimizer or job.optimizer.is_on_cpu
-    optimizer = Line(
-        name="optimizer states",
-        phase="always",
-        gpu=0 if is_away else states,
-        host=states if is_away else 0,
-        detail=f"{each:.3g} bytes per trained parameter",
-    )
-    return [*policy, copies, optimizer, _reference(job)]
-
-
-def _reference(job: Job) -> Line:
-    own = _reference_bytes(job) / job.sharding.share(3) if job.has_reference else 0
-    is_away = job.offload_reference or job.sharding.offload_parameters
-    detail = "copies of trained weights; frozen weights are shared"
+    Each process loads all of them and copies the reference. With FSDP2 it loads only its share.
+    """
+    is_shared = job.sharding.engine == "fsdp2"
+    count = (job.params.total + job.own_reference) / (job.sharding.devices if is_shared else 1)
+    what = "its share of the weights" if is_shared else "all weights"
     return Line(
-        name="reference",
-        phase="always",
-        gpu=0 if is_away else own,
-        host=own if is_away else 0,
-        detail=detail if job.has_reference else "none without objective.loss.kl_coef",
+        name="loading",
+        phase="loading",
+        gpu=0,
+        host=count * job.loaded_bytes,
+        detail=f"each process loads {what}, {job.loaded_bytes} bytes each",
     )
-
-
-def _reference_bytes(job: Job) -> int:
-    """Returns the bytes of the reference, which shares frozen weights and has no adapters."""
-    return (job.params.trained - job.params.adapters) * job.trained_bytes
 
 
 def _scoring(job: Job) -> list[Line]:
-    """Returns the reference's forward pass; an offloaded reference is moved to the GPU for it."""
+    """Returns the reference's forward pass.
+
+    An offloaded reference is moved to the GPU for it, and sharded weights are gathered.
+    """
     if not job.has_reference:
         return []
-    own = _reference_bytes(job) if job.offload_reference else 0
+    own = job.reference_size if job.offload_reference else 0
+    more, _ = learning_weights(job) if job.sharding.shards_weights else (0, "")
     work = forward_bytes(job.shape, job.row.tokens, job.precision)
     return [
-        Line(name="reference's forward", phase="reference", gpu=own + work, detail="no gradients")
+        Line(
+            name="reference's forward",
+            phase="reference",
+            gpu=own + more + work,
+            detail="no gradients",
+        )
     ]
 
 
@@ -150,6 +93,7 @@ def _sampling(job: Job) -> list[Line]:
     prefixes = prompts if job.samples_shared else rows
     tokens, words = job.completion_tokens, job.shape.words
     return [
+        *_copies(job, "sampling"),
         Line(
             name="keys and values",
             phase="sampling",
@@ -165,6 +109,16 @@ def _sampling(job: Job) -> list[Line]:
     ]
 
 
+def _copies(job: Job, phase: Phase) -> list[Line]:
+    size = sampling_weights(job)
+    how = "gathered once per rollout" if job.sharding.shards_weights else "for autocast"
+    return (
+        [Line(name=f"copies of weights, {phase}", phase=phase, gpu=size, detail=how)]
+        if size
+        else []
+    )
+
+
 def _cached(job: Job, prefixes: int, rows: int, tokens: int) -> str:
     cached = prefixes * job.prompt_tokens + rows * tokens
     drawn = f"{prefixes} x {job.prompt_tokens:,} of prompts, {rows} x {tokens:,} sampled"
@@ -174,7 +128,9 @@ def _cached(job: Job, prefixes: int, rows: int, tokens: int) -> str:
 def _cache_bytes(job: Job, prefixes: int, rows: int, tokens: int) -> float:
     """Returns the bytes of keys and values of the prompts and the sampled tokens."""
     cached = prefixes * job.prompt_tokens + rows * tokens
-    return cached * job.shape.layers * 2 * job.shape.keys * job.precision.compute
+    # The engine that computes prompts once scores in float32, and therefore stores float32 keys.
+    key_bytes = max(job.precision.compute, FLOAT if job.samples_shared else 0)
+    return cached * job.shape.layers * job.shape.keys * (key_bytes + job.precision.compute)
 
 
 def _drawing_bytes(job: Job, prefixes: int, rows: int) -> float:
@@ -199,34 +155,30 @@ def _validation(job: Job) -> list[Line]:
     decoding = _cache_bytes(job, prompts, prompts, job.eval_tokens)
     decoding += _drawing_bytes(job, prompts, prompts)
     return [
+        *_copies(job, "validation"),
         Line(
             name="evaluation batch",
             phase="validation",
             gpu=pixels + features + max(trunk, decoding),
             detail=f"{job.eval_prompts} prompts; {_cached(job, prompts, prompts, job.eval_tokens)}",
-        )
+        ),
     ]
 
 
 def _learning(job: Job) -> list[Line]:
-    row, params, sharding = job.row, job.params, job.sharding
-    gradients = params.trained * job.trained_bytes * job.gradient_copies / sharding.share(2)
-    is_away = sharding.offload_optimizer and sharding.stage >= 2
+    row = job.row
     found = activations(
         job.shape,
-        params,
+        job.params,
         row,
         job.precision,
         gradient_checkpointing=job.gradient_checkpointing,
     )
     how = "recomputed in backward" if job.gradient_checkpointing else "all kept"
+    copies, kind = learning_weights(job)
     return [
-        Line(
-            name="gradients",
-            phase="learning",
-            gpu=0 if is_away else gradients,
-            host=gradients if is_away else 0,
-        ),
+        gradients(job),
+        Line(name="copies of weights, learning", phase="learning", gpu=copies, detail=kind),
         Line(
             name="activations",
             phase="learning",
@@ -240,15 +192,4 @@ def _learning(job: Job) -> list[Line]:
             gpu=found.head,
             detail="one chunk of completion tokens, and the head's gradient",
         ),
-    ]
-
-
-def _step(job: Job) -> list[Line]:
-    """Returns the optimizer step: gradients are still in memory, but activations are not."""
-    (gradients,) = (line for line in _learning(job) if line.name == "gradients")
-    scratch = job.params.trained * job.optimizer.scratch / job.sharding.share(1)
-    is_away = job.sharding.offload_optimizer or job.optimizer.is_on_cpu
-    return [
-        replace(gradients, name="gradients (still kept)", phase="optimizer", host=0),
-        Line(name="step", phase="optimizer", gpu=0 if is_away else scratch, detail="temporaries"),
     ]

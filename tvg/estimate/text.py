@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.table import Table
 
 from tvg.estimate.job import Job
-from tvg.estimate.memory import Line, total, worst_phase
-from tvg.estimate.remedies import remedies
+from tvg.estimate.lines import Line, host_total, total, worst_phase
+from tvg.estimate.remedies import cheapest_that_fits, remedies
 
 GIB = 2**30
 USABLE = 0.95  # share of a GPU's memory; the rest is for the CUDA context and fragmentation
-MAX_REMEDIES = 6
+MAX_REMEDIES = 8
 
 
 def make_table(lines: list[Line], job: Job) -> Table:
@@ -24,9 +24,9 @@ def make_table(lines: list[Line], job: Job) -> Table:
     for line in lines:
         table.add_row(line.name, line.phase, size(line.gpu), size(line.host), line.detail)
     table.add_section()
-    host = sum(line.host for line in lines)
     phase = worst_phase(lines)
-    table.add_row("peak", phase, size(total(lines)), size(host), f"always + {phase}")
+    host = size(host_total(lines))
+    table.add_row("peak", phase, size(total(lines)), host, f"GPU: always + {phase}")
     return table
 
 
@@ -43,7 +43,25 @@ def run_size(job: Job, num_examples: int | None) -> list[str]:
             f"An epoch takes {job.steps_per_epoch(num_examples):,} steps for "
             f"{num_examples:,} training examples."
         )
-    return [f"{step}.", epoch, f"A checkpoint takes {size(job.checkpoint_bytes)} on disk."]
+    return [f"{step}.", epoch, _disk(job)]
+
+
+def _disk(job: Job) -> str:
+    one, kept = job.checkpoint_bytes, job.kept_checkpoints
+    return (
+        f"A checkpoint takes {size(one)} on disk. There are up to {kept} of them while one is "
+        f"written: {size(kept * one)}."
+    )
+
+
+def host_lines(job: Job, lines: list[Line]) -> list[str]:
+    """Returns a line on the memory of a node, without the processes and the decoded clips."""
+    processes = job.sharding.devices_per_node
+    training = sum(line.host for line in lines if line.phase != "loading")
+    loading = sum(line.host for line in lines if line.phase == "loading")
+    text = f"CPU memory of a node with {processes} process(es): {size(processes * loading)} while "
+    after = size(processes * training) if training else "none"
+    return [f"{text}loading, then {after} for weights and states."]
 
 
 def verdict(job: Job, lines: list[Line], *, memory_gib: float | None) -> list[str]:
@@ -63,7 +81,22 @@ def verdict(job: Job, lines: list[Line], *, memory_gib: float | None) -> list[st
         f"{', and it fits' if needed - remedy.saved <= usable else ''} (costs: {remedy.cost})"
         for remedy in remedies(job)[:MAX_REMEDIES]
     ]
-    return texts if len(texts) > 1 else [*texts, "  a smaller model, or shorter clips"]
+    return [*texts, *_cheapest(job, usable)]
+
+
+def _cheapest(job: Job, usable: float) -> list[str]:
+    found = cheapest_that_fits(job, usable)
+    if found is None:
+        return [
+            "No combination of such changes fits: use more GPUs, a smaller model, LoRA, or "
+            "shorter clips."
+        ]
+    costs = f" (costs: {'; '.join(found.costs)})" if found.costs else ""
+    return [
+        f"The cheapest combination that fits needs {size(found.gpu)} of each GPU and "
+        f"{size(found.host)} of CPU memory per node{costs}:",
+        f"  {' '.join(found.words)}",
+    ]
 
 
 def size(number_of_bytes: float) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from tvg.core.limits import group_size_problems, reference_problems, refuse
@@ -76,7 +77,10 @@ class GRPOModule(PolicyModule):
             groups.
         reference: "initial" keeps a frozen copy of the initial policy if the objective has a KL
             weight; None keeps no copy. The copy shares frozen weights with the policy.
-        reference_offload: keep the reference's unshared weights on the CPU between uses.
+        reference_offload: keep the reference's unshared weights on the CPU between uses, in pinned
+            memory if there is a GPU.
+        reference_dtype: "bfloat16" keeps the reference's linear layers in bfloat16; None: as the
+            policy's.
         micro_batch_completions: completions of a group per forward/backward pass; None: all. A
             smaller number needs less memory, but recomputes the prompt in every pass. The gradient
             is the same.
@@ -103,6 +107,7 @@ class GRPOModule(PolicyModule):
         resample_flat_groups: FlatGroupResampling | None,
         reference: Literal["initial"] | None,
         reference_offload: bool,
+        reference_dtype: Literal["bfloat16"] | None = None,
         micro_batch_completions: int | None,
         scoring_fps: float | None,
         preflight: Preflight | None,
@@ -155,7 +160,10 @@ class GRPOModule(PolicyModule):
         self.reference: Policy | None = None
         refuse(reference_problems(loss.kl_coef, reference))
         if loss.needs_reference:
-            self.reference = frozen_copy(self.policy)
+            dtype = getattr(torch, reference_dtype) if reference_dtype is not None else None
+            copied = frozen_copy(self.policy, dtype=dtype, pin=reference_offload)
+            # As a submodule, it would be moved to the GPU with the policy.
+            (object.__setattr__ if reference_offload else setattr)(self, "reference", copied)
 
     # -- a step ---------------------------------------------------------------------------------
 

@@ -258,7 +258,7 @@ class PolicyModule(TrainedStateModule):
     def _step_optimizer(self, loss: Tensor, describe: Describe) -> dict[str, Tensor]:
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
-        rate, step = optimizer.param_groups[0]["lr"], self.global_step
+        rate, step = float(optimizer.param_groups[0]["lr"]), self.global_step
         taken = adapter_of(self.trainer).step(
             self.trainer,
             optimizer,

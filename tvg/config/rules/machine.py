@@ -7,7 +7,12 @@ from typing import Any
 
 from tvg.config.rules.learning import is_adapted
 from tvg.config.values import Config, Rule, number, value
-from tvg.core.limits import eight_bit_problems, head_products_problems, on_missing_problems
+from tvg.core.limits import (
+    eight_bit_problems,
+    head_products_problems,
+    on_missing_problems,
+    torchao_problems,
+)
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
@@ -26,7 +31,8 @@ def is_deepspeed(cfg: Config) -> bool:
 def updates_lost_in_half_precision(cfg: Config) -> list[str]:
     """Trained weights must be float32: bfloat16 cannot add 1e-6 to a weight of 1e-2.
 
-    DeepSpeed keeps float32 master weights, and adapters are always float32.
+    DeepSpeed keeps float32 master weights, adapters are always float32, and stochastic rounding
+    keeps small updates of bfloat16 weights in expectation.
     """
     dtype = value(cfg, "model.dtype")
     strategy = str(value(cfg, "strategy._target_", ""))
@@ -34,9 +40,38 @@ def updates_lost_in_half_precision(cfg: Config) -> list[str]:
         return []
     if strategy.endswith("DeepSpeedStrategy") or is_adapted(cfg):
         return []
+    if dtype == "bfloat16" and rounds_stochastically(cfg):
+        return []
     return [
         f"model.dtype: training {dtype} weights loses small updates: use model.dtype=float32 with "
-        "trainer.precision=bf16-mixed, or a DeepSpeed strategy, which keeps float32 master weights"
+        "trainer.precision=bf16-mixed, a DeepSpeed strategy, which keeps float32 master weights, "
+        "or bfloat16 with objective/optimizer=adamw_8bit_stochastic"
+    ]
+
+
+def rounds_stochastically(cfg: Config) -> bool:
+    """Returns whether the optimizer rounds bfloat16 weights stochastically."""
+    target = str(value(cfg, "objective.optimizer._target_", ""))
+    if target.startswith("torchao.optim."):
+        return value(cfg, "objective.optimizer.bf16_stochastic_round") is True
+    return target.endswith(".StochasticAdamW8bit")
+
+
+def reference_in_another_precision(cfg: Config) -> list[str]:
+    """The reference's precision must be bfloat16, in which autocast computes."""
+    dtype, key = value(cfg, "objective.reference_dtype"), "objective.reference_dtype"
+    if dtype is None:
+        return []
+    if dtype != "bfloat16":
+        return [f"{key}: expected bfloat16 or null, got {dtype!r}"]
+    if str(value(cfg, "strategy._target_", "")).endswith(".FSDP2Strategy"):
+        return [f"{key}: must be null with strategy=fsdp2, which shards the reference"]
+    precision = str(value(cfg, "trainer.precision", ""))
+    if precision in ("bf16-mixed", "bf16") or value(cfg, "model.dtype") == "bfloat16":
+        return []
+    return [
+        f"{key}: bfloat16 needs trainer.precision=bf16-mixed, which computes in bfloat16, got "
+        f"{precision}"
     ]
 
 
@@ -69,9 +104,11 @@ def flash_attention_without_gpu(cfg: Config) -> list[str]:
 
 
 def eight_bit_optimizer_not_possible(cfg: Config) -> list[str]:
-    """See `eight_bit_problems`."""
+    """See `eight_bit_problems` and `torchao_problems`."""
     target = str(value(cfg, "objective.optimizer._target_", ""))
-    return eight_bit_problems() if target.endswith("adamw_8bit") else []
+    if target.endswith("adamw_8bit"):
+        return eight_bit_problems()
+    return torchao_problems() if rounds_stochastically(cfg) else []
 
 
 def offload_without_its_optimizer(cfg: Config) -> list[str]:
@@ -280,6 +317,7 @@ def preparation_without_end(cfg: Config) -> list[str]:
 
 RULES: tuple[Rule, ...] = (
     updates_lost_in_half_precision,
+    reference_in_another_precision,
     flash_attention_without_gpu,
     offload_without_its_optimizer,
     eight_bit_optimizer_not_possible,
