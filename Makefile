@@ -13,11 +13,11 @@ ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST     = $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -rs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint format bench bench-gpu dashboard lock clean
+.PHONY: help setup demo test test-slow test-distributed test-all lint format bench bench-gpu dashboard lock clean
 
 help: ## print this list
 	@echo "usage: make TARGET"
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-16s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED) ## create .venv and install the pinned dependencies and tvg
 
@@ -25,10 +25,13 @@ demo: $(INSTALLED) ## generate videos, train (SFT, then GRPO) and evaluate on CP
 	$(BIN)/tvg-train experiment=demo $(ARGS)
 
 test: $(INSTALLED) ## run the fast tests
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not distributed" $(ARGS)
 
 test-slow: $(INSTALLED) ## run the slow tests: kills, signals, full disks, several ranks, the wheel
 	$(PYTEST) -m slow --timeout 900 $(ARGS)
+
+test-distributed: $(INSTALLED) ## compare each strategy on two CPU processes with one process
+	DS_ACCELERATOR=cpu $(PYTEST) -n 0 -m distributed --timeout 900 $(ARGS)
 
 test-all: $(INSTALLED) ## run all tests, including the slow ones
 	$(PYTEST) $(ARGS)

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from tvg.config import build
+from tvg.config.nodes import plain
+from tvg.config.rules.machine import is_fsdp2
 from tvg.core.logprobs import set_head_products
 from tvg.data.annotations import Split
 from tvg.model.families import Family
@@ -52,9 +54,11 @@ def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
     )
     data.prepare_data()
     data.examples(split)
+    # FSDP2 loads the weights in parts, after it has distributed the model.
+    load = source.empty_policy if is_fsdp2(plain(cfg)) else source.load_policy
     return RunComponents(
         processor=processor,
-        policy=source.load_policy(processor, forward_by=settings.get("forward", "shared_prefix")),
+        policy=load(processor, forward_by=settings.get("forward", "shared_prefix")),
         task=task,
         rollout=rollout,
         data=data,

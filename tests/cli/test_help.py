@@ -33,6 +33,9 @@ def test_help_of_train_lists_all_groups(command):
         "deepspeed_zero1",
         "deepspeed_zero2",
         "deepspeed_zero2_offload",
+        "deepspeed_zero3",
+        "deepspeed_zero3_offload",
+        "fsdp2",
         DESCRIPTIONS["strategy"],
     ]
     assert not [o for options in groups.values() for o in options if o.startswith("_")]

@@ -9,7 +9,9 @@ import pytest
 from tvg.config.rules import RULES
 
 ADAM, CPU_ADAM = "torch.optim.AdamW", "deepspeed.ops.adam.DeepSpeedCPUAdam"
-DEEPSPEED = "lightning.pytorch.strategies.DeepSpeedStrategy"
+DEEPSPEED = "tvg.training.zero.DeepSpeedStrategy"
+FSDP2 = "tvg.training.fsdp2.FSDP2Strategy"
+EIGHT_BIT = "tvg.training.optimizers.adamw_8bit"
 SCORED = {"reward": {"iou": {"weight": 1.0}}}
 THINK = {"weight": 1.0, "reward": {"think": True}}
 GRPO = {"objective": {"group_size": 8}, **SCORED}
@@ -140,17 +142,33 @@ CASES = {
     ),
     "parameters offloaded": (
         {"strategy": {"_target_": DEEPSPEED, "stage": 2, "offload_parameters": True}},
-        "strategy.offload_parameters: needs ZeRO-3, which is not supported",
+        "strategy.offload_parameters: needs strategy.stage=3 (ZeRO-3), got stage 2",
         {"strategy": {"_target_": DEEPSPEED, "stage": 2, "offload_parameters": False}},
     ),
-    "ZeRO-3": (
+    "ZeRO-0": (
+        {"strategy": {"_target_": DEEPSPEED, "stage": 0}},
+        "strategy.stage: expected 1, 2 or 3, got 0",
         {"strategy": {"_target_": DEEPSPEED, "stage": 3}},
-        "strategy.stage: ZeRO-3 is not supported, only stages 1 and 2 are",
-        {"strategy": {"_target_": DEEPSPEED, "stage": 1}},
+    ),
+    "reference offloaded with FSDP2": (
+        {"strategy": {"_target_": FSDP2}, "objective": {"reference_offload": True}},
+        "objective.reference_offload: must be false with strategy=fsdp2 and ZeRO-3",
+        {"strategy": {"_target_": FSDP2}, "objective": {"reference_offload": False}},
+    ),
+    "reference offloaded with ZeRO-3": (
+        {
+            "strategy": {"_target_": DEEPSPEED, "stage": 3},
+            "objective": {"reference_offload": True},
+        },
+        "objective.reference_offload: must be false with strategy=fsdp2 and ZeRO-3",
+        {
+            "strategy": {"_target_": DEEPSPEED, "stage": 2},
+            "objective": {"reference_offload": True},
+        },
     ),
     "FSDP": (
         {"strategy": {"_target_": "lightning.pytorch.strategies.FSDPStrategy"}},
-        "strategy: FSDPStrategy is not supported; supported are strategy=auto, ddp, "
+        "strategy: FSDPStrategy is not supported; supported are strategy=auto, ddp, fsdp2, "
         "deepspeed_zero1",
         {"strategy": {"_target_": "lightning.pytorch.strategies.DDPStrategy"}},
     ),
@@ -339,3 +357,11 @@ def test_8_bit_optimizer_needs_bitsandbytes(monkeypatch, is_installed):
     wanted = ["objective.optimizer: 8-bit AdamW needs bitsandbytes: pip install 'tvg[bnb]', or "]
     assert [problem[: len(wanted[0])] for problem in found] == wanted * (not is_installed)
     assert problems({"objective": {"optimizer": {"_target_": ADAM}}}) == []
+
+
+def test_fsdp2_refuses_bitsandbytes():
+    config = {"objective": {"optimizer": {"_target_": EIGHT_BIT}}, "strategy": {"_target_": FSDP2}}
+    text = "objective/optimizer=adamw_8bit: is not supported with strategy=fsdp2"
+    assert any(problem.startswith(text) for problem in problems(config))
+    config["strategy"]["_target_"] = "lightning.pytorch.strategies.DDPStrategy"
+    assert not any(problem.startswith(text) for problem in problems(config))

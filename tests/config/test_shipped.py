@@ -24,6 +24,10 @@ HERE = {"data/role": "data"}  # group -> package of its options, if different
 OFFLOADED = ("strategy=deepspeed_zero2_offload", "objective/optimizer=adamw_cpu")
 TOGETHER = {  # option -> overrides that it needs
     "strategy/deepspeed_zero2_offload": OFFLOADED,
+    "strategy/deepspeed_zero3_offload": (
+        "strategy=deepspeed_zero3_offload",
+        "objective/optimizer=adamw_cpu",
+    ),
     "objective/optimizer/adamw_cpu": OFFLOADED,
     "data/role/part": ("data=mix",),
     "data/cache/features": ("data/cache=features", "model.freeze_vision=true"),

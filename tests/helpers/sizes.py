@@ -28,11 +28,12 @@ BY_HAND = ModelShape(
 _TEXT = {
     "3b": (2048, 11008, 36, 16, 2, 151936, True),
     "7b": (3584, 18944, 28, 28, 4, 152064, False),
+    "72b": (8192, 29568, 80, 64, 8, 152064, False),
 }
 
 
 def write_config(folder: Path, size: str) -> Path:
-    """Writes the config.json of the released Qwen2.5-VL "3b" or "7b", without weights."""
+    """Writes the config.json of the released Qwen2.5-VL "3b", "7b" or "72b", without weights."""
     hidden, mlp, layers, heads, key_heads, words, is_tied = _TEXT[size]
     text = {
         "hidden_size": hidden,

@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from tvg.model.packing import pack
-from tvg.model.policy import no_mask
 from tvg.model.prefix_attention import share_prefix
+from tvg.model.wrapped_model import no_mask
 
 FAMILIES = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),

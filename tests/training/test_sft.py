@@ -9,7 +9,7 @@ import torch
 from helpers.tiny_policy import make_parts, make_rollout
 from lightning.pytorch import Trainer
 
-from tvg.model.policy import repeated
+from tvg.model.completion_states import repeated
 from tvg.training.schedule import warmup_schedule
 from tvg.training.sft import SFTModule, target_tokens
 from tvg.types import Segment

@@ -43,12 +43,15 @@ class ValidationRecord(Callback):
         self.path = Path(run_dir) / FILE_NAME
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
+            return
+        place = _place(trainer, pl_module)  # on all ranks, which may share the weights
+        if not trainer.is_global_zero:
             return
         names = (name for name in trainer.callback_metrics if name.startswith("val/"))
         values = {name: float(trainer.callback_metrics[name]) for name in names}
         metrics = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        record = {**_place(trainer, pl_module), "metrics": metrics}
+        record = {**place, "metrics": metrics}
         # An error is only reported: without the file, a resumed run validates again.
         with reported_only(self.path):
             write_json(self.path, record)

@@ -97,13 +97,14 @@ def _train(cfg: DictConfig, folder: RunFolder) -> float | None:
         if trainer.checkpoint_callback is not None:  # saves the last step at any saving interval
             save_last(trainer, run_dir / CHECKPOINTS)
         interruption.release(is_saved=trainer.checkpoint_callback is not None)
+        export = export_checkpoint(  # on all ranks, which may share the weights
+            parts.policy,
+            parts.processor,
+            run_dir / EXPORT,
+            notes=notes,
+            is_writer=trainer.is_global_zero,
+        )
         if trainer.is_global_zero:
-            export = export_checkpoint(
-                parts.policy,
-                parts.processor,
-                run_dir / EXPORT,
-                notes=notes,
-            )
             log.info("exported to %s", export)
     name = f"val/{parts.task.main_metric}"
     value = trainer.callback_metrics.get(name, validations.metrics().get(name))

@@ -6,7 +6,8 @@ a policy also works with adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,22 @@ class LoRA:
         refuse(frozen_adapter_problems(chosen, set(PARTS) - trainable))
 
 
+def initial_adapters(shapes: Mapping[str, Sequence[int]], *, seed: int) -> dict[str, Tensor]:
+    """Returns the values that `LoRA` gives to new adapters, for models without weights.
+
+    Args:
+        shapes: name -> shape of all adapter parameters, in the model's order.
+        seed: `LoRA.seed`.
+    """
+    values = {name: torch.zeros(tuple(shape)) for name, shape in shapes.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, value in values.items():
+            if f"{LORA}A." in name:  # as peft and nn.Linear initialise it; B stays 0
+                nn.init.kaiming_uniform_(value, a=math.sqrt(5))
+    return values
+
+
 def target_layers(
     model: Any, wanted: Sequence[str] | str, *, components: Sequence[str]
 ) -> list[str]:
@@ -192,38 +209,49 @@ def drop_adapters(model: nn.Module) -> None:
                 setattr(parent, name, child.get_base_layer())
 
 
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
+def merged_state(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Returns the state dict of the model with its adapters merged into the weights.
 
     W + alpha / rank * B A replaces W. The sum is rounded once, to the dtype of W. Merged tensors
     are computed one by one and stored in CPU memory. The other tensors are not copied, and the
     model is not changed.
+
+    Args:
+        model: a model with adapters.
+        state: its state dict with complete tensors; None: the model's weights are not sharded.
     """
     layers = _layers(model)
-    state = {}
-    for name, value in model.state_dict().items():
+    state = model.state_dict() if state is None else state
+    merged = {}
+    for name, value in state.items():
         if LORA in name:
             continue
         owner, _, rest = name.rpartition(".base_layer.")
         if rest == "weight" and owner in layers:
-            value = _merged(layers[owner], value)
-        state[f"{owner}.{rest}" if owner in layers else name] = value
-    return state
+            a, b = (state[f"{owner}.lora_{k}.{ADAPTER_NAME}.weight"] for k in "AB")
+            value = _merged(value, a, b, layers[owner].scaling[ADAPTER_NAME])
+        merged[f"{owner}.{rest}" if owner in layers else name] = value
+    return merged
 
 
-def _merged(layer: LoraLayer, weight: Tensor) -> Tensor:
-    """Returns W + alpha / rank * B A in W's dtype, on the CPU."""
-    made: Any = layer  # every peft layer for a linear layer has get_delta_weight
-    delta = made.get_delta_weight(ADAPTER_NAME)
+def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Returns W + scale * B A in W's dtype, on the CPU."""
+    delta = (b @ a) * scale
     wide = torch.promote_types(weight.dtype, delta.dtype)
     return (weight.to(wide) + delta.to(wide)).to("cpu", weight.dtype)
 
 
-def save_adapter(model: Any, folder: Path) -> None:
+def save_adapter(model: Any, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Writes the adapters to a folder that peft can load on top of the base model.
 
     Parts that are trained in full are included as peft's `modules_to_save`.
+
+    Args:
+        model: a model with adapters.
+        folder: the folder to write.
+        state: its state dict with complete tensors; None: the model's weights are not sharded.
     """
+    whole = model.state_dict() if state is None else state
     folder.mkdir(parents=True, exist_ok=True)
     full = {
         name: module
@@ -235,9 +263,11 @@ def save_adapter(model: Any, folder: Path) -> None:
     config.base_model_name_or_path = model.name_or_path
     config.target_modules = sorted(_layers(model))  # peft's shortened list has no fixed order
     config.modules_to_save = list(full) or None
-    state = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
+    saved = get_peft_model_state_dict(
+        model, dict(whole), adapter_name=ADAPTER_NAME, save_embedding_layers=False
+    )
     for name, module in full.items():
-        state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-    tensors = {f"base_model.model.{name}": v.cpu().contiguous() for name, v in state.items()}
+        saved |= {f"{name}.{key}": whole[f"{name}.{key}"] for key in module.state_dict()}
+    tensors = {f"base_model.model.{name}": v.cpu().contiguous() for name, v in saved.items()}
     config.save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from tvg.core.limits import model_path_problems, refuse
-from tvg.model.adapters import Adapter
+from tvg.model.adapters import Adapter, LoRA
 from tvg.model.exporting import savable_generation_config
 from tvg.model.families import Family, family_of, read_config
 from tvg.model.folder_files import check_folder_files, check_is_checkpoint, one_line
 from tvg.model.freezing import freeze_parts
 from tvg.model.policy import Policy
 from tvg.model.weight_files import check_weight_files
+from tvg.model.weight_reader import WeightReader, empty_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -131,6 +133,32 @@ class ModelSource:
         self.choose_trained(model)
         return make_policy(model, processor.tokenizer, forward_by=forward_by)
 
+    def empty_policy(self, processor: Any, *, forward_by: str = "shared_prefix") -> Policy:
+        """Builds the policy without weights; `Policy.weights` reads them later, in parts.
+
+        Parameters are on the meta device, so that no rank ever has a complete model. Everything
+        else is as in `load_policy`.
+
+        Raises:
+            ValueError: as `load_model`.
+        """
+        folder = self.folder()
+        config = read_config(folder)
+        family = family_of(config)
+        files = check_weight_files(folder)
+        model = empty_model(
+            family.model_class, config, dtype=self.dtype, attention=self.attn_implementation
+        )
+        model.generation_config = _generation_config(model, folder)
+        family.prepare(model)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.choose_trained(model)
+        policy = make_policy(model, processor.tokenizer, forward_by=forward_by)
+        seed = self.adapter.seed if isinstance(self.adapter, LoRA) else 0
+        policy.weights = WeightReader(files, model, adapter_seed=seed)
+        return policy
+
     def choose_trained(self, model: Any) -> None:
         """Freezes the configured parts and adds the configured adapters."""
         freeze_parts(
@@ -173,6 +201,13 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> An
         )
     model.generation_config = savable_generation_config(model.generation_config, folder)
     return model.eval()
+
+
+def _generation_config(model: Any, folder: Path) -> GenerationConfig:
+    config = model.generation_config
+    if (folder / "generation_config.json").is_file():
+        config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return savable_generation_config(config, folder)
 
 
 def make_policy(model: Any, tokenizer: Any, *, forward_by: str) -> Policy:

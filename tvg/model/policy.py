@@ -1,34 +1,37 @@
 """The policy: a video-language model that scores completions at the true times of their clips.
 
-Two functions compute the hidden states that predict completion tokens, with equal results:
-
-- `repeated` copies prompt and video for every completion. It uses only Hugging Face code, does G
-  times the work, and serves as the oracle in tests.
-- `shared_prefix` computes each prompt once, in one row without padding.
-
-Both return [M, D]: the states of the M unmasked completion tokens, row by row.
+`Policy` is the only entrance to the weights. Strategies that shard them gather the weights when one
+of `FORWARD_METHODS` is called, so no other code may use the head, the embeddings or the layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tvg.core.logprobs import token_logprobs
-from tvg.core.positions import extend_positions
-from tvg.model.embedding import EmbeddedPrompts
-from tvg.model.families import family_of
-from tvg.model.packing import pack
+from tvg.model.completion_states import FORWARDS
 from tvg.model.prefix_attention import share_prefix
-from tvg.model.vision import encode_trunk, is_trunk_frozen, merge_features
+from tvg.model.vision import encode_trunk, is_trunk_frozen
+from tvg.model.wrapped_model import WrappedModel
 from tvg.types import PromptBatch
 
+# Methods that compute with the weights. Strategies that shard weights gather them in each call.
+FORWARD_METHODS = ("forward", "encode_clips", "prefill", "decode", "generate")
 
-class Policy(nn.Module):
+
+class RowCache(Protocol):
+    """Stores keys and values of a packed row and attends to them (`tvg.rollout.prefix_cache`)."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Maps the queries of a row, [1, H, T, d], to outputs [1, T, H, d]."""
+
+
+class Policy(WrappedModel):
     """Wraps a Hugging Face model; sampling, policy and reference all read prompts through it.
 
     Args:
@@ -52,33 +55,15 @@ class Policy(nn.Module):
         pad_id: int,
         forward_by: str,
     ) -> None:
-        super().__init__()
+        super().__init__(model=model, suppressed_ids=suppressed_ids)
         if forward_by not in FORWARDS:
             raise ValueError(
                 f"policy.forward: expected one of {sorted(FORWARDS)}, got {forward_by!r}"
             )
         self.forward_by = forward_by
         share_prefix(model)
-        self.model: Any = model
         self.eos_ids = list(eos_ids)
         self.pad_id = pad_id
-        self.suppressed_ids: Tensor
-        self.register_buffer(
-            "suppressed_ids", torch.tensor(suppressed_ids, dtype=torch.int64), persistent=False
-        )
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def position_ids(self, prompts: PromptBatch) -> Tensor:
-        """Returns the multimodal rotary positions of the prompts, int64 [3, B, P]."""
-        config = self.model.config
-        return family_of(config).position_ids(config, prompts)
-
-    def language_positions(self, positions: Tensor) -> Tensor:
-        """Converts positions [3, rows, tokens] to the form that the language model expects."""
-        return family_of(self.model.config).language_positions(positions)
 
     def encode_clips(self, prompts: PromptBatch) -> PromptBatch:
         """Returns the prompts with features of the frozen vision trunk instead of pixels.
@@ -93,28 +78,6 @@ class Policy(nn.Module):
         with torch.no_grad():
             features = encode_trunk(self.model, prompts.pixel_values_videos, prompts.video_grid_thw)
         return replace(prompts, pixel_values_videos=None, video_features=features)
-
-    def embed(self, prompts: PromptBatch) -> EmbeddedPrompts:
-        """Returns token embeddings with the clips inserted; each clip is encoded once."""
-        embeds = self.model.get_input_embeddings()(prompts.input_ids)
-        features = prompts.video_features
-        if features is None:
-            assert prompts.pixel_values_videos is not None
-            features = encode_trunk(self.model, prompts.pixel_values_videos, prompts.video_grid_thw)
-        tokens = merge_features(self.model, features)
-        video = tokens.embeds.to(embeds.device, embeds.dtype)
-        config = self.model.config
-        is_video = family_of(config).is_video(config, prompts.input_ids)
-        assert int(is_video.sum()) == video.shape[0], "video placeholders and features differ"
-        return EmbeddedPrompts(
-            embeds=embeds.masked_scatter(is_video.unsqueeze(-1), video),
-            is_video=is_video,
-            deepstack=tokens.deepstack,
-        )
-
-    def embed_prompts(self, prompts: PromptBatch) -> Tensor:
-        """Returns only the embeddings of `embed`: [B, P, D]."""
-        return self.embed(prompts).embeds
 
     def forward(
         self,
@@ -145,7 +108,7 @@ class Policy(nn.Module):
         chosen = completion_mask.bool()
         logprobs, entropy = token_logprobs(
             hidden,
-            self.model.lm_head.weight,
+            self.head(),
             completion_ids[chosen],
             temperature=temperature,
             suppressed_ids=self.suppressed_ids,
@@ -153,70 +116,71 @@ class Policy(nn.Module):
         empty = torch.zeros(completion_ids.shape, dtype=logprobs.dtype, device=logprobs.device)
         return empty.masked_scatter(chosen, logprobs), empty.masked_scatter(chosen, entropy)
 
+    # -- sampling -------------------------------------------------------------------------------
 
-CompletionStates = Callable[["Policy", PromptBatch, Tensor, Tensor, int], Tensor]
+    def prefill(
+        self, prompts: PromptBatch, cache: RowCache, *, group_size: int, temperature: float
+    ) -> Tensor:
+        """Passes prompts through the model and returns the logits of each completion's first token.
 
+        Args:
+            prompts: B prompts.
+            cache: receives the keys and values of the prompts, packed into one row without padding.
+            group_size: completions per prompt, G.
+            temperature: the logits are divided by it; suppressed tokens have -inf.
 
-def repeated(
-    policy: Policy,
-    prompts: PromptBatch,
-    completion_ids: Tensor,
-    completion_mask: Tensor,
-    group_size: int,
-) -> Tensor:
-    """Computes the states in rows of P + C tokens: every completion after a copy of its prompt."""
-    copies = prompts.repeat(group_size)
-    positions = policy.position_ids(copies)
-    after = extend_positions(positions[..., -1], completion_ids.shape[1])
-    embedded = policy.embed(copies)
-    completion_embeds = policy.model.get_input_embeddings()(completion_ids)
-    no_video = torch.zeros_like(completion_mask, dtype=torch.bool)
-    states: Tensor = policy.model.model.language_model(
-        inputs_embeds=torch.cat([embedded.embeds, completion_embeds], dim=1),
-        attention_mask=torch.cat([copies.attention_mask, completion_mask], dim=1),
-        position_ids=policy.language_positions(torch.cat([positions, after], dim=-1)),
-        use_cache=False,
-        **embedded.options(torch.cat([embedded.is_video, no_video], dim=1)),
-    ).last_hidden_state
-    return states[:, copies.input_ids.shape[1] - 1 : -1][completion_mask.bool()]
+        Returns:
+            float32 [N, V], N = B * G.
+        """
+        is_real = prompts.attention_mask.bool()
+        embedded = self.embed(prompts)
+        states = self.language_states(
+            embedded.embeds[is_real].unsqueeze(0),
+            self.position_ids(prompts)[:, is_real].unsqueeze(1),
+            packed_row=cache,
+            **embedded.options(embedded.is_video[is_real].unsqueeze(0)),
+        )
+        return self.logits(states[0].repeat_interleave(group_size, dim=0), temperature)
 
+    def decode(
+        self, ids: Tensor, positions: Tensor, cache: RowCache, *, temperature: float
+    ) -> Tensor:
+        """Passes one token of each completion through the model; returns the next logits.
 
-def shared_prefix(
-    policy: Policy,
-    prompts: PromptBatch,
-    completion_ids: Tensor,
-    completion_mask: Tensor,
-    group_size: int,
-) -> Tensor:
-    """Computes the states in one row of T tokens that has every prompt once (see `packing`)."""
-    row = pack(prompts.attention_mask, completion_mask, group_size=group_size)
-    is_prompt, is_real = prompts.attention_mask.bool(), completion_mask.bool()
-    positions = policy.position_ids(prompts)
-    after = extend_positions(
-        positions[..., -1].repeat_interleave(group_size, dim=1), completion_ids.shape[1]
-    )
-    embedded = policy.embed(prompts)
-    embeds, is_video = embedded.embeds[is_prompt], embedded.is_video[is_prompt]
-    completion_embeds = policy.model.get_input_embeddings()(completion_ids[is_real])
-    order = torch.cat([row.prompt_places, row.completion_places]).argsort()
-    flat_embeds = torch.cat([embeds, completion_embeds.to(embeds.dtype)])[order]
-    flat_video = torch.cat([is_video, is_video.new_zeros(len(completion_embeds))])[order]
-    flat_positions = torch.cat([positions[:, is_prompt], after[:, is_real]], dim=1)[:, order]
-    states: Tensor = policy.model.model.language_model(
-        inputs_embeds=flat_embeds.unsqueeze(0),
-        attention_mask=no_mask(policy.model),
-        position_ids=policy.language_positions(flat_positions.unsqueeze(1)),
-        use_cache=False,
-        packed_row=row,
-        **embedded.options(flat_video.unsqueeze(0)),
-    ).last_hidden_state
-    return states[0, row.sources]
+        Args:
+            ids: int64 [N].
+            positions: int64 [3, N].
+            cache: contains the keys and values of the tokens so far; receives those of `ids`.
+            temperature: as in `prefill`.
 
+        Returns:
+            float32 [N, V].
+        """
+        embeds = self.embed_tokens(ids).unsqueeze(0)
+        states = self.language_states(embeds, positions.unsqueeze(1), packed_row=cache)
+        return self.logits(states[0], temperature)
 
-def no_mask(model: Any) -> dict[str, None] | None:
-    """Returns the `attention_mask` argument for an attention function that masks internally."""
-    layer_types = getattr(model.config.get_text_config(), "layer_types", None)
-    return None if layer_types is None else dict.fromkeys(layer_types)
+    def generate(
+        self,
+        prompts: PromptBatch,
+        *,
+        before_head: Callable[[nn.Module, tuple[Tensor, ...]], None],
+        **options: Any,
+    ) -> Tensor:
+        """Calls Hugging Face's `generate` at the policy's positions; returns completions [B, C].
 
-
-FORWARDS: dict[str, CompletionStates] = {"shared_prefix": shared_prefix, "repeated": repeated}
+        Args:
+            prompts: B prompts.
+            before_head: called with the head and its arguments before each token.
+            options: arguments of `generate`.
+        """
+        embedded = self.embed(prompts)
+        head = self.model.lm_head.register_forward_pre_hook(before_head)
+        with head, embedded.at_first_call(self.model.model.language_model):
+            ids: Tensor = self.model.generate(
+                inputs_embeds=embedded.embeds,
+                attention_mask=prompts.attention_mask,
+                position_ids=self.language_positions(self.position_ids(prompts)),
+                **options,
+            )
+        return ids

@@ -115,13 +115,14 @@ def count_parameters(model: Any) -> Parameters:
     The model may be on the meta device, without weights.
     """
     adapters = adapter_ids(model)
-    merging = sum(_count(merger, is_trained=True) for merger in mergers(model))
+    # Not by their numbers of values, which are 0 on ranks that store no part of a weight.
+    merging = [p.requires_grad for merger in mergers(model) for p in merger.parameters()]
     return Parameters(
         trained=_count(model, is_trained=True),
         frozen=_count(model, is_trained=False),
-        is_head_trained=model.lm_head.weight.requires_grad,
+        is_head_trained=any(p.requires_grad for p in model.lm_head.parameters()),
         is_trunk_trained=not is_trunk_frozen(model),
-        is_merger_trained=merging > 0,
+        is_merger_trained=any(merging),
         adapters=sum(p.numel() for p in model.parameters() if id(p) in adapters),
     )
 

@@ -28,17 +28,12 @@ class HFEngine(InProcessEngine):
             use_cache=True,
             do_sample=False,
         )
-        copies = prompts.repeat(group_size)
-        embedded = policy.embed(copies)
-        head = policy.model.lm_head.register_forward_pre_hook(drawer.note_states)
-        with head, embedded.at_first_call(policy.model.model.language_model):
-            ids = policy.model.generate(
-                inputs_embeds=embedded.embeds,
-                attention_mask=copies.attention_mask,
-                position_ids=policy.language_positions(policy.position_ids(copies)),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([drawer]),
-            )
+        ids = policy.generate(
+            prompts.repeat(group_size),
+            before_head=drawer.note_states,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([drawer]),
+        )
         return ids, torch.stack(drawer.logprobs, dim=1)
 
 

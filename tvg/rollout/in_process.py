@@ -57,6 +57,15 @@ class InProcessEngine(RolloutEngine, ABC):
     def setup(self, *, policy: Policy, tokenizer: Any) -> None:
         self._policy, self._tokenizer = policy, tokenizer
 
+    def wake(self) -> None:
+        """Gathers sharded weights once, so that `generate` never communicates."""
+        assert self._policy is not None, "wake needs a call of setup first"
+        self._policy.gather()
+
+    def sleep(self) -> None:
+        assert self._policy is not None, "sleep needs a call of setup first"
+        self._policy.release()
+
     def close(self) -> None:
         self._policy = self._tokenizer = None
 

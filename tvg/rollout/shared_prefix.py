@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tvg.core.logprobs import token_logits
 from tvg.model.packing import pack
-from tvg.model.policy import Policy, no_mask
+from tvg.model.policy import Policy
 from tvg.rollout.in_process import InProcessEngine
 from tvg.rollout.prefix_cache import Decoding, Prefill
 from tvg.rollout.sampling import draw
@@ -22,20 +21,17 @@ class SharedPrefixEngine(InProcessEngine):
     def _sample(
         self, policy: Policy, prompts: PromptBatch, group_size: int, uniform: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        states, prefill = _prefill(policy, prompts)
-        states = states.repeat_interleave(group_size, dim=0)
+        nothing = prompts.attention_mask.new_zeros((len(prompts), 0))
+        row = pack(prompts.attention_mask, nothing, group_size=1)
+        prefill = Prefill(row, prompts.attention_mask)
+        temperature = self.sampling.logprob_temperature
+        logits = policy.prefill(prompts, prefill, group_size=group_size, temperature=temperature)
         cache = Decoding(prefill, group_size=group_size, max_steps=self.sampling.max_new_tokens)
         positions = policy.position_ids(prompts)[..., -1].repeat_interleave(group_size, dim=1)
         eos = torch.tensor(policy.eos_ids, device=policy.device)
-        is_finished = torch.zeros(len(states), dtype=torch.bool, device=policy.device)
+        is_finished = torch.zeros(len(logits), dtype=torch.bool, device=policy.device)
         drawn, drawn_logprobs = [], []
         for step in range(self.sampling.max_new_tokens):
-            logits = token_logits(
-                states,
-                policy.model.lm_head.weight,
-                temperature=self.sampling.logprob_temperature,
-                suppressed_ids=policy.suppressed_ids,
-            )
             ids, logprobs = draw(
                 logits,
                 None if uniform is None else uniform[:, step],
@@ -48,41 +44,9 @@ class SharedPrefixEngine(InProcessEngine):
             if step + 1 == self.sampling.max_new_tokens or _is_over(is_finished, step):
                 break
             positions = positions + 1
-            states = _decode(policy, ids, positions, cache)
+            logits = policy.decode(ids, positions, cache, temperature=temperature)
+            cache.step += 1
         return torch.stack(drawn, dim=1), torch.stack(drawn_logprobs, dim=1)
-
-
-def _prefill(policy: Policy, prompts: PromptBatch) -> tuple[Tensor, Prefill]:
-    """Returns the last state of each prompt, [B, D], and the keys and values of all prompts."""
-    is_real = prompts.attention_mask.bool()
-    nothing = prompts.attention_mask.new_zeros((len(prompts), 0))
-    row = pack(prompts.attention_mask, nothing, group_size=1)
-    prefill = Prefill(row, prompts.attention_mask)
-    embedded = policy.embed(prompts)
-    states: Tensor = policy.model.model.language_model(
-        inputs_embeds=embedded.embeds[is_real].unsqueeze(0),
-        attention_mask=no_mask(policy.model),
-        position_ids=policy.language_positions(
-            policy.position_ids(prompts)[:, is_real].unsqueeze(1)
-        ),
-        use_cache=False,
-        packed_row=prefill,
-        **embedded.options(embedded.is_video[is_real].unsqueeze(0)),
-    ).last_hidden_state
-    return states[0], prefill
-
-
-def _decode(policy: Policy, ids: Tensor, positions: Tensor, cache: Decoding) -> Tensor:
-    """Feeds one token per completion, int64 [N], at positions [3, N]; returns states [N, D]."""
-    states: Tensor = policy.model.model.language_model(
-        inputs_embeds=policy.model.get_input_embeddings()(ids).unsqueeze(0),
-        attention_mask=no_mask(policy.model),
-        position_ids=policy.language_positions(positions.unsqueeze(1)),
-        use_cache=False,
-        packed_row=cache,
-    ).last_hidden_state
-    cache.step += 1
-    return states[0]
 
 
 def _is_over(is_finished: Tensor, step: int) -> bool:

@@ -165,6 +165,9 @@ class GRPOModule(PolicyModule):
             # As a submodule, it would be moved to the GPU with the policy.
             (object.__setattr__ if reference_offload else setattr)(self, "reference", copied)
 
+    def policies(self) -> list[Policy]:
+        return [*super().policies(), *([] if self.reference is None else [self.reference])]
+
     # -- a step ---------------------------------------------------------------------------------
 
     def step(self, batch: PromptBatch, *, is_last_batch: bool) -> StepOutput:
@@ -172,10 +175,11 @@ class GRPOModule(PolicyModule):
         if self.resampling is not None:
             # Otherwise, a batch without an update would log the metrics of the last update again.
             forget_logged(self.trainer)
-        with self.stage("vision"):
-            prompts = self.policy.encode_clips(batch)  # once, for all passes
-        with self.stage("sampling"):
-            rollout = self._sample(prompts)
+        with self.policy.gathered():  # sharded weights are gathered once for clips and tokens
+            with self.stage("vision"):
+                prompts = self.policy.encode_clips(batch)  # once, for all passes
+            with self.stage("sampling"):
+                rollout = self._sample(prompts)
         with self.stage("reward"):
             parsed = parse_completions(self.task, rollout)
             rewards = self.reward(reward_inputs(rollout, parsed))

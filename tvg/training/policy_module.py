@@ -103,7 +103,8 @@ class PolicyModule(TrainedStateModule):
         self.component_lr = component_lr
         self.seed = seed
         self.val_predictions: list[Prediction] = []
-        self.initial_fingerprint = fingerprint(policy)
+        # Models without weights get it when the strategy has distributed and loaded them.
+        self.initial_fingerprint = "" if policy.weights is not None else fingerprint(policy)
         self.stages = StageClock()
         self.retry_on_oom = False  # train.retry_on_oom
 
@@ -111,6 +112,16 @@ class PolicyModule(TrainedStateModule):
         if not self._is_rollout_bound:  # a fit may be followed by a validation
             self.rollout.setup(policy=self.policy, tokenizer=self.tokenizer)
             self._is_rollout_bound = True
+
+    def configure_model(self) -> None:
+        """Lets the strategy distribute the weights over the ranks, before the optimizer exists."""
+        adapter_of(self.trainer).shard(self.trainer, self.policies())
+        if not self.initial_fingerprint:
+            self.initial_fingerprint = fingerprint(self.policy)
+
+    def policies(self) -> list[Policy]:
+        """Returns the models that the ranks may share: the policy and its reference, if any."""
+        return [self.policy]
 
     # -- a step ---------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tvg.model.policy import Policy
+from tvg.model.sharding import ShardedModule
 from tvg.training.nonfinite import SkippedSteps
 from tvg.training.stopping import StoppableModule
 
@@ -64,18 +65,24 @@ class TrainedStateModule(StoppableModule):
 
     def _trained(self) -> set[str]:
         """Returns the state-dict names of the trained weights; model.path contains the others."""
-        named = self.policy.named_parameters(prefix="policy", remove_duplicate=False)
-        return {name for name, parameter in named if parameter.requires_grad}
+        return trained_names(self)
 
 
-def fingerprint(module: nn.Module) -> str:
+def trained_names(module: nn.Module) -> set[str]:
+    """Returns the state-dict names of all weights that are not frozen."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if parameter.requires_grad}
+
+
+def fingerprint(policy: ShardedModule) -> str:
     """Returns a short hash of the weights, from a few thousand values of each tensor.
 
     The hash is of the values' bytes, so it is the same on every device and for any number of
-    threads. It is cheap enough to compute at every start.
+    threads. It is cheap enough to compute at every start. If the weights are sharded, all ranks
+    have to call this together.
     """
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in policy.full_state():
         flat = value.detach().flatten()
         picked = flat[:: max(1, len(flat) // _FINGERPRINT_VALUES)].cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

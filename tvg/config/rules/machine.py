@@ -18,7 +18,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 HALF_PRECISIONS = ("16-mixed", "16-true")  # another rule allows them only with DeepSpeed
 PRECISION_ALIASES = ("32", "64", "16", "bf16")  # Lightning's short names
-DEEPSPEED_STAGES = (1, 2)
+DEEPSPEED_STAGES = (1, 2, 3)
 
 # -- precision and strategy ------------------------------------------------------------------------
 
@@ -129,10 +129,42 @@ def offload_without_its_optimizer(cfg: Config) -> list[str]:
 
 
 def parameters_offloaded(cfg: Config) -> list[str]:
-    """Offloading parameters needs ZeRO-3, which is not supported."""
+    """Only ZeRO-3 can offload parameters."""
     if not is_deepspeed(cfg) or not value(cfg, "strategy.offload_parameters"):
         return []
-    return ["strategy.offload_parameters: needs ZeRO-3, which is not supported"]
+    stage = value(cfg, "strategy.stage", 2)
+    if stage == 3:
+        return []
+    return [f"strategy.offload_parameters: needs strategy.stage=3 (ZeRO-3), got stage {stage}"]
+
+
+def shards_weights(cfg: Config) -> bool:
+    """Returns whether ranks share the weights: FSDP2 and ZeRO-3."""
+    is_stage_3 = is_deepspeed(cfg) and value(cfg, "strategy.stage", 2) == 3
+    return is_stage_3 or is_fsdp2(cfg)
+
+
+def is_fsdp2(cfg: Config) -> bool:
+    """Returns whether the strategy is FSDP2."""
+    return str(value(cfg, "strategy._target_", "")).endswith(".FSDP2Strategy")
+
+
+def reference_offloaded_in_shards(cfg: Config) -> list[str]:
+    """A sharded reference cannot be moved to the CPU between uses."""
+    if not shards_weights(cfg) or not value(cfg, "objective.reference_offload"):
+        return []
+    return [
+        "objective.reference_offload: must be false with strategy=fsdp2 and ZeRO-3, which shard "
+        "the reference across ranks; strategy=deepspeed_zero3_offload keeps it in CPU memory"
+    ]
+
+
+def eight_bit_optimizer_in_shards(cfg: Config) -> list[str]:
+    """The optimizers of bitsandbytes do not support the sharded tensors of FSDP2."""
+    target = str(value(cfg, "objective.optimizer._target_", ""))
+    if not is_fsdp2(cfg) or not target.endswith("adamw_8bit"):
+        return []
+    return ["objective/optimizer=adamw_8bit: is not supported with strategy=fsdp2: use adamw"]
 
 
 def strategy_without_gpu(cfg: Config) -> list[str]:
@@ -143,21 +175,21 @@ def strategy_without_gpu(cfg: Config) -> list[str]:
 
 
 def unsupported_strategy(cfg: Config) -> list[str]:
-    """Refuses strategies that the modules do not support.
-
-    With ZeRO-3 or FSDP, a run would train on its last micro-batch only and export empty weights.
-    """
+    """Refuses strategies that have no adapter in `tvg.training.strategy`."""
     target = value(cfg, "strategy._target_")
     if not isinstance(target, str):
         return []
-    known = "strategy=auto, ddp, deepspeed_zero1, deepspeed_zero2 and deepspeed_zero2_offload"
+    known = (
+        "strategy=auto, ddp, fsdp2, deepspeed_zero1, deepspeed_zero2, deepspeed_zero2_offload, "
+        "deepspeed_zero3 and deepspeed_zero3_offload"
+    )
     name = target.rpartition(".")[2]
     if name == "DeepSpeedStrategy":
         stage = value(cfg, "strategy.stage", 2)
         if stage in DEEPSPEED_STAGES:
             return []
-        return [f"strategy.stage: ZeRO-{stage} is not supported, only stages 1 and 2 are"]
-    if name not in ("automatic_strategy", "DDPStrategy"):
+        return [f"strategy.stage: expected 1, 2 or 3, got {stage!r}"]
+    if name not in ("automatic_strategy", "DDPStrategy", "FSDP2Strategy"):
         return [f"strategy: {name} is not supported; supported are {known}"]
     return []
 
@@ -322,6 +354,8 @@ RULES: tuple[Rule, ...] = (
     offload_without_its_optimizer,
     eight_bit_optimizer_not_possible,
     parameters_offloaded,
+    reference_offloaded_in_shards,
+    eight_bit_optimizer_in_shards,
     strategy_without_gpu,
     retry_while_others_wait,
     cpu_devices,
