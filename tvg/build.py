@@ -41,7 +41,11 @@ class RunComponents:
 
 
 def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
-    """Builds task, sampler, data and model; reads annotations before it loads weights (slow)."""
+    """Builds task, sampler, data and model.
+
+    Annotations are read before the weights are loaded. Loading is slow, and bad annotations should
+    be reported before it.
+    """
     settings = cfg.get("policy") or {}
     set_head_products(settings.get("head_products", "auto"))
     task = build(cfg.prompt)
