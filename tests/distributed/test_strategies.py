@@ -20,7 +20,7 @@ WORKER = Path(__file__).with_name("worker.py")
 SHARDED = ["ddp", "fsdp2", "fsdp2_synced", "zero1", "zero2", "zero3"]
 RESUMED = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 TOLERANCE = 1e-4
-LIMIT_S = 600  # of one run; about 20 s on an idle machine
+LIMIT_S = 600  # of one run; about 40 s if two cores are idle
 METRICS = ("train/loss", "train/policy/kl", "train/grad_norm", "train/reward/total")
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3 * LIMIT_S)]
