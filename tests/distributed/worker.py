@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -46,7 +47,9 @@ def make_strategy(name):
     if name == "ddp":
         return DDPStrategy(process_group_backend="gloo")
     if name.startswith("fsdp2"):
-        return FSDP2Strategy(sync_each_micro_batch=name == "fsdp2_synced")
+        return FSDP2Strategy(
+            sync_each_micro_batch=name == "fsdp2_synced", timeout=timedelta(minutes=30)
+        )
     from distributed.cpu_zero import CPUDeepSpeedStrategy
 
     return CPUDeepSpeedStrategy(

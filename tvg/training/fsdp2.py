@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         sync_each_micro_batch: reduce gradients after every micro-batch. A rank then stores only its
             share of the gradients. False reduces them once per step: less communication, but every
             rank stores the gradients of all trained weights.
+        timeout: the run ends if a rank does not answer for this time.
     """
 
-    def __init__(self, *, sync_each_micro_batch: bool) -> None:
-        super().__init__()
+    def __init__(self, *, sync_each_micro_batch: bool, timeout: timedelta) -> None:
+        super().__init__(timeout=timeout)
         self.sync_each_micro_batch = sync_each_micro_batch
 
     def mesh_of_ranks(self) -> DeviceMesh:
