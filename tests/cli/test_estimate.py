@@ -198,8 +198,8 @@ def test_steps_and_checkpoint_size_of_the_run(tiny):
     assert run_size(job(tiny, *words), 100) == [
         "A step takes 24 prompts: 3 on each of 8 devices, and 192 completions.",
         "An epoch takes 5 steps for 100 training examples.",  # 13 per device, 3 per step
-        f"A checkpoint takes {size(job(tiny).checkpoint_bytes)} on disk. There are up to 2 of them "
-        f"while one is written: {size(2 * job(tiny).checkpoint_bytes)}.",
+        f"A checkpoint takes {size(job(tiny).checkpoint_bytes)} on disk. There are up to 3 of them "
+        f"while one is written: {size(3 * job(tiny).checkpoint_bytes)}.",
     ]
     supervised = run_size(job(tiny, "objective=sft", "reward=[]", "data.batch_size=3"), None)
     assert supervised[0] == "A step takes 3 prompts."

@@ -84,7 +84,7 @@ def test_own_rewards_work_with_shipped_rewards(command, world, own, tiny_checkpo
         assert row["finished"] or row["num_tokens"] == 4
     # `reward_health` reports that the untrained model writes no valid answers.
     health = (run / "reward_health.txt").read_text()
-    assert "iou: 0 in 100 % of the last 2 completions" in health
+    assert "iou: 0 in all of the last 2 completions" in health
     assert "rollout.max_new_tokens=4: raise it" in health
 
 

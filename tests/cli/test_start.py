@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-COMMANDS = ("train", "evaluate", "predict", "prepare", "export")
+COMMANDS = ("train", "evaluate", "predict", "prepare", "export", "check")
 HEAVY = ("torch", "torchvision", "transformers", "lightning", "mlflow", "matplotlib", "av")
 
 RUN = """
@@ -67,6 +67,10 @@ CASES = {
         "": (2, "run_dir: a value is needed"),
         "run_dir=x chekpoint=3": (2, "did you mean 'checkpoint'?"),
     },
+    "check": {
+        "--help": (0, ""),
+        "device=2": (2, "did you mean 'devices'?"),
+    },
 }
 
 
@@ -99,7 +103,8 @@ def test_ranks_of_torchrun_need_a_given_name(command, monkeypatch, tmp_path, nam
     done = command(name)
     assert done.error == (
         "name: a value is needed (name=...): WORLD_SIZE=2 starts several processes, whose "
-        "names from the clock would differ"
+        "names from the clock would differ; torchrun also accepts --rdzv-id=NAME, or --standalone "
+        "on one node"
     )
     assert len(done.lines) == 2  # the message and a hint, without a warning from Hydra
     assert not list(tmp_path.iterdir())

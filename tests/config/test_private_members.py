@@ -32,6 +32,8 @@ PUBLIC = {  # library -> the modules that its documentation offers
         "hydra.utils",
     },
     "lightning": {
+        "lightning.fabric",
+        "lightning.fabric.strategies",
         "lightning.pytorch",
         "lightning.pytorch.callbacks",
         "lightning.pytorch.loggers",

@@ -67,7 +67,6 @@ def test_every_change_equals_the_estimate_of_its_config(words, more):
         (
             139,
             {
-                "objective/optimizer=adamw_fused",
                 "objective.reference_dtype=bfloat16",
                 "objective.reference_offload=true",
             },

@@ -11,8 +11,7 @@ import torch
 from helpers.completions import LENGTHS, completions, learn, without_float32_inside, worst_errors
 from helpers.tiny_policy import make_parts
 
-from tvg.model import policy as policy_module
-from tvg.model import prefix_attention
+from tvg.model import completion_states, prefix_attention
 from tvg.model.packing import Group, pack
 
 LARGE = 1e-4
@@ -44,7 +43,7 @@ def completions_attend_to_earlier_completions(monkeypatch):
         joined = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         return replace(row, groups=pack(prompt_mask, joined, group_size=1).groups)
 
-    monkeypatch.setattr(policy_module, "pack", wrong)
+    monkeypatch.setattr(completion_states, "pack", wrong)
 
 
 def completions_attend_to_the_wrong_prompt(monkeypatch):
@@ -63,23 +62,23 @@ def completions_attend_to_the_wrong_prompt(monkeypatch):
         ]
         return replace(row, groups=groups)
 
-    monkeypatch.setattr(policy_module, "pack", wrong)
+    monkeypatch.setattr(completion_states, "pack", wrong)
 
 
 def positions_are_one_too_large(monkeypatch):
-    real = policy_module.extend_positions
-    monkeypatch.setattr(policy_module, "extend_positions", lambda *args: real(*args) + 1)
+    real = completion_states.extend_positions
+    monkeypatch.setattr(completion_states, "extend_positions", lambda *args: real(*args) + 1)
 
 
 def positions_continue_across_completions(monkeypatch):
     """Each completion starts after the previous one, as if the row were one text."""
-    real = policy_module.extend_positions
+    real = completion_states.extend_positions
 
     def wrong(last, num):
         after = real(last, num)
         return after + num * (torch.arange(after.shape[1]) % 4)[None, :, None]
 
-    monkeypatch.setattr(policy_module, "extend_positions", wrong)
+    monkeypatch.setattr(completion_states, "extend_positions", wrong)
 
 
 def causal_mask_of_prompts_is_dropped(monkeypatch):
@@ -119,7 +118,7 @@ def a_token_is_predicted_from_its_own_state(monkeypatch):
         row = pack(*args, **kwargs)
         return replace(row, sources=(row.sources + 1).clamp(max=len(row.needed) - 1))
 
-    monkeypatch.setattr(policy_module, "pack", wrong)
+    monkeypatch.setattr(completion_states, "pack", wrong)
 
 
 def prompts_get_no_gradient_from_completions(monkeypatch):

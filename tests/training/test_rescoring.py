@@ -10,6 +10,7 @@ from helpers.tiny_policy import make_rollout
 
 from tvg.core import interruption
 from tvg.core.interruption import Interrupted
+from tvg.model.sharding import ShardedModule
 from tvg.training import rescoring
 from tvg.training.rescoring import Rescoring
 
@@ -30,6 +31,14 @@ class Ranks:
         assert not all
         self.decisions += 1
         return is_true or self.decisions == self.stop_after
+
+
+class Weights(ShardedModule):
+    """A policy whose weights can be fingerprinted."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +69,7 @@ def rescore(monkeypatch, tmp_path):
             precision_plugin=SimpleNamespace(val_step_context=nullcontext),
         )
         module = SimpleNamespace(
-            policy=torch.nn.Linear(1, 1),
+            policy=Weights(),
             tokenizer=None,
             rollout=make_rollout(),
             task=None,

@@ -38,7 +38,7 @@ def needs_own_command(cfg: DictConfig) -> bool:
     """
     settings = HydraConfig.get()
     is_sweep = getattr(settings.mode, "name", str(settings.mode)) == "MULTIRUN"
-    if not is_sweep or not str(settings.launcher._target_).endswith(".BasicLauncher"):
+    if not is_sweep or not str(settings.launcher["_target_"]).endswith(".BasicLauncher"):
         return False
     if started := started_processes():
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from tvg.model.embedding import EmbeddedPrompts
 from tvg.model.families import family_of
 from tvg.model.sharding import ShardedModule
 from tvg.model.vision import encode_trunk, merge_features
-from tvg.model.weight_reader import WeightReader
 from tvg.types import PromptBatch
+
+if TYPE_CHECKING:
+    from tvg.model.weight_reader import WeightReader  # imports transformers
 
 
 class WrappedModel(ShardedModule):
