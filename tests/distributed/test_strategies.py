@@ -19,7 +19,8 @@ TESTS = Path(__file__).parents[1]
 WORKER = Path(__file__).with_name("worker.py")
 SHARDED = ["ddp", "fsdp2", "fsdp2_synced", "zero1", "zero2", "zero3"]
 RESUMED = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of metrics
+OF_WEIGHTS = 1e-5  # weights move by about 1e-3
 LIMIT_S = 600  # of one run; about 40 s if two cores are idle
 METRICS = ("train/loss", "train/policy/kl", "train/grad_norm", "train/reward/total")
 
@@ -114,7 +115,7 @@ def check_equal(found, expected):
     for row, wanted in zip(rows_of(found), rows_of(expected), strict=True):
         for name in METRICS:
             assert row[name] == pytest.approx(wanted[name], rel=TOLERANCE, abs=TOLERANCE), name
-    assert difference(weights_of(found), weights_of(expected)) < TOLERANCE
+    assert difference(weights_of(found), weights_of(expected)) < OF_WEIGHTS
 
 
 @pytest.mark.parametrize("strategy", SHARDED)
@@ -122,7 +123,7 @@ def test_ranks_train_like_one_process(run, strategy, tiny_checkpoint):
     expected, found = run("single"), run(strategy)
     check_equal(found, expected)
     moved = difference(weights_of(expected), load_file(tiny_checkpoint / "model.safetensors"))
-    assert moved > 100 * TOLERANCE, "the weights hardly change: the comparison proves nothing"
+    assert moved > 100 * OF_WEIGHTS, "the weights hardly change: the comparison proves nothing"
     decodes = [row["decodes"] for row in rows_of(found)]
     assert any(first != second for first, second in decodes), "ranks decode equally many tokens"
     assert all(row["train/policy/kl"] > 0 for row in rows_of(found)[1:])
