@@ -32,6 +32,7 @@ from tvg.training.checkpoint_folder import (
     newest_intact,
     step_of,
 )
+from tvg.training.fsdp2 import META_FILE
 from tvg.training.quiet_logs import quiet_libraries
 from tvg.training.trained_state import fingerprint
 
@@ -111,8 +112,8 @@ def _checkpoint(wanted: Any, run_dir: Path) -> Path:
         raise ValueError(f"checkpoint: {path} does not exist; {folder} holds {there}")
     if path.is_dir() and run_dir.resolve() not in path.resolve().parents:
         raise ValueError(
-            f"checkpoint: {path} is a folder, as DeepSpeed's checkpoints are; DeepSpeed reads them "
-            f"as pickles, which can run code: only a checkpoint in {run_dir} is accepted"
+            f"checkpoint: {path} is a folder, as checkpoints of DeepSpeed and FSDP2 are; they are "
+            f"read as pickles, which can run code: only a checkpoint in {run_dir} is accepted"
         )
     try:
         if path.is_file():
@@ -141,6 +142,8 @@ def _read(checkpoint: Path, target: Path) -> dict[str, Any]:
     """Reads a checkpoint; tensors of a file are read only when they are used."""
     if checkpoint.is_file():
         return dict(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
+    if (checkpoint / META_FILE).is_file():
+        return _read_shards(checkpoint)
     from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +153,21 @@ def _read(checkpoint: Path, target: Path) -> dict[str, Any]:
                 checkpoint, Path(work) / "weights.pt", tag="checkpoint"
             )
         )
+
+
+def _read_shards(checkpoint: Path) -> dict[str, Any]:
+    """Reads the weights, but not the optimizer's states, of a folder written by strategy=fsdp2."""
+    from torch.distributed import checkpoint as dcp
+
+    found = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    names = [key.removeprefix("state_dict.") for key in found if key.startswith("state_dict.")]
+    weights = {}
+    for name in names:
+        tensor: Any = found[f"state_dict.{name}"]
+        weights[name] = torch.empty(tensor.size, dtype=tensor.properties.dtype)
+    dcp.load({"state_dict": weights}, checkpoint_id=checkpoint, no_dist=True)
+    rest = torch.load(checkpoint / META_FILE, map_location="cpu", weights_only=True)
+    return {**rest, "state_dict": weights}
 
 
 def _source(recorded: Mapping[str, Any], model_path: str | None) -> ModelSource:
