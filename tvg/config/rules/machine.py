@@ -144,16 +144,6 @@ def shards_weights(cfg: Config) -> bool:
     return is_stage_3 or is_fsdp2(cfg)
 
 
-def adapters_in_zero_3(cfg: Config) -> list[str]:
-    """A trial of adapters with ZeRO-3 on two CPU processes did not end."""
-    if not (shards_weights(cfg) and is_adapted(cfg)) or is_fsdp2(cfg):
-        return []
-    return [
-        "model.adapter: adapters are not supported with ZeRO-3 yet: use strategy=fsdp2 or "
-        "strategy=deepspeed_zero2"
-    ]
-
-
 def is_fsdp2(cfg: Config) -> bool:
     """Returns whether the strategy is FSDP2."""
     return str(value(cfg, "strategy._target_", "")).endswith(".FSDP2Strategy")
@@ -366,7 +356,6 @@ RULES: tuple[Rule, ...] = (
     parameters_offloaded,
     reference_offloaded_in_shards,
     eight_bit_optimizer_in_shards,
-    adapters_in_zero_3,
     strategy_without_gpu,
     retry_while_others_wait,
     cpu_devices,
