@@ -275,6 +275,7 @@ def test_help_is_readable(command, name, tmp_path):
 def test_command_in_own_process_fails_with_one_message(files):
     video = files / "videos" / "clip.mp4"
     video.write_bytes(video.read_bytes()[:3000])
+    (files / "config.json").write_text("{}")  # the model is loaded after the video
     done = subprocess.run(
         [
             sys.executable,
