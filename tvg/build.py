@@ -37,7 +37,11 @@ class RunComponents:
 
 
 def build_components(cfg: DictConfig, *, split: Split) -> RunComponents:
-    """Builds task, sampler, data and model; reads annotations before it loads weights (slow)."""
+    """Builds task, sampler, data and model.
+
+    Annotations are read before the weights are loaded. Loading is slow, and bad annotations should
+    be reported before it.
+    """
     forward_by = cfg.policy.forward if "policy" in cfg else "shared_prefix"
     task = build(cfg.prompt)
     source: ModelSource = build(cfg.model)

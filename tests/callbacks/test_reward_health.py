@@ -92,7 +92,8 @@ def test_a_falling_share_of_exact_answers_is_reported():
     rows = group(0.1, 0.5) + group(0.3, 0.4, exact=False, number=1)
     assert causes(rows, best_exact=0.59) == {}  # 50 % of all answers are exact
     (message,) = causes(rows, best_exact=0.61).values()
-    assert message.startswith("50 % of the last 4 answers have exactly the requested format, 61 %")
+    assert message.startswith("50 % of the last 4 answers have exactly the requested format, ")
+    assert "against 61 % in the best earlier window" in message
     assert "reward=[format_exact,...]" in message
     assert "prompt.strict_answer=true" in message
     unparsed = group(0.1, 0.5, parsed=False, exact=False)
@@ -113,17 +114,19 @@ def test_a_healthy_run_has_no_message():
     [
         (
             {"parsed": False, "finished": False},
-            "100 % cannot be parsed, 100 % are truncated",
+            "100 % cannot be parsed and 100 % are truncated",
             "raise it",
         ),
-        ({"parsed": False}, "100 % cannot be parsed, 0 % are truncated", "answer format"),
-        ({}, "0 % cannot be parsed, 0 % are truncated", "grows with closeness"),
+        ({"parsed": False}, "100 % cannot be parsed and 0 % are truncated", "answer format"),
+        ({}, "0 % cannot be parsed and 0 % are truncated", "grows with closeness"),
     ],
 )
 def test_the_message_when_all_rewards_are_zero(changes, facts, advice):
     (name, message), *rest = causes(group(0.0, 0.0, **changes)).items()
     assert (name, rest) == ("all_zero", [])
-    assert message.startswith(f"every reward was 0 in the last 2 completions: {facts}")
+    assert message.startswith(
+        f"the total reward was 0 in all of the last 2 completions, of which {facts}"
+    )
     assert "rollout.max_new_tokens=20" in message
     assert advice in message
 
@@ -136,8 +139,9 @@ def test_the_message_when_one_reward_is_zero():
     found = causes(rows)
     assert list(found) == ["flat.iou"]
     assert found["flat.iou"] == (
-        "iou: 0 in 100 % of the last 20 completions, 90 % cannot be parsed, 80 % are truncated at "
-        "rollout.max_new_tokens=20: raise it, or ask for shorter answers (another prompt=)"
+        "iou: 0 in all of the last 20 completions, of which 90 % cannot be parsed and 80 % are "
+        "truncated at rollout.max_new_tokens=20: raise it, or ask for shorter answers "
+        "(another prompt=)"
     )
     # A reward is not reported if it has no weight, or a value above 0.
     assert "flat.iou" not in causes(rows, paid=["format", "extra"])
@@ -146,7 +150,9 @@ def test_the_message_when_one_reward_is_zero():
 
 def test_a_constant_negative_reward_is_reported():
     found = causes([row(giou=-1.0, parsed=False, length=0.1 * n) for n in range(4)])
-    assert found["flat.giou"].startswith("giou: -1 in 100 % of the last 4 completions, 100 % can")
+    assert found["flat.giou"].startswith(
+        "giou: -1 in all of the last 4 completions, of which 100 %"
+    )
 
 
 def test_a_constant_positive_reward_is_reported_as_minor():
@@ -170,7 +176,9 @@ def test_shares_above_their_limits_are_reported():
     assert causes(group(0.1, 0.2) + group(0.1, 0.0, number=1, parsed=False)) == {}
     rows = group(0.1, 0.2) + group(0.3, 0.0, 0.2, number=1, parsed=False)
     assert list(causes(rows)) == ["unparsed"]
-    assert causes(rows)["unparsed"].startswith("60 % cannot be parsed")
+    assert causes(rows)["unparsed"].startswith(
+        "of the last 5 completions, 60 % cannot be parsed and 0 % are truncated"
+    )
     rows = group(0.1, 0.2) + group(0.3, 0.0, 0.2, number=1, parsed=False, finished=False)
     assert list(causes(rows)) == ["truncated"]  # truncation explains why answers are unparsed
     flat = [r for n in range(10) for r in group(0.1 * n, 0.1 * n, number=n)]
@@ -229,7 +237,7 @@ def test_a_cause_is_reported_once_and_again_when_it_returns(fit, tiny_grpo, tmp_
     assert [line.split(":")[0] for line in lines(tmp_path)] == ["step 2", "step 10"]
     records = [r for r in caplog.records if r.name == "tvg.callbacks.reward_health"]
     assert [r.levelname for r in records] == ["WARNING"] * 2
-    assert "every reward was 0 in the last 4 completions" in records[0].getMessage()
+    assert "the total reward was 0 in all of the last 4 completions" in records[0].getMessage()
 
 
 def test_a_short_interruption_is_not_reported_again(fit, tiny_grpo, tmp_path):
@@ -269,7 +277,10 @@ def test_a_fall_of_exact_answers_is_reported_once(fit, tiny_grpo, tmp_path):
     rollouts = [GOOD, GOOD, GOOD, DRIFTED, DRIFTED, DRIFTED]
     fit(tiny_grpo(), callbacks=[Feed(rollouts), make_health(tmp_path)])
     assert [line.split(":")[0] for line in lines(tmp_path)] == ["step 4"]
-    assert "of the last 4 answers have exactly the requested format, 100 %" in lines(tmp_path)[0]
+    assert (
+        "of the last 4 answers have exactly the requested format, against 100 %"
+        in lines(tmp_path)[0]
+    )
 
 
 def test_a_resumed_run_restores_the_best_share(fit, tiny_grpo, tmp_path):

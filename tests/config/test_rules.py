@@ -1,4 +1,8 @@
-"""Tests of config rules: each refuses a bad config by key, and accepts a similar valid config."""
+"""Tests of config rules.
+
+Each rule refuses a bad config with a message that names the key, and accepts a similar valid
+config.
+"""
 
 from __future__ import annotations
 
@@ -177,12 +181,12 @@ CASES = {
         "objective.schedule.warmup_steps: got 3, but 'constant' has no warm-up",
         {"objective": {"schedule": {"name": "constant_with_warmup", "warmup_steps": 3}}},
     ),
-    "batches within an epoch": (
+    "interval in batches with validation per epoch": (
         {"trainer": {**CPU, "check_val_every_n_epoch": 1, "val_check_interval": 50}},
         "trainer.check_val_every_n_epoch: 1 needs trainer.val_check_interval=1.0",
         {"trainer": {**CPU, "check_val_every_n_epoch": 1, "val_check_interval": 1.0}},
     ),
-    "a share over epochs": (
+    "interval as a share without validation per epoch": (
         {"trainer": {**CPU, "check_val_every_n_epoch": None, "val_check_interval": 0.5}},
         "trainer.val_check_interval: 0.5 is a share of an epoch",
         {"trainer": {**CPU, "check_val_every_n_epoch": None, "val_check_interval": 5}},

@@ -59,7 +59,7 @@ def test_any_text_keeps_its_characters(text):
         ["-m", "query=a,b"],
     ],
 )
-def test_other_overrides_are_unchanged(words):
+def test_quoted_values_sweeps_and_other_keys_are_unchanged(words):
     assert with_literal_texts(words, ["query"]) == words
 
 

@@ -41,7 +41,7 @@ def test_leave_one_out_by_hand() -> None:
     expected = torch.tensor([-1.5, 0.0, 1.5, -3.0, -3.0, 6.0])
     unscaled = advantages_of(rewards, group_size=3, baseline="leave_one_out", scale="none")
     torch.testing.assert_close(unscaled, expected)
-    # The scale is the std of the rewards with both baselines.
+    # With either baseline, the scale is the std of the rewards.
     scaled = advantages_of(rewards, group_size=3, baseline="leave_one_out", eps=0.0)
     torch.testing.assert_close(scaled, expected / torch.tensor([1.0] * 3 + [math.sqrt(12)] * 3))
 

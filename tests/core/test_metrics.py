@@ -77,7 +77,8 @@ def test_equal_seeds_give_equal_intervals() -> None:
 
 
 def test_interval_of_many_queries_uses_all_blocks() -> None:
-    # The resamples need several blocks; the interval must still use all of them.
+    # So many queries are resampled in several blocks, to limit memory. The interval must use the
+    # resamples of every block.
     ious = [0.0, 1.0] * 5000
     low, high = grounding_metrics(ious, [True] * 10_000, resamples=300)["ci95"]["miou"]
     assert low == pytest.approx(0.5 - 0.0098, abs=0.002)

@@ -205,7 +205,8 @@ def walked(row: list[int], grids: list[list[int]], seconds: list[float]) -> list
 
 
 def test_positions_of_one_span_per_step() -> None:
-    # Three steps of 1 x 2 tokens, half a second each. Every step continues after its time text.
+    # A span is a run of video tokens. This clip has three, one for each step of 1 x 2 tokens. Each
+    # step is half a second long, and its positions continue after the text of its time.
     row = [TEXT, TEXT, *clip(2), TEXT, TEXT, *clip(2), TEXT, *clip(2), TEXT]
     time, height, width = positions([row], [[3, 2, 4]], [0.5])[:, 0].tolist()
     # Start: 2. Tokens: 3 (width 3, 4). End: 5. Text: 6, 7. Start: 8. Tokens: 9. End: 11, ...

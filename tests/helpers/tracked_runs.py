@@ -135,7 +135,10 @@ class Run:
 
 @pytest.fixture(scope="session")
 def finished_run(store: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Fits two epochs of six steps, each with a validation, with all loggers and five callbacks."""
+    """Fits two epochs of six steps, with all loggers and five callbacks.
+
+    A validation follows each epoch.
+    """
     import contextlib
     import io
 

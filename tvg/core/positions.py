@@ -63,7 +63,7 @@ def mrope_position_ids(
         vision_start_id: token before each clip.
         video_token_id: placeholder of a video token.
         spatial_merge: number of patches along each side that are merged into one token.
-        tokens_per_second: ids per second (4 in the released Qwen2.5-VL checkpoints).
+        tokens_per_second: ids per second (2 in the released Qwen2.5-VL checkpoints).
 
     Returns:
         int64 [3, B, P]; 1 at padding.
@@ -133,9 +133,10 @@ def extend_positions(last: Tensor, num: int) -> Tensor:
 def _time_ids(grid_index: Tensor, second_per_grid_s: Tensor, tokens_per_second: float) -> Tensor:
     """Returns floor(grid_index * second_per_grid * tokens_per_second), robust to rounding errors.
 
-    2/3 s * 4 per second * 3 is exactly 8, but in floating point it may be slightly less, and a
-    plain floor would give 7. The few roundings between frame count and product lose less than
-    8 eps, which are added back. No true time is that close to the next integer without reaching it.
+    For example, step 3 of 2/3 s at 2 ids per second has the id 3 * 2/3 * 2 = 4. In floating point
+    the product may be slightly less, and a plain floor would give 3. The few roundings between
+    frame count and product lose less than 8 eps, which are added back. No true time is that close
+    to the next integer without reaching it.
     """
     exact = grid_index * second_per_grid_s * tokens_per_second
     return torch.floor(exact * (1 + 8 * torch.finfo(exact.dtype).eps)).long()

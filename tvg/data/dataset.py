@@ -45,7 +45,7 @@ class Sample(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """An item whose clip cannot be read."""
+    """An item that cannot be used: its clip cannot be read, or `problem_of` names a problem."""
 
     problem: str
 
@@ -53,8 +53,9 @@ class LeftOut(NamedTuple):
 def fitted_to(example: GroundingExample, duration_s: float) -> GroundingExample | None:
     """Returns the example with segment and hint cut at its clip's end.
 
-    Returns None if the segment starts after the end. Drops a hint that starts after the end; the
-    segment is then used instead. If nothing needs to be cut, returns the same object.
+    The hint is the coarse label of supervised training. A hint that starts after the end is
+    dropped, and supervised training then uses the segment. Returns None if the segment starts after
+    the end, and the same object if nothing needs to be cut.
     """
     segment, hint = example.segment, example.hint
     if segment is not None and segment.start_s >= duration_s:

@@ -184,9 +184,10 @@ def _drawing_bytes(job: Job, prefixes: int, rows: int) -> float:
 
 
 def _validation(job: Job) -> list[Line]:
-    """Returns a batch of validation or of scoring the training set.
+    """Returns the memory of a batch of validation, or of rating the training queries.
 
-    No training batch is in memory at that time.
+    No training batch is in memory at that time, so the memory that the phase "always" counts for
+    the clips of a training batch holds the first evaluation clips.
     """
     if not job.eval_prompts:
         return []

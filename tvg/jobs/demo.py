@@ -145,7 +145,8 @@ def _decode_all(world: PromptDataModule) -> None:
         prepare_frames(
             unique_requests(examples), clips, num_workers=num_workers, timeout_s=DECODING_LIMIT_S
         )
-    except ValueError as error:  # full disk, or another demo writes to it; the cache is optional
+    except ValueError as error:
+        # The disk is full, or another demo writes to the cache. The cache is optional.
         log.warning("%s; clips will be decoded during training", error)
 
 
@@ -205,7 +206,8 @@ def _refuse_lost_overrides() -> None:
         raise ValueError(
             f"experiment=demo runs stages with separate configs, so {', '.join(lost)} would have "
             f"no effect: pass it with 'job.shared=[\"data=synthetic_demo\",{words}]', or, for one "
-            "stage, by job.sft, job.grpo or job.evaluation"
+            "stage, with job.sft, job.grpo or job.evaluation (such a list replaces the default in "
+            "conf/experiment/demo.yaml, so repeat the entries of the default)"
         )
 
 

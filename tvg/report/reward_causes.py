@@ -116,7 +116,7 @@ def find_causes(
     """
     causes = [] if kl is None else _kl(kl, limits)
     if found.constant("") == 0:
-        message = f"every reward was 0 in the last {found.num} completions: "
+        message = f"the total reward was 0 in all of the last {found.num} completions, of which "
         return [*causes, Cause("all_zero", message + _why(found, limits))]
     flat = [_flat(name, found, limits) for name in paid if name not in penalties]
     told = [cause for cause in flat if cause is not None]
@@ -146,22 +146,23 @@ def _flat(name: str, found: Tally, limits: Limits) -> Cause | None:
             f"discriminates (no problem if the policy has learned it; otherwise see reward.{name})"
         )
         return Cause(f"constant.{name}", message, is_grave=False)
-    message = f"{name}: {value:g} in 100 % of the last {found.num} completions, "
+    message = f"{name}: {value:g} in all of the last {found.num} completions, of which "
     return Cause(f"flat.{name}", message + _why(found, limits))
 
 
 def _shares(found: Tally, limits: Limits, best_exact: float) -> list[Cause]:
     causes = []
+    facts = f"of the last {found.num} completions, {_facts(found, limits)}"
     if found.truncated > limits.max_truncated:
-        causes.append(Cause("truncated", f"{_facts(found, limits)}: {_RAISE_LENGTH}"))
+        causes.append(Cause("truncated", f"{facts}: {_RAISE_LENGTH}"))
     elif found.unparsed > limits.max_unparsed:
-        causes.append(Cause("unparsed", f"{_facts(found, limits)}: {_FORMAT_UNKNOWN}"))
+        causes.append(Cause("unparsed", f"{facts}: {_FORMAT_UNKNOWN}"))
     elif found.exact < best_exact - limits.max_exact_drop:
         message = (
             f"{_percent(found.exact)} of the last {found.num} answers have exactly the requested "
-            f"format, {_percent(best_exact)} before: the policy drifts into formats that only the "
-            "tolerant parser accepts: reward the format (reward=[format_exact,...]), or accept "
-            "exact answers only (prompt.strict_answer=true)"
+            f"format, against {_percent(best_exact)} in the best earlier window: the policy drifts "
+            "into formats that only the tolerant parser accepts: reward the format "
+            "(reward=[format_exact,...]), or accept exact answers only (prompt.strict_answer=true)"
         )
         causes.append(Cause("exact_format", message))
     if found.flat_groups > limits.max_flat_groups:
@@ -196,8 +197,8 @@ def _why(found: Tally, limits: Limits) -> str:
 
 def _facts(found: Tally, limits: Limits) -> str:
     return (
-        f"{_percent(found.unparsed)} cannot be parsed, {_percent(found.truncated)} are truncated "
-        f"at rollout.max_new_tokens={limits.max_new_tokens}"
+        f"{_percent(found.unparsed)} cannot be parsed and {_percent(found.truncated)} are "
+        f"truncated at rollout.max_new_tokens={limits.max_new_tokens}"
     )
 
 

@@ -62,9 +62,11 @@ class RolloutEngine(Protocol):
 
     For an engine that samples with the policy's weights in place, most of these methods do nothing.
 
-    Ranks call `generate` independently of each other, so it must not communicate between ranks. The
-    engines that `greedy` and `limited` return share everything except the settings with the
-    original. Waking or closing one of them wakes or closes all of them.
+    Ranks call `generate` independently of each other, so it must not communicate between ranks.
+
+    The engines that `greedy` and `limited` return share everything except the settings with the
+    original. If the engine has a server, waking or closing one copy wakes or closes this server for
+    all copies. `InProcessEngine` has no server: closing one copy only unbinds this copy.
 
     The random draws of a completion depend only on the seed, the query and the completion's index
     in its group. A resumed run therefore samples the same completions.

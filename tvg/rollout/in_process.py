@@ -121,10 +121,12 @@ class InProcessEngine(RolloutEngine, ABC):
             policy: the policy, in eval mode.
             prompts: B prompts.
             group_size: G.
-            uniform: float64 [N, max_new_tokens], the random numbers for `draw`; None: greedy.
+            uniform: float64 [N, max_new_tokens] with N = B * G, the random numbers for
+                `tvg.rollout.sampling.draw`; None: greedy.
 
         Returns:
-            (ids int64 [N, C], log-probabilities [N, C]); values after the first EOS are ignored.
+            (ids int64 [N, C], log-probabilities [N, C]). C is the length of the longest completion.
+            Values after the first EOS are ignored.
         """
 
 
@@ -147,7 +149,10 @@ def _weights_cast_once(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def sampling_mode(policy: Policy) -> Iterator[None]:
-    """Sets eval mode and disables gradient checkpointing, which breaks `generate`, until exit."""
+    """Within this context, the policy is in eval mode and without gradient checkpointing.
+
+    `generate` does not work with gradient checkpointing.
+    """
     was_training = policy.training
     checkpointed: list[Any] = [
         module for module in policy.modules() if getattr(module, "gradient_checkpointing", False)

@@ -27,7 +27,8 @@ class MicroBatch:
     rollout: RolloutBatch  # n completions and their prompts
     rows: Tensor  # int64 [n], indices of the completions in the rollout
     ref_logprobs: Tensor | None = None  # [n, C] by the reference; None: no reference
-    # [n, C] by the policy at sampling; None: use the policy's current log-probabilities
+    # [n, C] by the policy at sampling. None: not computed; the loss then uses the policy's current
+    # log-probabilities, and the KL penalty uses the sampler's.
     old_logprobs: Tensor | None = None
 
 
@@ -39,8 +40,9 @@ class TrainBatch:
     advantages: Tensor  # [N]
     loss_mask: Tensor  # [N, C], nonzero on tokens that carry loss
     group_lengths: Tensor  # [N], mean number of tokens with loss in each completion's group
-    denominator: Tensor  # of the loss: sum over the step, mean over ranks
-    num_tokens: Tensor  # in the loss mask: sum over the step, mean over ranks
+    # scalars: each is summed over this rank's part of the step and then averaged over the ranks
+    denominator: Tensor  # number by which the summed loss is divided
+    num_tokens: Tensor  # number of tokens in the loss mask
     metrics: Metrics = field(default_factory=dict)
 
     def rows_of(self, values: Tensor, micro_batch: MicroBatch) -> Tensor:

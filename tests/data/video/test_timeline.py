@@ -43,7 +43,7 @@ FILES: dict[str, dict[str, str] | None] = {
 
 @pytest.fixture(scope="module")
 def slowing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same frames, 5 s at 30 fps and then at 3 fps, in every container."""
+    """The same frames in every container: 5 s at 30 fps, then 4.7 s at 3 fps."""
     folder = tmp_path_factory.mktemp("slowing")
     return {name: write_painted(folder / name, codec_options=o) for name, o in FILES.items()}
 
@@ -79,8 +79,8 @@ def test_frame_times_are_correct_in_random_windows(
 @pytest.mark.parametrize("name", FILES)
 def test_variable_rate_is_sampled_uniformly_in_time(name: str, slowing: dict[str, Path]) -> None:
     clip = load(slowing[name])
-    # The last frame starts at 9.67 s and lasts 1/30 s. Two frames per second, rounded down to an
-    # even number, are 18, as for 291 frames at 30 fps.
+    # The last frame starts at 9.67 s and lasts 1/30 s. At two frames per second, 9.7 s are 19.4
+    # frames. The largest even number below is 18, as for a file of 291 frames at 30 fps.
     assert clip.duration_s == pytest.approx(9.7, abs=0.002)
     assert len(clip.frames) == 18
     assert clip.sampled_fps == pytest.approx(18 / 9.7, rel=1e-3)
@@ -195,8 +195,8 @@ def test_irregular_times_count_as_a_variable_rate(
 def test_steps_show_the_frame_on_screen() -> None:
     times_s = array("d", [0.0, 0.041, 0.49, 0.539, 0.57])
     found = VariableRate(times_s=times_s, num_steps=16, step_fps=25.0)
-    # A step's middle is at 0.02 + 0.04 * step: 0.02, 0.06, 0.10, 0.46, 0.50, 0.54, 0.58.
     steps = [0, 1, 2, 11, 12, 13, 14]
+    # The middles of these steps, 0.02 + 0.04 * step: 0.02, 0.06, 0.10, 0.46, 0.50, 0.54, 0.58.
     assert found.frame_indices(steps) == [0, 1, 1, 1, 2, 3, 4]
     assert found.appearance_times_s([11, 14]) == [0.041, 0.57]
     assert found.duration_s == 0.64

@@ -19,7 +19,7 @@ class VideoTokens:
     """Inputs of the language model for all clips of a batch: N tokens of width D."""
 
     embeds: Tensor  # [N, D], replaces the embeddings of the placeholders
-    # [N, D] each, one per layer; added to the states of these tokens after the first layers
+    # [N, D] each; tensor i is added to the hidden states of these tokens after decoder layer i
     deepstack: tuple[Tensor, ...] = ()
 
 
@@ -33,7 +33,7 @@ class VisionSizes:
     layers: int
     full_layers: int  # layers that attend over full frames instead of windows
     window: int  # side of a window, in patches; 1 if no layer has windows
-    merge: int  # patches merged into one token
+    merge: int  # number of patches that are merged into one token
     mergers: int  # number of mergers
     merger_hidden: int  # width of each merger's hidden layer
     patch_values: int  # numbers per patch: channels * temporal patch * patch side squared
@@ -131,7 +131,11 @@ class Family(ABC):
 
     @abstractmethod
     def merge(self, model: Any, features: Tensor) -> VideoTokens:
-        """Merges features to tokens, each group of merge**2 neighbouring patches independently."""
+        """Merges features to tokens.
+
+        Each square of `VisionSizes.merge` neighbouring patches (for example 4, as 2 x 2) becomes
+        one token, independently of the other squares.
+        """
 
     @abstractmethod
     def position_ids(self, config: Any, prompts: PromptBatch) -> Tensor:
